@@ -1,0 +1,43 @@
+# libslabpool: csrc/ as objects (so that tests can link what the library hides), the one shared library
+# made of them, its headers, and the CMake package `slabpool` with the target `slabpool::slabpool`.
+include(CMakePackageConfigHelpers)
+set(THREADS_PREFER_PTHREAD_FLAG ON)
+find_package(Threads REQUIRED)
+
+file(GLOB_RECURSE SLABPOOL_CORE_SOURCES CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/slabpool/*.cpp")
+
+add_library(slabpool_objects OBJECT ${SLABPOOL_CORE_SOURCES})
+target_include_directories(slabpool_objects PUBLIC "${PROJECT_SOURCE_DIR}/csrc")
+target_compile_definitions(slabpool_objects PRIVATE SLABPOOL_VERSION="${PROJECT_VERSION}")
+target_link_libraries(slabpool_objects PUBLIC slabpool_core_flags Threads::Threads ${CMAKE_DL_LIBS})
+set_property(TARGET slabpool_objects PROPERTY INTERPROCEDURAL_OPTIMIZATION ${SLABPOOL_USE_LTO})
+
+# No SOVERSION: wheels cannot hold symlinks, and each wheel carries the only copy it uses.
+add_library(slabpool SHARED $<TARGET_OBJECTS:slabpool_objects>)
+add_library(slabpool::slabpool ALIAS slabpool)
+set_target_properties(slabpool PROPERTIES
+  LINKER_LANGUAGE CXX
+  INTERPROCEDURAL_OPTIMIZATION ${SLABPOOL_USE_LTO})
+target_compile_features(slabpool INTERFACE cxx_std_20)
+target_include_directories(slabpool INTERFACE
+  $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/csrc>
+  $<INSTALL_INTERFACE:${SLABPOOL_INSTALL_INCLUDEDIR}>)
+target_link_libraries(slabpool PRIVATE slabpool_core_flags Threads::Threads ${CMAKE_DL_LIBS})
+if(CMAKE_SYSTEM_NAME STREQUAL "Linux" AND NOT SLABPOOL_SANITIZE)
+  # nodelete: threads run our thread-local destructors at their end, which may come after a dlclose.
+  target_link_options(slabpool PRIVATE -Wl,--no-undefined -Wl,-z,nodelete)
+endif()
+
+set(_slabpool_cmake_dir "${SLABPOOL_INSTALL_LIBDIR}/cmake/slabpool")
+install(TARGETS slabpool EXPORT slabpoolTargets
+  LIBRARY DESTINATION "${SLABPOOL_INSTALL_LIBDIR}"
+  RUNTIME DESTINATION "${SLABPOOL_INSTALL_LIBDIR}")
+install(DIRECTORY "${PROJECT_SOURCE_DIR}/csrc/slabpool" DESTINATION "${SLABPOOL_INSTALL_INCLUDEDIR}"
+  FILES_MATCHING PATTERN "*.h" PATTERN "*.hpp")
+install(EXPORT slabpoolTargets NAMESPACE slabpool:: DESTINATION "${_slabpool_cmake_dir}")
+
+configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/slabpoolConfig.cmake.in"
+  "${PROJECT_BINARY_DIR}/slabpoolConfig.cmake" INSTALL_DESTINATION "${_slabpool_cmake_dir}")
+write_basic_package_version_file("${PROJECT_BINARY_DIR}/slabpoolConfigVersion.cmake" COMPATIBILITY SameMinorVersion)
+install(FILES "${PROJECT_BINARY_DIR}/slabpoolConfig.cmake" "${PROJECT_BINARY_DIR}/slabpoolConfigVersion.cmake"
+  DESTINATION "${_slabpool_cmake_dir}")

@@ -1,0 +1,16 @@
+# The version has one home, pyproject.toml. scikit-build-core hands it over; a C++-only build reads it.
+
+function(slabpool_read_version out)
+  if(DEFINED SKBUILD_PROJECT_VERSION)
+    set(version "${SKBUILD_PROJECT_VERSION}")
+  else()
+    set(pyproject "${CMAKE_CURRENT_SOURCE_DIR}/pyproject.toml")
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${pyproject}")
+    file(STRINGS "${pyproject}" line REGEX "^version = \"[0-9.]+\"" LIMIT_COUNT 1)
+    string(REGEX MATCH "[0-9]+(\\.[0-9]+)*" version "${line}")
+    if(NOT version)
+      message(FATAL_ERROR "no `version = \"X.Y.Z\"` line in ${pyproject}")
+    endif()
+  endif()
+  set(${out} "${version}" PARENT_SCOPE)
+endfunction()

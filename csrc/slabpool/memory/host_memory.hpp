@@ -1,0 +1,38 @@
+// Host memory: anonymous private pages of this process.
+//
+// Reserved with no access and opened by mprotect as it is committed, so that a stray access outside
+// committed memory faults, resident bytes never exceed committed bytes, and systems with strict
+// overcommit charge only what is committed.
+#pragma once
+
+#include <memory>
+
+#include "slabpool/memory/memory_resource.hpp"
+
+namespace slabpool {
+
+struct HostMemoryOptions {
+  std::size_t reserve = 0;   // bytes of address space wanted; halved until the system grants it
+  std::size_t minimum = 0;   // bytes below which creation fails
+  bool huge_pages = true;    // ask for transparent huge pages (Linux)
+  int numa_node = -1;        // bind to this node (Linux), -1: leave it to the system
+};
+
+class HostMemory final : public MemoryResource {
+ public:
+  // Null if the system refuses `minimum` bytes, has larger pages than kPageSize, or lacks the NUMA
+  // node; errno says why.
+  static std::unique_ptr<HostMemory> create(const HostMemoryOptions& options);
+  ~HostMemory() override;
+
+  bool commit(std::size_t offset, std::size_t bytes) noexcept override;
+  bool decommit(std::size_t offset, std::size_t bytes) noexcept override;
+
+ private:
+  HostMemory() = default;
+
+  void* mapping_ = nullptr;  // what mmap returned; base_ is this, rounded up to 2 MiB
+  std::size_t mapping_bytes_ = 0;
+};
+
+}  // namespace slabpool

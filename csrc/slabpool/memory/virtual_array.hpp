@@ -1,0 +1,45 @@
+// A fixed-capacity array of zero bytes that costs memory only where it is touched.
+//
+// For the pool's own tables (page map, request slots): they are sized for the largest pool, never
+// move, and must be readable without a lock while they fill.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <new>
+#include <type_traits>
+
+namespace slabpool {
+
+template <typename T>
+class VirtualArray {
+  static_assert(std::is_trivially_destructible_v<T>);
+
+ public:
+  explicit VirtualArray(std::size_t count) : count_(count) {
+    void* mapping = mmap(nullptr, bytes(), PROT_READ | PROT_WRITE, kFlags, -1, 0);
+    if (mapping == MAP_FAILED) throw std::bad_alloc();
+    data_ = static_cast<T*>(mapping);
+  }
+  VirtualArray(const VirtualArray&) = delete;
+  VirtualArray& operator=(const VirtualArray&) = delete;
+  ~VirtualArray() { (void)munmap(data_, bytes()); }
+
+  T& operator[](std::size_t index) noexcept { return data_[index]; }
+  const T& operator[](std::size_t index) const noexcept { return data_[index]; }
+  std::size_t size() const noexcept { return count_; }
+
+ private:
+#if defined(MAP_NORESERVE)
+  static constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+#else
+  static constexpr int kFlags = MAP_PRIVATE | MAP_ANON;
+#endif
+  std::size_t bytes() const noexcept { return count_ * sizeof(T); }
+
+  T* data_ = nullptr;
+  std::size_t count_;
+};
+
+}  // namespace slabpool

@@ -1,0 +1,58 @@
+#include "slabpool/observe/guard.hpp"
+
+#include <cstdio>
+#include <cstring>
+#include <memory>
+
+namespace slabpool {
+namespace {
+
+constexpr unsigned char kPattern = 0xA5;
+constexpr unsigned char kPoison = 0xDB;
+
+}  // namespace
+
+Guard::~Guard() {
+  for (BlockDebug* debug : all_) delete debug;
+}
+
+void Guard::arm(Block& block, std::uint64_t nbytes, std::uint64_t generation, SourceLocation where) {
+  if (block.debug == nullptr) {
+    const std::lock_guard lock(mutex_);
+    auto debug = std::make_unique<BlockDebug>();
+    all_.push_back(debug.get());
+    block.debug = debug.release();
+  }
+  *block.debug = {nbytes, generation, where};
+  std::memset(block.data + nbytes, kPattern, kGuard);
+}
+
+void Guard::disarm(Block& block) noexcept {
+  if (block.debug == nullptr) return;
+  const BlockDebug& debug = *block.debug;
+  const auto* tail = reinterpret_cast<const unsigned char*>(block.data) + debug.nbytes;
+  for (std::size_t i = 0; i < kGuard; ++i) {
+    if (tail[i] == kPattern) continue;
+    std::fprintf(stderr,
+                 "slabpool: memory corruption: byte %zu past the end of a block of %llu bytes at %p was "
+                 "overwritten (request generation %llu, allocated at %s:%u)\n",
+                 i, static_cast<unsigned long long>(debug.nbytes), static_cast<void*>(block.data),
+                 static_cast<unsigned long long>(debug.generation), debug.allocated_at.file,
+                 debug.allocated_at.line);
+    const std::lock_guard lock(mutex_);
+    try {
+      found_.push_back({reinterpret_cast<std::uintptr_t>(block.data), debug.nbytes, i, debug.generation,
+                        debug.allocated_at});
+    } catch (const std::bad_alloc&) {  // said on standard error already
+    }
+    break;
+  }
+  std::memset(block.data, kPoison, debug.nbytes);
+}
+
+std::vector<Corruption> Guard::found() const {
+  const std::lock_guard lock(mutex_);
+  return found_;
+}
+
+}  // namespace slabpool

@@ -1,0 +1,49 @@
+// A pool's bytes and counts, and what it tells of one request. Plain values.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "slabpool/request/request_record.hpp"
+
+namespace slabpool {
+
+// Always committed == live + retained + in_doubt + cached.
+struct Stats {
+  std::uint64_t capacity;
+  std::uint64_t reserved;
+  std::uint64_t committed;
+  std::uint64_t live;
+  std::uint64_t retained;
+  std::uint64_t in_doubt;
+  std::uint64_t cached;
+  std::uint64_t set_aside;
+  std::uint64_t peak_live;
+  std::uint64_t peak_committed;
+  std::uint64_t allocations;
+  std::uint64_t frees;
+  std::uint64_t requests_open;
+  std::uint64_t requests_draining;
+  std::uint64_t requests_in_doubt;
+  std::uint64_t acks;
+  std::uint64_t duplicate_acks;
+  std::uint64_t late_acks;
+  std::uint64_t exhaustions;
+};
+
+enum class RequestState : std::int32_t { open = 0, draining = 1, in_doubt = 2, released = 3 };
+
+struct RequestInfo {
+  std::string id;  // as given to open()
+  Handle handle;
+  std::uint64_t parent_generation;  // 0: none
+  RequestState state;
+  std::uint64_t nbytes;
+  std::int64_t age_ns;
+  std::vector<std::uint32_t> pending;
+  std::uint32_t live_views;
+  SourceLocation opened_at;
+};
+
+}  // namespace slabpool

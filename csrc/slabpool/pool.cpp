@@ -1,0 +1,308 @@
+// Blocks: handing them out, taking them back, and what stats() says of them. Requests are in
+// pool_requests.cpp, waiting is in pool_wait.cpp.
+#include "slabpool/pool.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+
+#include "slabpool/fork.hpp"
+#include "slabpool/memory/host_memory.hpp"
+#include "slabpool/observe/clock.hpp"
+
+namespace slabpool {
+namespace {
+
+// Address space for each byte of capacity, and the least and most of it. Much more than the capacity,
+// so that a large tensor finds a run of addresses whatever the live ones look like; 16 TiB leaves room
+// for others in the 128 TiB that a process has.
+constexpr std::uint64_t kReserveFactor = 32;
+constexpr std::uint64_t kLeastReserve = std::uint64_t{64} << 20;
+constexpr std::uint64_t kMostReserve = std::uint64_t{16} << 40;
+
+// Bytes of small blocks a thread takes from the depot at once.
+constexpr std::uint64_t kBatchBytes = std::uint64_t{64} << 10;
+constexpr std::uint64_t kBatchBlocks = 32;
+
+}  // namespace
+
+std::unique_ptr<Pool> Pool::create(const PoolOptions& options, Status& status) {
+  status = Status::invalid_argument;
+  if (options.capacity < kPageSize || options.capacity > kMostReserve / 4) return nullptr;
+  HostMemoryOptions memory;
+  memory.reserve = std::clamp(options.capacity * kReserveFactor, kLeastReserve, kMostReserve);
+  memory.minimum = options.capacity * 2;
+  memory.huge_pages = options.huge_pages;
+  memory.numa_node = options.numa_node;
+  status = Status::system_refused;
+  try {
+    auto host = HostMemory::create(memory);
+    if (host == nullptr) return nullptr;
+    auto pool = std::make_unique<Pool>(options, std::move(host));
+    status = Status::ok;
+    return pool;
+  } catch (const std::bad_alloc&) {
+    errno = ENOMEM;
+    return nullptr;
+  }
+}
+
+Pool::Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory)
+    : options_(options),
+      epoch_(fork_epoch()),
+      cleans_(options.scrub_on_release || options.debug > 0),
+      memory_(std::move(memory)),
+      depot_(*memory_, options.capacity, options.debug > 1),
+      caches_(depot_, options.capacity),
+      table_(depot_, devices_),
+      log_(options.events != 0 ? std::make_unique<EventLog>(options.events) : nullptr) {}
+
+Pool::~Pool() = default;
+
+bool Pool::usable_here() const noexcept { return epoch_ == fork_epoch(); }
+
+Pool::Plan Pool::plan(std::uint64_t nbytes, std::uint64_t align) noexcept {
+  std::uint64_t bytes = std::max<std::uint64_t>(nbytes, 1);
+  if (align > kDefaultAlign) bytes = (bytes + align - 1) & ~(align - 1);
+  if (bytes <= kMaxSlabBlock && align <= kPageSize) {
+    // Slabs start on a page, so the blocks of a class are aligned to whatever divides its size.
+    unsigned bin = bin_of(bytes);
+    if (align > kDefaultAlign) {
+      while (class_size(bin) % align != 0) ++bin;  // the class of 128 KiB at the latest
+    }
+    return {bin, class_size(bin), 1};
+  }
+  const std::uint64_t need = pages_for(bytes) << kPageBits;
+  const bool binned = need <= kMaxBinned && need > kMaxSlabBlock && align <= kPageSize;
+  return {binned ? bin_of(need) : kBins, need, align <= kPageSize ? 1 : align};
+}
+
+Allocation Pool::take(const Plan& plan, std::uint64_t& own_reserve, bool exact) {
+  ThreadCache& cache = caches_.mine();
+  if (plan.bin != kBins) {
+    if (Block* block = cache.pop(plan.bin, plan.need, exact)) [[likely]] {
+      block->home = &cache;
+      return {block, Status::ok};
+    }
+  }
+  const auto batch = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(kBatchBytes / plan.need, 1, kBatchBlocks));
+  for (const Depot::Effort effort : {Depot::Effort::soft, Depot::Effort::hard}) {
+    const Depot::Taken taken = plan.bin < kSlabClasses
+                                   ? depot_.take_blocks(plan.bin, batch, own_reserve, effort)
+                                   : depot_.take_span(plan.need, plan.align, own_reserve, effort);
+    if (taken.chain != nullptr) {
+      cache.keep(taken.chain);
+      taken.chain->home = &cache;
+      return {taken.chain, Status::ok};
+    }
+    if (taken.system_refused && effort == Depot::Effort::hard) return {nullptr, Status::system_refused};
+    // Blocks that other threads keep may be all that is missing.
+    if (effort == Depot::Effort::soft) caches_.collect();
+  }
+  return {nullptr, plan.need > options_.capacity ? Status::too_large : Status::exhausted};
+}
+
+void Pool::ready(Block& block, const AllocateSpec& spec) {
+  if (options_.debug > 0) guard_.arm(block, spec.nbytes, spec.request.generation, spec.where);
+  if (spec.zero && !block.zero) std::memset(block.data, 0, spec.nbytes);
+  block.zero = false;
+}
+
+Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
+  if (epoch_ != fork_epoch()) [[unlikely]] return {nullptr, Status::forked};
+  // Relaxed: a thread that closes the pool and one that allocates at that moment may come in any order.
+  if (closed_.load(std::memory_order_relaxed)) [[unlikely]] return {nullptr, Status::pool_closed};
+  if (!std::has_single_bit(spec.align) || spec.align > kMaxAlign) return {nullptr, Status::invalid_argument};
+  if (spec.nbytes > options_.capacity) [[unlikely]] return {nullptr, Status::too_large};
+  const Plan p = plan(spec.nbytes + (options_.debug > 0 ? kGuard : 0), spec.align);
+  if (spec.request.generation != 0) return allocate_in_request(spec, p);
+  Allocation result;
+  try {
+    std::uint64_t none = 0;
+    result = take(p, none, false);
+    if (result.block == nullptr) [[unlikely]] return result;
+    result.block->request = 0;
+    result.block->start(1);
+    ready(*result.block, spec);
+  } catch (const std::bad_alloc&) {
+    if (result.block != nullptr) {
+      result.block->next = nullptr;
+      give_back(result.block);
+    }
+    return {nullptr, Status::system_refused};
+  }
+  return result;
+}
+
+Allocation Pool::allocate(const AllocateSpec& spec) noexcept {
+  const Allocation result = try_allocate(spec);
+  if (result.block != nullptr) [[likely]] {
+    log(EventKind::allocate, spec.request.generation, kNoDevice, result.block->bytes);
+  } else if (result.status == Status::exhausted || result.status == Status::system_refused) {
+    note_exhausted(spec.request.generation, spec.nbytes);
+  }
+  return result;
+}
+
+void Pool::note_exhausted(std::uint64_t generation, std::uint64_t nbytes) noexcept {
+  try {
+    caches_.mine().count(Count::exhaustions);
+  } catch (const std::bad_alloc&) {  // the figure is then one short
+  }
+  log(EventKind::exhausted, generation, kNoDevice, nbytes);
+}
+
+// The last holder's part: nobody can see the block any more.
+void Pool::clean(Block& block) noexcept {
+  if (options_.debug > 0) guard_.disarm(block);
+  if (options_.scrub_on_release) {
+    std::memset(block.data, 0, block.bytes);
+    block.zero = true;
+  }
+}
+
+void Pool::give_back(Block* chain, bool to_depot) noexcept {
+  if (cleans_) {
+    for (Block* block = chain; block != nullptr; block = block->next) clean(*block);
+  }
+  ThreadCache& cache = caches_.mine();
+  if (to_depot) {
+    for (Block* block = chain; block != nullptr; block = block->next) cache.count_freed(block->bytes);
+    depot_.give(chain);
+  } else {
+    cache.push(chain);
+  }
+  // Sequentially consistent: whoever waits first counts itself, then collects all caches; either that
+  // finds these blocks or this sees the count. (A plain load on x86-64; in a cache of this thread's own
+  // the barrier in collect() orders the two.)
+  if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]] wake_waiters();
+}
+
+void Pool::hold_view(Block& block) noexcept {
+  block.hold();
+  if (block.request != 0) {
+    // Relaxed: a figure.
+    table_.record(block.request - 1)->live_views.fetch_add(1, std::memory_order_relaxed);
+  }
+}
+
+Status Pool::open_view(Block& block, std::uint32_t serial, Handle request) noexcept {
+  if (epoch_ != fork_epoch()) return Status::forked;
+  if (table_.is_over(request) || !block.hold_if(serial)) return Status::request_closed;
+  table_.record(request.slot)->live_views.fetch_add(1, std::memory_order_relaxed);
+  return Status::ok;
+}
+
+void Pool::drop_view(Block& block) noexcept {
+  if (epoch_ != fork_epoch()) [[unlikely]] return;  // the parent's business
+  if (block.request == 0) {
+    if (!block.drop_private()) return;
+    log(EventKind::free, 0, kNoDevice, block.bytes);
+    block.next = nullptr;
+    give_back(&block);
+    return;
+  }
+  // The record is this request's until the hold is dropped: by the request's own hold, or by `keep`.
+  RequestRecord& record = *table_.record(block.request - 1);
+  record.live_views.fetch_sub(1, std::memory_order_relaxed);
+  if (!block.drop()) return;
+  // The last hold of a request's block is a view's only if the request let go before: it was retained.
+  const std::uint64_t bytes = block.bytes;
+  log(EventKind::free, record.generation.load(std::memory_order_relaxed) & ~RequestRecord::kReleased, kNoDevice,
+      bytes);
+  retained_.fetch_sub(bytes, std::memory_order_relaxed);
+  record.nbytes.fetch_sub(bytes, std::memory_order_relaxed);
+  block.next = nullptr;
+  give_back(&block);
+  if (record.keep.fetch_sub(1, std::memory_order_acq_rel) == 1) table_.recycle(record);
+}
+
+Block* Pool::find(const void* address) const noexcept { return depot_.find(address); }
+
+// ---- looking inside
+
+Stats Pool::stats() noexcept {
+  const CacheSet::Sums sums = caches_.sums();
+  const auto count = [&](Count what) { return sums.counts[static_cast<unsigned>(what)]; };
+  // After the sums: bytes counted as live were committed before.
+  const Depot::Figures figures = depot_.figures();
+  Stats s{};
+  s.capacity = options_.capacity;
+  s.reserved = depot_.reserved();
+  s.committed = figures.committed;
+  s.peak_committed = figures.peak_committed;
+  s.set_aside = depot_.aside();
+  s.allocations = count(Count::allocations);
+  s.frees = count(Count::frees);
+  s.acks = count(Count::acks);
+  s.duplicate_acks = count(Count::duplicate_acks);
+  s.late_acks = count(Count::late_acks);
+  s.exhaustions = count(Count::exhaustions);
+  const RequestTable::Counts requests = table_.counts();
+  s.requests_open = requests.open;
+  s.requests_draining = requests.draining;
+  std::uint64_t in_doubt = 0;
+  if (table_.any_lease()) {
+    const std::int64_t now = now_ns();
+    table_.each([&](const RequestRecord& r, const HolderSet& set) {
+      if (!table_.in_doubt(r, set, now)) return;
+      ++s.requests_in_doubt;
+      in_doubt += r.nbytes.load(std::memory_order_relaxed);
+    });
+  }
+  // Each figure is of some instant during the call; fitted, so that they always add up.
+  std::uint64_t held = sums.live > 0 ? static_cast<std::uint64_t>(sums.live) : 0;
+  held = std::min(held, s.committed);
+  s.peak_live = std::clamp<std::uint64_t>(static_cast<std::uint64_t>(std::max<std::int64_t>(sums.peak_live, 0)), held,
+                                          std::max(s.peak_committed, held));
+  s.cached = s.committed - held;
+  s.retained = std::min(retained_.load(std::memory_order_relaxed), held);
+  s.in_doubt = std::min(in_doubt, held - s.retained);
+  s.live = held - s.retained - s.in_doubt;
+  return s;
+}
+
+std::vector<Event> Pool::events() const { return log_ != nullptr ? log_->read() : std::vector<Event>(); }
+
+std::vector<Corruption> Pool::corruptions() const { return guard_.found(); }
+
+const char* Pool::verify() noexcept { return depot_.verify(); }
+
+// ---- giving back
+
+std::uint64_t Pool::trim() noexcept {
+  if (epoch_ != fork_epoch()) return 0;
+  caches_.collect();
+  return depot_.trim();
+}
+
+Status Pool::close(bool force) noexcept {
+  if (epoch_ != fork_epoch()) return Status::forked;
+  if (closed()) return Status::ok;
+  if (!force) {
+    const RequestTable::Counts requests = table_.counts();
+    if (requests.open + requests.draining != 0 || caches_.sums().live != 0) return Status::pool_busy;
+  }
+  // Release: a thread that is told of the closing finds it closed.
+  closed_.store(true, std::memory_order_release);
+  std::vector<Handle> all;
+  std::vector<Handle> over;
+  try {
+    table_.each([&](const RequestRecord& r, const HolderSet&) {
+      const std::uint64_t generation = r.generation.load(std::memory_order_relaxed);
+      if ((generation & RequestRecord::kReleased) == 0) all.push_back({r.slot, generation});
+    });
+    for (const Handle handle : all) table_.cut(handle, over);
+  } catch (const std::bad_alloc&) {
+    closed_.store(false, std::memory_order_release);
+    finish_all(over);
+    return Status::system_refused;
+  }
+  finish_all(over);
+  (void)trim();
+  wake_waiters();
+  return Status::ok;
+}
+
+}  // namespace slabpool

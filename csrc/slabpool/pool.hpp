@@ -1,0 +1,171 @@
+// The face of the core: one pool, its blocks and its requests.
+//
+// Every call may be made from any thread. Calls that fail change nothing. Allocating and letting go
+// take no shared lock while the thread's cache can serve; an ack is one compare-and-swap unless it is
+// the last. Whoever holds a view must keep the pool alive.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "slabpool/export.hpp"
+#include "slabpool/memory/memory_resource.hpp"
+#include "slabpool/observe/event_log.hpp"
+#include "slabpool/observe/guard.hpp"
+#include "slabpool/observe/stats.hpp"
+#include "slabpool/request/device_registry.hpp"
+#include "slabpool/request/request_table.hpp"
+#include "slabpool/slab/depot.hpp"
+#include "slabpool/slab/thread_cache.hpp"
+#include "slabpool/status.hpp"
+
+namespace slabpool {
+
+inline constexpr std::size_t kDefaultAlign = 64;
+inline constexpr std::size_t kMaxAlign = std::size_t{2} << 20;
+
+struct PoolOptions {
+  std::uint64_t capacity = 0;     // bytes, at least one page
+  bool scrub_on_release = false;  // zero every block before anybody else can get it
+  int debug = 0;                  // 1: guards and poison; 2: also check every invariant at each slow step
+  std::size_t events = 0;         // entries of the event log, 0: none
+  bool huge_pages = true;
+  int numa_node = -1;
+};
+
+// A block handed out, and why not if it is null.
+struct Allocation {
+  Block* block = nullptr;
+  Status status = Status::ok;
+};
+
+// How to allocate. A request's block is held by the request and, with `view`, by the caller too.
+struct AllocateSpec {
+  std::uint64_t nbytes = 0;
+  std::uint64_t align = kDefaultAlign;  // a power of two, at most kMaxAlign
+  Handle request{};                     // generation 0: memory without a request, held by the caller alone
+  bool view = true;
+  bool zero = false;
+  SourceLocation where{};               // kept in pools with debug on
+};
+
+class SLABPOOL_API Pool {
+ public:
+  // Null on failure; `status` says why, and errno for system_refused.
+  static std::unique_ptr<Pool> create(const PoolOptions& options, Status& status);
+  explicit Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory);
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+  ~Pool();
+
+  // ---- blocks
+  Allocation allocate(const AllocateSpec& spec) noexcept;
+  // As allocate(), waiting until `deadline_ns` (monotonic) for memory to come back.
+  Allocation allocate_until(const AllocateSpec& spec, std::int64_t deadline_ns) noexcept;
+  // One more view of a block that the caller has a view of.
+  void hold_view(Block& block) noexcept;
+  // A view of a block by its serial, if the request it belongs to is still that generation and not over.
+  Status open_view(Block& block, std::uint32_t serial, Handle request) noexcept;
+  void drop_view(Block& block) noexcept;
+  Block* find(const void* address) const noexcept;
+
+  // ---- requests
+  Status open(const OpenSpec& spec, Handle& handle) noexcept;
+  Status open_until(const OpenSpec& spec, Handle& handle, std::int64_t deadline_ns) noexcept;
+  struct Acked {
+    Status status = Status::ok;  // unknown_device, ambiguous, forked
+    AckResult result = AckResult::pending;
+  };
+  Acked ack(Handle handle, std::uint32_t device) noexcept;
+  Acked ack_id(std::string_view id, std::uint32_t device, std::optional<std::uint64_t> generation) noexcept;
+  void close_request(Handle handle, bool cancel) noexcept;
+  Status add_device(Handle handle, std::uint32_t device) noexcept;
+  // Requests that held the device; it holds none of them any more.
+  std::uint64_t device_lost(std::uint32_t device) noexcept;
+  void heartbeat(std::uint32_t device) noexcept;
+  bool released(Handle handle) const noexcept;
+  bool is_open(Handle handle) const noexcept;  // the host holds it
+  bool cancelled(Handle handle) const noexcept;
+  // True once released; false if `deadline_ns` came first.
+  bool wait_released(Handle handle, std::int64_t deadline_ns) noexcept;
+  // False if the request is over and nothing of it is left.
+  bool describe(Handle handle, RequestInfo& info);
+
+  DeviceRegistry& devices() noexcept { return devices_; }
+
+  // ---- looking inside
+  Stats stats() noexcept;
+  // Requests that are not over or whose bytes views retain, oldest first, at least `older_than_ns` old.
+  std::vector<RequestInfo> requests(std::int64_t older_than_ns);
+  std::vector<Event> events() const;
+  std::vector<Corruption> corruptions() const;
+  const char* verify() noexcept;
+
+  // ---- giving back
+  std::uint64_t trim() noexcept;
+  // pool_busy while anything is held. With `force` requests are cut loose; views stay valid.
+  Status close(bool force) noexcept;
+  bool closed() const noexcept { return closed_.load(std::memory_order_acquire); }
+  bool usable_here() const noexcept;  // false in a child of the process that made the pool
+
+  // Writes to the file descriptor (an eventfd or a pipe) whenever memory came back or a request ended,
+  // until removed. For event loops.
+  void add_wakeup(int fd);
+  void remove_wakeup(int fd);
+
+ private:
+  struct Plan {
+    unsigned bin;         // kBins: no thread cache for it
+    std::uint64_t need;   // bytes of the block
+    std::uint64_t align;  // beyond what every block has; 1 if nothing is asked for
+  };
+
+  static Plan plan(std::uint64_t nbytes, std::uint64_t align) noexcept;
+  Allocation take(const Plan& plan, std::uint64_t& own_reserve, bool exact);
+  // As allocate() and open(), but a failure is neither counted nor logged.
+  Allocation try_allocate(const AllocateSpec& spec) noexcept;
+  Status try_open(const OpenSpec& spec, Handle& handle) noexcept;
+  void note_exhausted(std::uint64_t generation, std::uint64_t nbytes) noexcept;
+  Allocation allocate_in_request(const AllocateSpec& spec, const Plan& plan) noexcept;
+  Status attach(RequestRecord& record, Handle handle, Block& block, bool view) noexcept;
+  void ready(Block& block, const AllocateSpec& spec);
+  void give_back(Block* chain, bool to_depot = false) noexcept;
+  void clean(Block& block) noexcept;
+  void finish(Handle handle) noexcept;
+  void finish_all(std::vector<Handle>& over) noexcept;
+  void log(EventKind kind, std::uint64_t generation, std::uint32_t device, std::uint64_t bytes) noexcept {
+    if (log_ != nullptr) [[unlikely]] log_->add(kind, generation, device, bytes);
+  }
+  void wake_waiters() noexcept;
+  template <typename Try>
+  bool wait_for(std::int64_t deadline_ns, Try&& attempt) noexcept;
+
+  const PoolOptions options_;
+  const std::uint32_t epoch_;
+  const bool cleans_;  // blocks need a look or a scrub when they come back
+  std::unique_ptr<MemoryResource> memory_;
+  Depot depot_;
+  CacheSet caches_;
+  DeviceRegistry devices_;
+  RequestTable table_;
+  std::unique_ptr<EventLog> log_;
+  Guard guard_;
+  std::atomic<std::uint64_t> retained_{0};
+  std::atomic<bool> closed_{false};
+
+  // Waiting for memory or for a request's end. waiters_ counts threads and wake-up descriptors.
+  std::atomic<std::uint32_t> waiters_{0};
+  std::mutex wait_mutex_;  // a leaf in the order of locks
+  std::condition_variable wait_condition_;
+  std::uint64_t wait_epoch_ = 0;
+  std::vector<int> wakeups_;
+};
+
+}  // namespace slabpool

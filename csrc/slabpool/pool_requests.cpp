@@ -1,0 +1,275 @@
+// Requests: opening them, letting holders go, and giving their blocks back once.
+#include <algorithm>
+
+#include "slabpool/fork.hpp"
+#include "slabpool/observe/clock.hpp"
+#include "slabpool/pool.hpp"
+
+namespace slabpool {
+
+// ---- blocks of a request
+
+Status Pool::attach(RequestRecord& record, Handle handle, Block& block, bool view) noexcept {
+  const std::lock_guard lock(record.lock);
+  // The lock makes this exact: a request that is claimed after this look takes the block along.
+  if (record.generation.load(std::memory_order_acquire) != handle.generation || !table_.is_open(handle)) {
+    return Status::request_closed;
+  }
+  block.next = record.blocks;
+  record.blocks = &block;
+  record.nbytes.fetch_add(block.bytes, std::memory_order_relaxed);
+  if (view) record.live_views.fetch_add(1, std::memory_order_relaxed);
+  return Status::ok;
+}
+
+Allocation Pool::allocate_in_request(const AllocateSpec& spec, const Plan& p) noexcept {
+  const Handle handle = spec.request;
+  if (!table_.is_open(handle)) return {nullptr, Status::request_closed};
+  RequestRecord& record = *table_.record(handle.slot);
+  // Written at open and asked again under attach()'s lock, so a stale answer does no harm.
+  const bool budget = record.has_budget;
+  std::uint64_t own = 0;
+  if (budget) {
+    const Status status = table_.charge(record, handle, p.need, own);
+    if (status != Status::ok) return {nullptr, status};
+  }
+  Allocation result;
+  try {
+    result = take(p, own, budget);
+    if (result.block != nullptr) [[likely]] {
+      Block& block = *result.block;
+      block.request = handle.slot + 1;
+      block.start(spec.view ? 2 : 1);
+      ready(block, spec);
+      result.status = attach(record, handle, block, spec.view);
+      if (result.status != Status::ok) {
+        block.next = nullptr;
+        block.request = 0;
+        give_back(&block);
+        result.block = nullptr;
+      }
+    }
+  } catch (const std::bad_alloc&) {
+    if (result.block != nullptr) {
+      result.block->next = nullptr;
+      give_back(result.block);
+    }
+    result = {nullptr, Status::system_refused};
+  }
+  if (budget) table_.settle(record, handle, p.need, own, result.block != nullptr);
+  return result;
+}
+
+// ---- life
+
+Status Pool::open(const OpenSpec& spec, Handle& handle) noexcept {
+  const Status status = try_open(spec, handle);
+  if (status == Status::exhausted) note_exhausted(0, spec.reserve);
+  return status;
+}
+
+Status Pool::try_open(const OpenSpec& spec, Handle& handle) noexcept {
+  if (!usable_here()) return Status::forked;
+  if (closed()) return Status::pool_closed;
+  if (spec.reserve > options_.capacity) return Status::too_large;
+  if (spec.quota != 0 && spec.reserve > spec.quota) return Status::invalid_argument;
+  try {
+    OpenSpec now = spec;
+    now.now_ns = now_ns();
+    Status status = table_.open(now, handle);
+    if (status == Status::exhausted) {
+      caches_.collect();
+      status = table_.open(now, handle);
+    }
+    if (status == Status::ok) log(EventKind::open, handle.generation, kNoDevice, spec.reserve);
+    return status;
+  } catch (const std::bad_alloc&) {
+    return Status::system_refused;
+  }
+}
+
+void Pool::finish(Handle handle) noexcept {
+  if (!table_.claim(handle)) return;
+  RequestRecord& record = *table_.record(handle.slot);
+  Block* chain = nullptr;
+  {
+    const std::lock_guard lock(record.lock);
+    chain = record.blocks;
+    record.blocks = nullptr;
+  }
+  // Blocks without views go back in one chain; the others count as retained until their views are gone.
+  Block* free_first = nullptr;
+  Block** free_last = &free_first;
+  std::uint64_t freed = 0;
+  std::uint64_t kept = 0;
+  while (chain != nullptr) {
+    Block* block = chain;
+    chain = block->next;
+    // Counted first: the view may be gone, and the count taken back, the moment this hold is.
+    const bool has_view = Block::holds(block->state.load(std::memory_order_acquire)) != 1;
+    const std::uint64_t bytes = block->bytes;
+    if (has_view) {
+      record.keep.fetch_add(1, std::memory_order_relaxed);
+      retained_.fetch_add(bytes, std::memory_order_relaxed);
+    }
+    if (block->drop()) {
+      if (has_view) {
+        retained_.fetch_sub(bytes, std::memory_order_relaxed);
+        record.keep.fetch_sub(1, std::memory_order_relaxed);  // never the last: retire() has not run
+      }
+      record.nbytes.fetch_sub(bytes, std::memory_order_relaxed);
+      freed += bytes;
+      *free_last = block;
+      free_last = &block->next;
+    } else {
+      kept += bytes;
+    }
+  }
+  *free_last = nullptr;
+  const bool budget = record.has_budget;
+  if (free_first != nullptr) give_back(free_first, budget);
+  if (budget) table_.return_budget(record);
+  log(EventKind::release, handle.generation, kNoDevice, freed);
+  if (kept != 0) log(EventKind::retain, handle.generation, kNoDevice, kept);
+  std::vector<Handle> children = table_.retire(record);
+  finish_all(children);
+  if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]] wake_waiters();
+}
+
+void Pool::finish_all(std::vector<Handle>& over) noexcept {
+  for (const Handle handle : over) finish(handle);
+}
+
+Pool::Acked Pool::ack(Handle handle, std::uint32_t device) noexcept {
+  if (epoch_ != fork_epoch()) [[unlikely]] return {Status::forked, AckResult::late};
+  RequestRecord* record = table_.record(handle.slot);
+  ThreadCache& cache = caches_.mine();
+  if (table_.any_lease()) devices_.heard(device, now_ns());
+  const HolderSet::Left left = record == nullptr ? HolderSet::Left::gone
+                                                 : table_.holders(handle.slot).leave(
+                                                       static_cast<std::uint32_t>(handle.generation), device_bit(device));
+  switch (left) {
+    case HolderSet::Left::never:
+      return {Status::unknown_device, AckResult::late};
+    case HolderSet::Left::gone:
+      cache.count(Count::late_acks);
+      return {Status::ok, AckResult::late};
+    case HolderSet::Left::before: {
+      // A slot that was not used again still has the bits of the request that is over.
+      const bool over = table_.is_over(handle);
+      cache.count(over ? Count::late_acks : Count::duplicate_acks);
+      return {Status::ok, over ? AckResult::late : AckResult::duplicate};
+    }
+    case HolderSet::Left::others_hold:
+    case HolderSet::Left::last:
+      break;
+  }
+  cache.count(Count::acks);
+  log(EventKind::ack, handle.generation, device, 0);
+  // Sequentially consistent, as is the clearing of the bit: see RequestTable::open().
+  if (record->first_child.load(std::memory_order_seq_cst) != 0) [[unlikely]] {
+    std::vector<Handle> over;
+    table_.leave_children(handle, device_bit(device), over);
+    finish_all(over);
+  }
+  if (left == HolderSet::Left::others_hold) return {Status::ok, AckResult::pending};
+  finish(handle);
+  return {Status::ok, AckResult::released};
+}
+
+Pool::Acked Pool::ack_id(std::string_view id, std::uint32_t device,
+                         std::optional<std::uint64_t> generation) noexcept {
+  if (!usable_here()) return {Status::forked, AckResult::late};
+  const RequestTable::Waiting waiting = table_.find_waiting(id, device, generation);
+  if (waiting.count > 1) return {Status::ambiguous, AckResult::late};
+  if (waiting.count == 1) return ack(waiting.handle, device);
+  if (waiting.found && !waiting.named) return {Status::unknown_device, AckResult::late};
+  caches_.mine().count(Count::late_acks);
+  return {Status::ok, AckResult::late};
+}
+
+void Pool::close_request(Handle handle, bool cancel) noexcept {
+  if (!usable_here()) return;
+  std::vector<Handle> over;
+  if (!table_.close(handle, cancel, over)) return;
+  log(EventKind::close, handle.generation, kNoDevice, 0);
+  finish_all(over);
+}
+
+Status Pool::add_device(Handle handle, std::uint32_t device) noexcept {
+  if (!usable_here()) return Status::forked;
+  return table_.add_device(handle, device);
+}
+
+std::uint64_t Pool::device_lost(std::uint32_t device) noexcept {
+  if (!usable_here()) return 0;
+  std::uint64_t let_go = 0;
+  // A request opened on the device while this runs names it anew: the device is back.
+  for (const Handle handle : table_.held_by(device)) {
+    const HolderSet::Left left =
+        table_.holders(handle.slot).leave(static_cast<std::uint32_t>(handle.generation), device_bit(device));
+    if (left != HolderSet::Left::others_hold && left != HolderSet::Left::last) continue;
+    ++let_go;
+    log(EventKind::lost, handle.generation, device, 0);
+    if (left == HolderSet::Left::last) finish(handle);
+  }
+  return let_go;
+}
+
+void Pool::heartbeat(std::uint32_t device) noexcept { devices_.heard(device, now_ns()); }
+
+// ---- telling
+
+bool Pool::released(Handle handle) const noexcept { return table_.is_over(handle); }
+
+bool Pool::is_open(Handle handle) const noexcept { return table_.is_open(handle); }
+
+bool Pool::cancelled(Handle handle) const noexcept { return table_.is_cancelled(handle); }
+
+namespace {
+
+RequestState state_of(const RequestTable& table, const RequestRecord& r, const HolderSet& set, std::int64_t now) {
+  if ((r.generation.load(std::memory_order_acquire) & RequestRecord::kReleased) != 0) return RequestState::released;
+  if (table.in_doubt(r, set, now)) return RequestState::in_doubt;
+  return r.host_left ? RequestState::draining : RequestState::open;
+}
+
+RequestInfo info_of(const RequestTable& table, const RequestRecord& r, const HolderSet& set, std::int64_t now) {
+  RequestInfo info;
+  info.id = r.id;
+  info.handle = {r.slot, r.generation.load(std::memory_order_acquire) & ~RequestRecord::kReleased};
+  info.parent_generation = r.parent_generation;
+  info.state = state_of(table, r, set, now);
+  info.nbytes = r.nbytes.load(std::memory_order_relaxed);
+  info.age_ns = now - r.opened_ns;
+  set.each_device(static_cast<std::uint32_t>(info.handle.generation),
+                  [&](std::uint32_t device) { info.pending.push_back(device); });
+  info.live_views = r.live_views.load(std::memory_order_relaxed);
+  info.opened_at = r.opened_at;
+  return info;
+}
+
+}  // namespace
+
+bool Pool::describe(Handle handle, RequestInfo& info) {
+  bool found = false;
+  const std::int64_t now = now_ns();
+  table_.at(handle, [&](const RequestRecord& r, const HolderSet& set) {
+    info = info_of(table_, r, set, now);
+    found = true;
+  });
+  return found;
+}
+
+std::vector<RequestInfo> Pool::requests(std::int64_t older_than_ns) {
+  std::vector<RequestInfo> all;
+  const std::int64_t now = now_ns();
+  table_.each([&](const RequestRecord& r, const HolderSet& set) {
+    if (now - r.opened_ns >= older_than_ns) all.push_back(info_of(table_, r, set, now));
+  });
+  std::sort(all.begin(), all.end(),
+            [](const RequestInfo& a, const RequestInfo& b) { return a.handle.generation < b.handle.generation; });
+  return all;
+}
+
+}  // namespace slabpool

@@ -1,0 +1,103 @@
+// Waiting for memory to come back, or for a request to end: threads on a condition, event loops on a
+// file descriptor. Nobody polls, and nobody pays while nobody waits.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+
+#include "slabpool/fork.hpp"
+#include "slabpool/observe/clock.hpp"
+#include "slabpool/pool.hpp"
+
+namespace slabpool {
+
+void Pool::wake_waiters() noexcept {
+  const std::lock_guard lock(wait_mutex_);
+  ++wait_epoch_;
+  wait_condition_.notify_all();
+  for (const int fd : wakeups_) {
+    // Eight bytes: what an eventfd takes. A pipe that is full is readable already.
+    const std::uint64_t one = 1;
+    (void)!write(fd, &one, sizeof one);
+  }
+}
+
+// Calls attempt() until it is true or the deadline has passed; between two calls memory came back.
+template <typename Try>
+bool Pool::wait_for(std::int64_t deadline_ns, Try&& attempt) noexcept {
+  // Counted before the first attempt: see give_back().
+  waiters_.fetch_add(1, std::memory_order_seq_cst);
+  bool done = false;
+  for (;;) {
+    std::unique_lock lock(wait_mutex_);
+    const std::uint64_t epoch = wait_epoch_;
+    lock.unlock();
+    done = attempt();
+    if (done) break;
+    lock.lock();
+    const auto changed = [&] { return wait_epoch_ != epoch; };
+    if (deadline_ns == std::numeric_limits<std::int64_t>::max()) {
+      wait_condition_.wait(lock, changed);
+      continue;
+    }
+    const std::chrono::steady_clock::time_point until{std::chrono::nanoseconds(deadline_ns)};
+    if (!wait_condition_.wait_until(lock, until, changed)) {
+      lock.unlock();
+      done = attempt();
+      break;
+    }
+  }
+  waiters_.fetch_sub(1, std::memory_order_relaxed);
+  return done;
+}
+
+Allocation Pool::allocate_until(const AllocateSpec& spec, std::int64_t deadline_ns) noexcept {
+  Allocation result;
+  (void)wait_for(deadline_ns, [&] {
+    result = try_allocate(spec);
+    return result.block != nullptr || result.status != Status::exhausted;
+  });
+  if (result.block != nullptr) {
+    log(EventKind::allocate, spec.request.generation, kNoDevice, result.block->bytes);
+  } else if (result.status == Status::exhausted) {
+    note_exhausted(spec.request.generation, spec.nbytes);
+  }
+  return result;
+}
+
+Status Pool::open_until(const OpenSpec& spec, Handle& handle, std::int64_t deadline_ns) noexcept {
+  Status status = Status::exhausted;
+  (void)wait_for(deadline_ns, [&] {
+    status = try_open(spec, handle);
+    return status != Status::exhausted && status != Status::too_many_requests;
+  });
+  if (status == Status::exhausted) note_exhausted(0, spec.reserve);
+  return status;
+}
+
+bool Pool::wait_released(Handle handle, std::int64_t deadline_ns) noexcept {
+  if (!usable_here()) return false;
+  return wait_for(deadline_ns, [&] { return released(handle); });
+}
+
+void Pool::add_wakeup(int fd) {
+  {
+    const std::lock_guard lock(wait_mutex_);
+    wakeups_.push_back(fd);
+  }
+  waiters_.fetch_add(1, std::memory_order_seq_cst);
+}
+
+void Pool::remove_wakeup(int fd) {
+  {
+    const std::lock_guard lock(wait_mutex_);
+    const auto found = std::find(wakeups_.begin(), wakeups_.end(), fd);
+    if (found == wakeups_.end()) return;
+    wakeups_.erase(found);
+  }
+  waiters_.fetch_sub(1, std::memory_order_relaxed);
+}
+
+}  // namespace slabpool

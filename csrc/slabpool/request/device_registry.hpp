@@ -1,0 +1,65 @@
+// The names of devices, and the number each has in this pool.
+//
+// A name is bytes with a kind in front (text or number), so that the text "0" and the number 0 are two
+// devices. Numbers are given in the order names are first seen and never change.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "slabpool/memory/virtual_array.hpp"
+#include "slabpool/request/holder_set.hpp"
+
+namespace slabpool {
+
+class DeviceRegistry {
+ public:
+  DeviceRegistry() : heard_(kMaxDevices) {}
+
+  // The number of a name, new if need be; nothing if there are kMaxDevices already.
+  std::optional<std::uint32_t> add(std::string_view name) {
+    const std::lock_guard lock(mutex_);
+    const auto found = numbers_.find(std::string(name));
+    if (found != numbers_.end()) return found->second;
+    if (names_.size() == kMaxDevices) return std::nullopt;
+    const auto number = static_cast<std::uint32_t>(names_.size());
+    names_.emplace_back(name);
+    numbers_.emplace(names_.back(), number);
+    return number;
+  }
+  std::optional<std::uint32_t> find(std::string_view name) const {
+    const std::lock_guard lock(mutex_);
+    const auto found = numbers_.find(std::string(name));
+    return found != numbers_.end() ? std::optional(found->second) : std::nullopt;
+  }
+  std::string name(std::uint32_t device) const {
+    const std::lock_guard lock(mutex_);
+    return device < names_.size() ? names_[device] : std::string();
+  }
+  std::uint32_t size() const {
+    const std::lock_guard lock(mutex_);
+    return static_cast<std::uint32_t>(names_.size());
+  }
+
+  // When a device last gave a sign of life (monotonic ns). Relaxed: a time, compared with seconds.
+  void heard(std::uint32_t device, std::int64_t now_ns) noexcept {
+    heard_[device].store(now_ns, std::memory_order_relaxed);
+  }
+  std::int64_t last_heard(std::uint32_t device) const noexcept {
+    return heard_[device].load(std::memory_order_relaxed);
+  }
+
+ private:
+  mutable std::mutex mutex_;  // a leaf in the order of locks
+  std::unordered_map<std::string, std::uint32_t> numbers_;
+  std::vector<std::string> names_;
+  VirtualArray<std::atomic<std::int64_t>> heard_;
+};
+
+}  // namespace slabpool

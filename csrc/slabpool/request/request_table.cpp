@@ -1,0 +1,366 @@
+#include "slabpool/request/request_table.hpp"
+
+#include <algorithm>
+#include <functional>
+
+namespace slabpool {
+
+RequestTable::RequestTable(Depot& depot, DeviceRegistry& devices)
+    : depot_(depot),
+      devices_(devices),
+      holders_(kMaxRequests),
+      chunks_(new std::atomic<RequestRecord*>[kMaxRequests / kChunk]{}),
+      buckets_(1024) {}
+
+RequestTable::~RequestTable() {
+  for (std::uint32_t i = 0; i < kMaxRequests / kChunk; ++i) delete[] chunks_[i].load(std::memory_order_relaxed);
+}
+
+RequestRecord* RequestTable::record(std::uint32_t slot) const noexcept {
+  if (slot >= kMaxRequests) return nullptr;
+  // Acquire pairs with new_slot(): the records of the chunk are made.
+  RequestRecord* chunk = chunks_[slot / kChunk].load(std::memory_order_acquire);
+  return chunk != nullptr ? &chunk[slot % kChunk] : nullptr;
+}
+
+RequestRecord* RequestTable::live_record(Handle handle) const noexcept {
+  RequestRecord* r = record(handle.slot);
+  return r != nullptr && handle.generation != 0 && r->generation.load(std::memory_order_acquire) == handle.generation
+             ? r
+             : nullptr;
+}
+
+RequestRecord* RequestTable::new_slot() {
+  if (!free_slots_.empty()) {
+    RequestRecord* r = record(free_slots_.back());
+    free_slots_.pop_back();
+    return r;
+  }
+  if (slots_made_ == kMaxRequests) return nullptr;
+  if (slots_made_ % kChunk == 0) {
+    // Room for every slot made, so that giving one back never allocates.
+    free_slots_.reserve(std::max<std::size_t>(slots_made_ + kChunk, 2 * free_slots_.capacity()));
+    auto* chunk = new RequestRecord[kChunk];
+    chunks_[slots_made_ / kChunk].store(chunk, std::memory_order_release);
+  }
+  RequestRecord* r = record(slots_made_);
+  r->slot = slots_made_++;
+  return r;
+}
+
+// ---- index by id: chains through the records, so that opening a request allocates nothing
+
+void RequestTable::index(RequestRecord& r) noexcept {
+  r.hash = std::hash<std::string_view>{}(r.id);
+  std::uint32_t& head = buckets_[r.hash % buckets_.size()];
+  r.hash_next = head;
+  head = r.slot + 1;
+}
+
+void RequestTable::unindex(RequestRecord& r) noexcept {
+  std::uint32_t* link = &buckets_[r.hash % buckets_.size()];
+  while (*link != 0 && *link != r.slot + 1) link = &record(*link - 1)->hash_next;
+  if (*link != 0) *link = r.hash_next;
+}
+
+// ---- life
+
+Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
+  for (const std::uint32_t device : spec.devices) {
+    if (device >= kMaxDevices) return Status::too_many_devices;
+  }
+  if (spec.reserve != 0 && !depot_.set_aside(spec.reserve)) return Status::exhausted;
+  const std::lock_guard lock(mutex_);
+  const auto fail = [&](Status status) {
+    if (spec.reserve != 0) depot_.release_aside(spec.reserve);
+    return status;
+  };
+  RequestRecord* parent = nullptr;
+  if (spec.parent) {
+    parent = live_record(*spec.parent);
+    if (parent == nullptr || parent->host_left) return fail(Status::request_closed);
+    for (const std::uint32_t device : spec.devices) {
+      if (!holders_[parent->slot].holds(tag(spec.parent->generation), device_bit(device))) {
+        return fail(Status::unknown_device);
+      }
+    }
+  }
+  RequestRecord* r = new_slot();
+  if (r == nullptr) return fail(Status::too_many_requests);
+  r->id.assign(spec.id);  // may throw; the slot is then lost to a pool that has no memory left anyway
+  const std::uint64_t generation = next_generation_++;
+  HolderSet& set = holders_[r->slot];
+  set.open(tag(generation), 1);
+  for (const std::uint32_t device : spec.devices) {
+    if (set.was_named(tag(generation), device_bit(device))) {
+      set.cut(tag(generation));
+      free_slots_.push_back(r->slot);
+      return fail(Status::duplicate_device);
+    }
+    set.add(tag(generation), device_bit(device));
+  }
+  r->first_child.store(0, std::memory_order_relaxed);
+  r->nbytes.store(0, std::memory_order_relaxed);
+  r->live_views.store(0, std::memory_order_relaxed);
+  r->keep.store(1, std::memory_order_relaxed);
+  r->blocks = nullptr;
+  r->opened_ns = spec.now_ns;
+  r->lease_ns = parent != nullptr ? parent->lease_ns : spec.lease_ns;
+  r->opened_at = spec.where;
+  r->parent = 0;
+  r->next_sibling = r->prev_sibling = 0;
+  r->parent_generation = 0;
+  r->host_left = r->cancelled = false;
+  r->quota = spec.quota;
+  r->reserve = r->reserve_left = spec.reserve;
+  r->charged = r->used = 0;
+  r->has_budget = spec.quota != 0 || spec.reserve != 0;
+  handle = {r->slot, generation};
+  r->root = handle;
+  // Release: whoever reads this generation sees the record as it was opened.
+  r->generation.store(generation, std::memory_order_release);
+  if (parent != nullptr) {
+    r->root = parent->root;
+    r->has_budget = parent->has_budget;
+    r->parent = parent->slot + 1;
+    r->parent_generation = spec.parent->generation;
+    r->next_sibling = parent->first_child.load(std::memory_order_relaxed);
+    if (r->next_sibling != 0) record(r->next_sibling - 1)->prev_sibling = r->slot + 1;
+    // Sequentially consistent, as is the bit below and both in an ack: an ack of the parent that does
+    // not see this child is seen by it.
+    parent->first_child.store(r->slot + 1, std::memory_order_seq_cst);
+    for (const std::uint32_t device : spec.devices) {
+      if (!holders_[parent->slot].holds(tag(spec.parent->generation), device_bit(device))) {
+        (void)set.leave(tag(generation), device_bit(device));  // never the last: the host holds
+      }
+    }
+  }
+  index(*r);
+  if (r->lease_ns != 0) leased_.fetch_add(1, std::memory_order_relaxed);
+  open_.fetch_add(1, std::memory_order_relaxed);
+  return Status::ok;
+}
+
+void RequestTable::bit_leaves_below(RequestRecord& r, HolderBit bit, std::vector<Handle>& over) {
+  for (std::uint32_t next = r.first_child.load(std::memory_order_relaxed); next != 0;) {
+    RequestRecord& child = *record(next - 1);
+    next = child.next_sibling;
+    const std::uint64_t generation = child.generation.load(std::memory_order_relaxed);
+    if ((generation & RequestRecord::kReleased) != 0) continue;
+    bit_leaves_below(child, bit, over);
+    if (holders_[child.slot].leave(tag(generation), bit) == HolderSet::Left::last) {
+      over.push_back({child.slot, generation});
+    }
+  }
+}
+
+void RequestTable::leave_children(Handle handle, HolderBit bit, std::vector<Handle>& over) {
+  const std::lock_guard lock(mutex_);
+  if (RequestRecord* r = live_record(handle)) bit_leaves_below(*r, bit, over);
+}
+
+bool RequestTable::host_leaves(RequestRecord& r, bool cancel, std::vector<Handle>& over) {
+  const std::uint64_t generation = r.generation.load(std::memory_order_relaxed);
+  if (r.host_left || (generation & RequestRecord::kReleased) != 0) return false;
+  for (std::uint32_t next = r.first_child.load(std::memory_order_relaxed); next != 0;) {
+    RequestRecord& child = *record(next - 1);
+    next = child.next_sibling;
+    (void)host_leaves(child, cancel, over);
+  }
+  r.host_left = true;
+  r.cancelled = cancel;
+  open_.fetch_sub(1, std::memory_order_relaxed);
+  draining_.fetch_add(1, std::memory_order_relaxed);
+  if (holders_[r.slot].leave(tag(generation), kHost) == HolderSet::Left::last) over.push_back({r.slot, generation});
+  return true;
+}
+
+bool RequestTable::close(Handle handle, bool cancel, std::vector<Handle>& over) {
+  const std::lock_guard lock(mutex_);
+  RequestRecord* r = live_record(handle);
+  return r != nullptr && host_leaves(*r, cancel, over);
+}
+
+void RequestTable::cut_locked(RequestRecord& r, std::vector<Handle>& over) {
+  const std::uint64_t generation = r.generation.load(std::memory_order_relaxed);
+  if (generation == 0 || (generation & RequestRecord::kReleased) != 0) return;
+  (void)host_leaves(r, true, over);
+  for (std::uint32_t next = r.first_child.load(std::memory_order_relaxed); next != 0;) {
+    RequestRecord& child = *record(next - 1);
+    next = child.next_sibling;
+    cut_locked(child, over);
+  }
+  (void)holders_[r.slot].cut(tag(generation));
+  over.push_back({r.slot, generation});  // maybe twice; claim() lets one through
+}
+
+void RequestTable::cut(Handle handle, std::vector<Handle>& over) {
+  const std::lock_guard lock(mutex_);
+  if (RequestRecord* r = live_record(handle)) cut_locked(*r, over);
+}
+
+Status RequestTable::add_device(Handle handle, std::uint32_t device) {
+  if (device >= kMaxDevices) return Status::too_many_devices;
+  const std::lock_guard lock(mutex_);
+  RequestRecord* r = live_record(handle);
+  if (r == nullptr || r->host_left) return Status::request_closed;
+  HolderSet& set = holders_[handle.slot];
+  if (set.holds(tag(handle.generation), device_bit(device))) return Status::duplicate_device;
+  set.add(tag(handle.generation), device_bit(device));
+  return Status::ok;
+}
+
+bool RequestTable::claim(Handle handle) noexcept {
+  RequestRecord* r = record(handle.slot);
+  if (r == nullptr || !holders_[handle.slot].empty(tag(handle.generation))) return false;
+  std::uint64_t expected = handle.generation;
+  // Acquire and release: the winner goes on with all that the holders did; is_over() sees it ended.
+  return r->generation.compare_exchange_strong(expected, handle.generation | RequestRecord::kReleased,
+                                               std::memory_order_acq_rel, std::memory_order_relaxed);
+}
+
+void RequestTable::unlink_child(RequestRecord& r) noexcept {
+  if (r.parent == 0) return;
+  RequestRecord& parent = *record(r.parent - 1);
+  if (r.prev_sibling != 0) {
+    record(r.prev_sibling - 1)->next_sibling = r.next_sibling;
+  } else {
+    parent.first_child.store(r.next_sibling, std::memory_order_relaxed);
+  }
+  if (r.next_sibling != 0) record(r.next_sibling - 1)->prev_sibling = r.prev_sibling;
+  r.parent = r.next_sibling = r.prev_sibling = 0;
+}
+
+std::vector<Handle> RequestTable::retire(RequestRecord& r) {
+  std::vector<Handle> over;
+  const std::lock_guard lock(mutex_);
+  // Every holder of this request has left, and a child's holders are among them: one whose ack of the
+  // parent is still on its way down finds the child already over.
+  while (const std::uint32_t child = r.first_child.load(std::memory_order_relaxed)) {
+    RequestRecord& c = *record(child - 1);
+    cut_locked(c, over);
+    unlink_child(c);
+  }
+  unlink_child(r);
+  unindex(r);
+  (r.host_left ? draining_ : open_).fetch_sub(1, std::memory_order_relaxed);
+  if (r.lease_ns != 0) leased_.fetch_sub(1, std::memory_order_relaxed);
+  // Acquire and release: whoever frees the slot does so after everything others did with the record.
+  if (r.keep.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+    r.generation.store(0, std::memory_order_release);
+    free_slots_.push_back(r.slot);
+  }
+  return over;
+}
+
+void RequestTable::recycle(RequestRecord& r) noexcept {
+  const std::lock_guard lock(mutex_);
+  r.generation.store(0, std::memory_order_release);
+  free_slots_.push_back(r.slot);
+}
+
+// ---- questions
+
+bool RequestTable::is_open(Handle handle) const noexcept {
+  return live_record(handle) != nullptr && holders_[handle.slot].holds(tag(handle.generation), kHost);
+}
+
+bool RequestTable::is_over(Handle handle) const noexcept { return live_record(handle) == nullptr; }
+
+bool RequestTable::is_cancelled(Handle handle) const noexcept {
+  const std::lock_guard lock(mutex_);
+  const RequestRecord* r = live_record(handle);
+  return r != nullptr && r->cancelled;
+}
+
+bool RequestTable::in_doubt(const RequestRecord& r, const HolderSet& set, std::int64_t now_ns) const noexcept {
+  if (r.lease_ns == 0) return false;
+  const std::uint64_t generation = r.generation.load(std::memory_order_acquire);
+  if ((generation & RequestRecord::kReleased) != 0) return false;
+  bool silent = false;
+  set.each_device(tag(generation), [&](std::uint32_t device) {
+    const std::int64_t since = std::max(r.opened_ns, devices_.last_heard(device));
+    silent = silent || now_ns - since > r.lease_ns;
+  });
+  return silent;
+}
+
+RequestTable::Waiting RequestTable::find_waiting(std::string_view id, std::uint32_t device,
+                                                 std::optional<std::uint64_t> generation) {
+  Waiting waiting;
+  const std::size_t hash = std::hash<std::string_view>{}(id);
+  const std::lock_guard lock(mutex_);
+  for (std::uint32_t next = buckets_[hash % buckets_.size()]; next != 0;) {
+    const RequestRecord& r = *record(next - 1);
+    next = r.hash_next;
+    const std::uint64_t own = r.generation.load(std::memory_order_relaxed);
+    if (r.hash != hash || r.id != id || (own & RequestRecord::kReleased) != 0) continue;
+    if (generation ? own != *generation : r.parent_generation != 0) continue;
+    waiting.found = true;
+    const HolderSet& set = holders_[r.slot];
+    waiting.named = waiting.named || set.was_named(tag(own), device_bit(device));
+    if (generation || set.holds(tag(own), device_bit(device))) {
+      ++waiting.count;
+      waiting.handle = {r.slot, own};
+    }
+  }
+  return waiting;
+}
+
+std::vector<Handle> RequestTable::held_by(std::uint32_t device) {
+  std::vector<Handle> found;
+  each([&](const RequestRecord& r, const HolderSet& set) {
+    const std::uint64_t generation = r.generation.load(std::memory_order_relaxed);
+    if (set.holds(tag(generation), device_bit(device))) found.push_back({r.slot, generation});
+  });
+  return found;
+}
+
+// ---- budget
+
+Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes, std::uint64_t& own) {
+  const std::lock_guard lock(budget_mutex_);
+  if (r.generation.load(std::memory_order_acquire) != handle.generation) return Status::request_closed;
+  RequestRecord* root = live_record(r.root);
+  if (root == nullptr) return Status::request_closed;
+  if (root->quota != 0 && root->used + bytes > root->quota) return Status::quota_exceeded;
+  root->used += bytes;
+  r.charged += bytes;
+  own = std::min(root->reserve_left, bytes);
+  root->reserve_left -= own;
+  return Status::ok;
+}
+
+void RequestTable::settle(RequestRecord& r, Handle handle, std::uint64_t bytes, std::uint64_t own,
+                          bool allocated) noexcept {
+  if (allocated) {
+    if (own != 0) depot_.release_aside(own);
+    return;
+  }
+  const std::lock_guard lock(budget_mutex_);
+  if (r.generation.load(std::memory_order_acquire) == handle.generation) r.charged -= bytes;
+  if (RequestRecord* root = live_record(r.root)) {
+    root->used -= bytes;
+    root->reserve_left += own;
+  } else if (own != 0) {
+    depot_.release_aside(own);
+  }
+}
+
+void RequestTable::return_budget(RequestRecord& r) noexcept {
+  const std::lock_guard lock(budget_mutex_);
+  if (r.root.slot == r.slot) {
+    if (r.reserve_left != 0) depot_.release_aside(r.reserve_left);
+    r.reserve_left = r.reserve = 0;
+    return;
+  }
+  RequestRecord* root = live_record(r.root);
+  if (root == nullptr) return;
+  root->used -= r.charged;
+  r.charged = 0;
+  const std::uint64_t wanted = root->reserve > root->used ? root->reserve - root->used : 0;
+  // What a child gave back is set aside again for the request, where there is still room for it.
+  if (wanted > root->reserve_left && depot_.set_aside(wanted - root->reserve_left)) root->reserve_left = wanted;
+}
+
+}  // namespace slabpool

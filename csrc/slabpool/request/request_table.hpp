@@ -1,0 +1,156 @@
+// The requests of one pool: opening, leaving, and finding the one thread that returns the blocks.
+//
+// A device's ack is one compare-and-swap on the holders' word and takes no lock, unless it is the last
+// or the request has children. All that changes the set of requests (open, close, child, add, the end)
+// is under one mutex. Exactly one caller's claim() succeeds for each request.
+// Order of locks: table mutex, budget mutex, a record's lock, then the depot's. None of them is held while blocks
+// go back.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "slabpool/memory/virtual_array.hpp"
+#include "slabpool/request/device_registry.hpp"
+#include "slabpool/request/holder_set.hpp"
+#include "slabpool/request/request_record.hpp"
+#include "slabpool/slab/depot.hpp"
+#include "slabpool/status.hpp"
+
+namespace slabpool {
+
+inline constexpr std::uint32_t kMaxRequests = 65536;  // open, draining or retaining at one time
+
+enum class AckResult : std::int32_t { pending = 0, released = 1, duplicate = 2, late = 3 };
+
+struct OpenSpec {
+  std::string_view id;
+  std::span<const std::uint32_t> devices;
+  std::optional<Handle> parent;
+  std::uint64_t reserve = 0;
+  std::uint64_t quota = 0;
+  std::int64_t lease_ns = 0;
+  std::int64_t now_ns = 0;
+  SourceLocation where;
+};
+
+class RequestTable {
+ public:
+  RequestTable(Depot& depot, DeviceRegistry& devices);
+  RequestTable(const RequestTable&) = delete;
+  RequestTable& operator=(const RequestTable&) = delete;
+  ~RequestTable();
+
+  RequestRecord* record(std::uint32_t slot) const noexcept;  // null: no such slot yet
+  HolderSet& holders(std::uint32_t slot) noexcept { return holders_[slot]; }
+  const HolderSet& holders(std::uint32_t slot) const noexcept { return holders_[slot]; }
+
+  // `status` exhausted: the reserve is not to be had now.
+  Status open(const OpenSpec& spec, Handle& handle);
+
+  // A device's leave() on a request that may have children is theirs too: adds those that are over by
+  // it. Called after HolderSet::leave() on the request itself.
+  void leave_children(Handle handle, HolderBit bit, std::vector<Handle>& over);
+  // The host leaves, here and in all descendants. Requests that are over by it are added to `over`,
+  // descendants first. False if it had left before or the request is gone.
+  bool close(Handle handle, bool cancel, std::vector<Handle>& over);
+  // Every holder leaves at once.
+  void cut(Handle handle, std::vector<Handle>& over);
+
+  Status add_device(Handle handle, std::uint32_t device);
+
+  // True for one caller, once the last holder has left; the record then is the caller's to finish.
+  bool claim(Handle handle) noexcept;
+  // Forgets a claimed request whose blocks went back. Its slot is free once no block is retained.
+  // Returns children that were left over (their parent's end is theirs), to be finished.
+  std::vector<Handle> retire(RequestRecord& record);
+  // Frees the slot; by whoever brings `keep` to zero.
+  void recycle(RequestRecord& record) noexcept;
+
+  bool is_open(Handle handle) const noexcept;       // the host holds
+  bool is_over(Handle handle) const noexcept;       // released, whatever views retain
+  bool is_cancelled(Handle handle) const noexcept;
+
+  // Budget of a request with quota or reserve. charge: ok, quota_exceeded, or request_closed; `own`
+  // is then how much of the reserve the caller may use; settle() says what became of it.
+  Status charge(RequestRecord& record, Handle handle, std::uint64_t bytes, std::uint64_t& own);
+  void settle(RequestRecord& record, Handle handle, std::uint64_t bytes, std::uint64_t own, bool allocated) noexcept;
+  void return_budget(RequestRecord& record) noexcept;  // at the end
+
+  // All generations of an id not yet over that wait for a device. `named`: some live generation of the
+  // id, or this very one, was opened with that device.
+  struct Waiting {
+    std::uint32_t count = 0;   // generations found waiting (children only if asked for by generation)
+    Handle handle;             // one of them
+    bool found = false;        // some generation of the id is not over
+    bool named = false;
+  };
+  Waiting find_waiting(std::string_view id, std::uint32_t device, std::optional<std::uint64_t> generation);
+  std::vector<Handle> held_by(std::uint32_t device);
+
+  // Calls f(record, holders) under the mutex for every request that is not over or still retains bytes.
+  template <typename F>
+  void each(F&& f) {
+    const std::lock_guard lock(mutex_);
+    for (std::uint32_t slot = 0; slot < slots_made_; ++slot) {
+      RequestRecord& r = *record(slot);
+      if (r.generation.load(std::memory_order_acquire) != 0) f(r, holders_[slot]);
+    }
+  }
+  // The same for one request, if it is not over or still retains bytes.
+  template <typename F>
+  void at(Handle handle, F&& f) {
+    const std::lock_guard lock(mutex_);
+    RequestRecord* r = record(handle.slot);
+    if (r == nullptr) return;
+    const std::uint64_t generation = r->generation.load(std::memory_order_acquire);
+    if ((generation & ~RequestRecord::kReleased) == handle.generation && handle.generation != 0) f(*r, holders_[handle.slot]);
+  }
+  // Device silent for longer than the request's lease that still holds it?
+  bool in_doubt(const RequestRecord& record, const HolderSet& holders, std::int64_t now_ns) const noexcept;
+
+  struct Counts {
+    std::uint64_t open;
+    std::uint64_t draining;
+  };
+  Counts counts() const noexcept {
+    // Relaxed: figures.
+    return {open_.load(std::memory_order_relaxed), draining_.load(std::memory_order_relaxed)};
+  }
+  bool any_lease() const noexcept { return leased_.load(std::memory_order_relaxed) != 0; }
+
+ private:
+  static constexpr std::uint32_t kChunk = 64;
+  static std::uint32_t tag(std::uint64_t generation) noexcept { return static_cast<std::uint32_t>(generation); }
+
+  RequestRecord* live_record(Handle handle) const noexcept;  // null unless not over
+  RequestRecord* new_slot();
+  void index(RequestRecord& record) noexcept;
+  void unindex(RequestRecord& record) noexcept;
+  void unlink_child(RequestRecord& record) noexcept;
+  bool host_leaves(RequestRecord& record, bool cancel, std::vector<Handle>& over);
+  void bit_leaves_below(RequestRecord& record, HolderBit bit, std::vector<Handle>& over);
+  void cut_locked(RequestRecord& record, std::vector<Handle>& over);
+
+  Depot& depot_;
+  DeviceRegistry& devices_;
+  VirtualArray<HolderSet> holders_;
+  std::unique_ptr<std::atomic<RequestRecord*>[]> chunks_;
+  mutable std::mutex mutex_;
+  std::uint32_t slots_made_ = 0;
+  std::vector<std::uint32_t> free_slots_;
+  std::vector<std::uint32_t> buckets_;  // slot + 1, by hash of the id
+  std::uint64_t next_generation_ = 1;
+  std::mutex budget_mutex_;
+  std::atomic<std::uint64_t> open_{0};
+  std::atomic<std::uint64_t> draining_{0};
+  std::atomic<std::uint64_t> leased_{0};
+};
+
+}  // namespace slabpool

@@ -1,0 +1,261 @@
+#include "slabpool/slab/depot.hpp"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <new>
+
+namespace slabpool {
+namespace {
+
+constexpr std::uint64_t kGrowStep = 128;  // pages, 2 MiB: one huge page
+
+std::uint64_t grow_step(std::uint64_t capacity) {
+  return std::clamp<std::uint64_t>((capacity >> kPageBits) / 64, 1, kGrowStep);
+}
+
+}  // namespace
+
+Depot::Depot(MemoryResource& memory, std::uint64_t capacity, bool verify)
+    : capacity_(capacity),
+      pages_(memory, grow_step(capacity)),
+      soft_limit_pages_(std::max<std::uint64_t>(capacity >> kPageBits >> 5, grow_step(capacity))),
+      verify_each_(verify) {}
+
+Depot::~Depot() {
+  for (Block* blocks : all_arrays_) ::operator delete[](blocks, std::align_val_t{alignof(Block)});
+}
+
+void Depot::publish() noexcept {
+  // Release pairs with figures(): a reader that sees blocks counted as live also sees them committed.
+  peak_committed_.store(pages_.peak_committed_pages() << kPageBits, std::memory_order_release);
+  committed_.store(pages_.committed_pages() << kPageBits, std::memory_order_release);
+  if (verify_each_) {
+    if (const char* wrong = pages_.verify()) {
+      std::fprintf(stderr, "slabpool: internal error: %s\n", wrong);
+      std::abort();
+    }
+  }
+}
+
+PageHeap::Result Depot::take_pages(std::uint64_t pages, std::uint64_t align_pages,
+                                   std::uint64_t& own_reserve, Effort effort) {
+  if (effort == Effort::hard) drop_empty_slabs();
+  const std::uint64_t aside = aside_.load(std::memory_order_relaxed);
+  const std::uint64_t promised = aside - std::min(own_reserve, aside);
+  const std::uint64_t used = (pages_.in_use_pages() + pages) << kPageBits;
+  if (used + promised > capacity_) return {};
+  const std::uint64_t most = capacity_ >> kPageBits;
+  if (effort == Effort::hard) {
+    // The caches are empty now, so this is what is really in use. Room of 1/16 beyond it before the
+    // caches are looked into again: that bounds both the waste and how often it happens.
+    const std::uint64_t now = pages_.in_use_pages() + pages;
+    soft_limit_pages_ = std::max(soft_limit_pages_, now + now / 16);
+  }
+  PageHeap::Result result = pages_.allocate(pages, align_pages, std::min(most, soft_limit_pages_));
+  if (result.span != nullptr && own_reserve != 0) {
+    // In one step with the pages, or others would for a moment see the same bytes counted twice.
+    release_aside(own_reserve);
+    own_reserve = 0;
+  }
+  publish();
+  return result;
+}
+
+Block* Depot::carve_block(Span* slab) noexcept {
+  Block* block = slab->free_list;
+  if (block != nullptr) {
+    slab->free_list = block->next;
+  } else {
+    block = &slab->blocks[slab->carved];
+    const std::size_t size = class_size(slab->size_class);
+    block->data = pages_.address(slab) + slab->carved * size;
+    block->bytes = size;
+    block->span = slab;
+    block->bin = static_cast<std::uint16_t>(slab->size_class);
+    block->zero = slab->zero;
+    ++slab->carved;
+  }
+  --slab->free_blocks;
+  return block;
+}
+
+void Depot::ready_array(unsigned size_class) {
+  if (!arrays_[size_class].empty()) return;
+  // Sized for a whole slab even where the slab will be smaller, so that arrays of a class are alike.
+  const std::uint32_t count = kSlabShapes.at[size_class].blocks;
+  if (all_arrays_.size() == all_arrays_.capacity()) all_arrays_.reserve(2 * all_arrays_.size() + 16);
+  // Room for every array of the class, so that giving one back never allocates.
+  if (++arrays_made_[size_class] > arrays_[size_class].capacity()) {
+    arrays_[size_class].reserve(std::size_t{2} * arrays_made_[size_class]);
+  }
+  auto* blocks = static_cast<Block*>(::operator new[](count * sizeof(Block), std::align_val_t{alignof(Block)}));
+  for (std::uint32_t i = 0; i < count; ++i) new (&blocks[i]) Block();
+  all_arrays_.push_back(blocks);
+  arrays_[size_class].push_back(blocks);
+}
+
+Span* Depot::new_slab(unsigned size_class, std::uint64_t& own_reserve, Effort effort, bool& refused) {
+  ready_array(size_class);  // before pages are taken: it may run out of memory
+  const SlabShape shape = kSlabShapes.at[size_class];
+  std::uint64_t pages = shape.pages;
+  std::uint32_t count = shape.blocks;
+  PageHeap::Result result = take_pages(pages, 1, own_reserve, effort);
+  if (result.span == nullptr && !result.system_refused && effort == Effort::hard) {
+    // No room for a whole slab: one that holds a single block may still fit.
+    pages = pages_for(class_size(size_class));
+    count = static_cast<std::uint32_t>((pages << kPageBits) / class_size(size_class));
+    result = take_pages(pages, 1, own_reserve, effort);
+  }
+  refused = result.system_refused;
+  if (result.span == nullptr) return nullptr;
+  Span* slab = result.span;
+  slab->kind = SpanKind::slab;
+  slab->size_class = size_class;
+  slab->count = slab->free_blocks = count;
+  slab->carved = 0;
+  slab->free_list = nullptr;
+  slab->blocks = arrays_[size_class].back();
+  arrays_[size_class].pop_back();
+  partial_[size_class].push(slab);
+  return slab;
+}
+
+Depot::Taken Depot::take_blocks(unsigned size_class, std::uint32_t want, std::uint64_t& own_reserve,
+                                Effort effort) {
+  Taken taken;
+  const std::lock_guard lock(mutex_);
+  while (taken.count < want) {
+    Span* slab = partial_[size_class].front();
+    if (slab == nullptr) {
+      if (taken.count > 0) break;  // a new slab only for what was asked for, not for the batch
+      slab = new_slab(size_class, own_reserve, effort, taken.system_refused);
+      if (slab == nullptr) return taken;
+    }
+    if (slab == empty_[size_class]) empty_[size_class] = nullptr;
+    Block* block = carve_block(slab);
+    if (slab->free_blocks == 0) partial_[size_class].remove(slab);
+    block->next = taken.chain;
+    taken.chain = block;
+    ++taken.count;
+  }
+  return taken;
+}
+
+Depot::Taken Depot::take_span(std::uint64_t bytes, std::uint64_t align, std::uint64_t& own_reserve,
+                              Effort effort) {
+  Taken taken;
+  const std::lock_guard lock(mutex_);
+  const std::uint64_t align_pages = std::max<std::uint64_t>(align >> kPageBits, 1);
+  const PageHeap::Result result = take_pages(pages_for(bytes), align_pages, own_reserve, effort);
+  taken.system_refused = result.system_refused;
+  if (result.span == nullptr) return taken;
+  Block* block = &result.span->large;
+  block->data = pages_.address(result.span);
+  block->bytes = result.span->pages << kPageBits;
+  block->span = result.span;
+  block->bin = static_cast<std::uint16_t>(block->bytes <= kMaxBinned ? bin_of(block->bytes) : kBins);
+  block->zero = result.span->zero;
+  block->next = nullptr;
+  taken.chain = block;
+  taken.count = 1;
+  return taken;
+}
+
+void Depot::drop_slab(Span* slab) noexcept {
+  partial_[slab->size_class].remove(slab);
+  // Never allocates: ready_array() made room.
+  arrays_[slab->size_class].push_back(slab->blocks);
+  slab->blocks = slab->free_list = nullptr;
+  pages_.free(slab);
+}
+
+void Depot::give_one(Block* block) noexcept {
+  Span* span = block->span;
+  if (span->kind == SpanKind::large) {
+    pages_.free(span);
+    return;
+  }
+  block->next = span->free_list;
+  span->free_list = block;
+  if (span->free_blocks++ == 0) partial_[span->size_class].push(span);
+  if (span->free_blocks == span->count) {
+    // One empty slab a class stays, or a tensor that comes and goes would build a slab each time.
+    if (empty_[span->size_class] == nullptr) {
+      empty_[span->size_class] = span;
+    } else {
+      drop_slab(span);
+    }
+  }
+}
+
+void Depot::give(Block* chain) noexcept {
+  const std::lock_guard lock(mutex_);
+  while (chain != nullptr) {
+    Block* next = chain->next;
+    give_one(chain);
+    chain = next;
+  }
+  publish();
+}
+
+void Depot::drop_empty_slabs() noexcept {
+  for (Span*& slab : empty_) {
+    if (slab == nullptr) continue;
+    drop_slab(slab);
+    slab = nullptr;
+  }
+}
+
+bool Depot::set_aside(std::uint64_t bytes) noexcept {
+  const std::lock_guard lock(mutex_);
+  const std::uint64_t used = pages_.in_use_pages() << kPageBits;
+  const std::uint64_t aside = aside_.load(std::memory_order_relaxed);
+  if (used + aside + bytes > capacity_) {
+    drop_empty_slabs();
+    if ((pages_.in_use_pages() << kPageBits) + aside + bytes > capacity_) return false;
+  }
+  // Relaxed: room is only ever granted under the mutex.
+  aside_.fetch_add(bytes, std::memory_order_relaxed);
+  return true;
+}
+
+std::uint64_t Depot::trim() noexcept {
+  const std::lock_guard lock(mutex_);
+  drop_empty_slabs();
+  const std::uint64_t pages = pages_.decommit(pages_.cached_pages());
+  publish();
+  return pages << kPageBits;
+}
+
+Block* Depot::find(const void* address) const noexcept {
+  Span* span = pages_.lookup(address);
+  if (span == nullptr) return nullptr;
+  if (span->kind == SpanKind::large) return &span->large;
+  if (span->kind != SpanKind::slab) return nullptr;
+  const auto offset = static_cast<std::size_t>(static_cast<const std::byte*>(address) - pages_.address(span));
+  const std::size_t index = offset / class_size(span->size_class);
+  return index < span->carved ? &span->blocks[index] : nullptr;
+}
+
+const char* Depot::verify() noexcept {
+  const std::lock_guard lock(mutex_);
+  if (const char* wrong = pages_.verify()) return wrong;
+  for (unsigned c = 0; c < kSlabClasses; ++c) {
+    for (const Span* slab = partial_[c].front(); slab != nullptr; slab = slab->next) {
+      if (slab->kind != SpanKind::slab || slab->size_class != c) return "a list of slabs holds something else";
+      std::uint32_t free = slab->count - slab->carved;
+      for (const Block* block = slab->free_list; block != nullptr; block = block->next) {
+        if (block->span != slab) return "a block is on another slab's list";
+        if (++free > slab->count) return "a slab's list of free blocks runs in a circle";
+      }
+      if (free != slab->free_blocks || free == 0) return "a slab's free blocks do not add up";
+    }
+  }
+  if (pages_.in_use_pages() * kPageSize + aside_.load(std::memory_order_relaxed) > capacity_) {
+    return "pages in use and bytes set aside exceed the capacity";
+  }
+  return nullptr;
+}
+
+}  // namespace slabpool

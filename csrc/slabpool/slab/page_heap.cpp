@@ -1,0 +1,308 @@
+#include "slabpool/slab/page_heap.hpp"
+
+#include <algorithm>
+#include <bit>
+
+namespace slabpool {
+namespace {
+
+// Spans looked at in one list before the best so far is taken. All of them fit within 1/16 of each
+// other, so a longer search could gain little.
+constexpr int kSearch = 12;
+
+// Fewest pages (1 MiB) given back at a time when an allocation has to make room: fewer would repeat
+// the system call for every tensor.
+constexpr std::uint64_t kDecommitStep = 64;
+
+}  // namespace
+
+// ---- FreeSpans
+
+// Lists hold [first size, next list's first size): exact up to 32 pages, then 16 to a doubling.
+unsigned FreeSpans::list_of(std::uint64_t pages) noexcept {
+  if (pages < 32) return static_cast<unsigned>(pages);
+  const auto top = static_cast<unsigned>(std::bit_width(pages)) - 1;
+  const auto list = (top - 4) * 16 + static_cast<unsigned>(pages >> (top - 4)) - 16 + 16;
+  return std::min(list, kLists - 1);
+}
+
+void FreeSpans::insert(Span* span) noexcept {
+  const unsigned list = list_of(span->pages);
+  lists_[list].push(span);
+  used_[list / 64] |= std::uint64_t{1} << (list % 64);
+}
+
+void FreeSpans::remove(Span* span) noexcept {
+  const unsigned list = list_of(span->pages);
+  lists_[list].remove(span);
+  if (lists_[list].front() == nullptr) used_[list / 64] &= ~(std::uint64_t{1} << (list % 64));
+}
+
+int FreeSpans::next_used(unsigned from) const noexcept {
+  if (from >= kLists) return -1;
+  std::uint64_t word = used_[from / 64] & (~std::uint64_t{0} << (from % 64));
+  for (unsigned i = from / 64;;) {
+    if (word != 0) return static_cast<int>(i * 64) + std::countr_zero(word);
+    if (++i == kLists / 64) return -1;
+    word = used_[i];
+  }
+}
+
+Span* FreeSpans::best_fit(std::uint64_t pages) const noexcept {
+  Span* best = nullptr;
+  for (int list = next_used(list_of(pages)); list >= 0;
+       list = next_used(static_cast<unsigned>(list) + 1)) {
+    int left = kSearch;
+    for (Span* span = lists_[list].front(); span != nullptr && left > 0; span = span->next, --left) {
+      if (span->pages < pages) continue;
+      if (best == nullptr || span->pages < best->pages ||
+          (span->pages == best->pages && span->first_page < best->first_page)) {
+        best = span;
+      }
+    }
+    if (best != nullptr) return best;
+  }
+  return nullptr;
+}
+
+Span* FreeSpans::largest() const noexcept {
+  for (unsigned i = kLists / 64; i-- > 0;) {
+    if (used_[i] == 0) continue;
+    return lists_[i * 64 + 63 - static_cast<unsigned>(std::countl_zero(used_[i]))].front();
+  }
+  return nullptr;
+}
+
+// ---- PageHeap
+
+PageHeap::PageHeap(MemoryResource& memory, std::uint64_t grow_step)
+    : memory_(memory), map_((memory.reserved() >> kPageBits) + 2), grow_step_(grow_step) {
+  Span* all = new_span(0, total_pages(), SpanKind::uncommitted_free, true);
+  mark_ends(all);
+  uncommitted_spans_.insert(all);
+}
+
+PageHeap::~PageHeap() = default;
+
+void PageHeap::add_spares() {
+  constexpr std::size_t kBatch = 64;
+  all_.push_back(std::make_unique<Span[]>(kBatch));
+  for (std::size_t i = 0; i < kBatch; ++i) retire(&all_.back()[i]);
+}
+
+Span* PageHeap::new_span(std::uint64_t first, std::uint64_t pages, SpanKind kind, bool zero) {
+  if (spare_ == nullptr) add_spares();
+  Span* span = spare_;
+  spare_ = span->next;
+  --spares_;
+  span->first_page = first;
+  span->pages = pages;
+  span->prev = span->next = nullptr;
+  span->kind = kind;
+  span->zero = zero;
+  return span;
+}
+
+void PageHeap::retire(Span* span) noexcept {
+  span->next = spare_;
+  spare_ = span;
+  ++spares_;
+}
+
+void PageHeap::mark_ends(Span* span) noexcept {
+  // Release pairs with lookup(): whoever finds the span there sees its fields.
+  slot(span->first_page).store(span, std::memory_order_release);
+  slot(span->first_page + span->pages - 1).store(span, std::memory_order_release);
+}
+
+void PageHeap::unlist(Span* span) noexcept {
+  list_for(span->kind).remove(span);
+  if (span->kind == SpanKind::committed_free) cached_ -= span->pages;
+}
+
+void PageHeap::make_free(Span* span) noexcept {
+  Span* before = at(span->first_page - 1);
+  if (span->first_page > 0 && before != nullptr && before->kind == span->kind) {
+    unlist(before);
+    span->first_page = before->first_page;
+    span->pages += before->pages;
+    span->zero = span->zero && before->zero;
+    retire(before);
+  }
+  Span* after = at(span->first_page + span->pages);
+  if (after != nullptr && after->kind == span->kind) {
+    unlist(after);
+    span->pages += after->pages;
+    span->zero = span->zero && after->zero;
+    retire(after);
+  }
+  mark_ends(span);
+  list_for(span->kind).insert(span);
+  if (span->kind == SpanKind::committed_free) cached_ += span->pages;
+}
+
+// Cuts the last `pages` pages off a span that is on no list; the rest keeps its record.
+Span* PageHeap::split_tail(Span* span, std::uint64_t pages) {
+  Span* tail = new_span(span->first_page + span->pages - pages, pages, span->kind, span->zero);
+  span->pages -= pages;
+  mark_ends(span);
+  mark_ends(tail);
+  return tail;
+}
+
+// Takes an aligned run out of a span that is on no list, giving what is left of it back to the lists.
+Span* PageHeap::carve(Span* span, std::uint64_t pages, std::uint64_t align_pages) {
+  const SpanKind kind = span->kind;
+  span->kind = SpanKind::large;  // or what is given back would merge with it again
+  const std::uint64_t first = (span->first_page + align_pages - 1) & ~(align_pages - 1);
+  if (first != span->first_page) {
+    Span* front = span;
+    span = split_tail(front, front->first_page + front->pages - first);
+    front->kind = kind;
+    make_free(front);
+  }
+  if (span->pages > pages) {
+    Span* rest = split_tail(span, span->pages - pages);
+    rest->kind = kind;
+    make_free(rest);
+  }
+  return span;
+}
+
+PageHeap::Result PageHeap::allocate(std::uint64_t pages, std::uint64_t align_pages,
+                                    std::uint64_t commit_limit) {
+  // Records for every split below, and for the one split that a later decommit() may need, so that
+  // only this call can run out of memory for them, with nothing changed.
+  if (spares_ < 8) add_spares();
+  Result result;
+  Span* span = committed_spans_.best_fit(pages + align_pages - 1);
+  if (span != nullptr) {
+    unlist(span);
+    result.span = carve(span, pages, align_pages);
+  } else {
+    result = grow(pages, align_pages, commit_limit);
+    if (result.span == nullptr) return result;
+  }
+  result.span->kind = SpanKind::large;
+  // Every page, not the ends alone: a pointer into the middle of a tensor finds its span.
+  for (std::uint64_t page = 0; page < pages; ++page) {
+    slot(result.span->first_page + page).store(result.span, std::memory_order_release);
+  }
+  return result;
+}
+
+PageHeap::Result PageHeap::grow(std::uint64_t pages, std::uint64_t align_pages,
+                                std::uint64_t commit_limit) {
+  Result result;
+  Span* fresh = uncommitted_spans_.best_fit(pages + align_pages - 1);
+  if (fresh == nullptr) return result;
+  // Cached pages just below are taken along, so that a pool that grows leaves no holes behind.
+  Span* below = align_pages == 1 && fresh->first_page > 0 ? at(fresh->first_page - 1) : nullptr;
+  if (below != nullptr && below->kind != SpanKind::committed_free) below = nullptr;
+  const std::uint64_t reuse = below != nullptr ? below->pages : 0;  // < pages, or it had been taken
+  const std::uint64_t need = pages - reuse;
+  if (committed_ + need > commit_limit) {
+    const std::uint64_t excess = committed_ + need - commit_limit;
+    if (cached_ - reuse < excess) return result;
+    (void)decommit(excess, below);
+    if (committed_ + need > commit_limit) {
+      result.system_refused = true;
+      return result;
+    }
+    return grow(pages, align_pages, commit_limit);  // the holes just made may fit better
+  }
+  // A little more than asked for where the limit allows, so that small slabs share a system call.
+  const std::uint64_t commit =
+      align_pages == 1 ? std::min({std::max(need, grow_step_), fresh->pages, commit_limit - committed_}) : need;
+  unlist(fresh);
+  Span* span = carve(fresh, commit, align_pages);
+  if (!memory_.commit(span->first_page << kPageBits, commit << kPageBits)) {
+    span->kind = SpanKind::uncommitted_free;
+    make_free(span);
+    result.system_refused = true;
+    return result;
+  }
+  committed_ += commit;
+  peak_committed_ = std::max(peak_committed_, committed_);
+  if (below != nullptr) {
+    unlist(below);
+    span->first_page = below->first_page;
+    span->pages += below->pages;
+    span->zero = span->zero && below->zero;
+    retire(below);
+  }
+  span->kind = SpanKind::committed_free;
+  result.span = carve(span, pages, 1);
+  return result;
+}
+
+void PageHeap::free(Span* span) noexcept {
+  span->kind = SpanKind::committed_free;
+  span->zero = false;
+  make_free(span);
+}
+
+std::uint64_t PageHeap::decommit(std::uint64_t pages, const Span* keep) noexcept {
+  std::uint64_t done = 0;
+  bool kept = false;
+  while (done < pages) {
+    Span* span = committed_spans_.largest();
+    if (span == keep && span != nullptr) {
+      // Set aside until the loop is over, so that the next largest comes to the front.
+      committed_spans_.remove(span);
+      kept = true;
+      continue;
+    }
+    if (span == nullptr) break;
+    unlist(span);
+    const std::uint64_t want = std::max(pages - done, kDecommitStep);
+    if (span->pages > want) {
+      Span* tail = split_tail(span, want);
+      tail->kind = SpanKind::large;  // or the rest would merge with it again
+      make_free(span);
+      span = tail;
+    }
+    if (!memory_.decommit(span->first_page << kPageBits, span->pages << kPageBits)) {
+      span->kind = SpanKind::committed_free;
+      span->zero = false;
+      make_free(span);
+      break;
+    }
+    done += span->pages;
+    committed_ -= span->pages;
+    span->kind = SpanKind::uncommitted_free;
+    span->zero = true;
+    make_free(span);
+  }
+  if (kept) committed_spans_.insert(const_cast<Span*>(keep));
+  return done;
+}
+
+Span* PageHeap::lookup(const void* address) const noexcept {
+  const auto offset = static_cast<std::uint64_t>(static_cast<const std::byte*>(address) - memory_.base());
+  const std::uint64_t page = offset >> kPageBits;
+  if (page >= total_pages()) return nullptr;
+  return map_[page + 1].load(std::memory_order_acquire);
+}
+
+const char* PageHeap::verify() const noexcept {
+  std::uint64_t committed = 0;
+  std::uint64_t cached = 0;
+  const Span* last = nullptr;
+  for (std::uint64_t page = 0; page < total_pages();) {
+    const Span* span = at(page);
+    if (span == nullptr || span->first_page != page) return "a page belongs to no span";
+    if (at(page + span->pages - 1) != span) return "a span's last page does not point to it";
+    const bool is_free = span->kind == SpanKind::committed_free || span->kind == SpanKind::uncommitted_free;
+    if (last != nullptr && is_free && last->kind == span->kind) return "two free neighbours are not merged";
+    if (span->kind != SpanKind::uncommitted_free) committed += span->pages;
+    if (span->kind == SpanKind::committed_free) cached += span->pages;
+    last = span;
+    page += span->pages;
+  }
+  if (committed != committed_) return "committed pages do not add up";
+  if (cached != cached_) return "cached pages do not add up";
+  return nullptr;
+}
+
+}  // namespace slabpool

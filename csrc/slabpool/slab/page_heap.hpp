@@ -1,0 +1,151 @@
+// The reserved range, cut into spans of whole pages.
+//
+// Every page belongs to exactly one span; neighbouring free spans of one kind are always merged.
+// Free spans are committed (their bytes are cached) or uncommitted (address space only). An
+// allocation takes the smallest committed span that fits, else commits new pages, giving back other
+// cached pages first where `commit_limit` would be passed: the range is many times larger than the
+// capacity, so address space is never what runs out. Nothing here is thread-safe: the depot's mutex
+// guards every call but lookup().
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "slabpool/memory/memory_resource.hpp"
+#include "slabpool/memory/virtual_array.hpp"
+#include "slabpool/slab/block.hpp"
+
+namespace slabpool {
+
+enum class SpanKind : std::uint8_t { committed_free, uncommitted_free, slab, large };
+
+struct Span {
+  Block large;  // the block of a span that is one tensor
+  std::uint64_t first_page = 0;
+  std::uint64_t pages = 0;
+  Span* prev = nullptr;  // in a list of free spans, or of slabs with free blocks
+  Span* next = nullptr;
+  SpanKind kind = SpanKind::uncommitted_free;
+  bool zero = false;  // known to hold only zero bytes
+
+  // A slab's part. blocks[0..carved) have been handed out at least once since the slab was made.
+  std::uint32_t size_class = 0;
+  std::uint32_t count = 0;
+  std::uint32_t carved = 0;
+  std::uint32_t free_blocks = 0;  // the uncarved ones included
+  Block* blocks = nullptr;
+  Block* free_list = nullptr;
+};
+
+// Intrusive list of spans.
+class SpanList {
+ public:
+  Span* front() const noexcept { return head_; }
+  void push(Span* span) noexcept {
+    span->prev = nullptr;
+    span->next = head_;
+    if (head_ != nullptr) head_->prev = span;
+    head_ = span;
+  }
+  void remove(Span* span) noexcept {
+    (span->prev != nullptr ? span->prev->next : head_) = span->next;
+    if (span->next != nullptr) span->next->prev = span->prev;
+    span->prev = span->next = nullptr;
+  }
+
+ private:
+  Span* head_ = nullptr;
+};
+
+// Free spans of one kind, by size: sixteen lists to a doubling and a bit for each list that is not
+// empty. Within a list the search is best fit, lowest address first, over a bounded number of spans.
+class FreeSpans {
+ public:
+  void insert(Span* span) noexcept;
+  void remove(Span* span) noexcept;
+  Span* best_fit(std::uint64_t pages) const noexcept;
+  Span* largest() const noexcept;
+
+ private:
+  static constexpr unsigned kLists = 640;  // up to 2^40 pages
+  static unsigned list_of(std::uint64_t pages) noexcept;
+  int next_used(unsigned from) const noexcept;
+
+  SpanList lists_[kLists];
+  std::uint64_t used_[kLists / 64] = {};
+};
+
+class PageHeap {
+ public:
+  // `grow_step`: pages committed at least at a time, where the limit allows.
+  PageHeap(MemoryResource& memory, std::uint64_t grow_step);
+  PageHeap(const PageHeap&) = delete;
+  PageHeap& operator=(const PageHeap&) = delete;
+  ~PageHeap();
+
+  struct Result {
+    Span* span = nullptr;      // null: not to be had
+    bool system_refused = false;  // the system, not the limit, said no
+  };
+
+  // A committed span of `pages` pages, the first aligned to `align_pages` (a power of two), of kind
+  // large until the caller says otherwise.
+  Result allocate(std::uint64_t pages, std::uint64_t align_pages, std::uint64_t commit_limit);
+  void free(Span* span) noexcept;
+
+  // Gives at least `pages` cached pages back to the system if there are as many, never touching
+  // `keep`. Returns how many.
+  std::uint64_t decommit(std::uint64_t pages, const Span* keep = nullptr) noexcept;
+
+  // The span that holds an address of the range, null if none was ever handed out there. Lock-free:
+  // right for any address inside a block that the caller keeps.
+  Span* lookup(const void* address) const noexcept;
+
+  std::uint64_t total_pages() const noexcept { return map_.size() - 2; }
+  std::uint64_t committed_pages() const noexcept { return committed_; }
+  std::uint64_t cached_pages() const noexcept { return cached_; }
+  std::uint64_t in_use_pages() const noexcept { return committed_ - cached_; }
+  std::uint64_t peak_committed_pages() const noexcept { return peak_committed_; }
+  std::byte* address(const Span* span) const noexcept {
+    return memory_.base() + (span->first_page << kPageBits);
+  }
+
+  // Checks every invariant of the header above; null, or what does not hold.
+  const char* verify() const noexcept;
+
+ private:
+  Span* new_span(std::uint64_t first, std::uint64_t pages, SpanKind kind, bool zero);
+  void add_spares();
+  void retire(Span* span) noexcept;
+  FreeSpans& list_for(SpanKind kind) noexcept {
+    return kind == SpanKind::committed_free ? committed_spans_ : uncommitted_spans_;
+  }
+  void make_free(Span* span) noexcept;  // merges with its neighbours and lists the result
+  void unlist(Span* span) noexcept;
+  void mark_ends(Span* span) noexcept;
+  Span* carve(Span* span, std::uint64_t pages, std::uint64_t align_pages);
+  Span* split_tail(Span* span, std::uint64_t pages);
+  Result grow(std::uint64_t pages, std::uint64_t align_pages, std::uint64_t commit_limit);
+
+  // The map has a null guard at each end, so that neighbours can be looked up without a test.
+  std::atomic<Span*>& slot(std::uint64_t page) noexcept { return map_[page + 1]; }
+  Span* at(std::uint64_t page) const noexcept {
+    return map_[page + 1].load(std::memory_order_relaxed);
+  }
+
+  MemoryResource& memory_;
+  VirtualArray<std::atomic<Span*>> map_;
+  FreeSpans committed_spans_;
+  FreeSpans uncommitted_spans_;
+  Span* spare_ = nullptr;                     // records without a span
+  std::size_t spares_ = 0;
+  std::vector<std::unique_ptr<Span[]>> all_;  // owns every record, until the pool ends
+  std::uint64_t grow_step_;
+  std::uint64_t committed_ = 0;
+  std::uint64_t cached_ = 0;
+  std::uint64_t peak_committed_ = 0;
+};
+
+}  // namespace slabpool

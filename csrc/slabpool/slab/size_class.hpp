@@ -1,0 +1,84 @@
+// Which size a request for bytes is rounded to, and which free list it lives on.
+//
+// Up to 128 KiB a tensor gets a block of one of 72 *size classes* inside a slab: steps of 64 bytes
+// up to 1 KiB, then eight steps to a doubling, so that rounding wastes an eighth at most. Above, it
+// gets a span of its own, rounded up to whole pages (an eighth at most again).
+//
+// A *bin* is a free list of a thread cache: one per size class, then sixteen to a doubling for spans
+// up to 256 MiB. Spans of one bin may differ in size; whoever takes one looks at its size.
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+#include "slabpool/memory/memory_resource.hpp"
+
+namespace slabpool {
+
+inline constexpr std::size_t kMinBlock = 64;
+inline constexpr std::size_t kMaxSlabBlock = std::size_t{128} << 10;
+inline constexpr std::size_t kMaxBinned = std::size_t{256} << 20;
+inline constexpr unsigned kSlabClasses = 16 + 7 * 8;
+inline constexpr unsigned kBins = kSlabClasses + 11 * 16;
+
+// Bin of `bytes`, 1 <= bytes <= kMaxBinned. Below kSlabClasses it is also the size class.
+constexpr unsigned bin_of(std::size_t bytes) noexcept {
+  if (bytes <= 1024) return static_cast<unsigned>((bytes + 63) / 64) - 1;
+  const auto top = static_cast<unsigned>(std::bit_width(bytes - 1)) - 1;  // bytes in (2^top, 2^(top+1)]
+  if (bytes <= kMaxSlabBlock) {
+    return 16 + (top - 10) * 8 + static_cast<unsigned>((bytes - 1) >> (top - 3)) - 8;
+  }
+  return kSlabClasses + (top - 17) * 16 + static_cast<unsigned>((bytes - 1) >> (top - 4)) - 16;
+}
+
+// Size in bytes of a block of a slab's size class.
+constexpr std::size_t class_size(unsigned size_class) noexcept {
+  if (size_class < 16) return (size_class + std::size_t{1}) * 64;
+  const unsigned k = size_class - 16;
+  return (std::size_t{9} + k % 8) << (7 + k / 8);
+}
+
+constexpr std::size_t pages_for(std::size_t bytes) noexcept {
+  return (bytes + kPageSize - 1) >> kPageBits;
+}
+
+// What a tensor of `bytes` takes from the pool when it is cut fresh: the figure quotas count in.
+constexpr std::size_t block_size_for(std::size_t bytes) noexcept {
+  if (bytes <= kMaxSlabBlock) return class_size(bin_of(bytes == 0 ? 1 : bytes));
+  return pages_for(bytes) << kPageBits;
+}
+
+// Pages of a slab: the fewest that hold at least eight blocks (four above 16 KiB, where a slab is
+// already 128 KiB and more) and leave no more than 1/64 unused at the end.
+constexpr std::size_t slab_pages(unsigned size_class) noexcept {
+  const std::size_t size = class_size(size_class);
+  const std::size_t least = size > (std::size_t{16} << 10) ? 4 : 8;
+  std::size_t pages = pages_for(size * least);
+  while ((pages * kPageSize) % size > pages * kPageSize / 64) ++pages;
+  return pages;
+}
+
+struct SlabShape {
+  std::uint32_t pages;
+  std::uint32_t blocks;
+};
+
+struct SlabShapes {
+  SlabShape at[kSlabClasses]{};
+  constexpr SlabShapes() {
+    for (unsigned c = 0; c < kSlabClasses; ++c) {
+      const std::size_t pages = slab_pages(c);
+      at[c] = {static_cast<std::uint32_t>(pages),
+               static_cast<std::uint32_t>(pages * kPageSize / class_size(c))};
+    }
+  }
+};
+inline constexpr SlabShapes kSlabShapes{};
+
+static_assert(bin_of(kMaxSlabBlock) == kSlabClasses - 1 && bin_of(kMaxSlabBlock + 1) == kSlabClasses);
+static_assert(bin_of(kMaxBinned) == kBins - 1);
+static_assert(class_size(kSlabClasses - 1) == kMaxSlabBlock);
+static_assert(class_size(bin_of(1025)) == 1152 && class_size(bin_of(2048)) == 2048);
+
+}  // namespace slabpool

@@ -1,0 +1,337 @@
+#include "slabpool/slab/thread_cache.hpp"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <unordered_map>
+
+#include "slabpool/fork.hpp"
+
+namespace slabpool {
+
+constinit thread_local LastCache t_last_cache{0, nullptr};
+
+namespace {
+
+// Blocks of one bin a thread keeps before it gives half of them to the depot.
+constexpr std::uint32_t kBinLimit = 128;
+// Spans of one bin looked at for one that is large enough.
+constexpr int kSearch = 4;
+
+// Which pools live, for threads that end after a pool did.
+struct Registry {
+  std::mutex mutex;
+  std::unordered_map<std::uint64_t, CacheSet*> sets;
+  std::uint64_t next_serial = 1;
+};
+
+// Leaked on purpose: threads may end after static destructors have run.
+Registry& registry() {
+  static Registry* r = [] {
+    auto* made = new Registry();
+    // The mutex is held across fork(), so that the child finds it free and the map whole.
+    pthread_atfork([] { registry().mutex.lock(); }, [] { registry().mutex.unlock(); },
+                   [] { registry().mutex.unlock(); });
+    return made;
+  }();
+  return *r;
+}
+
+}  // namespace
+
+// The caches of this thread, given back when it ends.
+struct ThreadExit {
+  struct Entry {
+    std::uint64_t serial;
+    std::uint32_t epoch;
+    ThreadCache* cache;
+  };
+  std::vector<Entry> entries;
+
+  ~ThreadExit();
+
+  void add(std::uint64_t serial, std::uint32_t epoch, ThreadCache* cache) {
+    {
+      Registry& r = registry();
+      const std::lock_guard lock(r.mutex);
+      std::erase_if(entries, [&](const Entry& e) { return r.sets.find(e.serial) == r.sets.end(); });
+    }
+    entries.push_back({serial, epoch, cache});
+  }
+};
+
+namespace {
+thread_local ThreadExit t_exit;
+// Other thread-locals may free blocks while a thread ends, after t_exit is gone.
+constinit thread_local bool t_exited = false;
+}  // namespace
+
+ThreadExit::~ThreadExit() {
+  t_exited = true;
+  t_last_cache = {0, nullptr};
+  Registry& r = registry();
+  const std::lock_guard lock(r.mutex);
+  for (const Entry& entry : entries) {
+    if (entry.epoch != fork_epoch()) continue;  // a pool of the parent process
+    const auto found = r.sets.find(entry.serial);
+    if (found != r.sets.end()) found->second->orphan(*entry.cache);
+  }
+}
+
+// ---- CacheSet
+
+CacheSet::CacheSet(Depot& depot, std::uint64_t capacity)
+    : depot_(depot),
+      serial_([this] {
+        Registry& r = registry();
+        const std::lock_guard lock(r.mutex);
+        const std::uint64_t serial = r.next_serial++;
+        r.sets.emplace(serial, this);
+        return serial;
+      }()),
+      // 1/16 of the capacity a thread, and never more than 512 MiB: enough for the tensors of a few
+      // layers to come and go without the depot, little enough that idle threads matter little.
+      byte_budget_(std::min<std::uint64_t>(capacity / 16, std::uint64_t{512} << 20)),
+      publish_step_(static_cast<std::int64_t>(capacity / 64)),
+      epoch_(fork_epoch()) {}
+
+CacheSet::~CacheSet() {
+  Registry& r = registry();
+  const std::lock_guard lock(r.mutex);
+  r.sets.erase(serial_);
+}
+
+ThreadCache& CacheSet::attach() {
+  if (!t_exited) {
+    for (const ThreadExit::Entry& entry : t_exit.entries) {
+      if (entry.serial == serial_) {
+        t_last_cache = {serial_, entry.cache};
+        return *entry.cache;
+      }
+    }
+  }
+  ThreadCache* cache = nullptr;
+  {
+    const std::lock_guard lock(revokers_);
+    for (const auto& candidate : caches_) {
+      // Relaxed: orphan() ran under the same mutex.
+      if (candidate->orphan_.load(std::memory_order_relaxed)) {
+        cache = candidate.get();
+        cache->orphan_.store(false, std::memory_order_relaxed);
+        break;
+      }
+    }
+    if (cache == nullptr) {
+      caches_.push_back(std::make_unique<ThreadCache>(*this));
+      cache = caches_.back().get();
+    }
+  }
+  if (!t_exited) t_exit.add(serial_, epoch_, cache);
+  t_last_cache = {serial_, cache};
+  return *cache;
+}
+
+void CacheSet::orphan(ThreadCache& cache) noexcept {
+  const std::lock_guard lock(revokers_);
+  cache.publish_live();
+  // Relaxed: a thread that misses it posts to the inbox, where the next owner or collect() finds it.
+  cache.orphan_.store(true, std::memory_order_relaxed);
+  if (Block* chain = cache.take_all()) depot_.give(chain);
+}
+
+void CacheSet::collect() noexcept {
+  const std::lock_guard lock(revokers_);
+  for (const auto& cache : caches_) cache->lock_.revoke();
+  barrier_all_threads();
+  for (const auto& cache : caches_) {
+    cache->lock_.wait();
+    if (Block* chain = cache->take_all()) depot_.give(chain);
+    cache->lock_.restore();
+  }
+}
+
+CacheSet::Sums CacheSet::sums() const noexcept {
+  const std::lock_guard lock(revokers_);
+  // Two equal passes in a row were one instant: the counters only grow. A few tries, then the last
+  // pass has to do; it is off by what other threads did during the call.
+  Sums sums{};
+  for (int round = 0; round < 4; ++round) {
+    const std::uint64_t before = sums.counts[0] + sums.counts[1];
+    sums = Sums{};
+    sums.live = live_.load(std::memory_order_acquire);
+    sums.peak_live = sums.live;
+    for (const auto& cache : caches_) {
+      for (unsigned i = 0; i < kCounts; ++i) sums.counts[i] += cache->counts_[i].load(std::memory_order_acquire);
+      sums.live += cache->live_delta_.load(std::memory_order_acquire);
+      sums.peak_live += cache->peak_delta_.load(std::memory_order_acquire);
+    }
+    if (round > 0 && before == sums.counts[0] + sums.counts[1]) break;
+  }
+  sums.peak_live = std::max({sums.peak_live, peak_live_.load(std::memory_order_relaxed), sums.live});
+  return sums;
+}
+
+// ---- ThreadCache
+
+void ThreadCache::publish_live() noexcept {
+  const std::int64_t delta = live_delta_.load(std::memory_order_relaxed);
+  const std::int64_t peak_delta = peak_delta_.load(std::memory_order_relaxed);
+  // Relaxed: a sum and a maximum, read as figures only.
+  const std::int64_t before = set_.live_.fetch_add(delta, std::memory_order_relaxed);
+  std::int64_t peak = set_.peak_live_.load(std::memory_order_relaxed);
+  const std::int64_t mine = before + peak_delta;
+  while (mine > peak && !set_.peak_live_.compare_exchange_weak(peak, mine, std::memory_order_relaxed)) {
+  }
+  live_delta_.store(0, std::memory_order_relaxed);
+  peak_delta_.store(0, std::memory_order_relaxed);
+}
+
+Block* ThreadCache::pop_bin(unsigned bin, std::uint64_t need, bool exact) noexcept {
+  Bin& list = bins_[bin];
+  Block** link = &list.head;
+  for (int left = kSearch; *link != nullptr && left > 0; --left, link = &(*link)->next) {
+    Block* block = *link;
+    if (exact ? block->bytes != need : block->bytes < need) continue;
+    *link = block->next;
+    --list.blocks;
+    bytes_ -= block->bytes;
+    return block;
+  }
+  return nullptr;
+}
+
+Block* ThreadCache::pop(unsigned bin, std::uint64_t need, bool exact) noexcept {
+  lock_.enter(set_.revokers_);
+  Block* block = pop_bin(bin, need, exact);
+  if (block == nullptr) [[unlikely]] {
+    // Relaxed: a hint; draining acquires.
+    if (inbox_.load(std::memory_order_relaxed) != nullptr && drain_inbox()) block = pop_bin(bin, need, exact);
+    // A span of the next bin wastes an eighth at most.
+    if (block == nullptr && !exact && bin >= kSlabClasses && bin + 1 < kBins) block = pop_bin(bin + 1, need, false);
+    if (block == nullptr) {
+      lock_.leave();
+      return nullptr;
+    }
+  }
+  count_allocated(block->bytes);
+  lock_.leave();
+  return block;
+}
+
+void ThreadCache::keep(Block* chain) noexcept {
+  lock_.enter(set_.revokers_);
+  count_allocated(chain->bytes);
+  for (Block* block = chain->next; block != nullptr;) {
+    Block* next = block->next;
+    push_bin(block);
+    block = next;
+  }
+  lock_.leave();
+}
+
+void ThreadCache::push_bin(Block* block) noexcept {
+  Bin& list = bins_[block->bin];
+  block->next = list.head;
+  list.head = block;
+  ++list.blocks;
+  bytes_ += block->bytes;
+}
+
+bool ThreadCache::drain_inbox() noexcept {
+  // Sequentially consistent: acquire takes in what the posters wrote, and see post() for the rest.
+  Block* block = inbox_.exchange(nullptr, std::memory_order_seq_cst);
+  if (block == nullptr) return false;
+  Block* over = nullptr;
+  while (block != nullptr) {
+    Block* next = block->next;
+    if (bytes_ + block->bytes <= set_.byte_budget_) {
+      push_bin(block);
+    } else {
+      block->next = over;
+      over = block;
+    }
+    block = next;
+  }
+  if (over != nullptr) set_.depot_.give(over);
+  return true;
+}
+
+void ThreadCache::post(Block* first, Block* last) noexcept {
+  Block* head = inbox_.load(std::memory_order_relaxed);
+  do {
+    last->next = head;
+    // Sequentially consistent, as is the drain: a thread that waits for memory first says so and then
+    // drains, the poster first posts and then looks for waiters; one of them sees the other.
+  } while (!inbox_.compare_exchange_weak(head, first, std::memory_order_seq_cst, std::memory_order_relaxed));
+}
+
+// Takes half of a bin's blocks out, at least one.
+Block* ThreadCache::spill(unsigned bin) noexcept {
+  Bin& list = bins_[bin];
+  std::uint32_t n = (list.blocks + 1) / 2;
+  list.blocks -= n;
+  Block* chain = list.head;
+  Block* last = chain;
+  bytes_ -= last->bytes;
+  while (--n > 0) {
+    last = last->next;
+    bytes_ -= last->bytes;
+  }
+  list.head = last->next;
+  last->next = nullptr;
+  return chain;
+}
+
+void ThreadCache::push(Block* chain) noexcept {
+  while (chain != nullptr) {
+    Block* block = chain;
+    ThreadCache* home = block->home;
+    if (block->bin == kBins) {
+      chain = block->next;
+      count_freed(block->bytes);
+      block->next = nullptr;
+      set_.depot_.give(block);
+      continue;
+    }
+    // Relaxed: see orphan().
+    if (home != this && !home->orphan_.load(std::memory_order_relaxed)) {
+      // As many as have the same home go there at once.
+      Block* last = block;
+      count_freed(block->bytes);
+      while (last->next != nullptr && last->next->home == home && last->next->bin != kBins) {
+        last = last->next;
+        count_freed(last->bytes);
+      }
+      chain = last->next;
+      home->post(block, last);
+      continue;
+    }
+    chain = block->next;
+    lock_.enter(set_.revokers_);
+    push_bin(block);
+    count_freed(block->bytes);
+    Block* over = nullptr;
+    if (bytes_ > set_.byte_budget_ || bins_[block->bin].blocks > kBinLimit) [[unlikely]] over = spill(block->bin);
+    lock_.leave();
+    if (over != nullptr) set_.depot_.give(over);
+  }
+}
+
+// With the lock held or revoked: everything the cache has, as one chain.
+Block* ThreadCache::take_all() noexcept {
+  (void)drain_inbox();
+  Block* chain = nullptr;
+  for (Bin& list : bins_) {
+    while (list.head != nullptr) {
+      Block* block = list.head;
+      list.head = block->next;
+      block->next = chain;
+      chain = block;
+    }
+    list.blocks = 0;
+  }
+  bytes_ = 0;
+  return chain;
+}
+
+}  // namespace slabpool

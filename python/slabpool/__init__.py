@@ -1,0 +1,70 @@
+"""slabpool: memory that belongs to a request, comes back exactly once, and only when the last device
+that was reading it has said so.
+
+>>> import numpy as np, slabpool
+>>> pool = slabpool.Pool("64MiB")
+>>> req = pool.request("chat-42", devices=["gpu0", "gpu1"])
+>>> kv = req.zeros((2, 16, 64), np.float16)
+>>> req.close()
+>>> req.ack("gpu0"), req.ack("gpu1")
+(<Ack.PENDING: 'pending'>, <Ack.RELEASED: 'released'>)
+"""
+
+from importlib.metadata import version as _version
+
+from slabpool._core.layout import Layout, Tensors
+from slabpool._core.pool import Pool
+from slabpool._core.request import Request
+from slabpool._paths import get_cmake_dir, get_include, get_lib
+from slabpool.errors import (
+    AmbiguousRequestError,
+    DeviceUnavailableError,
+    DuplicateDeviceError,
+    ForkedPoolError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    PoolBusyError,
+    PoolClosedError,
+    PoolExhausted,
+    QuotaExceededError,
+    RequestClosedError,
+    SlabpoolError,
+    TensorTooLargeError,
+    TooManyDevicesError,
+    UnknownDeviceError,
+)
+from slabpool.records import Ack, Corruption, Event, RequestRecord, RequestState, Stats
+
+__version__ = _version("slabpool")
+
+__all__ = [
+    "Ack",
+    "AmbiguousRequestError",
+    "Corruption",
+    "DeviceUnavailableError",
+    "DuplicateDeviceError",
+    "Event",
+    "ForkedPoolError",
+    "InvalidArgumentError",
+    "InvalidTypeError",
+    "Layout",
+    "Pool",
+    "PoolBusyError",
+    "PoolClosedError",
+    "PoolExhausted",
+    "QuotaExceededError",
+    "Request",
+    "RequestClosedError",
+    "RequestRecord",
+    "RequestState",
+    "SlabpoolError",
+    "Stats",
+    "TensorTooLargeError",
+    "Tensors",
+    "TooManyDevicesError",
+    "UnknownDeviceError",
+    "__version__",
+    "get_cmake_dir",
+    "get_include",
+    "get_lib",
+]

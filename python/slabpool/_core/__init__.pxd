@@ -1,0 +1,1 @@
+# Makes slabpool._core a package for cimport.

@@ -1,0 +1,1 @@
+"""The compiled layer: one extension module per subject, over the C++ core."""

@@ -1,0 +1,47 @@
+# How an array over pooled memory is made. Shared by the pool, requests and layouts.
+
+cimport numpy as cnp
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp.memory cimport unique_ptr
+
+from slabpool._core.cpp_block cimport Block
+from slabpool._core.cpp_pool cimport Pool as CppPool
+from slabpool._core.cpp_request cimport Handle, SourceLocation
+from slabpool._core.cpp_status cimport Status
+
+# numpy's own limit is 64 since 2.0, 32 before; the array call enforces the lower one.
+cdef enum:
+    MAX_DIMS = 64
+
+
+cdef struct Shape:
+    int nd
+    cnp.npy_intp dims[MAX_DIMS]
+
+
+# The C++ pool, kept alive by everything that may still touch its memory.
+cdef class Core:
+    cdef unique_ptr[CppPool] owned
+    cdef CppPool* pool
+    cdef readonly dict filenames      # keeps the strings that the core's SourceLocations point into
+    cdef bint records_lines           # debug: every block remembers the line that allocated it
+    cdef object report                # (status, context...) -> raises; slabpool._report
+    cdef object __weakref__
+
+
+cdef Handle NO_REQUEST
+
+cdef SourceLocation caller(Core core) except *
+cdef SourceLocation located(Core core, object file, int line) except *
+cdef cnp.dtype as_dtype(object dtype)
+cdef uint64_t parse_shape(object shape, Py_ssize_t itemsize, Shape* out) except? 0xFFFFFFFFFFFFFFFF
+cdef int64_t deadline_of(object timeout) except? -1
+cdef uint64_t check_align(object align) except 0
+cdef object wrap(Core core, Block* block, void* data, cnp.dtype dtype, Shape* shape)
+cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align, bint view, bint zero,
+                     object timeout, object who) except NULL
+cdef object new_array(Core core, Handle request, object shape, object dtype, object align, bint zero,
+                      object timeout, object who)
+cdef object new_full(Core core, Handle request, object shape, object value, object dtype, object align,
+                     object timeout, object who)
+cdef object new_copy(Core core, Handle request, object array, object align, object timeout, object who)

@@ -1,0 +1,280 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, binding=False
+"""Makes plain numpy arrays over pooled blocks, and lets go of a block when its array dies.
+
+An array's base is a small `_Owner`. What must stay true: an owner stands for one view hold in the core,
+taken before the array exists and dropped once when the owner dies; it keeps the `Core`, and with it the
+memory, alive. No policy here: bad arguments raise, all else is the core's decision.
+"""
+
+cimport cython
+cimport numpy as cnp
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
+from cpython.unicode cimport PyUnicode_AsUTF8
+from libc.stdint cimport int64_t
+
+from slabpool._core.cpp_pool cimport AllocateSpec, Allocation, kMaxAlign
+
+import operator
+import time
+
+import numpy as np
+
+from slabpool.errors import InvalidArgumentError, InvalidTypeError
+
+cnp.import_array()
+
+cdef extern from *:
+    """
+    #if PY_VERSION_HEX < 0x030b0000
+    #include <frameobject.h>
+    #endif
+    static inline int slabpool_mul_overflows(unsigned long long a, unsigned long long b, unsigned long long* r) {
+      return __builtin_mul_overflow(a, b, r);
+    }
+    // file name (new reference, may be null) and line of the Python code that is running
+    static PyObject* slabpool_caller(int* line) {
+      PyFrameObject* frame = PyEval_GetFrame();
+      *line = 0;
+      if (frame == NULL) return NULL;
+      *line = PyFrame_GetLineNumber(frame);
+      PyCodeObject* code = PyFrame_GetCode(frame);
+      PyObject* name = code->co_filename;
+      Py_INCREF(name);
+      Py_DECREF(code);
+      return name;
+    }
+    // PyArray_NewFromDescr over memory that exists; takes over the reference to the dtype, as that does.
+    static inline PyObject* slabpool_new_array(PyObject* dtype, int nd, npy_intp* dims, void* data) {
+      return PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr*)dtype, nd, dims, NULL, data, NPY_ARRAY_CARRAY, NULL);
+    }
+    static inline int slabpool_set_base(PyObject* array, PyObject* base) {
+      return PyArray_SetBaseObject((PyArrayObject*)array, base);
+    }
+    static inline int slabpool_holds_objects(PyObject* dtype) {
+      return PyDataType_REFCHK((PyArray_Descr*)dtype) != 0;
+    }
+    """
+    PyObject* new_over "slabpool_new_array"(PyObject* dtype, int nd, cnp.npy_intp* dims, void* data) except NULL
+    int set_base "slabpool_set_base"(PyObject* array, PyObject* base) except -1
+    bint holds_objects "slabpool_holds_objects"(PyObject* dtype)
+    int slabpool_mul_overflows(unsigned long long a, unsigned long long b, unsigned long long* r) nogil
+    PyObject* slabpool_caller(int* line)
+
+cdef extern from "slabpool/pool.hpp":
+    uint64_t NO_BYTES "(~std::uint64_t{0})"
+
+# Bytes from which filling with zeros lets the GIL go: below, switching costs more than it gives.
+cdef uint64_t BULK = 1 << 18
+
+
+cdef class Core:
+    def __dealloc__(self):
+        # A child of fork must not take down what it only inherited: its locks may be held by threads
+        # that do not exist here, and its views may still be read.
+        if self.pool is not NULL and not self.pool.usable_here():
+            self.owned.release()
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(256)
+cdef class _Owner:
+    """Keeps a block for one array (and all its slices)."""
+
+    cdef Core core
+    cdef Block* block
+
+    def __dealloc__(self):
+        if self.block is not NULL:
+            self.core.pool.drop_view(self.block[0])
+
+
+cdef Handle NO_REQUEST
+
+# The dtype asked for last, and what it came to: engines ask for the same one all the time.
+cdef object _last_asked = None
+cdef cnp.dtype _last_dtype = None
+
+
+cdef SourceLocation caller(Core core) except *:
+    cdef int line = 0
+    cdef SourceLocation where
+    cdef PyObject* name = slabpool_caller(&line)
+    if name is not NULL:
+        where = located(core, <object>name, line)
+        Py_XDECREF(name)
+    return where
+
+
+cdef SourceLocation located(Core core, object file, int line) except *:
+    cdef SourceLocation where
+    file = core.filenames.setdefault(file, file)
+    where.file = PyUnicode_AsUTF8(file)
+    where.line = <uint32_t>line
+    return where
+
+
+cdef cnp.dtype _new_dtype(object asked):
+    global _last_asked, _last_dtype
+    cdef cnp.dtype dtype
+    try:
+        dtype = np.dtype(asked)
+    except TypeError as error:
+        raise InvalidTypeError(f"dtype must be something numpy understands, got {asked!r}: {error}") from None
+    if holds_objects(<PyObject*>dtype):
+        raise InvalidTypeError(
+            f"dtype {dtype} holds Python objects, which pooled memory cannot keep; "
+            "use a dtype of plain values (numbers, bytes, fixed-length text, structures of these)"
+        )
+    if dtype.itemsize == 0:
+        dtype = np.empty(0, dtype).dtype  # text without a length: numpy makes it one character
+    if isinstance(asked, (type, str)):  # not a list of fields, which may change
+        _last_asked = asked
+        _last_dtype = dtype
+    return dtype
+
+
+cdef cnp.dtype as_dtype(object dtype):
+    if dtype is _last_asked and dtype is not None:
+        return _last_dtype
+    if isinstance(dtype, cnp.dtype) and not holds_objects(<PyObject*>dtype) and (<cnp.dtype>dtype).itemsize != 0:
+        return <cnp.dtype>dtype
+    return _new_dtype(dtype)
+
+
+cdef _bad_shape(object shape):
+    if isinstance(shape, (tuple, list)):
+        for dim in shape:
+            try:
+                if operator.index(dim) < 0:
+                    raise InvalidArgumentError(f"shape has a negative dimension: {shape!r}")
+            except TypeError:
+                raise InvalidTypeError(
+                    f"shape must be an int or a tuple of ints, got {shape!r} with a dimension of type "
+                    f"{type(dim).__name__}"
+                ) from None
+        raise InvalidArgumentError(f"shape is too large: {shape!r} has more bytes than an address can hold")
+    raise InvalidTypeError(f"shape must be an int or a tuple of ints, got {shape!r} of type {type(shape).__name__}")
+
+
+cdef uint64_t parse_shape(object shape, Py_ssize_t itemsize, Shape* out) except? 0xFFFFFFFFFFFFFFFF:
+    cdef unsigned long long nbytes = <unsigned long long>itemsize
+    cdef Py_ssize_t dim
+    cdef int i
+    if type(shape) is not tuple:
+        if isinstance(shape, (list, tuple)):
+            shape = tuple(shape)
+        else:
+            try:
+                shape = (operator.index(shape),)
+            except TypeError:
+                _bad_shape(shape)
+    cdef Py_ssize_t nd = PyTuple_GET_SIZE(shape)
+    if nd > MAX_DIMS:
+        raise InvalidArgumentError(f"shape has {nd} dimensions; numpy arrays have at most {MAX_DIMS}")
+    out.nd = <int>nd
+    cdef bint empty = False
+    for i in range(out.nd):
+        try:
+            dim = <object>PyTuple_GET_ITEM(shape, i)
+        except (TypeError, OverflowError):
+            _bad_shape(shape)
+        if dim < 0:
+            _bad_shape(shape)
+        out.dims[i] = dim
+        if dim == 0:
+            empty = True
+        elif slabpool_mul_overflows(nbytes, <unsigned long long>dim, &nbytes) or nbytes > 0x7FFFFFFFFFFFFFFF:
+            _bad_shape(shape)
+    return 0 if empty else nbytes
+
+
+cdef uint64_t check_align(object align) except 0:
+    try:
+        value = operator.index(align)
+    except TypeError:
+        raise InvalidTypeError(f"align must be an int, got {align!r} of type {type(align).__name__}") from None
+    if value < 1 or value > kMaxAlign or value & (value - 1):
+        raise InvalidArgumentError(f"align must be a power of two from 1 to {kMaxAlign} bytes, got {value}")
+    return value
+
+
+cdef object wrap(Core core, Block* block, void* data, cnp.dtype dtype, Shape* shape):
+    """Array over `data`, inside `block`, whose view hold the array takes over; dropped on failure."""
+    cdef _Owner owner = _Owner.__new__(_Owner)
+    owner.core = core
+    owner.block = block
+    Py_INCREF(dtype)  # taken over by the call, also when it fails
+    cdef PyObject* made = new_over(<PyObject*>dtype, shape.nd, shape.dims, data)
+    array = <object>made
+    Py_DECREF(array)
+    Py_INCREF(owner)  # likewise
+    set_base(made, <PyObject*>owner)
+    return array
+
+
+cdef int64_t deadline_of(object timeout) except? -1:
+    try:
+        seconds = float(timeout)
+    except TypeError:
+        raise InvalidTypeError(f"timeout must be seconds or None, got {timeout!r}") from None
+    if not seconds >= 0:
+        raise InvalidArgumentError(f"timeout must not be negative, got {timeout!r}")
+    cdef object at = time.monotonic_ns() + int(min(seconds, 1e9) * 1e9)
+    return at
+
+
+cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align, bint view, bint zero,
+                     object timeout, object who) except NULL:
+    cdef AllocateSpec spec
+    cdef Allocation result
+    cdef int64_t deadline
+    spec.nbytes = nbytes
+    spec.align = align
+    spec.request = request
+    spec.view = view
+    spec.zero = zero
+    if core.records_lines:
+        spec.where = caller(core)
+    if timeout is None:
+        if zero and nbytes >= BULK:
+            with nogil:
+                result = core.pool.allocate(spec)
+        else:
+            result = core.pool.allocate(spec)
+    else:
+        deadline = deadline_of(timeout)
+        with nogil:
+            result = core.pool.allocate_until(spec, deadline)
+    if result.block is NULL:
+        core.report(who, <int>result.status, nbytes, timeout)
+        raise SystemError("slabpool: an allocation failed without a reason")
+    return result.block
+
+
+cdef object new_array(Core core, Handle request, object shape, object dtype, object align, bint zero,
+                      object timeout, object who):
+    cdef Shape parsed
+    cdef cnp.dtype descr = as_dtype(dtype)
+    cdef uint64_t nbytes = parse_shape(shape, descr.itemsize, &parsed)
+    cdef uint64_t alignment = 64 if align is None else check_align(align)
+    cdef Block* block = allocate(core, request, nbytes, alignment, True, zero, timeout, who)
+    return wrap(core, block, block.data, descr, &parsed)
+
+
+cdef object new_full(Core core, Handle request, object shape, object value, object dtype, object align,
+                     object timeout, object who):
+    if dtype is None:
+        dtype = np.asarray(value).dtype
+    array = new_array(core, request, shape, dtype, align, False, timeout, who)
+    np.copyto(array, value, casting="unsafe")
+    return array
+
+
+cdef object new_copy(Core core, Handle request, object source, object align, object timeout, object who):
+    source = np.asarray(source)
+    array = new_array(core, request, source.shape, source.dtype, align, False, timeout, who)
+    np.copyto(array, source)
+    return array

@@ -1,0 +1,78 @@
+# slabpool/pool.hpp: the face of the C++ core, and the plain values its calls take and return.
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libcpp cimport bool
+from libcpp.memory cimport unique_ptr
+from libcpp.optional cimport optional
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+from slabpool._core.cpp_block cimport Block
+from slabpool._core.cpp_request cimport AckResult, DeviceRegistry, Handle, OpenSpec, SourceLocation
+from slabpool._core.cpp_observe cimport Corruption, Event, RequestInfo, Stats
+from slabpool._core.cpp_status cimport Status
+
+
+cdef extern from "slabpool/pool.hpp" namespace "slabpool" nogil:
+    const size_t kDefaultAlign
+    const size_t kMaxAlign
+
+    cdef cppclass PoolOptions:
+        uint64_t capacity
+        bool scrub_on_release
+        int debug
+        size_t events
+        bool huge_pages
+        int numa_node
+
+    cdef cppclass Allocation:
+        Block* block
+        Status status
+
+    cdef cppclass AllocateSpec:
+        AllocateSpec()
+        uint64_t nbytes
+        uint64_t align
+        Handle request
+        bool view
+        bool zero
+        SourceLocation where
+
+    cdef cppclass Acked "slabpool::Pool::Acked":
+        Status status
+        AckResult result
+
+    cdef cppclass Pool:
+        @staticmethod
+        unique_ptr[Pool] create(const PoolOptions& options, Status& status)
+        Allocation allocate(const AllocateSpec& spec)
+        Allocation allocate_until(const AllocateSpec& spec, int64_t deadline_ns)
+        void hold_view(Block& block)
+        Status open_view(Block& block, uint32_t serial, Handle request)
+        void drop_view(Block& block)
+        Block* find(const void* address)
+        Status open(const OpenSpec& spec, Handle& handle)
+        Status open_until(const OpenSpec& spec, Handle& handle, int64_t deadline_ns)
+        Acked ack(Handle handle, uint32_t device)
+        Acked ack_id(const string& id, uint32_t device, optional[uint64_t] generation)
+        void close_request(Handle handle, bool cancel)
+        Status add_device(Handle handle, uint32_t device)
+        uint64_t device_lost(uint32_t device)
+        void heartbeat(uint32_t device)
+        bool released(Handle handle)
+        bool is_open(Handle handle)
+        bool cancelled(Handle handle)
+        bool wait_released(Handle handle, int64_t deadline_ns)
+        bool describe(Handle handle, RequestInfo& info) except +
+        DeviceRegistry& devices()
+        Stats stats()
+        vector[RequestInfo] requests(int64_t older_than_ns) except +
+        vector[Event] events() except +
+        vector[Corruption] corruptions() except +
+        const char* verify()
+        uint64_t trim()
+        Status close(bool force)
+        bool closed()
+        bool usable_here()
+        void add_wakeup(int fd) except +
+        void remove_wakeup(int fd)

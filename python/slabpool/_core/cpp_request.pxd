@@ -1,0 +1,58 @@
+# slabpool/request/*.hpp: handles on requests, and what opening one takes.
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp.optional cimport optional
+from libcpp.string cimport string
+
+
+cdef extern from "<string_view>" namespace "std" nogil:
+    cdef cppclass string_view:
+        string_view()
+        string_view(const char* data, size_t size)
+
+
+cdef extern from "<span>" namespace "std" nogil:
+    cdef cppclass device_span "std::span<const std::uint32_t>":
+        device_span()
+        device_span(const uint32_t* data, size_t size)
+
+
+cdef extern from "slabpool/request/request_record.hpp" namespace "slabpool" nogil:
+    cdef cppclass Handle:
+        uint32_t slot
+        uint64_t generation
+
+    cdef cppclass SourceLocation:
+        const char* file
+        uint32_t line
+
+
+cdef extern from "slabpool/request/device_registry.hpp" namespace "slabpool" nogil:
+    cdef cppclass DeviceRegistry:
+        optional[uint32_t] add(const string& name) except +
+        optional[uint32_t] find(const string& name) except +
+        string name(uint32_t device) except +
+
+
+cdef extern from "slabpool/request/holder_set.hpp" namespace "slabpool" nogil:
+    const uint32_t kMaxDevices
+
+
+cdef extern from "slabpool/request/request_table.hpp" namespace "slabpool" nogil:
+    const uint32_t kMaxRequests
+
+    cdef enum class AckResult(int):
+        pending
+        released
+        duplicate
+        late
+
+    cdef cppclass OpenSpec:
+        OpenSpec()
+        string_view id
+        device_span devices
+        optional[Handle] parent
+        uint64_t reserve
+        uint64_t quota
+        int64_t lease_ns
+        SourceLocation where

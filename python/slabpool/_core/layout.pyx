@@ -1,0 +1,188 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, binding=False
+"""Named tensors that a request allocates in one call, and whose views are made when asked for.
+
+All tensors of a layout lie in one block, each at a multiple of 64 bytes, so allocating and returning
+them costs the same for one tensor as for a hundred. A `Tensors` keeps no memory alive: the request
+does, and each view that was made.
+"""
+
+cimport cython
+cimport numpy as cnp
+from libc.stdint cimport uint32_t, uint64_t
+
+from slabpool._core.array cimport NO_REQUEST, Core, Shape, allocate, as_dtype, parse_shape, wrap
+from slabpool._core.cpp_block cimport Block, byte
+from slabpool._core.cpp_request cimport Handle
+from slabpool._core.cpp_status cimport Status
+
+from slabpool.errors import ForkedPoolError, InvalidArgumentError, InvalidTypeError, RequestClosedError
+
+cnp.import_array()
+
+cdef uint64_t ALIGN = 64
+
+
+@cython.final
+@cython.no_gc
+cdef class _Field:
+    """Where one tensor lies, and what it looks like."""
+
+
+@cython.final
+cdef class Layout:
+    """Names, shapes and dtypes of tensors that belong together.
+
+    Immutable, independent of any pool, and meant to be made once and used for every request.
+
+    Parameters
+    ----------
+    fields : mapping of str to (shape, dtype)
+        The tensors, in the order in which they will lie in memory. A shape is an int or a tuple of ints;
+        a dtype is anything `numpy.dtype` takes except one that holds Python objects.
+
+    Attributes
+    ----------
+    names : tuple of str
+        The tensors' names.
+    nbytes : int
+        Bytes of the whole, each tensor rounded up to a multiple of 64.
+
+    Raises
+    ------
+    InvalidArgumentError, InvalidTypeError
+        No tensors, or a bad name, shape or dtype.
+
+    Examples
+    --------
+    >>> import numpy as np, slabpool
+    >>> layout = slabpool.Layout({"k": ((2, 8, 4), np.float16), "v": ((2, 8, 4), np.float16)})
+    >>> layout.nbytes, layout["k"]
+    (256, ((2, 8, 4), dtype('float16')))
+    """
+
+    def __cinit__(self, fields):
+        cdef _Field field
+        cdef uint64_t nbytes
+        cdef uint64_t offset = 0
+        if not hasattr(fields, "items"):
+            raise InvalidTypeError(f"fields must map names to (shape, dtype), got {type(fields).__name__}")
+        self.fields = {}
+        for name, spec in fields.items():
+            if not isinstance(name, str):
+                raise InvalidTypeError(f"a tensor's name must be a str, got {name!r}")
+            if not isinstance(spec, (tuple, list)) or len(spec) != 2:
+                raise InvalidTypeError(f"tensor {name!r} must be given as (shape, dtype), got {spec!r}")
+            field = _Field.__new__(_Field)
+            field.dtype = as_dtype(spec[1])
+            nbytes = parse_shape(spec[0], field.dtype.itemsize, &field.shape)
+            field.offset = offset
+            offset += (nbytes + ALIGN - 1) & ~(ALIGN - 1)
+            if nbytes > 0x7FFFFFFFFFFFFFFF or offset > 0x7FFFFFFFFFFFFFFF:
+                raise InvalidArgumentError("the tensors together have more bytes than an address can hold")
+            self.fields[name] = field
+        if not self.fields:
+            raise InvalidArgumentError("a layout needs at least one tensor")
+        self.names = tuple(self.fields)
+        self.nbytes = offset
+
+    def __len__(self):
+        return len(self.names)
+
+    def __iter__(self):
+        return iter(self.names)
+
+    def __contains__(self, name):
+        return name in self.fields
+
+    def __getitem__(self, name):
+        cdef _Field field = self.fields[name]
+        return tuple([field.shape.dims[i] for i in range(field.shape.nd)]), field.dtype
+
+    def __repr__(self):
+        inner = ", ".join(f"{name!r}: {self[name]!r}" for name in self.names)
+        return f"Layout({{{inner}}})"
+
+    def __reduce__(self):
+        return Layout, ({name: self[name] for name in self.names},)
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(64)
+cdef class Tensors:
+    """The tensors of a `Layout` that a request has allocated; made by `Request.allocate`.
+
+    ``t["k"]`` or ``t.k`` makes a numpy view of one tensor. Keeping a `Tensors` keeps no memory: once the
+    request is released, asking for a view raises `RequestClosedError`; views made before stay valid.
+
+    Examples
+    --------
+    >>> import numpy as np, slabpool
+    >>> layout = slabpool.Layout({"k": ((2, 4), np.float32), "v": ((2, 4), np.float32)})
+    >>> with slabpool.Pool("1MiB") as pool, pool.request("r") as req:
+    ...     t = req.allocate(layout, zero=True)
+    ...     t.k[0] = 1
+    ...     float(t["k"].sum()), list(t)
+    (4.0, ['k', 'v'])
+    """
+
+    def __init__(self):
+        raise InvalidTypeError("Tensors are made by Request.allocate(layout)")
+
+    cdef object _view(self, _Field field):
+        cdef Status status = self.core.pool.open_view(self.block[0], self.serial, self.request)
+        if status != Status.ok:
+            if status == Status.forked:
+                raise ForkedPoolError(
+                    "this pool was inherited through fork: views made before the fork may be read here, "
+                    "new ones cannot be made"
+                )
+            raise RequestClosedError(
+                f"request generation {self.request.generation} is released, and its tensors with it; "
+                "make the views you need before its last holder lets go"
+            )
+        return wrap(self.core, self.block, <byte*>self.block.data + field.offset, field.dtype, &field.shape)
+
+    def __getitem__(self, name):
+        return self._view(self.layout.fields[name])
+
+    def __getattr__(self, name):
+        field = self.layout.fields.get(name)
+        if field is None:
+            raise AttributeError(f"no tensor {name!r} in this layout; it has {', '.join(self.layout.names)}")
+        return self._view(field)
+
+    def __len__(self):
+        return len(self.layout.names)
+
+    def __iter__(self):
+        return iter(self.layout.names)
+
+    def __contains__(self, name):
+        return name in self.layout.fields
+
+    def keys(self):
+        """Names of the tensors, in order."""
+        return self.layout.names
+
+    def values(self):
+        """A view of each tensor, in order."""
+        return [self._view(field) for field in self.layout.fields.values()]
+
+    def items(self):
+        """Pairs of name and view, in order."""
+        return [(name, self._view(field)) for name, field in self.layout.fields.items()]
+
+    def __repr__(self):
+        return f"<Tensors {', '.join(self.layout.names)} of request generation {self.request.generation}>"
+
+
+cdef Tensors new_tensors(Core core, Handle request, Layout layout, bint zero, object timeout, object who):
+    cdef Block* block = allocate(core, request, layout.nbytes, ALIGN, False, zero, timeout, who)
+    cdef Tensors tensors = Tensors.__new__(Tensors)
+    tensors.core = core
+    tensors.request = request
+    tensors.block = block
+    tensors.serial = block.serial()
+    tensors.layout = layout
+    return tensors

@@ -1,0 +1,624 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, binding=False
+"""The pool as Python sees it: memory, requests, and looking inside.
+
+Converts arguments, calls the C++ core, wraps what comes back. Errors are made in `slabpool._report`.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.errno cimport errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp.optional cimport make_optional, optional
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+from slabpool._core.array cimport NO_REQUEST, Core, caller, deadline_of, located, new_array, new_copy, new_full
+from slabpool._core.cpp_observe cimport Corruption as CppCorruption
+from slabpool._core.cpp_observe cimport Event as CppEvent
+from slabpool._core.cpp_observe cimport RequestInfo, kNoDevice
+from slabpool._core.cpp_observe cimport Stats as CppStats
+from slabpool._core.cpp_pool cimport Acked, PoolOptions
+from slabpool._core.cpp_pool cimport Pool as CppPool
+from slabpool._core.cpp_request cimport (
+    Handle, OpenSpec, SourceLocation, device_span, kMaxDevices, string_view,
+)
+from slabpool._core.cpp_status cimport Status
+from slabpool._core.request cimport Request, ack_answer, new_request
+
+import itertools
+import operator
+import os
+
+from slabpool import _aio, _report
+from slabpool._sizes import parse_size
+from slabpool.errors import (
+    DeviceUnavailableError,
+    DuplicateDeviceError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    PoolBusyError,
+    TooManyDevicesError,
+    UnknownDeviceError,
+)
+from slabpool.records import Corruption, Event, RequestRecord, RequestState, Stats
+
+cdef tuple STATES = (RequestState.OPEN, RequestState.DRAINING, RequestState.IN_DOUBT, RequestState.RELEASED)
+cdef tuple KINDS = ("open", "allocate", "free", "ack", "close", "lost", "release", "retain", "exhausted")
+_pool_numbers = itertools.count(1)
+
+
+cdef bytes _key(object name, str what):
+    """Names as the core knows them: a letter for the kind, then the bytes."""
+    if isinstance(name, str):
+        return b"s" + (<str>name).encode("utf-8", "surrogatepass")
+    if isinstance(name, int) and not isinstance(name, bool):
+        return b"i%d" % name
+    if what == "request_id" and isinstance(name, bytes):
+        return b"b" + <bytes>name
+    allowed = "a str, an int or bytes" if what == "request_id" else "a str or an int"
+    raise InvalidTypeError(f"{what} must be {allowed}, got {name!r} of type {type(name).__name__}")
+
+
+cdef object _unkey(string key):
+    cdef bytes raw = key
+    if raw[:1] == b"s":
+        return raw[1:].decode("utf-8", "surrogatepass")
+    return int(raw[1:]) if raw[:1] == b"i" else raw[1:]
+
+
+cdef object _location(SourceLocation where):
+    if where.line == 0:
+        return ""
+    return f"{where.file.decode('utf-8', 'replace')}:{where.line}"
+
+
+@cython.final
+cdef class Pool:
+    """A fixed amount of memory that belongs to requests and comes back when they are over.
+
+    Parameters
+    ----------
+    capacity : int or str
+        Bytes that the pool never exceeds; a number, or text such as ``"2GiB"``, ``"512 MB"``.
+    memory : {"host"}, optional
+        Where the bytes come from.
+    name : str, optional
+        For messages; by default ``pool-1``, ``pool-2``, ...
+    scrub : {"never", "release"}, default "never"
+        With "release" every block is zeroed before anybody else can get it.
+    debug : {0, 1, 2}, default 0
+        1 looks for writes past the end of each block, poisons blocks that come back, and remembers the
+        line that allocated each; 2 also checks the allocator's own invariants at every slow step.
+    events : int, default 0
+        Entries of the event log; 0 turns it off.
+    huge_pages : bool, optional
+        Ask the system for huge pages (Linux); by default for pools of 64 MiB and more.
+    numa_node : int, optional
+        Take memory from this NUMA node only (Linux).
+
+    Raises
+    ------
+    InvalidArgumentError, InvalidTypeError
+        An argument that cannot be served.
+    DeviceUnavailableError
+        The system does not give the address space, or not from that NUMA node.
+
+    Examples
+    --------
+    >>> import numpy as np, slabpool
+    >>> with slabpool.Pool("16MiB") as pool:
+    ...     a = pool.zeros((4, 4), np.float32)
+    ...     print(a.flags.c_contiguous, pool.stats().live)
+    ...     del a
+    True 64
+    """
+
+    def __cinit__(self, capacity, *, memory="host", name=None, scrub="never", debug=0, events=0,
+                  huge_pages=None, numa_node=None):
+        cdef PoolOptions options
+        cdef Status status = Status.ok
+        options.capacity = parse_size(capacity, "capacity", least=16384, most=1 << 42)
+        if memory != "host":
+            raise InvalidArgumentError(f"memory must be 'host', got {memory!r}; no other kind is built in")
+        if scrub not in ("never", "release"):
+            raise InvalidArgumentError(f"scrub must be 'never' or 'release', got {scrub!r}")
+        if debug not in (0, 1, 2):
+            raise InvalidArgumentError(f"debug must be 0, 1 or 2, got {debug!r}")
+        if not isinstance(events, int) or not 0 <= events <= 1 << 24:
+            raise InvalidArgumentError(f"events must be an int from 0 to {1 << 24}, got {events!r}")
+        if numa_node is not None and (not isinstance(numa_node, int) or numa_node < 0):
+            raise InvalidArgumentError(f"numa_node must be an int from 0 on, got {numa_node!r}")
+        if name is not None and not isinstance(name, str):
+            raise InvalidTypeError(f"name must be a str, got {name!r}")
+        options.scrub_on_release = scrub == "release"
+        options.debug = debug
+        options.events = events
+        options.huge_pages = options.capacity >= (64 << 20) if huge_pages is None else bool(huge_pages)
+        options.numa_node = -1 if numa_node is None else numa_node
+        self.core = Core.__new__(Core)
+        self.core.owned = CppPool.create(options, status)
+        if self.core.owned.get() is NULL:
+            error = errno
+            raise DeviceUnavailableError(
+                f"the system does not give a host pool of {capacity!r}"
+                + (f" on NUMA node {numa_node}" if numa_node is not None else "")
+                + f": {os.strerror(error)}"
+            )
+        self.core.pool = self.core.owned.get()
+        self.core.filenames = {}
+        self.core.records_lines = debug > 0
+        self.name = name if name is not None else f"pool-{next(_pool_numbers)}"
+        self.capacity = options.capacity
+        self.devices = {}
+        self.device_names = []
+        self.core.report = _report.Reporter(self)
+
+    # ---- memory without a request
+
+    def empty(self, shape, dtype=float, *, align=None, timeout=None):
+        """Array of undefined contents, kept by its views alone.
+
+        Parameters
+        ----------
+        shape : int or tuple of ints
+        dtype : data-type, default float64
+            Any that holds no Python objects.
+        align : int, default 64
+            Alignment of the first byte; a power of two up to 2 MiB.
+        timeout : float, optional
+            Seconds to wait for memory to come back. By default running out is an error at once.
+
+        Returns
+        -------
+        numpy.ndarray
+            C order, writable.
+
+        Raises
+        ------
+        PoolExhausted
+            No room now (or within the timeout); `TensorTooLargeError` if there never can be.
+        PoolClosedError, ForkedPoolError
+            The pool is closed, or the parent process's.
+        InvalidArgumentError, InvalidTypeError
+            A bad shape, dtype or alignment.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> slabpool.Pool("1MiB").empty((2, 3), "f4").shape
+        (2, 3)
+        """
+        return new_array(self.core, NO_REQUEST, shape, dtype, align, False, timeout, None)
+
+    def zeros(self, shape, dtype=float, *, align=None, timeout=None):
+        """As `empty`, filled with zeros. Memory that is known to be zero is not written again."""
+        return new_array(self.core, NO_REQUEST, shape, dtype, align, True, timeout, None)
+
+    def full(self, shape, fill_value, dtype=None, *, align=None, timeout=None):
+        """As `empty`, filled with a value; the dtype is the value's unless given."""
+        return new_full(self.core, NO_REQUEST, shape, fill_value, dtype, align, timeout, None)
+
+    def copy(self, array, *, align=None, timeout=None):
+        """As `empty`, with shape, dtype and contents of `array`, in C order."""
+        return new_copy(self.core, NO_REQUEST, array, align, timeout, None)
+
+    # ---- requests
+
+    def request(self, request_id, devices=(), *, reserve=None, quota=None, lease=None, timeout=None):
+        """Opens a request; its memory returns when the host and every device have let go.
+
+        Parameters
+        ----------
+        request_id : str, int or bytes
+            Yours. Opening an id again while an older request of it lives gives a new generation with
+            memory of its own.
+        devices : iterable of str or int
+            Who has to acknowledge before the memory returns.
+        reserve : int or str, optional
+            Bytes set aside for this request now, or `PoolExhausted`.
+        quota : int or str, optional
+            Most bytes it may have, children included.
+        lease : float, optional
+            Seconds a device may be silent before the request counts as in doubt.
+        timeout : float, optional
+            Seconds to wait for the reserve. By default failing is an error at once.
+
+        Returns
+        -------
+        Request
+
+        Raises
+        ------
+        PoolExhausted
+            The reserve is not to be had, or too many requests are alive.
+        DuplicateDeviceError, TooManyDevicesError
+            A device named twice; more names than one pool can tell apart.
+        InvalidArgumentError, InvalidTypeError
+            A bad id, device, size or time.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> pool = slabpool.Pool("1MiB")
+        >>> with pool.request("chat-42", devices=["gpu0"], reserve="256KiB") as req:
+        ...     req.empty(1000, "u1").nbytes
+        1000
+        >>> pool.ack("chat-42", "gpu0")
+        <Ack.RELEASED: 'released'>
+        """
+        return self._open(request_id, devices, reserve, quota, lease, timeout, None, None)
+
+    def request_async(self, request_id, devices=(), *, reserve=None, quota=None, lease=None, timeout=None):
+        """As `request`, awaited: waits for the reserve without blocking the event loop.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait; by default for ever. The others are those of `request`.
+
+        Returns
+        -------
+        Request
+        """
+        cdef SourceLocation where = caller(self.core)
+        opened_at = (where.file.decode("utf-8", "replace"), where.line)
+        devices = tuple(devices) if not isinstance(devices, (str, bytes)) else devices
+        return _aio.open_request(
+            self, lambda: self._open(request_id, devices, reserve, quota, lease, None, None, opened_at), timeout)
+
+    cdef Request _open(self, object request_id, object devices, object reserve, object quota, object lease,
+                       object timeout, Request parent, object opened_at):
+        cdef OpenSpec spec
+        cdef Handle handle
+        cdef Status status
+        cdef int64_t deadline
+        cdef uint32_t few[16]
+        cdef vector[uint32_t] many
+        cdef Py_ssize_t count = 0
+        cdef bytes key
+        if isinstance(devices, (str, bytes)):
+            raise InvalidTypeError(f"devices must be several names, got one {type(devices).__name__} {devices!r}")
+        if type(devices) is not tuple:
+            try:
+                devices = tuple(devices)
+            except TypeError:
+                raise InvalidTypeError(f"devices must be an iterable of names, got {devices!r}") from None
+        for device in <tuple>devices:
+            number = self.devices.get(device) if type(device) is str else None
+            if number is None:
+                number = self._device_number(device)
+            if count < 16:
+                few[count] = number
+            else:
+                if count == 16:
+                    many.assign(&few[0], &few[0] + 16)
+                many.push_back(number)
+            count += 1
+        if count <= 16:
+            spec.devices = device_span(&few[0], <size_t>count)
+        else:
+            spec.devices = device_span(many.data(), <size_t>count)
+        key = _key(request_id, "request_id")
+        spec.id = string_view(PyBytes_AS_STRING(key), <size_t>PyBytes_GET_SIZE(key))
+        if reserve is not None:
+            spec.reserve = parse_size(reserve, "reserve", least=0, most=1 << 62)
+        if quota is not None:
+            spec.quota = parse_size(quota, "quota", least=1, most=1 << 62)
+        if lease is not None:
+            spec.lease_ns = _lease(lease)
+        if parent is not None:
+            spec.parent = parent.handle
+        if opened_at is None:
+            spec.where = caller(self.core)
+        else:
+            spec.where = located(self.core, opened_at[0], opened_at[1])
+        if timeout is None:
+            status = self.core.pool.open(spec, handle)
+        else:
+            deadline = deadline_of(timeout)
+            with nogil:
+                status = self.core.pool.open_until(spec, handle, deadline)
+        if status != Status.ok:
+            _report.open_failed(self, <int>status, request_id, devices, spec.reserve, spec.quota, timeout, parent)
+        return new_request(self, self.core, self.devices, handle, request_id, <tuple>devices,
+                           None if parent is None else parent.handle.generation)
+
+    def _open_child(self, Request parent, devices):
+        return self._open(parent.id, devices, None, None, None, None, parent, None)
+
+    def ack(self, request_id, device, *, generation=None):
+        """An ack by an engine that carries only the id.
+
+        Parameters
+        ----------
+        request_id : str, int or bytes
+        device : str or int
+        generation : int, optional
+            Needed where several requests of the id wait for the device at once.
+
+        Returns
+        -------
+        Ack
+            ``LATE`` where no request of the id waits for the device.
+
+        Raises
+        ------
+        AmbiguousRequestError
+            Several generations wait for this device, and none was given.
+        UnknownDeviceError
+            The device was never named, in this pool or for the live requests of this id.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> pool = slabpool.Pool("1MiB")
+        >>> pool.request("r", devices=["gpu0"]).close()
+        >>> pool.ack("r", "gpu0"), pool.ack("r", "gpu0")
+        (<Ack.RELEASED: 'released'>, <Ack.LATE: 'late'>)
+        """
+        cdef optional[uint64_t] wanted
+        cdef Acked acked
+        number = self.devices.get(device) if isinstance(device, (str, int)) else None
+        if number is None:
+            self._unknown_device(device, None)
+        cdef string id = _key(request_id, "request_id")
+        if generation is not None:
+            wanted = <uint64_t>operator.index(generation)
+        acked = self.core.pool.ack_id(id, <uint32_t>number, wanted)
+        if acked.status == Status.ok:
+            return ack_answer(<int>acked.result)
+        _report.ack_failed(self, <int>acked.status, request_id, device)
+
+    def device_lost(self, device):
+        """A device is dead: lets go of everything it held.
+
+        Parameters
+        ----------
+        device : str or int
+
+        Returns
+        -------
+        int
+            Requests (children counted) that it still held.
+
+        Raises
+        ------
+        UnknownDeviceError
+            No request ever named it.
+        """
+        number = self.devices.get(device) if isinstance(device, (str, int)) else None
+        if number is None:
+            self._unknown_device(device, None)
+        cdef uint32_t index = number
+        cdef uint64_t lost
+        with nogil:
+            lost = self.core.pool.device_lost(index)
+        return lost
+
+    def heartbeat(self, device):
+        """A sign of life: renews the device's leases.
+
+        Parameters
+        ----------
+        device : str or int
+
+        Raises
+        ------
+        UnknownDeviceError
+            No request ever named it.
+        """
+        number = self.devices.get(device) if isinstance(device, (str, int)) else None
+        if number is None:
+            self._unknown_device(device, None)
+        self.core.pool.heartbeat(<uint32_t>number)
+
+    # ---- devices' names
+
+    def _device_number(self, device):
+        number = self.devices.get(device) if type(device) in (str, int) else None
+        if number is not None:
+            return number
+        cdef optional[uint32_t] added = self.core.pool.devices().add(_key(device, "device"))
+        if not added.has_value():
+            raise TooManyDevicesError(
+                f"device {device!r} would be name {kMaxDevices + 1} in pool {self.name!r}; a pool tells at most "
+                f"{kMaxDevices} devices apart. Use the same names for the same devices, or another pool"
+            )
+        number = added.value()
+        while len(self.device_names) <= number:
+            self.device_names.append(None)
+        self.device_names[number] = device
+        self.devices[device] = number
+        return number
+
+    def _device_name(self, number):
+        return self.device_names[number]
+
+    def _unknown_device(self, device, request):
+        _key(device, "device")  # a wrong type is an error of its own
+        if request is None:
+            raise UnknownDeviceError(
+                f"device {device!r} was never named for any request of pool {self.name!r}; "
+                f"it knows {_report.names(self.device_names)}"
+            )
+        raise UnknownDeviceError(
+            f"device {device!r} was never named for request {request.id!r} generation {request.generation}; "
+            f"it waits for {_report.names(request.pending)}"
+        )
+
+    # ---- looking inside
+
+    def stats(self):
+        """Bytes and counts as of now; takes no lock that allocating takes.
+
+        Returns
+        -------
+        Stats
+            Always ``committed == live + retained + in_doubt + cached``.
+        """
+        cdef CppStats s = self.core.pool.stats()
+        return Stats(
+            s.capacity, s.reserved, s.committed, s.live, s.retained, s.in_doubt, s.cached, s.set_aside, s.peak_live,
+            s.peak_committed, s.allocations, s.frees, s.requests_open, s.requests_draining, s.requests_in_doubt,
+            s.acks, s.duplicate_acks, s.late_acks, s.exhaustions)
+
+    def requests(self):
+        """Every request that is not released, or whose bytes live views retain; oldest first.
+
+        Returns
+        -------
+        list of RequestRecord
+        """
+        return self._records(0)
+
+    def leaks(self, older_than=0):
+        """Requests that have lived for at least `older_than` seconds, oldest first: what they keep, which
+        devices are missing, and the line that opened them.
+
+        Parameters
+        ----------
+        older_than : float, default 0
+            Seconds.
+
+        Returns
+        -------
+        list of RequestRecord
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> pool = slabpool.Pool("1MiB")
+        >>> req = pool.request("chat-42", devices=["gpu0"])
+        >>> req.close()
+        >>> [(r.request_id, sorted(r.pending)) for r in pool.leaks()]
+        [('chat-42', ['gpu0'])]
+        """
+        return self._records(older_than)
+
+    cdef list _records(self, object older_than):
+        cdef vector[RequestInfo] infos = self.core.pool.requests(<int64_t>int(older_than * 1e9))
+        records = []
+        for i in range(<Py_ssize_t>infos.size()):
+            records.append(RequestRecord(
+                request_id=_unkey(infos[i].id),
+                generation=infos[i].handle.generation,
+                state=STATES[<int>infos[i].state],
+                nbytes=infos[i].nbytes,
+                age=infos[i].age_ns / 1e9,
+                pending=frozenset([self.device_names[number] for number in infos[i].pending]),
+                live_views=infos[i].live_views,
+                opened_at=_location(infos[i].opened_at),
+                parent=infos[i].parent_generation or None,
+            ))
+        return records
+
+    def events(self):
+        """The event log, oldest first; empty unless the pool was made with ``events=``.
+
+        Returns
+        -------
+        list of Event
+        """
+        cdef vector[CppEvent] events = self.core.pool.events()
+        return [
+            Event(
+                time_ns=events[i].time_ns,
+                thread=events[i].thread,
+                kind=KINDS[<int>events[i].kind],
+                generation=events[i].generation,
+                device=None if events[i].device == kNoDevice else self.device_names[events[i].device],
+                nbytes=events[i].bytes,
+            )
+            for i in range(<Py_ssize_t>events.size())
+        ]
+
+    def corruptions(self):
+        """Writes past the end of a block that a pool with ``debug`` on has found so far.
+
+        Returns
+        -------
+        list of Corruption
+        """
+        cdef vector[CppCorruption] found = self.core.pool.corruptions()
+        return [
+            Corruption(
+                address=found[i].address, nbytes=found[i].nbytes, offset=found[i].offset,
+                generation=found[i].generation, allocated_at=_location(found[i].allocated_at))
+            for i in range(<Py_ssize_t>found.size())
+        ]
+
+    def _verify(self):
+        """None, or which invariant of the allocator does not hold. For tests."""
+        cdef const char* wrong = self.core.pool.verify()
+        return None if wrong is NULL else wrong.decode()
+
+    @property
+    def closed(self):
+        """Whether `close` was called."""
+        return self.core.pool.closed()
+
+    # ---- giving back
+
+    def trim(self):
+        """Gives committed but unused memory back to the system.
+
+        Returns
+        -------
+        int
+            Bytes given back.
+        """
+        cdef uint64_t freed
+        with nogil:
+            freed = self.core.pool.trim()
+        return freed
+
+    def close(self, *, force=False):
+        """Closes the pool. Again: nothing happens.
+
+        Parameters
+        ----------
+        force : bool, default False
+            Cut open requests loose instead of refusing. Live views stay valid all the same; their memory
+            goes back to the system when the last of them dies.
+
+        Raises
+        ------
+        PoolBusyError
+            Somebody holds memory; the message names the holders. The pool stays open.
+        """
+        cdef Status status = self.core.pool.close(bool(force))
+        if status == Status.pool_busy:
+            raise PoolBusyError(_report.busy(self))
+        if status != Status.ok:
+            self.core.report(None, <int>status, 0, None)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, value, traceback):
+        # After an error its traceback keeps views alive; refusing to close would hide it.
+        self.close(force=kind is not None)
+
+    def _add_wakeup(self, int fd):
+        self.core.pool.add_wakeup(fd)
+
+    def _remove_wakeup(self, int fd):
+        self.core.pool.remove_wakeup(fd)
+
+    def __repr__(self):
+        if not self.core.pool.usable_here():
+            return f"<Pool {self.name!r}: inherited through fork>"
+        s = self.stats()
+        state = "closed, " if self.closed else ""
+        return (f"<Pool {self.name!r}: {state}{s.live} live, {s.retained} retained, {s.in_doubt} in doubt, "
+                f"{s.cached} cached of {s.capacity} bytes, {s.requests_open + s.requests_draining} requests>")
+
+
+cdef int64_t _lease(object lease) except? -1:
+    try:
+        seconds = float(lease)
+    except (TypeError, ValueError):
+        raise InvalidTypeError(f"lease must be seconds, got {lease!r}") from None
+    if not 0 < seconds <= 1e9:
+        raise InvalidArgumentError(f"lease must be more than 0 seconds and at most 1e9, got {lease!r}")
+    return <int64_t>max(1, int(seconds * 1e9))

@@ -1,0 +1,21 @@
+# A reference-counted handle on the memory of one inference request.
+
+from slabpool._core.array cimport Core
+from slabpool._core.cpp_request cimport Handle
+
+
+cdef class Request:
+    cdef Core core
+    cdef object pool            # the Pool, for names of devices and messages
+    cdef dict devices           # the pool's: name -> number
+    cdef Handle handle
+    cdef readonly object id
+    cdef readonly object parent
+    cdef tuple named            # names given when opened or added: to tell late from unknown
+    cdef bint closed            # close() or cancel() was called here
+    cdef object __weakref__
+    cdef tuple _info(self)
+
+
+cdef Request new_request(object pool, Core core, dict devices, Handle handle, object id, tuple named, object parent)
+cdef object ack_answer(int result)

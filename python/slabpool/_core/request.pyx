@@ -1,0 +1,372 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, binding=False
+"""The request as Python sees it: allocate, let devices acknowledge, close.
+
+A thin shell over a pair of integers (slot, generation); the C++ table decides everything. What must
+stay true: dropping an open Request closes it, as a file does, with a ResourceWarning.
+"""
+
+cimport cython
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp.vector cimport vector
+
+from slabpool._core.array cimport Core, allocate, deadline_of, new_array, new_copy, new_full
+from slabpool._core.cpp_observe cimport RequestInfo
+from slabpool._core.cpp_pool cimport Acked
+from slabpool._core.cpp_request cimport AckResult, Handle
+from slabpool._core.cpp_status cimport Status
+from slabpool._core.layout cimport Layout, Tensors, new_tensors
+
+import warnings
+
+from slabpool import _aio
+from slabpool.errors import InvalidTypeError
+from slabpool.records import Ack, RequestState
+
+cdef object PENDING = Ack.PENDING
+cdef tuple ANSWERS = (Ack.PENDING, Ack.RELEASED, Ack.DUPLICATE, Ack.LATE)  # in the order of AckResult
+cdef tuple STATES = (RequestState.OPEN, RequestState.DRAINING, RequestState.IN_DOUBT, RequestState.RELEASED)
+cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
+
+
+cdef object ack_answer(int result):
+    return ANSWERS[result]
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(64)
+cdef class Request:
+    """Memory of one inference request, kept until the host and every device have let go.
+
+    Made by `Pool.request` or `Request.child`. The host holds it until `close` (or the end of a ``with``
+    block), each device until its `ack`; whoever is last returns the blocks, once, on its own thread. A
+    live numpy view keeps its block even then.
+
+    Attributes
+    ----------
+    id : str, int or bytes
+        As given when it was opened.
+    generation : int
+        Tells requests of the same id apart; larger is later. Never used twice in a pool.
+    parent : int or None
+        Generation of the request this one is a child of.
+
+    Examples
+    --------
+    >>> import numpy as np, slabpool
+    >>> pool = slabpool.Pool("16MiB")
+    >>> req = pool.request("chat-42", devices=["gpu0", "gpu1"])
+    >>> kv = req.zeros((2, 4, 64), np.float16)
+    >>> req.close()
+    >>> req.ack("gpu0")
+    <Ack.PENDING: 'pending'>
+    >>> del kv
+    >>> req.ack("gpu1")
+    <Ack.RELEASED: 'released'>
+    >>> pool.stats().live
+    0
+    """
+
+    def __init__(self):
+        raise InvalidTypeError("a Request is made by Pool.request(...) or Request.child(...)")
+
+    def __del__(self):
+        if self.closed or not self.core.pool.usable_here() or not self.core.pool.is_open(self.handle):
+            return
+        info = self._info()
+        warnings.warn(
+            f"request {self.id!r} generation {self.handle.generation} was dropped while open and is closed now; "
+            f"it was opened at {info[4]}. Call close() or use `with`.",
+            ResourceWarning,
+            stacklevel=2,
+            source=None,
+        )
+        self.core.pool.close_request(self.handle, False)
+
+    # ---- memory
+
+    def empty(self, shape, dtype=float, *, align=None, timeout=None):
+        """Array of undefined contents in the pool's memory, held by this request.
+
+        Parameters
+        ----------
+        shape : int or tuple of ints
+        dtype : data-type, default float64
+            Any that holds no Python objects.
+        align : int, default 64
+            Alignment of the first byte; a power of two up to 2 MiB.
+        timeout : float, optional
+            Seconds to wait for memory to come back. By default running out is an error at once.
+
+        Returns
+        -------
+        numpy.ndarray
+            C order, writable.
+
+        Raises
+        ------
+        PoolExhausted
+            No room now (or within the timeout); `TensorTooLargeError` if there never can be.
+        QuotaExceededError
+            The request's quota does not allow it.
+        RequestClosedError
+            The host has let go of the request.
+        InvalidArgumentError, InvalidTypeError
+            A bad shape, dtype or alignment.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> with slabpool.Pool("1MiB") as pool, pool.request("r") as req:
+        ...     req.empty((4, 8), "f4").shape
+        (4, 8)
+        """
+        return new_array(self.core, self.handle, shape, dtype, align, False, timeout, self)
+
+    def zeros(self, shape, dtype=float, *, align=None, timeout=None):
+        """As `empty`, filled with zeros. Memory that is known to be zero is not written again."""
+        return new_array(self.core, self.handle, shape, dtype, align, True, timeout, self)
+
+    def full(self, shape, fill_value, dtype=None, *, align=None, timeout=None):
+        """As `empty`, filled with a value; the dtype is the value's unless given."""
+        return new_full(self.core, self.handle, shape, fill_value, dtype, align, timeout, self)
+
+    def copy(self, array, *, align=None, timeout=None):
+        """As `empty`, with shape, dtype and contents of `array`, in C order."""
+        return new_copy(self.core, self.handle, array, align, timeout, self)
+
+    def allocate(self, Layout layout not None, *, bint zero=False, timeout=None):
+        """All tensors of a layout, in one call; views are made when asked for.
+
+        Parameters
+        ----------
+        layout : Layout
+        zero : bool, default False
+            Fill with zeros.
+        timeout : float, optional
+            Seconds to wait for memory to come back.
+
+        Returns
+        -------
+        Tensors
+
+        Raises
+        ------
+        PoolExhausted, QuotaExceededError, RequestClosedError
+            As for `empty`; then nothing was allocated.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> layout = slabpool.Layout({"k": ((2, 8), "f2"), "v": ((2, 8), "f2")})
+        >>> with slabpool.Pool("1MiB") as pool, pool.request("r") as req:
+        ...     t = req.allocate(layout, zero=True)
+        ...     float(t.k.sum())
+        0.0
+        """
+        return new_tensors(self.core, self.handle, layout, zero, timeout, self)
+
+    # ---- holders
+
+    def ack(self, device):
+        """A device is done with this request: it will not touch its memory again.
+
+        Parameters
+        ----------
+        device : str or int
+            As named when the request was opened.
+
+        Returns
+        -------
+        Ack
+            ``RELEASED`` if this was the last hold; ``DUPLICATE`` or ``LATE`` change nothing. An ack of a
+            request is an ack of all its children.
+
+        Raises
+        ------
+        UnknownDeviceError
+            The device was never named for this request. Nothing changed.
+        """
+        number = self.devices.get(device)
+        if number is None:
+            self.pool._unknown_device(device, self)
+        cdef Acked acked = self.core.pool.ack(self.handle, <uint32_t>number)
+        if acked.status == Status.ok:
+            if acked.result == AckResult.pending:
+                return PENDING
+            if acked.result != AckResult.late or device in self.named:
+                return ANSWERS[<int>acked.result]
+            self.pool._unknown_device(device, self)
+        self.core.report(self, <int>acked.status, 0, device)
+
+    def add_device(self, device):
+        """One more device must acknowledge (a ring that is partitioned anew). Only while the host holds.
+
+        Raises
+        ------
+        RequestClosedError
+            The host has let go.
+        DuplicateDeviceError
+            The device is one of those that still have to acknowledge.
+        """
+        cdef uint32_t number = self.pool._device_number(device)
+        cdef Status status = self.core.pool.add_device(self.handle, number)
+        if status != Status.ok:
+            self.core.report(self, <int>status, 0, device)
+        self.named = self.named + (device,)
+
+    def remove_device(self, device):
+        """Acknowledges on the device's behalf; the same as ``ack(device)``."""
+        return self.ack(device)
+
+    def child(self, devices=()):
+        """A request of its own within this one, for memory that returns sooner (a step, a hidden state).
+
+        Parameters
+        ----------
+        devices : iterable of str or int
+            A subset of the devices that still have to acknowledge this request.
+
+        Returns
+        -------
+        Request
+            With the same id, a generation of its own, and this request's quota and reserve. It is over
+            when its own holders have let go, and at the latest with this request.
+
+        Raises
+        ------
+        UnknownDeviceError
+            A device that this request does not wait for.
+        RequestClosedError
+            The host has let go.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> with slabpool.Pool("1MiB") as pool, pool.request("r", devices=["gpu0", "gpu1"]) as req:
+        ...     with req.child(devices=["gpu1"]) as step:
+        ...         hidden = step.empty(128, "f4")
+        ...     del hidden
+        ...     print(step.ack("gpu1"), pool.stats().live)
+        ...     for device in ("gpu0", "gpu1"):
+        ...         _ = req.ack(device)
+        Ack.RELEASED 0
+        """
+        return self.pool._open_child(self, devices)
+
+    def close(self):
+        """The host is done: nothing more will be allocated. Again: nothing happens."""
+        self.closed = True
+        self.core.pool.close_request(self.handle, False)
+
+    def cancel(self):
+        """The host gives up. As `close`, and `cancelled` tells the devices that they may stop early."""
+        self.closed = True
+        self.core.pool.close_request(self.handle, True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    # ---- looking
+
+    cdef tuple _info(self):
+        """(state, nbytes, pending, live_views, opened_at)"""
+        cdef RequestInfo info
+        if not self.core.pool.describe(self.handle, info):
+            return RequestState.RELEASED, 0, frozenset(), 0, "?"
+        pending = frozenset([self.pool._device_name(number) for number in info.pending])
+        where = f"{info.opened_at.file.decode('utf-8', 'replace')}:{info.opened_at.line}"
+        return STATES[<int>info.state], info.nbytes, pending, info.live_views, where
+
+    @property
+    def generation(self):
+        """Tells requests of the same id apart."""
+        return self.handle.generation
+
+    @property
+    def pending(self):
+        """Devices that have not acknowledged (frozenset of str or int)."""
+        return self._info()[2]
+
+    @property
+    def state(self):
+        """The `RequestState`."""
+        return self._info()[0]
+
+    @property
+    def nbytes(self):
+        """Bytes it keeps from reuse, in whole blocks; once released, those that views retain."""
+        return self._info()[1]
+
+    @property
+    def live_views(self):
+        """Arrays, each with all its slices counted once, that point into its memory."""
+        return self._info()[3]
+
+    @property
+    def cancelled(self):
+        """Whether the host gave up before the end."""
+        return self.core.pool.cancelled(self.handle)
+
+    def wait(self, timeout=None):
+        """Waits, without the GIL, until the request is released.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; by default for ever.
+
+        Returns
+        -------
+        bool
+            False if the timeout came first.
+        """
+        cdef int64_t deadline = FOREVER if timeout is None else deadline_of(timeout)
+        cdef bint done
+        with nogil:
+            done = self.core.pool.wait_released(self.handle, deadline)
+        return done
+
+    @property
+    def _is_released(self):
+        return self.core.pool.released(self.handle)
+
+    def released(self):
+        """Awaitable: returns once the request is released, without blocking the event loop.
+
+        Examples
+        --------
+        >>> import asyncio, slabpool
+        >>> async def main():
+        ...     with slabpool.Pool("1MiB") as pool:
+        ...         req = pool.request("r", devices=["gpu0"])
+        ...         req.close()
+        ...         asyncio.get_running_loop().call_soon(req.ack, "gpu0")
+        ...         await req.released()
+        ...         return req.state
+        >>> asyncio.run(main())
+        <RequestState.RELEASED: 'released'>
+        """
+        return _aio.until(self.pool, lambda: self._is_released)
+
+    def __repr__(self):
+        state, nbytes, pending, _, where = self._info()
+        waits = f", waits for {', '.join(sorted(map(str, pending)))}" if pending else ""
+        return (f"<Request {self.id!r} generation {self.handle.generation}: {state.value}, "
+                f"{nbytes} bytes{waits}, opened at {where}>")
+
+
+cdef Request new_request(object pool, Core core, dict devices, Handle handle, object id, tuple named, object parent):
+    cdef Request request = Request.__new__(Request)
+    request.pool = pool
+    request.core = core
+    request.devices = devices
+    request.handle = handle
+    request.id = id
+    request.named = named
+    request.parent = parent
+    request.closed = False
+    return request

@@ -1,0 +1,213 @@
+"""Turns a status of the core into the error a person can act on: which request, device, bytes, line.
+
+Called on failure only, so it may take its time. The numbers are those of `Status` in
+``csrc/slabpool/status.hpp``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NoReturn
+
+from slabpool._sizes import show_size
+from slabpool.errors import (
+    AmbiguousRequestError,
+    DuplicateDeviceError,
+    ForkedPoolError,
+    InvalidArgumentError,
+    PoolClosedError,
+    PoolExhausted,
+    QuotaExceededError,
+    RequestClosedError,
+    SlabpoolError,
+    TensorTooLargeError,
+    TooManyDevicesError,
+    UnknownDeviceError,
+)
+
+if TYPE_CHECKING:
+    from slabpool._core.pool import Pool
+    from slabpool._core.request import Request
+
+_INVALID = 1
+_EXHAUSTED = 2
+_TOO_LARGE = 3
+_SYSTEM = 4
+_QUOTA = 5
+_TOO_MANY_REQUESTS = 6
+_TOO_MANY_DEVICES = 7
+_DUPLICATE_DEVICE = 8
+_UNKNOWN_DEVICE = 9
+_REQUEST_CLOSED = 10
+_AMBIGUOUS = 11
+_POOL_CLOSED = 12
+_POOL_BUSY = 13
+_FORKED = 14
+
+_SHOWN = 5
+
+
+def names(devices: Iterable[object]) -> str:
+    """Device names for a message, a few of them."""
+    known = sorted(map(repr, devices))
+    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+    return (", ".join(known[:_SHOWN]) + more) or "no device"
+
+
+def holders(pool: Pool) -> str:
+    """The requests that hold most, a line each."""
+    records = sorted(pool.requests(), key=lambda r: r.nbytes, reverse=True)
+    lines = [f"\n  {record}" for record in records[:_SHOWN]]
+    if len(records) > _SHOWN:
+        lines.append(f"\n  and {len(records) - _SHOWN} more requests")
+    return "".join(lines) or "\n  no request; views without one"
+
+
+def usage(pool: Pool) -> str:
+    """Where the capacity is, in one line."""
+    s = pool.stats()
+    return (
+        f"pool {pool.name!r} has {show_size(s.capacity)}: {show_size(s.live)} live, {show_size(s.retained)} retained "
+        f"by views, {show_size(s.in_doubt)} in doubt, {show_size(s.set_aside)} set aside"
+    )
+
+
+def _common(pool: Pool, status: int) -> None:
+    if status == _FORKED:
+        raise ForkedPoolError(
+            f"pool {pool.name!r} was inherited through fork; in this process its views may only be read. "
+            "Make a pool of this process's own"
+        )
+    if status == _POOL_CLOSED:
+        raise PoolClosedError(f"pool {pool.name!r} is closed")
+
+
+def _who(request: Request | None) -> str:
+    return "" if request is None else f" for request {request.id!r} generation {request.generation}"
+
+
+class Reporter:
+    """Raises for a failed call on a pool or one of its requests. Holds the pool weakly: the core keeps
+    the reporter, and must not keep the pool alive through it.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = weakref.ref(pool)
+
+    def __call__(self, request: Request | None, status: int, nbytes: int, extra: object) -> NoReturn:
+        pool = self._pool()
+        if pool is None:
+            raise PoolClosedError("the pool is gone")
+        _common(pool, status)
+        what = f"{show_size(nbytes)}{_who(request)}"
+        if status == _TOO_LARGE:
+            raise TensorTooLargeError(
+                f"cannot allocate {what}: larger than the capacity of pool {pool.name!r}, {show_size(pool.capacity)}"
+            )
+        if status == _EXHAUSTED:
+            waited = f" within {extra} s" if extra is not None else ""
+            raise PoolExhausted(f"cannot allocate {what}{waited}: {usage(pool)}. Held by:{holders(pool)}")
+        if status == _SYSTEM:
+            raise PoolExhausted(
+                f"cannot allocate {what}: the system refuses more memory or mappings (see overcommit_memory and "
+                f"max_map_count in /proc/sys/vm on Linux); {usage(pool)}"
+            )
+        if status == _QUOTA:
+            assert request is not None
+            raise QuotaExceededError(
+                f"cannot allocate {what}: its quota would be exceeded; it has {show_size(request.nbytes)} itself, "
+                "its children count too"
+            )
+        if status == _REQUEST_CLOSED:
+            assert request is not None
+            state = "released" if request.state.value == "released" else "closed by the host"
+            raise RequestClosedError(
+                f"request {request.id!r} generation {request.generation} is {state}: nothing can be allocated on it "
+                "or changed; open a new request"
+            )
+        if status == _UNKNOWN_DEVICE:
+            assert request is not None
+            raise UnknownDeviceError(
+                f"device {extra!r} was never named{_who(request)}; it waits for {names(request.pending)}"
+            )
+        if status == _DUPLICATE_DEVICE:
+            raise DuplicateDeviceError(f"device {extra!r} already has to acknowledge{_who(request)}")
+        raise SlabpoolError(f"pool {pool.name!r}: unexpected status {status}")
+
+
+def open_failed(
+    pool: Pool,
+    status: int,
+    request_id: object,
+    devices: tuple[object, ...],
+    reserve: int,
+    quota: int,
+    timeout: object,
+    parent: Request | None,
+) -> NoReturn:
+    """Raises for a request that could not be opened."""
+    _common(pool, status)
+    if status == _DUPLICATE_DEVICE:
+        twice = next(d for i, d in enumerate(devices) if d in devices[:i])
+        raise DuplicateDeviceError(f"device {twice!r} is named twice for request {request_id!r}: {names(devices)}")
+    if status == _TOO_LARGE:
+        raise TensorTooLargeError(
+            f"cannot set {show_size(reserve)} aside for request {request_id!r}: larger than the capacity of pool "
+            f"{pool.name!r}, {show_size(pool.capacity)}"
+        )
+    if status == _EXHAUSTED:
+        waited = f" within {timeout} s" if timeout is not None else ""
+        raise PoolExhausted(
+            f"cannot set {show_size(reserve)} aside for request {request_id!r}{waited}: {usage(pool)}. "
+            f"Held by:{holders(pool)}"
+        )
+    if status == _TOO_MANY_REQUESTS:
+        raise PoolExhausted(
+            f"cannot open request {request_id!r}: pool {pool.name!r} has as many requests as it can tell apart. "
+            f"The largest:{holders(pool)}"
+        )
+    if status == _INVALID:
+        raise InvalidArgumentError(
+            f"reserve ({show_size(reserve)}) must not be larger than quota ({show_size(quota)}) for request "
+            f"{request_id!r}"
+        )
+    if parent is not None and status == _UNKNOWN_DEVICE:
+        waiting = parent.pending
+        wrong = next((d for d in devices if d not in waiting), devices)
+        raise UnknownDeviceError(
+            f"device {wrong!r} cannot be a child's: request {parent.id!r} generation {parent.generation} waits for "
+            f"{names(waiting)}"
+        )
+    if parent is not None and status == _REQUEST_CLOSED:
+        raise RequestClosedError(
+            f"request {parent.id!r} generation {parent.generation} is closed: no child can be opened in it"
+        )
+    raise SlabpoolError(f"pool {pool.name!r}: request {request_id!r} could not be opened (status {status})")
+
+
+def ack_failed(pool: Pool, status: int, request_id: object, device: object) -> NoReturn:
+    """Raises for an acknowledgement by id."""
+    _common(pool, status)
+    live = [r for r in pool.requests() if r.request_id == request_id and r.state.value != "released"]
+    if status == _AMBIGUOUS:
+        waiting = [str(r.generation) for r in live if device in r.pending and r.parent is None]
+        raise AmbiguousRequestError(
+            f"generations {', '.join(waiting)} of request {request_id!r} all wait for device {device!r}; "
+            "say which with generation="
+        )
+    raise UnknownDeviceError(
+        f"device {device!r} was never named for request {request_id!r}; its live generations wait for "
+        f"{names(set().union(*(r.pending for r in live)))}"
+    )
+
+
+def busy(pool: Pool) -> str:
+    """Why a pool cannot be closed."""
+    return (
+        f"pool {pool.name!r} cannot be closed: {usage(pool)}. Held by:{holders(pool)}\n"
+        "Let them go first, or close(force=True) to cut requests loose (views stay valid)"
+    )
+
+
+

@@ -1,0 +1,265 @@
+"""The figures of a run, and their two forms: a table for people and one JSON object for programs."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slabpool.demo import workload
+from slabpool.demo.memory import MemoryFigures
+from slabpool.demo.serve import Run
+from slabpool.demo.workload import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What was asked for, as far as it changes the figures."""
+
+    memory: str
+    requests: int
+    devices: int
+    concurrency: int
+    seed: int
+    unique_ids: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """From opening a request to its last token, in seconds; tenths: requests that were served alone."""
+
+    #: Medians, and the median of tokens generated: the trace changes as it goes.
+    first_tenth: float
+    last_tenth: float
+    tokens_first_tenth: float
+    tokens_last_tenth: float
+    #: Last tenth by first, like with like (see `_like_with_like`).
+    ratio: float
+    #: Median of the requests that were served in bursts, None where there were none.
+    in_bursts: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything the demo has to say."""
+
+    setting: Setting
+    #: Tokens the reference has for these requests, and tokens that came, right or wrong.
+    tokens: int
+    tokens_given: int
+    #: Requests that got all their tokens, right or wrong.
+    answered: int
+    seconds: float
+    most_at_once: int
+    latency: Latency
+    memory: MemoryFigures
+    process_growth: int
+    process_peak_growth: int
+    #: Requests with at least one token that differs from the reference, and how many tokens do.
+    wrong_requests: int
+    wrong_tokens: int
+
+    @property
+    def ok(self) -> bool:
+        """Nothing leaked and every token is the reference's."""
+        return not (self.memory.leaked_requests or self.memory.leaked_bytes or self.wrong_tokens)
+
+    def as_json(self) -> dict[str, Any]:
+        """One object of plain values; times in seconds, memory in bytes."""
+        s, latency, memory = self.setting, self.latency, self.memory
+        return {
+            **asdict(s),
+            "schedule": _schedule(s),
+            "length_scale": _scale(),
+            "seconds": self.seconds,
+            "answered_requests": self.answered,
+            "requests_per_s": self.answered / self.seconds,
+            "tokens": self.tokens,
+            "tokens_given": self.tokens_given,
+            "tokens_per_s": self.tokens_given / self.seconds,
+            "most_requests_at_once": self.most_at_once,
+            "latency_first_tenth_s": latency.first_tenth,
+            "latency_last_tenth_s": latency.last_tenth,
+            "latency_first_tenth_tokens": latency.tokens_first_tenth,
+            "latency_last_tenth_tokens": latency.tokens_last_tenth,
+            "latency_ratio": latency.ratio,
+            "latency_in_bursts_s": latency.in_bursts,
+            "peak_live": memory.peak_live,
+            "final_live": memory.final_live,
+            "peak_committed": memory.peak_committed,
+            "final_committed": memory.final_committed,
+            "process_growth_after_first_tenth": self.process_growth,
+            "process_peak_growth_after_first_tenth": self.process_peak_growth,
+            "leaked_requests": memory.leaked_requests,
+            "leaked_bytes": memory.leaked_bytes,
+            "leaks": list(memory.leaks),
+            "wrong_requests": self.wrong_requests,
+            "wrong_tokens": self.wrong_tokens,
+            "tokens_equal_reference": self.wrong_tokens == 0,
+            "ok": self.ok,
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value of each line of the table."""
+        s, latency, memory = self.setting, self.latency, self.memory
+        ids = "a new one each time" if s.unique_ids else "the same for all"
+        rows = [
+            ("memory", s.memory),
+            ("requests", f"{s.requests} over {s.devices} devices; id: {ids}"),
+            ("schedule", _schedule(s)),
+            ("most requests at once", f"{self.most_at_once} (those waiting for acks included)"),
+            ("answered", f"{self.answered} of {s.requests} in {self.seconds:.1f} s"),
+            (
+                "requests/s, tokens/s",
+                f"{self.answered / self.seconds:.1f}, {self.tokens_given / self.seconds:.0f}",
+            ),
+            ("latency, first tenth", _latency(latency.first_tenth, latency.tokens_first_tenth)),
+            ("latency, last tenth", _latency(latency.last_tenth, latency.tokens_last_tenth)),
+            ("last / first tenth", f"{latency.ratio:.2f} (between requests of as many tokens)"),
+        ]
+        if latency.in_bursts is not None:
+            rows.append(("latency in bursts", f"{latency.in_bursts * 1e3:.2f} ms (median)"))
+        rows += [
+            ("live bytes, peak", format_bytes(memory.peak_live)),
+            ("live bytes, final", format_bytes(memory.final_live)),
+            ("committed, peak", format_bytes(memory.peak_committed)),
+            ("process growth", f"{format_bytes(self.process_growth)} after the first tenth"),
+            ("leaked", f"{_count(memory.leaked_requests, 'request')}, {format_bytes(memory.leaked_bytes)}"),
+            (
+                "tokens",
+                f"all {self.tokens} equal the reference"
+                if not self.wrong_tokens
+                else f"{self.wrong_tokens} of {self.tokens} differ from the reference or never came, "
+                f"in {self.wrong_requests} of {s.requests} requests",
+            ),
+        ]
+        return rows + [("leak", leak) for leak in memory.leaks]
+
+    def as_text(self) -> str:
+        """The table, drawn by `rich` where it is installed, else aligned text."""
+        verdict = "OK" if self.ok else "FAILED: memory leaked or tokens differ"
+        rows = self.rows()
+        try:
+            from rich.console import Console
+            from rich.table import Table
+            from rich.text import Text
+        except ImportError:
+            width = max(len(label) for label, _ in rows)
+            return "\n".join([*(f"{label:<{width}}  {value}" for label, value in rows), verdict, ""])
+        table = Table(show_header=False, title="slabpool demo", caption=verdict)
+        for label, value in rows:
+            table.add_row(Text(label), Text(value))  # Text: brackets in a value are not markup
+        buffer = io.StringIO()
+        Console(file=buffer, width=110).print(table)
+        return buffer.getvalue()
+
+
+def summarize(
+    setting: Setting,
+    jobs: list[Job],
+    run: Run,
+    memory: MemoryFigures,
+    expected: list[list[int]],
+) -> Report:
+    """Put the figures of a run together; `expected` has the reference's tokens of each job."""
+    wrong = [
+        sum(int(got) != want for got, want in zip(row, tokens, strict=False))
+        for row, tokens in zip(run.tokens, expected, strict=True)
+    ]
+    return Report(
+        setting=setting,
+        tokens=sum(job.generate for job in jobs),
+        tokens_given=int(np.count_nonzero(run.tokens >= 0)),
+        answered=int(np.count_nonzero(~np.isnan(run.latency))),
+        seconds=run.seconds,
+        most_at_once=run.most_at_once,
+        latency=_tenths(jobs, run),
+        memory=memory,
+        process_growth=run.resident_final - run.resident_after_tenth,
+        process_peak_growth=run.resident_peak - run.resident_after_tenth,
+        wrong_requests=sum(count > 0 for count in wrong),
+        wrong_tokens=sum(wrong),
+    )
+
+
+def format_bytes(count: int) -> str:
+    """Bytes with a binary unit.
+
+    Examples
+    --------
+    >>> from slabpool.demo.report import format_bytes
+    >>> format_bytes(0), format_bytes(1536), format_bytes(-3 << 20)
+    ('0 B', '1.5 KiB', '-3.0 MiB')
+    """
+    size, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def _tenths(jobs: list[Job], run: Run) -> Latency:
+    """Compare the first and the last tenth of the requests that were answered."""
+    answered = np.flatnonzero(~np.isnan(run.latency))
+    tenth = max(1, len(answered) // 10)
+    first, last = (_alone(run, part) for part in (answered[:tenth], answered[-tenth:]))
+    generated = np.array([job.generate for job in jobs])
+    bursts = answered[~run.alone[answered]]
+    return Latency(
+        first_tenth=float(np.median(run.latency[first])),
+        last_tenth=float(np.median(run.latency[last])),
+        tokens_first_tenth=float(np.median(generated[first])),
+        tokens_last_tenth=float(np.median(generated[last])),
+        ratio=_like_with_like(run.latency, generated, first, last),
+        in_bursts=float(np.median(run.latency[bursts])) if len(bursts) else None,
+    )
+
+
+def _like_with_like(
+    latency: npt.NDArray[np.float64],
+    generated: npt.NDArray[np.int_],
+    first: npt.NDArray[np.intp],
+    last: npt.NDArray[np.intp],
+) -> float:
+    """How much longer the last requests took than the first ones of as many generated tokens.
+
+    The plain medians of two tenths compare different work. Each of the last requests is divided by the
+    median of the first ones that generated as many tokens; the result is the median of that. Where nothing
+    matches (a very short run) it is the ratio of the plain medians.
+    """
+    counts = generated[first]
+    usual = {count: np.median(latency[first[counts == count]]) for count in set(counts.tolist())}
+    ratios = [latency[index] / usual[count] for index in last if (count := int(generated[index])) in usual]
+    return float(np.median(ratios) if ratios else np.median(latency[last]) / np.median(latency[first]))
+
+
+def _alone(run: Run, indices: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """Those of some jobs that were served alone; all of them where a short run has none."""
+    alone = indices[run.alone[indices]]
+    return alone if len(alone) else indices
+
+
+def _schedule(setting: Setting) -> str:
+    if setting.concurrency == 1:
+        return "one after the other"
+    alone = (workload.ROUND_BURSTS - 1) * setting.concurrency
+    return f"rounds of {alone} one after the other, then {setting.concurrency} at once"
+
+
+def _scale() -> str:
+    return (
+        f"context tokens / {workload.CONTEXT_DIVISOR} within {workload.CONTEXT_LIMITS}, "
+        f"generated tokens / {workload.GENERATED_DIVISOR} within {workload.GENERATED_LIMITS}"
+    )
+
+
+def _latency(seconds: float, tokens: float) -> str:
+    return f"{seconds * 1e3:.2f} ms for {tokens:g} tokens (medians of those served alone)"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -1,0 +1,156 @@
+"""What the pool reports: plain, immutable records.
+
+These are values, copied out of the pool at one instant. Nothing here keeps memory alive.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Ack(enum.Enum):
+    """What one acknowledgement changed.
+
+    Examples
+    --------
+    >>> import slabpool
+    >>> with slabpool.Pool("1MiB") as pool:
+    ...     req = pool.request("r", devices=["gpu0"])
+    ...     req.close()
+    ...     req.ack("gpu0"), req.ack("gpu0")
+    (<Ack.RELEASED: 'released'>, <Ack.LATE: 'late'>)
+    """
+
+    #: Counted; the host or other devices still hold the request.
+    PENDING = "pending"
+    #: Counted, and it was the last hold: the memory is back.
+    RELEASED = "released"
+    #: This device had acknowledged before; nothing changed.
+    DUPLICATE = "duplicate"
+    #: The request is already gone; nothing changed.
+    LATE = "late"
+
+
+class RequestState(enum.Enum):
+    """Where a request is in its life."""
+
+    #: The host holds it: memory may still be allocated.
+    OPEN = "open"
+    #: The host is done; devices still have to acknowledge.
+    DRAINING = "draining"
+    #: A device that still has to acknowledge has been silent for longer than the lease.
+    IN_DOUBT = "in_doubt"
+    #: Every holder is gone. Bytes that live views keep count as retained.
+    RELEASED = "released"
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A pool's bytes and counts at one instant.
+
+    Always ``committed == live + retained + in_doubt + cached`` and ``committed <= capacity``.
+    All byte figures count whole blocks, rounding included.
+    """
+
+    #: Bytes that ``committed`` never exceeds.
+    capacity: int
+    #: Bytes of address space reserved for the pool (costs no memory).
+    reserved: int
+    #: Bytes backed by the system for this pool.
+    committed: int
+    #: Bytes of blocks held by an open or draining request, or by a view without a request.
+    live: int
+    #: Bytes of released requests that live views still keep.
+    retained: int
+    #: Bytes of requests one of whose devices is silent for longer than its lease.
+    in_doubt: int
+    #: Committed bytes that no one holds: ready to be handed out, or to be trimmed.
+    cached: int
+    #: Bytes promised by ``reserve=`` and not yet drawn. Not part of ``committed``.
+    set_aside: int
+    #: Highest sum of live, retained and in-doubt bytes so far. Exact while one thread at a time
+    #: allocates; with several it may read high by at most 1/64 of the capacity a thread.
+    peak_live: int
+    #: Highest ``committed`` so far.
+    peak_committed: int
+    #: Blocks handed out, ever.
+    allocations: int
+    #: Blocks given back, ever.
+    frees: int
+    #: Requests the host still holds.
+    requests_open: int
+    #: Requests the host has let go of and devices have not (those in doubt included).
+    requests_draining: int
+    #: Requests with a device silent for longer than its lease.
+    requests_in_doubt: int
+    #: Acknowledgements that counted.
+    acks: int
+    #: Acknowledgements by a device that already had.
+    duplicate_acks: int
+    #: Acknowledgements of a request already gone.
+    late_acks: int
+    #: Allocations and reservations that failed for lack of memory.
+    exhaustions: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One request that still has bytes, as `Pool.requests` and `Pool.leaks` report it."""
+
+    request_id: str | int | bytes
+    generation: int
+    state: RequestState
+    #: Bytes it keeps from reuse, in whole blocks; for a released request, those retained by views.
+    nbytes: int
+    #: Seconds since it was opened.
+    age: float
+    #: Devices that have not acknowledged.
+    pending: frozenset[str | int]
+    #: Arrays (each with all its slices counted once) that still point into its memory.
+    live_views: int
+    #: ``file:line`` that opened it.
+    opened_at: str
+    #: Generation of the request it is a child of, or None.
+    parent: int | None
+
+    def __str__(self) -> str:
+        waiting = ", ".join(sorted(map(str, self.pending))) or "no device"
+        return (
+            f"request {self.request_id!r} generation {self.generation} ({self.state.value}): "
+            f"{self.nbytes} bytes for {self.age:.1f} s, waits for {waiting}, "
+            f"{self.live_views} live views, opened at {self.opened_at}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of the pool's event log."""
+
+    #: Nanoseconds of the system's monotonic clock.
+    time_ns: int
+    #: The system's id of the thread.
+    thread: int
+    #: One of open, allocate, free, ack, close, lost, release, retain, exhausted.
+    kind: str
+    #: Generation of the request, 0 for memory without one.
+    generation: int
+    #: The device that acknowledged or was lost, else None.
+    device: str | int | None
+    #: Bytes allocated, freed, released, retained or asked for in vain.
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Corruption:
+    """A write past the end of a block, found by a pool with ``debug`` on when it came back."""
+
+    #: Address of the block and its size in bytes, as asked for.
+    address: int
+    nbytes: int
+    #: Offset of the first wrong byte past the end of the block.
+    offset: int
+    #: Generation of the request the block belonged to, 0 for none.
+    generation: int
+    #: ``file:line`` that allocated it, or "" where no line was recorded.
+    allocated_at: str

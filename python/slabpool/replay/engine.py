@@ -1,0 +1,367 @@
+"""Replaying a schedule in a real pool: real allocations, real acks on device threads, virtual time.
+
+One driver thread plays the host and moves virtual time from event to event; nothing sleeps. Beside
+the pool it keeps its own small account of who still holds what, and every answer of the pool is held
+against it: a request may be released once, by its last holder, and not before. A request that does
+not fit waits, first come first served; it reserves all it may need, so that none starves half-way.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+import slabpool
+from slabpool.replay.devices import AckJob, DeviceThreads
+from slabpool.replay.outcome import Outcome, ReplayError, Sample
+from slabpool.replay.schedule import Schedule
+from slabpool.replay.trace import IntArray
+
+_ARRIVE, _GROW, _END, _LOSE, _ACK, _LATE_ACK = range(6)
+_PAGE = 4096
+#: Points of the memory curve, spread evenly over virtual time.
+SAMPLES = 2000
+
+
+def whole_sizes(nbytes: IntArray) -> IntArray:
+    """Bytes that tensors of these sizes take in a pool, rounding included.
+
+    Asked of a pool, not computed: its size classes are its own business.
+    """
+    sizes = np.unique(nbytes)
+    sizes = sizes[sizes > 0]
+    whole = {0: 0}
+    with slabpool.Pool(max(64 << 20, 2 * int(sizes.max(initial=0)))) as scratch:
+        for size in sizes.tolist():
+            view = scratch.empty(size, np.uint8)
+            whole[size] = scratch.stats().live
+            del view
+    return np.array([whole[size] for size in nbytes.tolist()], dtype=np.int64)
+
+
+@dataclass(slots=True)
+class _Held:
+    """A request that is not released: the driver's account of it."""
+
+    request: slabpool.Request
+    views: list[npt.NDArray[np.uint8]]
+    #: Devices that have neither acknowledged nor been lost.
+    pending: set[int]
+    blocks_left: int
+    host: bool = True
+
+
+class Replay:
+    """One run of one schedule in one pool.
+
+    Parameters
+    ----------
+    pool : slabpool.Pool
+        Used by nothing else meanwhile.
+    schedule : Schedule
+    need : ndarray of int64
+        Bytes to reserve for each request (`Schedule.need`).
+    virtual_end_us : int
+        About when it ends; decides how far apart memory is sampled.
+    unique_ids : bool
+        A request id each, instead of the same for all.
+    touch : bool
+        Write a byte to every page allocated, so that it costs real memory.
+    progress : callable, optional
+        Called now and then with the number of requests released so far.
+    """
+
+    def __init__(
+        self,
+        pool: slabpool.Pool,
+        schedule: Schedule,
+        need: IntArray,
+        virtual_end_us: int,
+        *,
+        unique_ids: bool = False,
+        touch: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self._pool = pool
+        self._plan = schedule
+        self._unique_ids = unique_ids
+        self._touch = touch
+        self._progress = progress
+        self._names = [f"device-{d}" for d in range(schedule.devices)]
+        # Lists: an element of a numpy array costs several times more to read.
+        self._arrival = schedule.trace.arrival_us.tolist()
+        self._need = need.tolist()
+        self._prompt = schedule.prompt_bytes.tolist()
+        self._drawn = schedule.blocks_drawn.tolist()
+        self._first_block = schedule.first_block_us.tolist()
+        self._end = schedule.end_us.tolist()
+        self._ack_delay = schedule.ack_delay_us.tolist()
+        self._lost_device = schedule.lost_device.tolist()
+        self._held: dict[int, _Held] = {}
+        #: Requests by the device that still holds them.
+        self._holding: list[set[int]] = [set() for _ in self._names]
+        self._waiting: deque[int] = deque()
+        self._blocked = False
+        # (time, order of making, kind, request, device, handle of a released request)
+        self._events: list[tuple[int, int, int, int, int, slabpool.Request | None]] = []
+        self._made = 0
+        self._sample_step = max(1, virtual_end_us // SAMPLES)
+        self._next_sample = 0
+        self._out = Outcome()
+
+    def run(self) -> Outcome:
+        """Play the whole schedule, once.
+
+        Raises
+        ------
+        PoolExhausted
+            A request can never be served: it needs more than the capacity.
+        ReplayError
+            The pool did not keep a reservation.
+        """
+        capacity = self._pool.capacity
+        worst = max(range(len(self._need)), key=self._need.__getitem__)
+        if self._need[worst] > capacity:
+            raise slabpool.PoolExhausted(
+                f"request {worst + 1} of the trace needs {self._need[worst]} bytes and the capacity is "
+                f"{capacity}: it could never be served"
+            )
+        out = self._out
+        for index, arrival in enumerate(self._arrival):
+            self._at(arrival, _ARRIVE, index)
+        started = time.perf_counter()
+        with DeviceThreads(self._pool, self._names) as self._threads:
+            while self._events:
+                self._step()
+        out.wall_s = time.perf_counter() - started
+        out.unserved = len(self._waiting)
+        if out.unserved:
+            first = self._waiting[0]
+            self._out.violated(
+                f"{out.unserved} requests still wait though nothing is held: request {first + 1} of the "
+                f"trace needs {self._need[first]} bytes of {capacity}"
+            )
+        self._close_accounts()
+        return out
+
+    # virtual time
+
+    def _at(
+        self, when: int, kind: int, index: int, device: int = 0, gone: slabpool.Request | None = None
+    ) -> None:
+        self._made += 1
+        heapq.heappush(self._events, (when, self._made, kind, index, device, gone))
+
+    def _step(self) -> None:
+        """All that happens at the next instant: the host's part, then the devices' at once."""
+        events = self._events
+        now = events[0][0]
+        lost: set[int] = set()
+        acks: list[tuple[int, int]] = []
+        late: list[AckJob] = []
+        while events and events[0][0] == now:
+            _, _, kind, index, device, gone = heapq.heappop(events)
+            if kind == _GROW:
+                self._grow(now, index)
+            elif kind == _ACK:
+                acks.append((index, device))
+            elif kind == _ARRIVE:
+                self._waiting.append(index)
+            elif kind == _END:
+                self._end_of_service(now, index)
+            elif kind == _LOSE:
+                if index in self._holding[device]:
+                    lost.add(device)
+            elif gone is not None:
+                late.append(AckJob(index, device, gone, 1, True))
+        if acks or late or lost:
+            self._devices_report(now, acks, late, lost)
+        while self._waiting and not self._blocked:
+            self._admit(now)
+        if now >= self._next_sample:
+            self._sample(now)
+        self._out.virtual_us = now
+
+    # the host
+
+    def _admit(self, now: int) -> None:
+        """Open the request that has waited longest, or find that there is no room yet."""
+        index = self._waiting[0]
+        request_id = f"replay-{index}" if self._unique_ids else "replay"
+        try:
+            request = self._pool.request(request_id, self._names, reserve=self._need[index] or None)
+        except slabpool.PoolExhausted:
+            self._blocked = True
+            return
+        self._waiting.popleft()
+        out = self._out
+        out.opened += 1
+        out.waits_us.append(now - self._arrival[index])
+        held = _Held(request, [], set(range(len(self._names))), self._drawn[index])
+        self._held[index] = held
+        for holding in self._holding:
+            holding.add(index)
+        self._allocate(index, held, self._prompt[index])
+        if held.blocks_left:
+            self._at(now + self._first_block[index], _GROW, index)
+        self._at(now + self._end[index], _END, index)
+        if self._lost_device[index] >= 0:
+            self._at(now + int(self._plan.lost_us[index]), _LOSE, index, self._lost_device[index])
+
+    def _grow(self, now: int, index: int) -> None:
+        held = self._held[index]
+        self._allocate(index, held, self._plan.block_bytes)
+        held.blocks_left -= 1
+        if held.blocks_left:
+            self._at(now + self._plan.block_step_us, _GROW, index)
+
+    def _allocate(self, index: int, held: _Held, nbytes: int) -> None:
+        if not nbytes:
+            return
+        try:
+            view = held.request.empty(nbytes, np.uint8)
+        except slabpool.PoolExhausted as error:
+            raise ReplayError(
+                f"the pool did not keep the reservation of request {index + 1} of the trace "
+                f"({self._need[index]} bytes, {held.request.nbytes} drawn, {nbytes} asked for): {error}"
+            ) from error
+        self._out.allocated += 1
+        if self._touch:
+            view[::_PAGE] = 1
+        held.views.append(view)
+
+    def _end_of_service(self, now: int, index: int) -> None:
+        """The host lets go: of its views, then of the request."""
+        held = self._held[index]
+        held.views.clear()
+        if self._plan.aborted[index]:
+            self._out.aborted += 1
+            held.request.cancel()
+        else:
+            held.request.close()
+        held.host = False
+        # What was reserved and not drawn is free again, as after an abort.
+        self._blocked = False
+        delays = self._ack_delay[index]
+        for device in held.pending:
+            self._at(self._plan.to_tick(now + delays[device]), _ACK, index, device)
+        self._settle(now, index, 0)
+
+    # the devices
+
+    def _devices_report(
+        self, now: int, acks: list[tuple[int, int]], late: list[AckJob], lost: set[int]
+    ) -> None:
+        """Everything the devices do at one instant, all of them at once; then the account of it."""
+        plan, out = self._plan, self._out
+        # A lost device is silent from this very instant; one lost earlier no longer holds the request.
+        jobs = [
+            AckJob(i, d, self._held[i].request, 2 if plan.duplicate[i, d] else 1, False)
+            for i, d in acks
+            if d not in lost and i in self._holding[d]
+        ]
+        self._threads.send(jobs + late)
+        # Meanwhile, on this thread: what the dead held is let go while others acknowledge.
+        for device in sorted(lost):
+            name, held = self._names[device], len(self._holding[device])
+            count = self._pool.device_lost(name)
+            out.devices_lost += 1
+            out.holds_lost += held
+            if count != held:
+                self._out.violated(f"losing {name} let go of {count} requests, not {held}")
+        released: dict[int, int] = {}
+        for job, answers in self._threads.collect():
+            self._judge(job, answers, released)
+        for device in lost:
+            for index in self._holding[device]:
+                self._held[index].pending.discard(device)
+                released.setdefault(index, 0)
+            self._holding[device].clear()
+        for index, times in released.items():
+            self._settle(now, index, times, only_acks=not lost)
+
+    def _judge(self, job: AckJob, answers: list[slabpool.Ack], released: dict[int, int]) -> None:
+        """Hold a device's answers against the laws; note in ``released`` who said it was the last."""
+        out = self._out
+        where = f"{self._names[job.device]} for request {job.row + 1}"
+        if job.late:
+            out.acks_late += 1
+            if answers != [slabpool.Ack.LATE]:
+                self._out.violated(f"a late ack of {where} was answered {answers}")
+            return
+        first, again = answers[0], answers[1:]
+        out.acks_counted += 1
+        out.acks_duplicate += len(again)
+        self._held[job.row].pending.discard(job.device)
+        self._holding[job.device].discard(job.row)
+        released[job.row] = released.get(job.row, 0) + (first is slabpool.Ack.RELEASED)
+        if first not in (slabpool.Ack.PENDING, slabpool.Ack.RELEASED):
+            self._out.violated(f"the first ack of {where} was answered {first}")
+        # A repeated ack finds the request still there or, if others were quicker, gone.
+        if any(answer not in (slabpool.Ack.DUPLICATE, slabpool.Ack.LATE) for answer in again):
+            self._out.violated(f"a repeated ack of {where} was answered {again}")
+
+    def _settle(self, now: int, index: int, times: int, *, only_acks: bool = False) -> None:
+        """Check one request after holders let go of it, and part with it if none is left.
+
+        ``times`` is how many acks were told to be the last; with ``only_acks`` nobody else let go.
+        """
+        held = self._held[index]
+        gone = not held.host and not held.pending
+        left = f"with devices {sorted(held.pending)} left"
+        # Exactly one ack is the last, unless the host or a lost device may have been.
+        if times > int(gone) or (only_acks and times != int(gone)):
+            self._out.violated(f"request {index + 1} was released by {times} acks, {left}")
+        if (held.request.state is slabpool.RequestState.RELEASED) is not gone:
+            self._out.violated(f"request {index + 1} is {held.request.state.value}, {left}")
+        if not gone:
+            return
+        request = held.request
+        del self._held[index]
+        self._blocked = False
+        out = self._out
+        out.released += 1
+        if self._progress is not None and out.released % 256 == 0:
+            self._progress(out.released)
+        for device in np.flatnonzero(self._plan.late[index]).tolist():
+            when = self._plan.to_tick(now + self._ack_delay[index][device] + 1)
+            self._at(when, _LATE_ACK, index, device, request)
+
+    # accounts
+
+    def _sample(self, now: int) -> None:
+        stats = self._pool.stats()
+        self._next_sample = now + self._sample_step
+        self._out.samples.append(
+            Sample(now, stats.live, stats.retained, stats.in_doubt, stats.cached, stats.committed)
+        )
+        parts = stats.live + stats.retained + stats.in_doubt + stats.cached
+        if parts != stats.committed or stats.committed > stats.capacity:
+            self._out.violated(f"bytes do not add up: {stats}")
+
+    def _close_accounts(self) -> None:
+        """After the last event: nothing may be held, and the pool must have counted as we did."""
+        out = self._out
+        self._sample(out.virtual_us)
+        stats = self._pool.stats()
+        out.stats = stats
+        out.leaks = self._pool.leaks()
+        said = {
+            "allocations": (stats.allocations, out.allocated),
+            "frees": (stats.frees, out.allocated),
+            "bytes set aside": (stats.set_aside, 0),
+            "acks": (stats.acks, out.acks_counted),
+            "repeated and late acks": (
+                stats.duplicate_acks + stats.late_acks,
+                out.acks_duplicate + out.acks_late,
+            ),
+        }
+        for what, (pools, ours) in said.items():
+            if pools != ours:
+                self._out.violated(f"the pool counts {pools} {what}, the replay {ours}")

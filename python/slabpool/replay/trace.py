@@ -1,0 +1,184 @@
+"""Reading request traces: which request arrived when, with how many tokens in and out.
+
+Two published formats are known, told apart by content and never by file name. A row that cannot be
+read is an error with its line number: a trace is read whole or not at all. Times are integers, in
+microseconds since the first request, so that nothing later depends on rounding.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from slabpool.errors import InvalidArgumentError
+
+IntArray = npt.NDArray[np.int64]
+
+_AZURE_HEADER = ("timestamp", "contexttokens", "generatedtokens")
+# Seven digits after the point (100 ns) in the 2023 trace, an offset from UTC in later ones.
+_AZURE_TIME = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:?00)?")
+_EPOCH = datetime(1970, 1, 1)
+# Far above any context window: larger numbers are a damaged file, and would overflow byte counts.
+_MAX_TOKENS = 1 << 31
+
+_Row = tuple[int, int, int]
+
+
+class TraceFormatError(InvalidArgumentError):
+    """A trace that cannot be read; the message names the file and, for a bad row, its line."""
+
+
+class _RowError(Exception):
+    """What is wrong with a line, before the name of the file is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Requests in the order in which they arrived.
+
+    Attributes
+    ----------
+    name : str
+        File name without its folder.
+    format : str
+        ``"azure"`` or ``"mooncake"``.
+    arrival_us : ndarray of int64, shape (n,)
+        Microseconds since the first request, never decreasing.
+    prompt, output : ndarray of int64, shape (n,)
+        Tokens sent and tokens generated.
+    """
+
+    name: str
+    format: str
+    arrival_us: IntArray
+    prompt: IntArray
+    output: IntArray
+
+    def __len__(self) -> int:
+        return len(self.arrival_us)
+
+
+def read_trace(path: str | Path, limit: int | None = None) -> Trace:
+    """Read a trace of either format.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``AzureLLMInferenceTrace_*.csv`` of AzurePublicDataset, or a ``*_trace.jsonl`` of Mooncake.
+        Mooncake's ``hash_ids`` (shared prefixes) are not used: every request has memory of its own.
+    limit : int, optional
+        Read only this many requests from the start; what follows is not looked at.
+
+    Raises
+    ------
+    TraceFormatError
+        The file is neither format, has no requests, or has a row that cannot be read.
+    OSError
+        The file cannot be opened.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from slabpool.replay.trace import read_trace
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "two.jsonl")
+    ...     _ = path.write_text('{"timestamp": 0, "input_length": 10, "output_length": 2}\\n'
+    ...                         '{"timestamp": 5, "input_length": 20, "output_length": 3}\\n')
+    ...     trace = read_trace(path)
+    >>> trace.format, trace.arrival_us.tolist(), trace.prompt.tolist(), trace.output.tolist()
+    ('mooncake', [0, 5000], [10, 20], [2, 3])
+    """
+    path = Path(path)
+    if limit is not None and limit < 1:
+        raise InvalidArgumentError(f"limit must be at least 1, not {limit}")
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            trace_format, rows = _read_rows(_numbered(file), limit)
+    except UnicodeDecodeError as error:
+        raise TraceFormatError(f"{path}: not text, so not a trace ({error.reason})") from None
+    except _RowError as error:
+        raise TraceFormatError(f"{path}: {error}") from None
+    if not rows:
+        raise TraceFormatError(f"{path}: a header and no requests")
+    table = np.array(rows, dtype=np.int64)
+    # Rows are in order of arrival in the published files; a merged or edited file may not be.
+    table = table[np.argsort(table[:, 0], kind="stable")]
+    return Trace(path.name, trace_format, table[:, 0] - table[0, 0], table[:, 1].copy(), table[:, 2].copy())
+
+
+def _read_rows(lines: Iterator[tuple[int, str]], limit: int | None) -> tuple[str, list[_Row]]:
+    """The format, known from the first line, and up to ``limit`` rows."""
+    number, first = next(lines, (1, ""))
+    if first.startswith("{"):
+        return "mooncake", [_mooncake_row(*line) for line in islice(chain([(number, first)], lines), limit)]
+    if tuple(field.strip().lower() for field in first.split(",")) == _AZURE_HEADER:
+        return "azure", [_azure_row(*line) for line in islice(lines, limit)]
+    raise _RowError(
+        f"line {number}: neither a trace of Azure (header TIMESTAMP,ContextTokens,GeneratedTokens) "
+        f"nor of Mooncake (one JSON object a line), but {first[:40]!r}"
+    )
+
+
+def _numbered(file: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, stripped, with their numbers from 1."""
+    for number, line in enumerate(file, start=1):
+        stripped = line.strip()
+        if stripped:
+            yield number, stripped
+
+
+def _azure_row(number: int, line: str) -> _Row:
+    fields = line.split(",")
+    if len(fields) != 3:
+        raise _RowError(f"line {number}: expected 3 fields, found {len(fields)}: {line[:60]!r}")
+    match = _AZURE_TIME.fullmatch(fields[0].strip())
+    if match is None:
+        raise _RowError(f"line {number}: TIMESTAMP is not a time: {fields[0][:40]!r}")
+    try:
+        seconds = datetime.fromisoformat(match[1])
+    except ValueError as error:
+        raise _RowError(f"line {number}: TIMESTAMP is not a time: {fields[0][:40]!r} ({error})") from None
+    micros = int((match[2] or "0").ljust(6, "0")[:6])
+    return (
+        (seconds - _EPOCH) // timedelta(microseconds=1) + micros,
+        _tokens(number, "ContextTokens", fields[1]),
+        _tokens(number, "GeneratedTokens", fields[2]),
+    )
+
+
+def _mooncake_row(number: int, line: str) -> _Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise _RowError(f"line {number}: not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise _RowError(f"line {number}: not a JSON object: {line[:40]!r}")
+    for name in ("timestamp", "input_length", "output_length"):
+        if name not in row:
+            raise _RowError(f"line {number}: no {name!r}")
+    stamp = row["timestamp"]
+    if isinstance(stamp, bool) or not isinstance(stamp, (int, float)) or not 0 <= stamp < 1e15:
+        raise _RowError(f"line {number}: timestamp is not a number of milliseconds: {stamp!r}")
+    return (
+        round(stamp * 1000),
+        _tokens(number, "input_length", row["input_length"]),
+        _tokens(number, "output_length", row["output_length"]),
+    )
+
+
+def _tokens(number: int, name: str, value: object) -> int:
+    """A token count from a CSV field or a JSON value."""
+    text = value.strip() if isinstance(value, str) else value
+    if isinstance(text, str) and text.isascii() and text.isdigit():
+        text = int(text) if len(text) <= 12 else _MAX_TOKENS + 1
+    if isinstance(text, bool) or not isinstance(text, int) or not 0 <= text <= _MAX_TOKENS:
+        raise _RowError(f"line {number}: {name} is not a number of tokens: {value!r}")
+    return text

@@ -1,0 +1,76 @@
+"""What all tests share: that the *installed* package is tested, and honest skips.
+
+A test that needs a part of the system asks for it through `require_program` or `require_module`. It
+skips with the reason where the part is missing, unless SLABPOOL_TESTS_REQUIRE_ALL=1 (as .ci/run sets):
+then a missing part is a failure, so that nothing goes untested unnoticed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import hypothesis
+import pytest
+
+import slabpool
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIRE_ALL = os.environ.get("SLABPOOL_TESTS_REQUIRE_ALL", "") not in ("", "0")
+
+# No deadline per example: a busy machine is no bug. pytest-timeout bounds each test as a whole.
+hypothesis.settings.register_profile("slabpool", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("slabpool")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse to test the source tree in place of what is installed."""
+    if Path(slabpool.__file__).resolve().is_relative_to(ROOT / "python"):
+        raise pytest.UsageError(
+            f"{slabpool.__file__} is the source tree (an editable install, or on PYTHONPATH): "
+            "the tests are for an installed slabpool, `pip install '.[test]'`"
+        )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say which package is under test."""
+    return f"slabpool: {slabpool.__version__} from {Path(slabpool.__file__).parent}"
+
+
+def _missing(reason: str) -> None:
+    if REQUIRE_ALL:
+        pytest.fail(f"{reason}, and SLABPOOL_TESTS_REQUIRE_ALL is set", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def require_program() -> Callable[..., str]:
+    """Give the path of the first of some programs that is installed; skip or fail without any."""
+
+    def require(*names: str) -> str:
+        for name in names:
+            path = shutil.which(name)
+            if path is not None:
+                return path
+        _missing(f"needs {' or '.join(names)} on the PATH")
+        raise AssertionError("not reached")
+
+    return require
+
+
+@pytest.fixture(scope="session")
+def require_module() -> Callable[[str], ModuleType]:
+    """Import an optional module; skip or fail when it is not installed."""
+
+    def require(name: str) -> ModuleType:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            _missing(f"needs the Python module {error.name}")
+            raise AssertionError("not reached") from error
+
+    return require

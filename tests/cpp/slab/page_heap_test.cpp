@@ -1,0 +1,395 @@
+// The page heap: best fit, merging, alignment, limits, refusals, and a long random run against a model.
+#include "slabpool/slab/page_heap.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "support/fake_memory.hpp"
+#include "support/scale.hpp"
+
+namespace slabpool {
+namespace {
+
+constexpr std::uint64_t kNoLimit = std::uint64_t{1} << 40;
+
+class PageHeapTest : public testing::Test {
+ protected:
+  static constexpr std::uint64_t kPages = 4096;
+
+  Span* take(std::uint64_t pages, std::uint64_t align = 1, std::uint64_t limit = kNoLimit) {
+    Span* span = heap.allocate(pages, align, limit).span;
+    EXPECT_EQ(heap.verify(), nullptr);
+    return span;
+  }
+  void give(Span* span) {
+    heap.free(span);
+    EXPECT_EQ(heap.verify(), nullptr);
+  }
+
+  test::FakeMemory memory{kPages << kPageBits};
+  PageHeap heap{memory, 1};
+};
+
+TEST_F(PageHeapTest, StartsWithNothingCommitted) {
+  EXPECT_EQ(heap.verify(), nullptr);
+  EXPECT_EQ(heap.total_pages(), kPages);
+  EXPECT_EQ(heap.committed_pages(), 0U);
+  EXPECT_EQ(memory.committed_pages(), 0U);
+}
+
+TEST_F(PageHeapTest, HandsOutCommittedZeroPages) {
+  Span* span = take(7);
+  ASSERT_NE(span, nullptr);
+  EXPECT_EQ(span->pages, 7U);
+  EXPECT_EQ(span->kind, SpanKind::large);
+  EXPECT_TRUE(span->zero);
+  EXPECT_TRUE(test::all_bytes(heap.address(span), 0, 7 * kPageSize));
+  EXPECT_EQ(heap.in_use_pages(), 7U);
+}
+
+TEST_F(PageHeapTest, AFreedSpanIsNotTakenForZero) {
+  Span* span = take(4);
+  std::memset(heap.address(span), 0x5a, 4 * kPageSize);
+  give(span);
+  span = take(4);
+  EXPECT_FALSE(span->zero);
+}
+
+TEST_F(PageHeapTest, TakesTheSmallestSpanThatFits) {
+  // Free runs of 9, 3, 5 and 4 pages, kept apart by pages in use.
+  std::vector<Span*> runs;
+  std::vector<Span*> walls;
+  for (const std::uint64_t pages : {9, 3, 5, 4}) {
+    runs.push_back(take(pages));
+    walls.push_back(take(1));
+  }
+  const std::uint64_t first_of_5 = runs[2]->first_page;
+  const std::uint64_t first_of_4 = runs[3]->first_page;
+  const std::uint64_t first_of_9 = runs[0]->first_page;
+  for (Span* run : runs) give(run);
+  EXPECT_EQ(take(4)->first_page, first_of_4);
+  EXPECT_EQ(take(4)->first_page, first_of_5);
+  EXPECT_EQ(take(7)->first_page, first_of_9);
+  EXPECT_EQ(memory.committed_pages(), heap.committed_pages());
+}
+
+TEST_F(PageHeapTest, FreeNeighboursMergeWhateverTheOrder) {
+  std::vector<int> order{0, 1, 2, 3};
+  do {
+    std::vector<Span*> spans;
+    for (int i = 0; i < 4; ++i) spans.push_back(take(3));
+    const std::uint64_t first = spans[0]->first_page;
+    for (int i = 1; i < 4; ++i) ASSERT_EQ(spans[static_cast<std::size_t>(i)]->first_page, first + 3U * static_cast<unsigned>(i));
+    for (const int i : order) give(spans[static_cast<std::size_t>(i)]);
+    const int commits = memory.commits;
+    Span* all = take(12);
+    EXPECT_EQ(all->first_page, first);
+    EXPECT_EQ(memory.commits, commits) << "the cached pages were enough";
+    give(all);
+  } while (std::next_permutation(order.begin(), order.end()));
+}
+
+TEST_F(PageHeapTest, AlignsToAnyPowerOfTwoUpToTwoMegabytes) {
+  std::vector<Span*> all;
+  for (std::uint64_t align = 1; align <= 128; align *= 2) {
+    all.push_back(take(1));  // so that the next free page is badly aligned
+    Span* span = take(3, align);
+    ASSERT_NE(span, nullptr);
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(heap.address(span)) % (align << kPageBits), 0U) << align;
+    all.push_back(span);
+  }
+  for (Span* span : all) give(span);
+  EXPECT_EQ(heap.in_use_pages(), 0U);
+}
+
+TEST_F(PageHeapTest, CommitsAStepAtATime) {
+  PageHeap steps(memory, 16);
+  const Span* first = steps.allocate(1, 1, kNoLimit).span;
+  EXPECT_EQ(steps.committed_pages(), 16U);
+  EXPECT_EQ(steps.cached_pages(), 15U);
+  const Span* second = steps.allocate(15, 1, kNoLimit).span;
+  EXPECT_EQ(second->first_page, first->first_page + 1);
+  EXPECT_TRUE(second->zero) << "nobody has touched what was committed along";
+  EXPECT_EQ(memory.commits, 1);
+}
+
+TEST_F(PageHeapTest, TheStepNeverPassesTheLimit) {
+  PageHeap steps(memory, 16);
+  ASSERT_NE(steps.allocate(1, 1, 5).span, nullptr);
+  EXPECT_EQ(steps.committed_pages(), 5U);
+  ASSERT_NE(steps.allocate(4, 1, 5).span, nullptr);
+  const PageHeap::Result result = steps.allocate(1, 1, 5);
+  EXPECT_EQ(result.span, nullptr);
+  EXPECT_FALSE(result.system_refused);
+  EXPECT_EQ(steps.verify(), nullptr);
+}
+
+TEST_F(PageHeapTest, GivesOtherCachedPagesBackRatherThanPassTheLimit) {
+  // Two free runs that do not touch; a tensor that fits neither needs both their pages.
+  Span* a = take(8);
+  Span* wall = take(1);
+  Span* b = take(8);
+  Span* end = take(1);
+  give(a);
+  give(b);
+  ASSERT_EQ(heap.committed_pages(), 18U);
+  Span* large = take(16, 1, 18);
+  ASSERT_NE(large, nullptr);
+  EXPECT_EQ(heap.committed_pages(), 18U);
+  EXPECT_EQ(take(1, 1, 18), nullptr);
+  give(wall);
+  give(end);
+  give(large);
+}
+
+TEST_F(PageHeapTest, PagesBelowAGrowingEndAreTakenAlong) {
+  Span* a = take(10);
+  const std::uint64_t first = a->first_page;
+  give(a);
+  Span* b = take(12);
+  EXPECT_EQ(b->first_page, first);
+  EXPECT_EQ(heap.committed_pages(), 12U);
+  EXPECT_FALSE(b->zero) << "ten of its pages were used before";
+}
+
+TEST_F(PageHeapTest, ARefusedCommitChangesNothing) {
+  Span* kept = take(3);
+  const std::uint64_t committed = heap.committed_pages();
+  memory.refuse_commits_after = 0;
+  for (const std::uint64_t align : {1, 16}) {
+    const PageHeap::Result result = heap.allocate(5, align, kNoLimit);
+    EXPECT_EQ(result.span, nullptr);
+    EXPECT_TRUE(result.system_refused);
+    EXPECT_EQ(heap.verify(), nullptr);
+    EXPECT_EQ(heap.committed_pages(), committed);
+    EXPECT_EQ(heap.in_use_pages(), 3U);
+  }
+  memory.refuse_commits_after = -1;
+  Span* later = take(5);
+  ASSERT_NE(later, nullptr);
+  EXPECT_TRUE(later->zero);
+  give(kept);
+  give(later);
+}
+
+TEST_F(PageHeapTest, DecommitGivesBackWhatIsAsked) {
+  Span* a = take(200);
+  Span* wall = take(1);
+  give(a);
+  EXPECT_EQ(heap.decommit(200), 200U);
+  EXPECT_EQ(heap.verify(), nullptr);
+  EXPECT_EQ(heap.committed_pages(), 1U);
+  EXPECT_EQ(memory.committed_pages(), 1U);
+  EXPECT_EQ(heap.decommit(1), 0U) << "nothing is cached";
+  Span* again = take(200);
+  EXPECT_TRUE(again->zero);
+  EXPECT_TRUE(test::all_bytes(heap.address(again), 0, 200 * kPageSize));
+  give(again);
+  give(wall);
+}
+
+TEST_F(PageHeapTest, DecommitLeavesTheSpanItIsToldToKeep) {
+  Span* large = take(50);
+  Span* wall = take(1);
+  Span* small = take(4);
+  Span* end = take(1);
+  give(large);
+  give(small);
+  EXPECT_EQ(heap.decommit(54, large), 4U);
+  EXPECT_EQ(heap.verify(), nullptr);
+  EXPECT_EQ(heap.cached_pages(), 50U);
+  EXPECT_EQ(take(50), large) << "and can still find it";
+  give(wall);
+  give(end);
+}
+
+TEST_F(PageHeapTest, ARefusedDecommitKeepsThePagesAndForgetsTheyWereZero) {
+  Span* a = take(6);
+  give(a);
+  PageHeap steps(memory, 1);  // only to show that a second heap is not disturbed
+  memory.refuse_decommits_after = 0;
+  EXPECT_EQ(heap.decommit(6), 0U);
+  EXPECT_EQ(heap.verify(), nullptr);
+  EXPECT_EQ(heap.committed_pages(), 6U);
+  EXPECT_EQ(heap.cached_pages(), 6U);
+  Span* again = take(6);
+  ASSERT_NE(again, nullptr);
+  EXPECT_FALSE(again->zero) << "a refused call leaves the contents undefined";
+}
+
+TEST_F(PageHeapTest, ARefusedDecommitOfFreshPagesForgetsTheyWereZero) {
+  PageHeap steps(memory, 16);
+  Span* first = steps.allocate(1, 1, kNoLimit).span;
+  ASSERT_EQ(steps.cached_pages(), 15U);
+  memory.refuse_decommits_after = 0;
+  EXPECT_EQ(steps.decommit(15), 0U);
+  memory.refuse_decommits_after = -1;
+  Span* rest = steps.allocate(15, 1, kNoLimit).span;
+  EXPECT_EQ(rest->zero, test::all_bytes(steps.address(rest), 0, 15 * kPageSize));
+  EXPECT_FALSE(rest->zero);
+  steps.free(first);
+  steps.free(rest);
+}
+
+TEST_F(PageHeapTest, ALimitThatCannotBeMetBecauseDecommitIsRefusedIsTheSystemsFault) {
+  Span* a = take(8);
+  Span* wall = take(1);
+  give(a);
+  memory.refuse_decommits_after = 0;
+  const PageHeap::Result result = heap.allocate(9, 1, 10);
+  EXPECT_EQ(result.span, nullptr);
+  EXPECT_TRUE(result.system_refused);
+  EXPECT_EQ(heap.verify(), nullptr);
+  give(wall);
+}
+
+TEST_F(PageHeapTest, FindsTheSpanOfEveryByte) {
+  Span* a = take(1);
+  Span* b = take(9, 4);
+  for (Span* span : {a, b}) {
+    for (std::uint64_t page = 0; page < span->pages; ++page) {
+      EXPECT_EQ(heap.lookup(heap.address(span) + (page << kPageBits)), span);
+      EXPECT_EQ(heap.lookup(heap.address(span) + (page << kPageBits) + kPageSize - 1), span);
+    }
+  }
+  EXPECT_EQ(heap.lookup(memory.base() - 1), nullptr);
+  EXPECT_EQ(heap.lookup(memory.base() + memory.reserved()), nullptr);
+  int other = 0;
+  EXPECT_EQ(heap.lookup(&other), nullptr);
+}
+
+TEST_F(PageHeapTest, MoreThanTheRangeIsRefused) {
+  EXPECT_EQ(take(kPages + 1), nullptr);
+  Span* all = take(kPages);
+  ASSERT_NE(all, nullptr);
+  EXPECT_EQ(take(1), nullptr);
+  give(all);
+}
+
+// ---- at random, against a model: which spans are out, and what each was filled with
+
+class RandomHeap {
+ public:
+  RandomHeap(std::uint64_t seed, std::uint64_t grow_step) : random_(seed), heap_(memory_, grow_step) {}
+
+  void run(int steps) {
+    for (int step = 0; step < steps && !testing::Test::HasFailure(); ++step) {
+      SCOPED_TRACE("step " + std::to_string(step));
+      // Now and then the system refuses for a while.
+      if (random_() % 64 == 0) memory_.refuse_commits_after = random_() % 2 == 0 ? 0 : -1;
+      if (random_() % 64 == 0) memory_.refuse_decommits_after = random_() % 2 == 0 ? 0 : -1;
+      const auto dice = random_() % 100;
+      if (dice < 50) {
+        allocate();
+      } else if (dice < 97) {
+        free_one();
+      } else {
+        decommit();
+      }
+      check();
+    }
+    while (!out_.empty() && !testing::Test::HasFailure()) free_one();
+    memory_.refuse_decommits_after = -1;
+    EXPECT_EQ(heap_.decommit(heap_.cached_pages()), memory_.committed_pages() + heap_.committed_pages());
+    EXPECT_EQ(heap_.verify(), nullptr);
+  }
+
+ private:
+  static constexpr std::uint64_t kLimit = 400;
+
+  struct Out {
+    Span* span;
+    unsigned char fill;
+  };
+
+  void allocate() {
+    const std::uint64_t pages = std::uint64_t{1} + random_() % (random_() % 8 == 0 ? 120 : 12);
+    const std::uint64_t align = random_() % 6 == 0 ? std::uint64_t{1} << (random_() % 8) : 1;
+    const std::uint64_t in_use = heap_.in_use_pages();
+    const PageHeap::Result result = heap_.allocate(pages, align, kLimit);
+    if (result.span == nullptr) {
+      EXPECT_EQ(heap_.in_use_pages(), in_use);
+      const bool refuses = memory_.refuse_commits_after == 0 || memory_.refuse_decommits_after == 0;
+      // Only the limit or the system may say no: address space is plenty.
+      EXPECT_TRUE(in_use + pages > kLimit || (result.system_refused && refuses)) << pages << " pages";
+      return;
+    }
+    Span* span = result.span;
+    EXPECT_EQ(span->pages, pages);
+    EXPECT_EQ(span->first_page % align, 0U);
+    for (const Out& other : out_) {
+      EXPECT_TRUE(span->first_page + pages <= other.span->first_page ||
+                  other.span->first_page + other.span->pages <= span->first_page)
+          << "two owners of one page";
+    }
+    if (span->zero) {
+      EXPECT_TRUE(test::all_bytes(heap_.address(span), 0, pages * kPageSize)) << "not zero";
+    }
+    const auto fill = static_cast<unsigned char>(random_() % 255 + 1);
+    // The ends of each page stand for the whole of it.
+    for (std::uint64_t page = 0; page < pages; ++page) {
+      std::memset(heap_.address(span) + page * kPageSize, fill, 64);
+      std::memset(heap_.address(span) + (page + 1) * kPageSize - 64, fill, 64);
+    }
+    out_.push_back({span, fill});
+  }
+
+  void free_one() {
+    if (out_.empty()) return;
+    const std::size_t i = random_() % out_.size();
+    const Out one = out_[i];
+    for (std::uint64_t page = 0; page < one.span->pages; ++page) {
+      EXPECT_TRUE(test::all_bytes(heap_.address(one.span) + page * kPageSize, one.fill, 64));
+      EXPECT_TRUE(test::all_bytes(heap_.address(one.span) + (page + 1) * kPageSize - 64, one.fill, 64));
+      EXPECT_EQ(heap_.lookup(heap_.address(one.span) + page * kPageSize), one.span);
+    }
+    heap_.free(one.span);
+    out_[i] = out_.back();
+    out_.pop_back();
+  }
+
+  void decommit() {
+    const std::uint64_t cached = heap_.cached_pages();
+    const std::uint64_t want = random_() % 200;
+    const std::uint64_t done = heap_.decommit(want);
+    EXPECT_EQ(heap_.cached_pages(), cached - done);
+    if (memory_.refuse_decommits_after < 0) {
+      EXPECT_GE(done, std::min(want, cached));
+    }
+  }
+
+  void check() {
+    const char* wrong = heap_.verify();
+    EXPECT_EQ(wrong, nullptr) << wrong;
+    std::uint64_t in_use = 0;
+    for (const Out& out : out_) {
+      in_use += out.span->pages;
+      for (std::uint64_t page = 0; page < out.span->pages; ++page) {
+        EXPECT_TRUE(memory_.committed(out.span->first_page + page));
+      }
+    }
+    EXPECT_EQ(heap_.in_use_pages(), in_use);
+    EXPECT_EQ(heap_.committed_pages(), memory_.committed_pages());
+    EXPECT_LE(heap_.committed_pages(), kLimit);
+    EXPECT_GE(heap_.peak_committed_pages(), heap_.committed_pages());
+  }
+
+  std::mt19937_64 random_;
+  test::FakeMemory memory_{std::size_t{8192} << kPageBits};
+  PageHeap heap_;
+  std::vector<Out> out_;
+};
+
+TEST(PageHeapRandom, KeepsItsInvariants) {
+  for (const std::uint64_t seed : {1, 2, 3, 4}) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    RandomHeap(seed, seed % 2 == 0 ? 1 : 16).run(test::rounds(10'000));
+  }
+}
+
+}  // namespace
+}  // namespace slabpool

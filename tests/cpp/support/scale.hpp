@@ -1,0 +1,24 @@
+// How much work the long tests do: all of it in a plain build, a part under a sanitizer, which makes
+// the same work five to twenty times slower.
+#pragma once
+
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#define SLABPOOL_TEST_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer) || __has_feature(address_sanitizer)
+#define SLABPOOL_TEST_SANITIZED 1
+#endif
+#endif
+
+namespace slabpool::test {
+
+#if defined(SLABPOOL_TEST_SANITIZED)
+inline constexpr int kSlower = 10;
+#else
+inline constexpr int kSlower = 1;
+#endif
+
+// Rounds of a loop that is meant to run `full` times in a plain build.
+constexpr int rounds(int full) { return full / kSlower > 0 ? full / kSlower : 1; }
+
+}  // namespace slabpool::test
