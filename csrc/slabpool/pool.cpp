@@ -51,7 +51,8 @@ std::unique_ptr<Pool> Pool::create(const PoolOptions& options, Status& status) {
 Pool::Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory)
     : options_(options),
       epoch_(fork_epoch()),
-      cleans_(options.scrub_on_release || options.debug > 0),
+      quirks_((options.scrub_on_release ? kScrub : 0) | (options.debug > 0 ? kDebug : 0) |
+              (options.events != 0 ? kLog : 0)),
       memory_(std::move(memory)),
       depot_(*memory_, options.capacity, options.debug > 1),
       caches_(depot_, options.capacity),
@@ -76,6 +77,22 @@ Pool::Plan Pool::plan(std::uint64_t nbytes, std::uint64_t align) noexcept {
   const std::uint64_t need = pages_for(bytes) << kPageBits;
   const bool binned = need <= kMaxBinned && need > kMaxSlabBlock && align <= kPageSize;
   return {binned ? bin_of(need) : kBins, need, align <= kPageSize ? 1 : align};
+}
+
+// The hot path of both kinds of allocation: the first block of this thread's list, if nothing unusual is
+// asked for.
+inline Block* Pool::take_first(const AllocateSpec& spec) noexcept {
+  ThreadCache* cache = caches_.last();
+  if (cache == nullptr || spec.align > kDefaultAlign || spec.nbytes - 1 >= kMaxBinned) [[unlikely]] return nullptr;
+  Block* block = nullptr;
+  if (spec.nbytes <= kMaxSlabBlock) {
+    block = cache->pop_first(bin_of(spec.nbytes), 0);
+  } else {
+    const std::uint64_t need = pages_for(spec.nbytes) << kPageBits;
+    block = cache->pop_first(bin_of(need), need);
+  }
+  if (block != nullptr) [[likely]] block->home = cache;
+  return block;
 }
 
 Allocation Pool::take(const Plan& plan, std::uint64_t& own_reserve, bool exact) {
@@ -109,30 +126,60 @@ void Pool::ready(Block& block, const AllocateSpec& spec) {
   block.zero = false;
 }
 
-Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
-  if (epoch_ != fork_epoch()) [[unlikely]] return {nullptr, Status::forked};
-  // Relaxed: a thread that closes the pool and one that allocates at that moment may come in any order.
-  if (closed_.load(std::memory_order_relaxed)) [[unlikely]] return {nullptr, Status::pool_closed};
+Allocation Pool::allocate_slowly(const AllocateSpec& spec) noexcept {
+  if (epoch_ != fork_epoch()) return {nullptr, Status::forked};
+  if (closed()) return {nullptr, Status::pool_closed};
   if (!std::has_single_bit(spec.align) || spec.align > kMaxAlign) return {nullptr, Status::invalid_argument};
-  if (spec.nbytes > options_.capacity) [[unlikely]] return {nullptr, Status::too_large};
+  if (spec.nbytes > options_.capacity) return {nullptr, Status::too_large};
   const Plan p = plan(spec.nbytes + (options_.debug > 0 ? kGuard : 0), spec.align);
   if (spec.request.generation != 0) return allocate_in_request(spec, p);
   Allocation result;
   try {
     std::uint64_t none = 0;
     result = take(p, none, false);
-    if (result.block == nullptr) [[unlikely]] return result;
+    if (result.block == nullptr) return result;
     result.block->request = 0;
     result.block->start(1);
     ready(*result.block, spec);
   } catch (const std::bad_alloc&) {
     if (result.block != nullptr) {
-      result.block->next = nullptr;
+      result.block->abandon();
       give_back(result.block);
     }
     return {nullptr, Status::system_refused};
   }
   return result;
+}
+
+Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
+  // Relaxed: a thread that closes the pool and one that allocates at that moment may come in any order.
+  if ((quirks_.load(std::memory_order_relaxed) & (kClosed | kDebug)) != 0) [[unlikely]] return allocate_slowly(spec);
+  if (spec.request.generation == 0) {
+    Block* block = take_first(spec);
+    if (block == nullptr) [[unlikely]] return allocate_slowly(spec);
+    block->request = 0;
+    block->start(1);
+    if (spec.zero && !block->zero) std::memset(block->data, 0, spec.nbytes);
+    block->zero = false;
+    return {block, Status::ok};
+  }
+  // As allocate_in_request(), without a budget and from this thread's list.
+  RequestRecord* record = table_.record(spec.request.slot);
+  if (record == nullptr || record->has_budget.load(std::memory_order_relaxed) || !table_.is_open(spec.request))
+      [[unlikely]] {
+    return allocate_slowly(spec);
+  }
+  Block* block = take_first(spec);
+  if (block == nullptr) [[unlikely]] return allocate_slowly(spec);
+  block->request = spec.request.slot + 1;
+  block->start(spec.view ? 2 : 1);
+  if (spec.zero && !block->zero) std::memset(block->data, 0, spec.nbytes);
+  block->zero = false;
+  const Status status = attach(*record, spec.request, *block, spec.view);
+  if (status == Status::ok) [[likely]] return {block, Status::ok};
+  block->abandon();
+  give_back(block);
+  return {nullptr, status};
 }
 
 Allocation Pool::allocate(const AllocateSpec& spec) noexcept {
@@ -163,7 +210,7 @@ void Pool::clean(Block& block) noexcept {
 }
 
 void Pool::give_back(Block* chain, bool to_depot) noexcept {
-  if (cleans_) {
+  if ((quirks_.load(std::memory_order_relaxed) & (kScrub | kDebug)) != 0) {
     for (Block* block = chain; block != nullptr; block = block->next) clean(*block);
   }
   ThreadCache& cache = caches_.mine();
@@ -195,7 +242,22 @@ Status Pool::open_view(Block& block, std::uint32_t serial, Handle request) noexc
 }
 
 void Pool::drop_view(Block& block) noexcept {
-  if (epoch_ != fork_epoch()) [[unlikely]] return;  // the parent's business
+  ThreadCache* cache = caches_.last();
+  if (cache != nullptr && block.request == 0 && quirks_.load(std::memory_order_relaxed) == 0) [[likely]] {
+    if (!block.drop_private()) return;
+    if (cache->push_own(block)) [[likely]] {
+      if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]] wake_waiters();
+    } else {
+      block.next = nullptr;
+      give_back(&block);
+    }
+    return;
+  }
+  drop_view_slowly(block);
+}
+
+void Pool::drop_view_slowly(Block& block) noexcept {
+  if (epoch_ != fork_epoch()) return;  // the parent's business
   if (block.request == 0) {
     if (!block.drop_private()) return;
     log(EventKind::free, 0, kNoDevice, block.bytes);
@@ -217,6 +279,8 @@ void Pool::drop_view(Block& block) noexcept {
   give_back(&block);
   if (record.keep.fetch_sub(1, std::memory_order_acq_rel) == 1) table_.recycle(record);
 }
+
+bool Pool::closed() const noexcept { return (quirks_.load(std::memory_order_acquire) & kClosed) != 0; }
 
 Block* Pool::find(const void* address) const noexcept { return depot_.find(address); }
 
@@ -285,7 +349,7 @@ Status Pool::close(bool force) noexcept {
     if (requests.open + requests.draining != 0 || caches_.sums().live != 0) return Status::pool_busy;
   }
   // Release: a thread that is told of the closing finds it closed.
-  closed_.store(true, std::memory_order_release);
+  quirks_.fetch_or(kClosed, std::memory_order_release);
   std::vector<Handle> all;
   std::vector<Handle> over;
   try {
@@ -295,7 +359,7 @@ Status Pool::close(bool force) noexcept {
     });
     for (const Handle handle : all) table_.cut(handle, over);
   } catch (const std::bad_alloc&) {
-    closed_.store(false, std::memory_order_release);
+    quirks_.fetch_and(~kClosed, std::memory_order_release);
     finish_all(over);
     return Status::system_refused;
   }

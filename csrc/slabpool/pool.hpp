@@ -112,7 +112,7 @@ class SLABPOOL_API Pool {
   std::uint64_t trim() noexcept;
   // pool_busy while anything is held. With `force` requests are cut loose; views stay valid.
   Status close(bool force) noexcept;
-  bool closed() const noexcept { return closed_.load(std::memory_order_acquire); }
+  bool closed() const noexcept;
   bool usable_here() const noexcept;  // false in a child of the process that made the pool
 
   // Writes to the file descriptor (an eventfd or a pipe) whenever memory came back or a request ended,
@@ -128,12 +128,15 @@ class SLABPOOL_API Pool {
   };
 
   static Plan plan(std::uint64_t nbytes, std::uint64_t align) noexcept;
+  Block* take_first(const AllocateSpec& spec) noexcept;
+  [[gnu::noinline]] void drop_view_slowly(Block& block) noexcept;
+  [[gnu::noinline]] Allocation allocate_slowly(const AllocateSpec& spec) noexcept;
   Allocation take(const Plan& plan, std::uint64_t& own_reserve, bool exact);
   // As allocate() and open(), but a failure is neither counted nor logged.
   Allocation try_allocate(const AllocateSpec& spec) noexcept;
   Status try_open(const OpenSpec& spec, Handle& handle) noexcept;
-  void note_exhausted(std::uint64_t generation, std::uint64_t nbytes) noexcept;
-  Allocation allocate_in_request(const AllocateSpec& spec, const Plan& plan) noexcept;
+  [[gnu::noinline]] void note_exhausted(std::uint64_t generation, std::uint64_t nbytes) noexcept;
+  [[gnu::noinline]] Allocation allocate_in_request(const AllocateSpec& spec, const Plan& plan) noexcept;
   Status attach(RequestRecord& record, Handle handle, Block& block, bool view) noexcept;
   void ready(Block& block, const AllocateSpec& spec);
   void give_back(Block* chain, bool to_depot = false) noexcept;
@@ -143,13 +146,15 @@ class SLABPOOL_API Pool {
   void log(EventKind kind, std::uint64_t generation, std::uint32_t device, std::uint64_t bytes) noexcept {
     if (log_ != nullptr) [[unlikely]] log_->add(kind, generation, device, bytes);
   }
-  void wake_waiters() noexcept;
+  [[gnu::noinline]] void wake_waiters() noexcept;
   template <typename Try>
   bool wait_for(std::int64_t deadline_ns, Try&& attempt) noexcept;
 
   const PoolOptions options_;
   const std::uint32_t epoch_;
-  const bool cleans_;  // blocks need a look or a scrub when they come back
+  // All that keeps an allocation or a return off the hot path, in one word.
+  static constexpr std::uint32_t kClosed = 1, kDebug = 2, kScrub = 4, kLog = 8;
+  std::atomic<std::uint32_t> quirks_;
   std::unique_ptr<MemoryResource> memory_;
   Depot depot_;
   CacheSet caches_;
@@ -158,7 +163,6 @@ class SLABPOOL_API Pool {
   std::unique_ptr<EventLog> log_;
   Guard guard_;
   std::atomic<std::uint64_t> retained_{0};
-  std::atomic<bool> closed_{false};
 
   // Waiting for memory or for a request's end. waiters_ counts threads and wake-up descriptors.
   std::atomic<std::uint32_t> waiters_{0};

@@ -17,46 +17,45 @@ Status Pool::attach(RequestRecord& record, Handle handle, Block& block, bool vie
   }
   block.next = record.blocks;
   record.blocks = &block;
-  record.nbytes.fetch_add(block.bytes, std::memory_order_relaxed);
+  // Not a locked add: until the request is claimed only this changes it, under the lock.
+  record.nbytes.store(record.nbytes.load(std::memory_order_relaxed) + block.bytes, std::memory_order_relaxed);
   if (view) record.live_views.fetch_add(1, std::memory_order_relaxed);
   return Status::ok;
 }
 
 Allocation Pool::allocate_in_request(const AllocateSpec& spec, const Plan& p) noexcept {
   const Handle handle = spec.request;
-  if (!table_.is_open(handle)) return {nullptr, Status::request_closed};
-  RequestRecord& record = *table_.record(handle.slot);
+  RequestRecord* record = table_.record(handle.slot);
+  if (record == nullptr) return {nullptr, Status::request_closed};
   // Written at open and asked again under attach()'s lock, so a stale answer does no harm.
-  const bool budget = record.has_budget;
+  const bool budget = record->has_budget.load(std::memory_order_relaxed);
   std::uint64_t own = 0;
   if (budget) {
-    const Status status = table_.charge(record, handle, p.need, own);
+    const Status status = table_.charge(*record, handle, p.need, own);
     if (status != Status::ok) return {nullptr, status};
   }
   Allocation result;
   try {
-    result = take(p, own, budget);
-    if (result.block != nullptr) [[likely]] {
-      Block& block = *result.block;
-      block.request = handle.slot + 1;
-      block.start(spec.view ? 2 : 1);
-      ready(block, spec);
-      result.status = attach(record, handle, block, spec.view);
-      if (result.status != Status::ok) {
-        block.next = nullptr;
-        block.request = 0;
-        give_back(&block);
-        result.block = nullptr;
-      }
+    if (!table_.is_open(handle)) {
+      result.status = Status::request_closed;  // before anything is taken from others for it
+    } else {
+      result = take(p, own, budget);
+    }
+    if (result.block != nullptr) {
+      result.block->request = handle.slot + 1;
+      result.block->start(spec.view ? 2 : 1);
+      ready(*result.block, spec);
+      result.status = attach(*record, handle, *result.block, spec.view);
     }
   } catch (const std::bad_alloc&) {
-    if (result.block != nullptr) {
-      result.block->next = nullptr;
-      give_back(result.block);
-    }
-    result = {nullptr, Status::system_refused};
+    result.status = Status::system_refused;
   }
-  if (budget) table_.settle(record, handle, p.need, own, result.block != nullptr);
+  if (result.status != Status::ok && result.block != nullptr) {
+    result.block->abandon();
+    give_back(result.block);
+    result.block = nullptr;
+  }
+  if (budget) table_.settle(*record, handle, p.need, own, result.block != nullptr);
   return result;
 }
 
@@ -117,7 +116,6 @@ void Pool::finish(Handle handle) noexcept {
         retained_.fetch_sub(bytes, std::memory_order_relaxed);
         record.keep.fetch_sub(1, std::memory_order_relaxed);  // never the last: retire() has not run
       }
-      record.nbytes.fetch_sub(bytes, std::memory_order_relaxed);
       freed += bytes;
       *free_last = block;
       free_last = &block->next;
@@ -126,7 +124,8 @@ void Pool::finish(Handle handle) noexcept {
     }
   }
   *free_last = nullptr;
-  const bool budget = record.has_budget;
+  record.nbytes.fetch_sub(freed, std::memory_order_relaxed);
+  const bool budget = record.has_budget.load(std::memory_order_relaxed);
   if (free_first != nullptr) give_back(free_first, budget);
   if (budget) table_.return_budget(record);
   log(EventKind::release, handle.generation, kNoDevice, freed);

@@ -80,7 +80,7 @@ def _common(pool: Pool, status: int) -> None:
             "Make a pool of this process's own"
         )
     if status == _POOL_CLOSED:
-        raise PoolClosedError(f"pool {pool.name!r} is closed")
+        raise PoolClosedError(f"pool {pool.name!r} is closed: it hands out nothing any more. Make a new pool")
 
 
 def _who(request: Request | None) -> str:
@@ -103,7 +103,8 @@ class Reporter:
         what = f"{show_size(nbytes)}{_who(request)}"
         if status == _TOO_LARGE:
             raise TensorTooLargeError(
-                f"cannot allocate {what}: larger than the capacity of pool {pool.name!r}, {show_size(pool.capacity)}"
+                f"cannot allocate {what}: larger than the capacity of pool {pool.name!r}, {show_size(pool.capacity)}. "
+                "Make the pool larger or the tensor smaller"
             )
         if status == _EXHAUSTED:
             waited = f" within {extra} s" if extra is not None else ""
@@ -116,8 +117,8 @@ class Reporter:
         if status == _QUOTA:
             assert request is not None
             raise QuotaExceededError(
-                f"cannot allocate {what}: its quota would be exceeded; it has {show_size(request.nbytes)} itself, "
-                "its children count too"
+                f"cannot allocate {what}: its quota of {show_size(request.quota or 0)} would be exceeded; it has "
+                f"{show_size(request.nbytes)} itself, and its family counts too. Open it with a larger quota="
             )
         if status == _REQUEST_CLOSED:
             assert request is not None
@@ -128,12 +129,21 @@ class Reporter:
             )
         if status == _UNKNOWN_DEVICE:
             assert request is not None
-            raise UnknownDeviceError(
-                f"device {extra!r} was never named{_who(request)}; it waits for {names(request.pending)}"
-            )
+            unknown_device(extra, request)
         if status == _DUPLICATE_DEVICE:
-            raise DuplicateDeviceError(f"device {extra!r} already has to acknowledge{_who(request)}")
+            raise DuplicateDeviceError(
+                f"device {extra!r} already has to acknowledge{_who(request)}, which waits for "
+                f"{names(request.pending if request else ())}. Add a device once"
+            )
         raise SlabpoolError(f"pool {pool.name!r}: unexpected status {status}")
+
+
+def unknown_device(device: object, request: Request) -> NoReturn:
+    """Raises for a device that a request was not opened with."""
+    raise UnknownDeviceError(
+        f"device {device!r} was never named{_who(request)}; it waits for {names(request.pending)}. Name it in "
+        "devices= when the request is opened, or with add_device()"
+    )
 
 
 def open_failed(
@@ -150,11 +160,13 @@ def open_failed(
     _common(pool, status)
     if status == _DUPLICATE_DEVICE:
         twice = next(d for i, d in enumerate(devices) if d in devices[:i])
-        raise DuplicateDeviceError(f"device {twice!r} is named twice for request {request_id!r}: {names(devices)}")
+        raise DuplicateDeviceError(
+            f"device {twice!r} is named twice for request {request_id!r}: {names(devices)}. Name each device once"
+        )
     if status == _TOO_LARGE:
         raise TensorTooLargeError(
             f"cannot set {show_size(reserve)} aside for request {request_id!r}: larger than the capacity of pool "
-            f"{pool.name!r}, {show_size(pool.capacity)}"
+            f"{pool.name!r}, {show_size(pool.capacity)}. Make the pool larger or the reserve smaller"
         )
     if status == _EXHAUSTED:
         waited = f" within {timeout} s" if timeout is not None else ""
@@ -208,6 +220,3 @@ def busy(pool: Pool) -> str:
         f"pool {pool.name!r} cannot be closed: {usage(pool)}. Held by:{holders(pool)}\n"
         "Let them go first, or close(force=True) to cut requests loose (views stay valid)"
     )
-
-
-

@@ -43,10 +43,10 @@ def parse_size(value: object, what: str, *, least: int, most: int) -> int:
     2147483648
     """
     if isinstance(value, str):
-        match = _SIZE.fullmatch(value)
+        match = _SIZE.fullmatch(value) if len(value) < 100 else None  # Python converts no endless numbers
         unit = _UNITS.get(match[2].lower()) if match else None
         if match is None or unit is None:
-            raise InvalidArgumentError(f"{what} must be bytes or a size such as '2GiB', got {value!r}")
+            raise InvalidArgumentError(f"{what} must be bytes or a size such as '2GiB', got {value[:100]!r}")
         size = int(Fraction(match[1]) * unit)
     else:
         if isinstance(value, bool):
@@ -57,6 +57,8 @@ def parse_size(value: object, what: str, *, least: int, most: int) -> int:
             raise InvalidTypeError(
                 f"{what} must be bytes or a size such as '2GiB', got {value!r} of type {type(value).__name__}"
             ) from None
+    if size.bit_length() > 256:
+        raise InvalidArgumentError(f"{what} must be from {least} to {most} bytes, got a number of {size.bit_length()} bits")
     if not least <= size <= most:
         raise InvalidArgumentError(f"{what} must be from {least} to {most} bytes, got {value!r} ({size} bytes)")
     return size

@@ -69,8 +69,8 @@ class Stats:
     cached: int
     #: Bytes promised by ``reserve=`` and not yet drawn. Not part of ``committed``.
     set_aside: int
-    #: Highest sum of live, retained and in-doubt bytes so far. Exact while one thread at a time
-    #: allocates; with several it may read high by at most 1/64 of the capacity a thread.
+    #: Highest sum of live, retained and in-doubt bytes so far. Exact while one thread allocates and
+    #: frees; with several it may be off by at most 1/64 of the capacity for each further thread.
     peak_live: int
     #: Highest ``committed`` so far.
     peak_committed: int

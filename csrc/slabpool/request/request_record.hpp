@@ -73,7 +73,8 @@ struct alignas(64) RequestRecord {
 
   // Budget, guarded by the table's budget mutex. A child charges the request it descends from.
   Handle root;
-  bool has_budget = false;     // of this request's root; written at open
+  // Of this request or the one it descends from. Written at open; read without the mutex.
+  std::atomic<bool> has_budget{false};
   std::uint64_t quota = 0;     // 0: none
   std::uint64_t reserve = 0;
   std::uint64_t reserve_left = 0;

@@ -39,7 +39,7 @@ RequestRecord* RequestTable::new_slot() {
   if (slots_made_ == kMaxRequests) return nullptr;
   if (slots_made_ % kChunk == 0) {
     // Room for every slot made, so that giving one back never allocates.
-    free_slots_.reserve(std::max<std::size_t>(slots_made_ + kChunk, 2 * free_slots_.capacity()));
+    if (free_slots_.capacity() < slots_made_ + kChunk) free_slots_.reserve(2 * (slots_made_ + kChunk));
     auto* chunk = new RequestRecord[kChunk];
     chunks_[slots_made_ / kChunk].store(chunk, std::memory_order_release);
   }
@@ -114,14 +114,14 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   r->quota = spec.quota;
   r->reserve = r->reserve_left = spec.reserve;
   r->charged = r->used = 0;
-  r->has_budget = spec.quota != 0 || spec.reserve != 0;
+  r->has_budget.store(spec.quota != 0 || spec.reserve != 0, std::memory_order_relaxed);
   handle = {r->slot, generation};
   r->root = handle;
   // Release: whoever reads this generation sees the record as it was opened.
   r->generation.store(generation, std::memory_order_release);
   if (parent != nullptr) {
     r->root = parent->root;
-    r->has_budget = parent->has_budget;
+    r->has_budget.store(parent->has_budget.load(std::memory_order_relaxed), std::memory_order_relaxed);
     r->parent = parent->slot + 1;
     r->parent_generation = spec.parent->generation;
     r->next_sibling = parent->first_child.load(std::memory_order_relaxed);

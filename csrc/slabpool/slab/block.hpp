@@ -35,11 +35,17 @@ struct alignas(64) Block {
     return static_cast<std::uint32_t>(state.load(std::memory_order_relaxed) >> 32);
   }
 
-  // Called by the one thread that took the block off a free list. Relaxed: others learn of the block
-  // through whatever the caller publishes it with.
+  // Called by the one thread that took the block off a free list, where its count is 0. Relaxed: others
+  // learn of the block through whatever the caller publishes it with.
   void start(std::uint32_t first_holds) noexcept {
-    const std::uint64_t serial = (state.load(std::memory_order_relaxed) >> 32) + 1;
-    state.store(serial << 32 | first_holds, std::memory_order_relaxed);
+    state.store(state.load(std::memory_order_relaxed) + (std::uint64_t{1} << 32) + first_holds,
+                std::memory_order_relaxed);
+  }
+  // Undoes start(), for a block that nobody else has learnt of.
+  void abandon() noexcept {
+    state.store(state.load(std::memory_order_relaxed) >> 32 << 32, std::memory_order_relaxed);
+    next = nullptr;
+    request = 0;
   }
 
   // One more hold, by somebody who already has one. Relaxed: that hold orders it.

@@ -20,7 +20,14 @@ Depot::Depot(MemoryResource& memory, std::uint64_t capacity, bool verify)
     : capacity_(capacity),
       pages_(memory, grow_step(capacity)),
       soft_limit_pages_(std::max<std::uint64_t>(capacity >> kPageBits >> 5, grow_step(capacity))),
-      verify_each_(verify) {}
+      verify_each_(verify) {
+  for (unsigned c = 0; c < kSlabClasses; ++c) {
+    // A slab takes 1/256 of the capacity at most, or a small pool would be full of half-empty slabs.
+    const std::uint64_t most = std::max<std::uint64_t>(capacity >> kPageBits >> 8, pages_for(class_size(c)));
+    const auto pages = static_cast<std::uint32_t>(std::min<std::uint64_t>(kSlabShapes.at[c].pages, most));
+    shapes_[c] = {pages, static_cast<std::uint32_t>(pages * kPageSize / class_size(c))};
+  }
+}
 
 Depot::~Depot() {
   for (Block* blocks : all_arrays_) ::operator delete[](blocks, std::align_val_t{alignof(Block)});
@@ -83,7 +90,7 @@ Block* Depot::carve_block(Span* slab) noexcept {
 void Depot::ready_array(unsigned size_class) {
   if (!arrays_[size_class].empty()) return;
   // Sized for a whole slab even where the slab will be smaller, so that arrays of a class are alike.
-  const std::uint32_t count = kSlabShapes.at[size_class].blocks;
+  const std::uint32_t count = shapes_[size_class].blocks;
   if (all_arrays_.size() == all_arrays_.capacity()) all_arrays_.reserve(2 * all_arrays_.size() + 16);
   // Room for every array of the class, so that giving one back never allocates.
   if (++arrays_made_[size_class] > arrays_[size_class].capacity()) {
@@ -97,7 +104,7 @@ void Depot::ready_array(unsigned size_class) {
 
 Span* Depot::new_slab(unsigned size_class, std::uint64_t& own_reserve, Effort effort, bool& refused) {
   ready_array(size_class);  // before pages are taken: it may run out of memory
-  const SlabShape shape = kSlabShapes.at[size_class];
+  const SlabShape shape = shapes_[size_class];
   std::uint64_t pages = shape.pages;
   std::uint32_t count = shape.blocks;
   PageHeap::Result result = take_pages(pages, 1, own_reserve, effort);

@@ -88,6 +88,7 @@ class Depot {
   const std::uint64_t capacity_;
   PageHeap pages_;
   std::uint64_t soft_limit_pages_;
+  SlabShape shapes_[kSlabClasses];      // what a slab of each class is in a pool of this capacity
   SpanList partial_[kSlabClasses];      // slabs with free blocks
   Span* empty_[kSlabClasses] = {};      // of those, the one kept although all its blocks are free
   std::vector<Block*> arrays_[kSlabClasses];  // block arrays of slabs that went back, to use again

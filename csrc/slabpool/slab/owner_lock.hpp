@@ -29,26 +29,9 @@ class OwnerLock {
  public:
   // By the owner only.
   void enter(std::mutex& revokers) noexcept {
-    for (;;) {
-      if (kAsymmetricBarrier) {
-        // Relaxed, kept in this order by the compiler fence. The processor may still let the load
-        // below pass the store; the revoker's barrier_all_threads() makes up for it.
-        inside_.store(1, std::memory_order_relaxed);
-        std::atomic_signal_fence(std::memory_order_seq_cst);
-      } else {
-        // Sequentially consistent, as is the revoker's store and load: one of the two sees the other.
-        inside_.exchange(1, std::memory_order_seq_cst);
-      }
-      // Acquire pairs with restore(): what the revoker did to the cache is visible.
-      if (revoked_.load(kAsymmetricBarrier ? std::memory_order_acquire : std::memory_order_seq_cst) == 0)
-          [[likely]] {
-        return;
-      }
-      // Release: what the owner did before is visible to the revoker that waits for this.
-      inside_.store(0, std::memory_order_release);
-      const std::lock_guard wait(revokers);
-    }
+    if (!try_enter()) [[unlikely]] enter_after(revokers);
   }
+  // Release: what the owner did is visible to a revoker that waits for this.
   void leave() noexcept { inside_.store(0, std::memory_order_release); }
 
   // By whoever holds the revokers' mutex: revoke() on every lock wanted, barrier_all_threads() once,
@@ -61,8 +44,30 @@ class OwnerLock {
   void restore() noexcept { revoked_.store(0, std::memory_order_release); }
 
  private:
+  bool try_enter() noexcept {
+    if (asymmetric_) [[likely]] {
+      // Relaxed, kept in this order by the compiler fence. The processor may still let the load below
+      // pass the store; the revoker's barrier_all_threads() makes up for it.
+      inside_.store(1, std::memory_order_relaxed);
+      std::atomic_signal_fence(std::memory_order_seq_cst);
+    } else {
+      // Sequentially consistent, as is the revoker's store and load: one of the two sees the other.
+      inside_.exchange(1, std::memory_order_seq_cst);
+    }
+    // Acquire pairs with restore(): what the revoker did to the cache is visible. The stronger order
+    // belongs to the exchange above.
+    return revoked_.load(std::memory_order_seq_cst) == 0;
+  }
+  [[gnu::noinline]] void enter_after(std::mutex& revokers) noexcept {
+    do {
+      leave();
+      const std::lock_guard wait(revokers);
+    } while (!try_enter());
+  }
+
   std::atomic<std::uint32_t> inside_{0};
   std::atomic<std::uint32_t> revoked_{0};
+  const bool asymmetric_ = kAsymmetricBarrier;  // here, on the line that enter() needs anyway
 };
 
 }  // namespace slabpool

@@ -13,8 +13,6 @@ constinit thread_local LastCache t_last_cache{0, nullptr};
 
 namespace {
 
-// Blocks of one bin a thread keeps before it gives half of them to the depot.
-constexpr std::uint32_t kBinLimit = 128;
 // Spans of one bin looked at for one that is large enough.
 constexpr int kSearch = 4;
 
@@ -31,7 +29,10 @@ Registry& registry() {
     auto* made = new Registry();
     // The mutex is held across fork(), so that the child finds it free and the map whole.
     pthread_atfork([] { registry().mutex.lock(); }, [] { registry().mutex.unlock(); },
-                   [] { registry().mutex.unlock(); });
+                   [] {
+                     t_last_cache = {0, nullptr};  // of a pool that is the parent's
+                     registry().mutex.unlock();
+                   });
     return made;
   }();
   return *r;
@@ -92,7 +93,7 @@ CacheSet::CacheSet(Depot& depot, std::uint64_t capacity)
       // 1/16 of the capacity a thread, and never more than 512 MiB: enough for the tensors of a few
       // layers to come and go without the depot, little enough that idle threads matter little.
       byte_budget_(std::min<std::uint64_t>(capacity / 16, std::uint64_t{512} << 20)),
-      publish_step_(static_cast<std::int64_t>(capacity / 64)),
+      peak_step_(static_cast<std::int64_t>(capacity / 64)),
       epoch_(fork_epoch()) {}
 
 CacheSet::~CacheSet() {
@@ -133,7 +134,6 @@ ThreadCache& CacheSet::attach() {
 
 void CacheSet::orphan(ThreadCache& cache) noexcept {
   const std::lock_guard lock(revokers_);
-  cache.publish_live();
   // Relaxed: a thread that misses it posts to the inbox, where the next owner or collect() finds it.
   cache.orphan_.store(true, std::memory_order_relaxed);
   if (Block* chain = cache.take_all()) depot_.give(chain);
@@ -158,32 +158,46 @@ CacheSet::Sums CacheSet::sums() const noexcept {
   for (int round = 0; round < 4; ++round) {
     const std::uint64_t before = sums.counts[0] + sums.counts[1];
     sums = Sums{};
-    sums.live = live_.load(std::memory_order_acquire);
-    sums.peak_live = sums.live;
+    std::int64_t above = 0;  // how far a thread has been above what it is now
     for (const auto& cache : caches_) {
       for (unsigned i = 0; i < kCounts; ++i) sums.counts[i] += cache->counts_[i].load(std::memory_order_acquire);
-      sums.live += cache->live_delta_.load(std::memory_order_acquire);
-      sums.peak_live += cache->peak_delta_.load(std::memory_order_acquire);
+      const std::int64_t live = cache->live_.load(std::memory_order_acquire);
+      sums.live += live;
+      above = std::max(above, cache->high_.load(std::memory_order_relaxed) - live);
     }
+    sums.peak_live = sums.live + above;
     if (round > 0 && before == sums.counts[0] + sums.counts[1]) break;
   }
-  sums.peak_live = std::max({sums.peak_live, peak_live_.load(std::memory_order_relaxed), sums.live});
+  raise_peak(sums.live);
+  sums.peak_live = std::max(sums.peak_live, peak_live_.load(std::memory_order_relaxed));
   return sums;
+}
+
+// With revokers_ held.
+std::int64_t CacheSet::live() const noexcept {
+  std::int64_t live = 0;
+  for (const auto& cache : caches_) live += cache->live_.load(std::memory_order_relaxed);
+  return live;
+}
+
+void CacheSet::raise_peak(std::int64_t live) const noexcept {
+  // Relaxed: a maximum, read as a figure only; written under revokers_.
+  if (live > peak_live_.load(std::memory_order_relaxed)) peak_live_.store(live, std::memory_order_relaxed);
 }
 
 // ---- ThreadCache
 
-void ThreadCache::publish_live() noexcept {
-  const std::int64_t delta = live_delta_.load(std::memory_order_relaxed);
-  const std::int64_t peak_delta = peak_delta_.load(std::memory_order_relaxed);
-  // Relaxed: a sum and a maximum, read as figures only.
-  const std::int64_t before = set_.live_.fetch_add(delta, std::memory_order_relaxed);
-  std::int64_t peak = set_.peak_live_.load(std::memory_order_relaxed);
-  const std::int64_t mine = before + peak_delta;
-  while (mine > peak && !set_.peak_live_.compare_exchange_weak(peak, mine, std::memory_order_relaxed)) {
+// Each thread looks when its own live bytes have moved by peak_step_ since it last did, so a peak is
+// exact while one thread works, and otherwise off by no more than the other threads' steps.
+void ThreadCache::look_at_peak() noexcept {
+  const std::int64_t live = live_.load(std::memory_order_relaxed);
+  // Not waited for: whoever has the mutex is looking, or about to empty all caches.
+  if (std::unique_lock lock(set_.revokers_, std::try_to_lock); lock.owns_lock()) {
+    set_.raise_peak(set_.live() + high_.load(std::memory_order_relaxed) - live);
   }
-  live_delta_.store(0, std::memory_order_relaxed);
-  peak_delta_.store(0, std::memory_order_relaxed);
+  high_.store(live, std::memory_order_relaxed);
+  look_above_ = live + set_.peak_step_;
+  look_below_ = live - set_.peak_step_;
 }
 
 Block* ThreadCache::pop_bin(unsigned bin, std::uint64_t need, bool exact) noexcept {
@@ -244,7 +258,7 @@ bool ThreadCache::drain_inbox() noexcept {
   Block* over = nullptr;
   while (block != nullptr) {
     Block* next = block->next;
-    if (bytes_ + block->bytes <= set_.byte_budget_) {
+    if (bytes_ + block->bytes <= byte_budget_) {
       push_bin(block);
     } else {
       block->next = over;
@@ -306,12 +320,16 @@ void ThreadCache::push(Block* chain) noexcept {
       home->post(block, last);
       continue;
     }
-    chain = block->next;
-    lock_.enter(set_.revokers_);
-    push_bin(block);
-    count_freed(block->bytes);
+    // As many as stay here under one entry of the lock.
     Block* over = nullptr;
-    if (bytes_ > set_.byte_budget_ || bins_[block->bin].blocks > kBinLimit) [[unlikely]] over = spill(block->bin);
+    lock_.enter(set_.revokers_);
+    do {
+      chain = block->next;
+      push_bin(block);
+      count_freed(block->bytes);
+      if (bytes_ > byte_budget_ || bins_[block->bin].blocks > kBinLimit) [[unlikely]] over = spill(block->bin);
+      block = chain;
+    } while (over == nullptr && block != nullptr && block->home == home && block->bin != kBins);
     lock_.leave();
     if (over != nullptr) set_.depot_.give(over);
   }

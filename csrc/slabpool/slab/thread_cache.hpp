@@ -31,13 +31,18 @@ class CacheSet;
 
 class alignas(64) ThreadCache {
  public:
-  explicit ThreadCache(CacheSet& set) noexcept : set_(set) {}
+  explicit ThreadCache(CacheSet& set) noexcept;
 
+  // By the owner. The first block of a list if it has at least `need` bytes; null if not. The hot path.
+  Block* pop_first(unsigned bin, std::uint64_t need) noexcept;
   // By the owner. A block of at least `need` bytes from the lists or the inbox; null if there is none.
   // `exact`: of that many bytes and no more.
   Block* pop(unsigned bin, std::uint64_t need, bool exact) noexcept;
   // By the owner: keeps `block` for its caller and the rest of its chain in the lists.
   void keep(Block* chain) noexcept;
+  // By the owner: takes back one block that this thread allocated; false if it is not one, or there is
+  // no room for it. The hot path.
+  bool push_own(Block& block) noexcept;
   // By the owner: takes back a chain of blocks whatever thread allocated them.
   void push(Block* chain) noexcept;
 
@@ -63,16 +68,23 @@ class alignas(64) ThreadCache {
   void post(Block* first, Block* last) noexcept;  // by other threads, into this cache's inbox
   Block* spill(unsigned bin) noexcept;
   Block* take_all() noexcept;
-  void publish_live() noexcept;
+  [[gnu::noinline]] void look_at_peak() noexcept;
+
+  // Blocks of one bin a thread keeps before it gives half of them to the depot.
+  static constexpr std::uint32_t kBinLimit = 128;
 
   CacheSet& set_;
   OwnerLock lock_;
   std::uint64_t bytes_ = 0;  // in the lists; guarded by lock_
+  const std::uint64_t byte_budget_;
   std::atomic<std::uint64_t> counts_[kCounts] = {};
-  // Bytes handed out less bytes taken back by this thread since they were last added to the set's sum,
-  // and the highest value that took in between.
-  std::atomic<std::int64_t> live_delta_{0};
-  std::atomic<std::int64_t> peak_delta_{0};
+  // Bytes handed out less bytes taken back by this thread, ever; below zero for a thread that frees what
+  // others allocate. The sum over all threads is what is live.
+  std::atomic<std::int64_t> live_{0};
+  // Highest live_ since the set's peak was last looked at, and where to look again.
+  std::atomic<std::int64_t> high_{0};
+  std::int64_t look_above_;
+  std::int64_t look_below_;
   Bin bins_[kBins];  // guarded by lock_
 
   // Written by other threads: on a line of its own.
@@ -92,6 +104,9 @@ class CacheSet {
   // The calling thread's cache, made when first asked for. Throws std::bad_alloc.
   ThreadCache& mine();
 
+  // The same if this thread used it last, else null. Null in a child of fork.
+  ThreadCache* last() const noexcept;
+
   // Moves every free block of every thread to the depot.
   void collect() noexcept;
 
@@ -109,17 +124,18 @@ class CacheSet {
   friend struct ThreadExit;
 
   ThreadCache& attach();
+  std::int64_t live() const noexcept;
+  void raise_peak(std::int64_t live) const noexcept;
   void orphan(ThreadCache& cache) noexcept;
 
   Depot& depot_;
   const std::uint64_t serial_;       // never used twice in a process
   const std::uint64_t byte_budget_;  // of one thread's lists
-  const std::int64_t publish_step_;  // bytes of live memory a thread may keep to itself
+  const std::int64_t peak_step_;  // change of a thread's live bytes after which the peak is looked at
   const std::uint32_t epoch_;
   mutable std::mutex revokers_;  // guards caches_ and revocation
   std::vector<std::unique_ptr<ThreadCache>> caches_;
-  std::atomic<std::int64_t> live_{0};
-  std::atomic<std::int64_t> peak_live_{0};
+  mutable std::atomic<std::int64_t> peak_live_{0};
 };
 
 // The cache this thread used last: one comparison finds it again.
@@ -129,26 +145,67 @@ struct LastCache {
 };
 extern constinit thread_local LastCache t_last_cache;
 
+inline ThreadCache::ThreadCache(CacheSet& set) noexcept
+    : set_(set), byte_budget_(set.byte_budget_), look_above_(set.peak_step_), look_below_(-set.peak_step_) {}
+
+inline ThreadCache* CacheSet::last() const noexcept {
+  return t_last_cache.serial == serial_ ? t_last_cache.cache : nullptr;
+}
+
 inline ThreadCache& CacheSet::mine() {
   if (t_last_cache.serial == serial_) [[likely]] return *t_last_cache.cache;
   return attach();
 }
 
+inline Block* ThreadCache::pop_first(unsigned bin, std::uint64_t need) noexcept {
+  lock_.enter(set_.revokers_);
+  Bin& list = bins_[bin];
+  Block* block = list.head;
+  if (block == nullptr || block->bytes < need) [[unlikely]] {
+    lock_.leave();
+    return nullptr;
+  }
+  list.head = block->next;
+  --list.blocks;
+  bytes_ -= block->bytes;
+  count_allocated(block->bytes);
+  lock_.leave();
+  return block;
+}
+
+inline bool ThreadCache::push_own(Block& block) noexcept {
+  if (block.home != this || block.bin == kBins) return false;
+  lock_.enter(set_.revokers_);
+  Bin& list = bins_[block.bin];
+  const std::uint64_t bytes = bytes_ + block.bytes;
+  if (bytes > byte_budget_ || list.blocks == kBinLimit) [[unlikely]] {
+    lock_.leave();
+    return false;
+  }
+  bytes_ = bytes;
+  block.next = list.head;
+  list.head = &block;
+  ++list.blocks;
+  count_freed(block.bytes);
+  lock_.leave();
+  return true;
+}
+
 inline void ThreadCache::count_allocated(std::uint64_t bytes) noexcept {
   count(Count::allocations);
-  const std::int64_t live = live_delta_.load(std::memory_order_relaxed) + static_cast<std::int64_t>(bytes);
-  live_delta_.store(live, std::memory_order_relaxed);
-  if (live > peak_delta_.load(std::memory_order_relaxed)) {
-    peak_delta_.store(live, std::memory_order_relaxed);
-    if (live > set_.publish_step_) [[unlikely]] publish_live();
+  const std::int64_t live = live_.load(std::memory_order_relaxed) + static_cast<std::int64_t>(bytes);
+  live_.store(live, std::memory_order_relaxed);
+  if (live > high_.load(std::memory_order_relaxed)) {
+    high_.store(live, std::memory_order_relaxed);
+    if (live > look_above_) [[unlikely]] look_at_peak();
   }
 }
 
 inline void ThreadCache::count_freed(std::uint64_t bytes) noexcept {
   count(Count::frees);
-  const std::int64_t live = live_delta_.load(std::memory_order_relaxed) - static_cast<std::int64_t>(bytes);
-  live_delta_.store(live, std::memory_order_relaxed);
-  if (live < -set_.publish_step_) [[unlikely]] publish_live();
+  const std::int64_t live = live_.load(std::memory_order_relaxed) - static_cast<std::int64_t>(bytes);
+  live_.store(live, std::memory_order_relaxed);
+  if (live < look_below_) [[unlikely]] look_at_peak();
 }
 
 }  // namespace slabpool

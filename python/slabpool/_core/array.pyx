@@ -218,10 +218,10 @@ cdef object wrap(Core core, Block* block, void* data, cnp.dtype dtype, Shape* sh
 cdef int64_t deadline_of(object timeout) except? -1:
     try:
         seconds = float(timeout)
-    except TypeError:
+    except (TypeError, ValueError, OverflowError):
         raise InvalidTypeError(f"timeout must be seconds or None, got {timeout!r}") from None
     if not seconds >= 0:
-        raise InvalidArgumentError(f"timeout must not be negative, got {timeout!r}")
+        raise InvalidArgumentError(f"timeout must be seconds from 0 on, or None; got {timeout!r}")
     cdef object at = time.monotonic_ns() + int(min(seconds, 1e9) * 1e9)
     return at
 

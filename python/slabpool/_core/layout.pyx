@@ -1,4 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, binding=False
+# cython: embedsignature=True, embedsignature.format=clinic
 """Named tensors that a request allocates in one call, and whose views are made when asked for.
 
 All tensors of a layout lie in one block, each at a multiple of 64 bytes, so allocating and returning

@@ -1,4 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, binding=False
+# cython: embedsignature=True, embedsignature.format=clinic
 """The pool as Python sees it: memory, requests, and looking inside.
 
 Converts arguments, calls the C++ core, wraps what comes back. Errors are made in `slabpool._report`.
@@ -275,6 +276,7 @@ cdef class Pool:
         cdef uint32_t few[16]
         cdef vector[uint32_t] many
         cdef Py_ssize_t count = 0
+        cdef bint new = False
         cdef bytes key
         if isinstance(devices, (str, bytes)):
             raise InvalidTypeError(f"devices must be several names, got one {type(devices).__name__} {devices!r}")
@@ -284,9 +286,11 @@ cdef class Pool:
             except TypeError:
                 raise InvalidTypeError(f"devices must be an iterable of names, got {devices!r}") from None
         for device in <tuple>devices:
-            number = self.devices.get(device) if type(device) is str else None
+            number = self.devices.get(device) if type(device) is str or type(device) is int else None
             if number is None:
-                number = self._device_number(device)
+                if new == 0 and parent is None:
+                    new = self._room_for(<tuple>devices)  # before any name is added: all of them or none
+                number = self._device_number(device) if parent is None else self._known_device(device, parent)
             if count < 16:
                 few[count] = number
             else:
@@ -320,8 +324,11 @@ cdef class Pool:
                 status = self.core.pool.open_until(spec, handle, deadline)
         if status != Status.ok:
             _report.open_failed(self, <int>status, request_id, devices, spec.reserve, spec.quota, timeout, parent)
-        return new_request(self, self.core, self.devices, handle, request_id, <tuple>devices,
-                           None if parent is None else parent.handle.generation)
+        if parent is not None:
+            return new_request(self, self.core, self.devices, handle, request_id, <tuple>devices,
+                               parent.handle.generation, parent.quota)
+        return new_request(self, self.core, self.devices, handle, request_id, <tuple>devices, None,
+                           None if quota is None else spec.quota)
 
     def _open_child(self, Request parent, devices):
         return self._open(parent.id, devices, None, None, None, None, parent, None)
@@ -358,13 +365,11 @@ cdef class Pool:
         """
         cdef optional[uint64_t] wanted
         cdef Acked acked
-        number = self.devices.get(device) if isinstance(device, (str, int)) else None
-        if number is None:
-            self._unknown_device(device, None)
+        cdef uint32_t number = self._known_device(device, None)
         cdef string id = _key(request_id, "request_id")
         if generation is not None:
-            wanted = <uint64_t>operator.index(generation)
-        acked = self.core.pool.ack_id(id, <uint32_t>number, wanted)
+            wanted = _generation(generation)
+        acked = self.core.pool.ack_id(id, number, wanted)
         if acked.status == Status.ok:
             return ack_answer(<int>acked.result)
         _report.ack_failed(self, <int>acked.status, request_id, device)
@@ -386,13 +391,10 @@ cdef class Pool:
         UnknownDeviceError
             No request ever named it.
         """
-        number = self.devices.get(device) if isinstance(device, (str, int)) else None
-        if number is None:
-            self._unknown_device(device, None)
-        cdef uint32_t index = number
+        cdef uint32_t number = self._known_device(device, None)
         cdef uint64_t lost
         with nogil:
-            lost = self.core.pool.device_lost(index)
+            lost = self.core.pool.device_lost(number)
         return lost
 
     def heartbeat(self, device):
@@ -407,10 +409,8 @@ cdef class Pool:
         UnknownDeviceError
             No request ever named it.
         """
-        number = self.devices.get(device) if isinstance(device, (str, int)) else None
-        if number is None:
-            self._unknown_device(device, None)
-        self.core.pool.heartbeat(<uint32_t>number)
+        cdef uint32_t number = self._known_device(device, None)
+        self.core.pool.heartbeat(number)
 
     # ---- devices' names
 
@@ -434,17 +434,31 @@ cdef class Pool:
     def _device_name(self, number):
         return self.device_names[number]
 
-    def _unknown_device(self, device, request):
-        _key(device, "device")  # a wrong type is an error of its own
-        if request is None:
-            raise UnknownDeviceError(
-                f"device {device!r} was never named for any request of pool {self.name!r}; "
-                f"it knows {_report.names(self.device_names)}"
+    def _room_for(self, devices):
+        """True; raises if these names and those known are more than a pool can tell apart."""
+        for device in devices:
+            _key(device, "device")
+        known = len(self.devices)
+        named = len({device for device in devices if device not in self.devices})
+        if known + named > kMaxDevices:
+            raise TooManyDevicesError(
+                f"{named} new device names, and pool {self.name!r} already knows {known}; it tells at most "
+                f"{kMaxDevices} devices apart. Use the same names for the same devices, or another pool"
             )
-        raise UnknownDeviceError(
-            f"device {device!r} was never named for request {request.id!r} generation {request.generation}; "
-            f"it waits for {_report.names(request.pending)}"
-        )
+        return True
+
+    def _known_device(self, device, request):
+        """The number of a device that this pool knows; else raises, for the request if one is given."""
+        _key(device, "device")  # a wrong type is an error of its own, although True == 1 == 1.0
+        number = self.devices.get(device)
+        if number is None:
+            if request is None:
+                raise UnknownDeviceError(
+                    f"device {device!r} was never named for any request of pool {self.name!r}; "
+                    f"it knows {_report.names(self.device_names)}"
+                )
+            _report.unknown_device(device, request)
+        return number
 
     # ---- looking inside
 
@@ -496,7 +510,7 @@ cdef class Pool:
         return self._records(older_than)
 
     cdef list _records(self, object older_than):
-        cdef vector[RequestInfo] infos = self.core.pool.requests(<int64_t>int(older_than * 1e9))
+        cdef vector[RequestInfo] infos = self.core.pool.requests(_older_than(older_than))
         records = []
         for i in range(<Py_ssize_t>infos.size()):
             records.append(RequestRecord(
@@ -614,10 +628,31 @@ cdef class Pool:
                 f"{s.cached} cached of {s.capacity} bytes, {s.requests_open + s.requests_draining} requests>")
 
 
+cdef int64_t _older_than(object older_than) except? -1:
+    try:
+        seconds = float(older_than)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidTypeError(f"older_than must be seconds, got {older_than!r}") from None
+    if not seconds >= 0:
+        raise InvalidArgumentError(f"older_than must be seconds from 0 on, got {older_than!r}")
+    return <int64_t>int(min(seconds, 1e9) * 1e9)
+
+
+cdef uint64_t _generation(object generation) except? 0:
+    try:
+        value = operator.index(generation)
+    except TypeError:
+        raise InvalidTypeError(
+            f"generation must be an int, got {generation!r} of type {type(generation).__name__}") from None
+    if not 0 < value < 1 << 63:
+        raise InvalidArgumentError(f"generation must be one that a request has, got {value}")
+    return value
+
+
 cdef int64_t _lease(object lease) except? -1:
     try:
         seconds = float(lease)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InvalidTypeError(f"lease must be seconds, got {lease!r}") from None
     if not 0 < seconds <= 1e9:
         raise InvalidArgumentError(f"lease must be more than 0 seconds and at most 1e9, got {lease!r}")

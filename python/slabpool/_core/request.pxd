@@ -11,11 +11,14 @@ cdef class Request:
     cdef Handle handle
     cdef readonly object id
     cdef readonly object parent
+    cdef readonly object quota      # of the request it descends from
     cdef tuple named            # names given when opened or added: to tell late from unknown
     cdef bint closed            # close() or cancel() was called here
+    cdef bint gave_up           # by cancel(); the core forgets it with the request
     cdef object __weakref__
     cdef tuple _info(self)
 
 
-cdef Request new_request(object pool, Core core, dict devices, Handle handle, object id, tuple named, object parent)
+cdef Request new_request(object pool, Core core, dict devices, Handle handle, object id, tuple named, object parent,
+                         object quota)
 cdef object ack_answer(int result)

@@ -1,4 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, binding=False
+# cython: embedsignature=True, embedsignature.format=clinic
 """The request as Python sees it: allocate, let devices acknowledge, close.
 
 A thin shell over a pair of integers (slot, generation); the C++ table decides everything. What must
@@ -18,7 +19,7 @@ from slabpool._core.layout cimport Layout, Tensors, new_tensors
 
 import warnings
 
-from slabpool import _aio
+from slabpool import _aio, _report
 from slabpool.errors import InvalidTypeError
 from slabpool.records import Ack, RequestState
 
@@ -50,6 +51,8 @@ cdef class Request:
         Tells requests of the same id apart; larger is later. Never used twice in a pool.
     parent : int or None
         Generation of the request this one is a child of.
+    quota : int or None
+        Most bytes it may have; a child shares that of the request it descends from.
 
     Examples
     --------
@@ -73,15 +76,16 @@ cdef class Request:
     def __del__(self):
         if self.closed or not self.core.pool.usable_here() or not self.core.pool.is_open(self.handle):
             return
-        info = self._info()
+        opened_at = self._info()[4]
+        # Closed first: the warning may be made an error.
+        self.core.pool.close_request(self.handle, False)
         warnings.warn(
             f"request {self.id!r} generation {self.handle.generation} was dropped while open and is closed now; "
-            f"it was opened at {info[4]}. Call close() or use `with`.",
+            f"it was opened at {opened_at}. Call close() or use `with`.",
             ResourceWarning,
             stacklevel=2,
             source=None,
         )
-        self.core.pool.close_request(self.handle, False)
 
     # ---- memory
 
@@ -187,16 +191,16 @@ cdef class Request:
         UnknownDeviceError
             The device was never named for this request. Nothing changed.
         """
-        number = self.devices.get(device)
+        number = self.devices.get(device) if type(device) is str or type(device) is int else None
         if number is None:
-            self.pool._unknown_device(device, self)
+            number = self.pool._known_device(device, self)
         cdef Acked acked = self.core.pool.ack(self.handle, <uint32_t>number)
         if acked.status == Status.ok:
             if acked.result == AckResult.pending:
                 return PENDING
             if acked.result != AckResult.late or device in self.named:
                 return ANSWERS[<int>acked.result]
-            self.pool._unknown_device(device, self)
+            _report.unknown_device(device, self)
         self.core.report(self, <int>acked.status, 0, device)
 
     def add_device(self, device):
@@ -262,6 +266,7 @@ cdef class Request:
     def cancel(self):
         """The host gives up. As `close`, and `cancelled` tells the devices that they may stop early."""
         self.closed = True
+        self.gave_up = self.gave_up or self.core.pool.is_open(self.handle)
         self.core.pool.close_request(self.handle, True)
 
     def __enter__(self):
@@ -309,7 +314,7 @@ cdef class Request:
     @property
     def cancelled(self):
         """Whether the host gave up before the end."""
-        return self.core.pool.cancelled(self.handle)
+        return self.gave_up or self.core.pool.cancelled(self.handle)
 
     def wait(self, timeout=None):
         """Waits, without the GIL, until the request is released.
@@ -359,7 +364,8 @@ cdef class Request:
                 f"{nbytes} bytes{waits}, opened at {where}>")
 
 
-cdef Request new_request(object pool, Core core, dict devices, Handle handle, object id, tuple named, object parent):
+cdef Request new_request(object pool, Core core, dict devices, Handle handle, object id, tuple named, object parent,
+                         object quota):
     cdef Request request = Request.__new__(Request)
     request.pool = pool
     request.core = core
@@ -368,5 +374,6 @@ cdef Request new_request(object pool, Core core, dict devices, Handle handle, ob
     request.id = id
     request.named = named
     request.parent = parent
-    request.closed = False
+    request.quota = quota
+    request.closed = request.gave_up = False
     return request
