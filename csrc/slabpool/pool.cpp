@@ -117,7 +117,8 @@ Allocation Pool::take(const Plan& plan, std::uint64_t& own_reserve, bool exact) 
     // Blocks that other threads keep may be all that is missing.
     if (effort == Depot::Effort::soft) caches_.collect();
   }
-  return {nullptr, plan.need > options_.capacity ? Status::too_large : Status::exhausted};
+  const bool ever = pages_for(plan.need) <= options_.capacity >> kPageBits;
+  return {nullptr, ever ? Status::exhausted : Status::too_large};
 }
 
 void Pool::ready(Block& block, const AllocateSpec& spec) {
@@ -151,7 +152,7 @@ Allocation Pool::allocate_slowly(const AllocateSpec& spec) noexcept {
   return result;
 }
 
-Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
+inline Allocation Pool::try_allocate_inline(const AllocateSpec& spec) noexcept {
   // Relaxed: a thread that closes the pool and one that allocates at that moment may come in any order.
   if ((quirks_.load(std::memory_order_relaxed) & (kClosed | kDebug)) != 0) [[unlikely]] return allocate_slowly(spec);
   if (spec.request.generation == 0) {
@@ -182,8 +183,10 @@ Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
   return {nullptr, status};
 }
 
+Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept { return try_allocate_inline(spec); }
+
 Allocation Pool::allocate(const AllocateSpec& spec) noexcept {
-  const Allocation result = try_allocate(spec);
+  const Allocation result = try_allocate_inline(spec);
   if (result.block != nullptr) [[likely]] {
     log(EventKind::allocate, spec.request.generation, kNoDevice, result.block->bytes);
   } else if (result.status == Status::exhausted || result.status == Status::system_refused) {
@@ -263,6 +266,7 @@ void Pool::drop_view_slowly(Block& block) noexcept {
     log(EventKind::free, 0, kNoDevice, block.bytes);
     block.next = nullptr;
     give_back(&block);
+    if (closed()) (void)trim();  // nobody will ask for it again
     return;
   }
   // The record is this request's until the hold is dropped: by the request's own hold, or by `keep`.
@@ -277,7 +281,10 @@ void Pool::drop_view_slowly(Block& block) noexcept {
   record.nbytes.fetch_sub(bytes, std::memory_order_relaxed);
   block.next = nullptr;
   give_back(&block);
-  if (record.keep.fetch_sub(1, std::memory_order_acq_rel) == 1) table_.recycle(record);
+  if (closed()) (void)trim();
+  if (record.keep.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  table_.recycle(record);
+  if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]] wake_waiters();  // for a free slot
 }
 
 bool Pool::closed() const noexcept { return (quirks_.load(std::memory_order_acquire) & kClosed) != 0; }

@@ -128,11 +128,12 @@ class SLABPOOL_API Pool {
   };
 
   static Plan plan(std::uint64_t nbytes, std::uint64_t align) noexcept;
-  Block* take_first(const AllocateSpec& spec) noexcept;
+  [[gnu::always_inline]] Block* take_first(const AllocateSpec& spec) noexcept;
   [[gnu::noinline]] void drop_view_slowly(Block& block) noexcept;
   [[gnu::noinline]] Allocation allocate_slowly(const AllocateSpec& spec) noexcept;
   Allocation take(const Plan& plan, std::uint64_t& own_reserve, bool exact);
   // As allocate() and open(), but a failure is neither counted nor logged.
+  [[gnu::always_inline]] Allocation try_allocate_inline(const AllocateSpec& spec) noexcept;
   Allocation try_allocate(const AllocateSpec& spec) noexcept;
   Status try_open(const OpenSpec& spec, Handle& handle) noexcept;
   [[gnu::noinline]] void note_exhausted(std::uint64_t generation, std::uint64_t nbytes) noexcept;
@@ -141,7 +142,7 @@ class SLABPOOL_API Pool {
   void ready(Block& block, const AllocateSpec& spec);
   void give_back(Block* chain, bool to_depot = false) noexcept;
   void clean(Block& block) noexcept;
-  void finish(Handle handle) noexcept;
+  bool finish(Handle handle) noexcept;  // false: somebody else does
   void finish_all(std::vector<Handle>& over) noexcept;
   void log(EventKind kind, std::uint64_t generation, std::uint32_t device, std::uint64_t bytes) noexcept {
     if (log_ != nullptr) [[unlikely]] log_->add(kind, generation, device, bytes);

@@ -31,15 +31,17 @@ Allocation Pool::allocate_in_request(const AllocateSpec& spec, const Plan& p) no
   const bool budget = record->has_budget.load(std::memory_order_relaxed);
   std::uint64_t own = 0;
   if (budget) {
-    const Status status = table_.charge(*record, handle, p.need, own);
+    const std::uint64_t room = p.bin < kSlabClasses ? depot_.slab_bytes(p.bin) : p.need;
+    const Status status = table_.charge(*record, handle, p.need, room, own);
     if (status != Status::ok) return {nullptr, status};
   }
+  std::uint64_t own_left = own;
   Allocation result;
   try {
     if (!table_.is_open(handle)) {
       result.status = Status::request_closed;  // before anything is taken from others for it
     } else {
-      result = take(p, own, budget);
+      result = take(p, own_left, budget);
     }
     if (result.block != nullptr) {
       result.block->request = handle.slot + 1;
@@ -55,7 +57,11 @@ Allocation Pool::allocate_in_request(const AllocateSpec& spec, const Plan& p) no
     give_back(result.block);
     result.block = nullptr;
   }
-  if (budget) table_.settle(*record, handle, p.need, own, result.block != nullptr);
+  if (budget) {
+    table_.settle(*record, handle, p.need, own, own_left, result.block != nullptr);
+    // What of the reserve was not needed is room for others now.
+    if (own != 0 && waiters_.load(std::memory_order_seq_cst) != 0) wake_waiters();
+  }
   return result;
 }
 
@@ -87,8 +93,8 @@ Status Pool::try_open(const OpenSpec& spec, Handle& handle) noexcept {
   }
 }
 
-void Pool::finish(Handle handle) noexcept {
-  if (!table_.claim(handle)) return;
+bool Pool::finish(Handle handle) noexcept {
+  if (!table_.claim(handle)) return false;
   RequestRecord& record = *table_.record(handle.slot);
   Block* chain = nullptr;
   {
@@ -104,24 +110,21 @@ void Pool::finish(Handle handle) noexcept {
   while (chain != nullptr) {
     Block* block = chain;
     chain = block->next;
-    // Counted first: the view may be gone, and the count taken back, the moment this hold is.
-    const bool has_view = Block::holds(block->state.load(std::memory_order_acquire)) != 1;
     const std::uint64_t bytes = block->bytes;
-    if (has_view) {
+    if (!block->drop_if_alone()) {
+      // Counted first: the view may be gone, and the count taken back, the moment this hold is.
       record.keep.fetch_add(1, std::memory_order_relaxed);
       retained_.fetch_add(bytes, std::memory_order_relaxed);
-    }
-    if (block->drop()) {
-      if (has_view) {
-        retained_.fetch_sub(bytes, std::memory_order_relaxed);
-        record.keep.fetch_sub(1, std::memory_order_relaxed);  // never the last: retire() has not run
+      if (!block->drop()) {
+        kept += bytes;
+        continue;
       }
-      freed += bytes;
-      *free_last = block;
-      free_last = &block->next;
-    } else {
-      kept += bytes;
+      retained_.fetch_sub(bytes, std::memory_order_relaxed);
+      record.keep.fetch_sub(1, std::memory_order_relaxed);  // never the last: retire() has not run
     }
+    freed += bytes;
+    *free_last = block;
+    free_last = &block->next;
   }
   *free_last = nullptr;
   record.nbytes.fetch_sub(freed, std::memory_order_relaxed);
@@ -133,10 +136,11 @@ void Pool::finish(Handle handle) noexcept {
   std::vector<Handle> children = table_.retire(record);
   finish_all(children);
   if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]] wake_waiters();
+  return true;
 }
 
 void Pool::finish_all(std::vector<Handle>& over) noexcept {
-  for (const Handle handle : over) finish(handle);
+  for (const Handle handle : over) (void)finish(handle);
 }
 
 Pool::Acked Pool::ack(Handle handle, std::uint32_t device) noexcept {
@@ -149,16 +153,17 @@ Pool::Acked Pool::ack(Handle handle, std::uint32_t device) noexcept {
                                                        static_cast<std::uint32_t>(handle.generation), device_bit(device));
   switch (left) {
     case HolderSet::Left::never:
-      return {Status::unknown_device, AckResult::late};
     case HolderSet::Left::gone:
-      cache.count(Count::late_acks);
-      return {Status::ok, AckResult::late};
-    case HolderSet::Left::before: {
-      // A slot that was not used again still has the bits of the request that is over.
-      const bool over = table_.is_over(handle);
-      cache.count(over ? Count::late_acks : Count::duplicate_acks);
-      return {Status::ok, over ? AckResult::late : AckResult::duplicate};
-    }
+    case HolderSet::Left::before:
+      // A slot that was not used again still has the bits of the request that is over: what it is told
+      // must not hang on that.
+      if (left == HolderSet::Left::gone || table_.is_over(handle)) {
+        cache.count(Count::late_acks);
+        return {Status::ok, AckResult::late};
+      }
+      if (left == HolderSet::Left::never) return {Status::unknown_device, AckResult::late};
+      cache.count(Count::duplicate_acks);
+      return {Status::ok, AckResult::duplicate};
     case HolderSet::Left::others_hold:
     case HolderSet::Left::last:
       break;
@@ -172,8 +177,8 @@ Pool::Acked Pool::ack(Handle handle, std::uint32_t device) noexcept {
     finish_all(over);
   }
   if (left == HolderSet::Left::others_hold) return {Status::ok, AckResult::pending};
-  finish(handle);
-  return {Status::ok, AckResult::released};
+  // Released for one caller alone: of several that may believe to be the last, the one that gave it back.
+  return {Status::ok, finish(handle) ? AckResult::released : AckResult::pending};
 }
 
 Pool::Acked Pool::ack_id(std::string_view id, std::uint32_t device,
@@ -193,6 +198,8 @@ void Pool::close_request(Handle handle, bool cancel) noexcept {
   if (!table_.close(handle, cancel, over)) return;
   log(EventKind::close, handle.generation, kNoDevice, 0);
   finish_all(over);
+  // A thread may wait for memory for this request, which it cannot have any more.
+  if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]] wake_waiters();
 }
 
 Status Pool::add_device(Handle handle, std::uint32_t device) noexcept {
@@ -202,24 +209,32 @@ Status Pool::add_device(Handle handle, std::uint32_t device) noexcept {
 
 std::uint64_t Pool::device_lost(std::uint32_t device) noexcept {
   if (!usable_here()) return 0;
-  std::uint64_t let_go = 0;
   // A request opened on the device while this runs names it anew: the device is back.
-  for (const Handle handle : table_.held_by(device)) {
+  std::vector<Handle> held = table_.held_by(device);
+  std::vector<Handle> over;
+  std::erase_if(held, [&](Handle handle) {
     const HolderSet::Left left =
         table_.holders(handle.slot).leave(static_cast<std::uint32_t>(handle.generation), device_bit(device));
-    if (left != HolderSet::Left::others_hold && left != HolderSet::Left::last) continue;
-    ++let_go;
+    if (left != HolderSet::Left::others_hold && left != HolderSet::Left::last) return true;
     log(EventKind::lost, handle.generation, device, 0);
-    if (left == HolderSet::Left::last) finish(handle);
+    if (left == HolderSet::Left::last) over.push_back(handle);
+    return false;
+  });
+  for (const Handle handle : held) {
+    // As in ack(), for children that were opened after held_by() looked.
+    if (table_.record(handle.slot)->first_child.load(std::memory_order_seq_cst) != 0) {
+      table_.leave_children(handle, device_bit(device), over);
+    }
   }
-  return let_go;
+  finish_all(over);
+  return held.size();
 }
 
 void Pool::heartbeat(std::uint32_t device) noexcept { devices_.heard(device, now_ns()); }
 
 // ---- telling
 
-bool Pool::released(Handle handle) const noexcept { return table_.is_over(handle); }
+bool Pool::released(Handle handle) const noexcept { return table_.has_ended(handle); }
 
 bool Pool::is_open(Handle handle) const noexcept { return table_.is_open(handle); }
 

@@ -49,6 +49,7 @@ class DeviceRegistry {
 
   // When a device last gave a sign of life (monotonic ns). Relaxed: a time, compared with seconds.
   void heard(std::uint32_t device, std::int64_t now_ns) noexcept {
+    if (device >= kMaxDevices) return;  // a number out of the air
     heard_[device].store(now_ns, std::memory_order_relaxed);
   }
   std::int64_t last_heard(std::uint32_t device) const noexcept {

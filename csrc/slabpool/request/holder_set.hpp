@@ -22,7 +22,9 @@ struct HolderBit {
 };
 inline constexpr HolderBit kHost{0, 1};
 constexpr HolderBit device_bit(std::uint32_t device) noexcept {
-  return {(device + 1) / 32, std::uint32_t{1} << ((device + 1) % 32)};
+  // In 64 bits, or the largest number would be the host's.
+  const std::uint64_t bit = std::uint64_t{device} + 1;
+  return {static_cast<std::uint32_t>(bit / 32), std::uint32_t{1} << (bit % 32)};
 }
 
 class HolderSet {

@@ -53,6 +53,8 @@ struct alignas(64) RequestRecord {
   std::atomic<std::uint32_t> live_views{0};
   // 1 while the request is not over, and 1 for each retained block. At 0 the slot is free.
   std::atomic<std::uint32_t> keep{0};
+  // Generation of the last request here whose blocks went back, all but those that views retain.
+  std::atomic<std::uint64_t> ended{0};
 
   // Written at open, under the table's mutex.
   std::uint32_t slot = 0;
@@ -71,13 +73,19 @@ struct alignas(64) RequestRecord {
   bool host_left = false;
   bool cancelled = false;
 
-  // Budget, guarded by the table's budget mutex. A child charges the request it descends from.
-  Handle root;
-  // Of this request or the one it descends from. Written at open; read without the mutex.
+  // Of this request or the one it descends from. Written at open; read without a lock, and a stale
+  // answer does no harm, because charge() looks again.
   std::atomic<bool> has_budget{false};
+
+  // Budget, guarded by the table's budget mutex. A child charges the request it descends from. An
+  // allocation may be under way while its request ends and the slot gets another, so all of this is
+  // used only where `charged_for` says whose it is.
+  std::uint64_t charged_for = 0;  // generation; 0 once the budget was returned
+  Handle root;
   std::uint64_t quota = 0;     // 0: none
   std::uint64_t reserve = 0;
   std::uint64_t reserve_left = 0;
+  std::uint64_t credit = 0;    // bytes of slabs that the reserve was spent on, not yet used by a block
   std::uint64_t charged = 0;   // by this request alone
   std::uint64_t used = 0;      // by this request and its descendants
 };

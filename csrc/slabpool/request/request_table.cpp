@@ -69,33 +69,41 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   for (const std::uint32_t device : spec.devices) {
     if (device >= kMaxDevices) return Status::too_many_devices;
   }
+  // They would bound nothing: a child draws on the budget of the request it descends from.
+  if (spec.parent && (spec.reserve != 0 || spec.quota != 0)) return Status::invalid_argument;
   if (spec.reserve != 0 && !depot_.set_aside(spec.reserve)) return Status::exhausted;
   const std::lock_guard lock(mutex_);
-  const auto fail = [&](Status status) {
-    if (spec.reserve != 0) depot_.release_aside(spec.reserve);
-    return status;
-  };
+  // Undone on every way out but the last, bad_alloc included.
+  struct Undo {
+    RequestTable& table;
+    std::uint64_t reserve;
+    RequestRecord* slot = nullptr;
+    ~Undo() {
+      if (reserve != 0) table.depot_.release_aside(reserve);
+      if (slot != nullptr) table.free_slots_.push_back(slot->slot);
+    }
+  } undo{*this, spec.reserve};
   RequestRecord* parent = nullptr;
   if (spec.parent) {
     parent = live_record(*spec.parent);
-    if (parent == nullptr || parent->host_left) return fail(Status::request_closed);
+    if (parent == nullptr || parent->host_left) return Status::request_closed;
     for (const std::uint32_t device : spec.devices) {
       if (!holders_[parent->slot].holds(tag(spec.parent->generation), device_bit(device))) {
-        return fail(Status::unknown_device);
+        return Status::unknown_device;
       }
     }
   }
   RequestRecord* r = new_slot();
-  if (r == nullptr) return fail(Status::too_many_requests);
-  r->id.assign(spec.id);  // may throw; the slot is then lost to a pool that has no memory left anyway
+  if (r == nullptr) return Status::too_many_requests;
+  undo.slot = r;
+  r->id.assign(spec.id);
   const std::uint64_t generation = next_generation_++;
   HolderSet& set = holders_[r->slot];
   set.open(tag(generation), 1);
   for (const std::uint32_t device : spec.devices) {
     if (set.was_named(tag(generation), device_bit(device))) {
       set.cut(tag(generation));
-      free_slots_.push_back(r->slot);
-      return fail(Status::duplicate_device);
+      return Status::duplicate_device;
     }
     set.add(tag(generation), device_bit(device));
   }
@@ -111,17 +119,23 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   r->next_sibling = r->prev_sibling = 0;
   r->parent_generation = 0;
   r->host_left = r->cancelled = false;
-  r->quota = spec.quota;
-  r->reserve = r->reserve_left = spec.reserve;
-  r->charged = r->used = 0;
-  r->has_budget.store(spec.quota != 0 || spec.reserve != 0, std::memory_order_relaxed);
+  undo.reserve = 0;
+  undo.slot = nullptr;
   handle = {r->slot, generation};
-  r->root = handle;
+  const bool budget = parent != nullptr ? parent->has_budget.load(std::memory_order_relaxed)
+                                        : spec.quota != 0 || spec.reserve != 0;
+  r->has_budget.store(budget, std::memory_order_relaxed);
+  if (budget) {
+    const std::lock_guard budget_lock(budget_mutex_);
+    r->charged_for = generation;
+    r->root = parent != nullptr ? parent->root : handle;
+    r->quota = spec.quota;
+    r->reserve = r->reserve_left = spec.reserve;
+    r->credit = r->charged = r->used = 0;
+  }
   // Release: whoever reads this generation sees the record as it was opened.
   r->generation.store(generation, std::memory_order_release);
   if (parent != nullptr) {
-    r->root = parent->root;
-    r->has_budget.store(parent->has_budget.load(std::memory_order_relaxed), std::memory_order_relaxed);
     r->parent = parent->slot + 1;
     r->parent_generation = spec.parent->generation;
     r->next_sibling = parent->first_child.load(std::memory_order_relaxed);
@@ -206,7 +220,16 @@ Status RequestTable::add_device(Handle handle, std::uint32_t device) {
   if (r == nullptr || r->host_left) return Status::request_closed;
   HolderSet& set = holders_[handle.slot];
   if (set.holds(tag(handle.generation), device_bit(device))) return Status::duplicate_device;
+  const auto holds_parent = [&] {
+    if (r->parent == 0) return true;
+    const RequestRecord& parent = *record(r->parent - 1);
+    return holders_[parent.slot].holds(tag(parent.generation.load(std::memory_order_relaxed)),
+                                       device_bit(device));
+  };
+  if (!holds_parent()) return Status::unknown_device;
   set.add(tag(handle.generation), device_bit(device));
+  // As in open(): the device may have let go of the parent meanwhile.
+  if (!holds_parent()) (void)set.leave(tag(handle.generation), device_bit(device));
   return Status::ok;
 }
 
@@ -245,6 +268,8 @@ std::vector<Handle> RequestTable::retire(RequestRecord& r) {
   unindex(r);
   (r.host_left ? draining_ : open_).fetch_sub(1, std::memory_order_relaxed);
   if (r.lease_ns != 0) leased_.fetch_sub(1, std::memory_order_relaxed);
+  r.ended.store(r.generation.load(std::memory_order_relaxed) & ~RequestRecord::kReleased,
+                std::memory_order_release);
   // Acquire and release: whoever frees the slot does so after everything others did with the record.
   if (r.keep.fetch_sub(1, std::memory_order_acq_rel) == 1) {
     r.generation.store(0, std::memory_order_release);
@@ -266,6 +291,16 @@ bool RequestTable::is_open(Handle handle) const noexcept {
 }
 
 bool RequestTable::is_over(Handle handle) const noexcept { return live_record(handle) == nullptr; }
+
+bool RequestTable::has_ended(Handle handle) const noexcept {
+  const RequestRecord* r = record(handle.slot);
+  if (r == nullptr || handle.generation == 0) return true;
+  const std::uint64_t now = r->generation.load(std::memory_order_acquire);
+  if (now == handle.generation) return false;
+  // Acquire pairs with retire(): the blocks are back.
+  return now != (handle.generation | RequestRecord::kReleased) ||
+         r->ended.load(std::memory_order_acquire) == handle.generation;
+}
 
 bool RequestTable::is_cancelled(Handle handle) const noexcept {
   const std::lock_guard lock(mutex_);
@@ -318,49 +353,76 @@ std::vector<Handle> RequestTable::held_by(std::uint32_t device) {
 
 // ---- budget
 
-Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes, std::uint64_t& own) {
+RequestRecord* RequestTable::budget_of(Handle root) const noexcept {
+  RequestRecord* r = record(root.slot);
+  return r != nullptr && r->charged_for == root.generation ? r : nullptr;
+}
+
+Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes, std::uint64_t room,
+                            std::uint64_t& own) {
   const std::lock_guard lock(budget_mutex_);
-  if (r.generation.load(std::memory_order_acquire) != handle.generation) return Status::request_closed;
-  RequestRecord* root = live_record(r.root);
+  if (r.charged_for != handle.generation) return Status::request_closed;
+  RequestRecord* root = budget_of(r.root);
   if (root == nullptr) return Status::request_closed;
   if (root->quota != 0 && root->used + bytes > root->quota) return Status::quota_exceeded;
   root->used += bytes;
   r.charged += bytes;
-  own = std::min(root->reserve_left, bytes);
+  own = std::min(root->reserve_left, std::max(room, bytes));
   root->reserve_left -= own;
   return Status::ok;
 }
 
 void RequestTable::settle(RequestRecord& r, Handle handle, std::uint64_t bytes, std::uint64_t own,
-                          bool allocated) noexcept {
-  if (allocated) {
-    if (own != 0) depot_.release_aside(own);
+                          std::uint64_t left, bool allocated) noexcept {
+  if (allocated && own == 0) return;
+  const std::lock_guard lock(budget_mutex_);
+  RequestRecord* root = nullptr;
+  // Else the request ended meanwhile, and all that it had been charged was taken off then.
+  if (r.charged_for == handle.generation) {
+    root = budget_of(r.root);
+    if (!allocated) {
+      r.charged -= bytes;
+      if (root != nullptr) root->used -= bytes;
+    }
+  }
+  if (root == nullptr) {
+    if (left != 0) depot_.release_aside(left);
     return;
   }
-  const std::lock_guard lock(budget_mutex_);
-  if (r.generation.load(std::memory_order_acquire) == handle.generation) r.charged -= bytes;
-  if (RequestRecord* root = live_record(r.root)) {
-    root->used -= bytes;
-    root->reserve_left += own;
-  } else if (own != 0) {
-    depot_.release_aside(own);
+  const std::uint64_t taken = own - left;
+  if (allocated && taken >= bytes) {
+    root->credit += taken - bytes;
+  } else if (allocated) {
+    // The block is in pages that were in use already: the request's own slabs as far as it has credit,
+    // else somebody's, and its reserve shrinks by what it need not take any more.
+    const std::uint64_t due = bytes - taken;
+    const std::uint64_t credit = std::min(root->credit, due);
+    root->credit -= credit;
+    const std::uint64_t paid = std::min(left, due - credit);
+    if (paid != 0) depot_.release_aside(paid);
+    left -= paid;
   }
+  root->reserve_left += left;
 }
 
 void RequestTable::return_budget(RequestRecord& r) noexcept {
   const std::lock_guard lock(budget_mutex_);
+  r.charged_for = 0;
   if (r.root.slot == r.slot) {
     if (r.reserve_left != 0) depot_.release_aside(r.reserve_left);
     r.reserve_left = r.reserve = 0;
     return;
   }
-  RequestRecord* root = live_record(r.root);
+  RequestRecord* root = budget_of(r.root);
   if (root == nullptr) return;
   root->used -= r.charged;
   r.charged = 0;
   const std::uint64_t wanted = root->reserve > root->used ? root->reserve - root->used : 0;
   // What a child gave back is set aside again for the request, where there is still room for it.
-  if (wanted > root->reserve_left && depot_.set_aside(wanted - root->reserve_left)) root->reserve_left = wanted;
+  if (wanted > root->reserve_left && depot_.set_aside(wanted - root->reserve_left)) {
+    root->reserve_left = wanted;
+    root->credit = 0;
+  }
 }
 
 }  // namespace slabpool

@@ -51,7 +51,7 @@ class RequestTable {
   HolderSet& holders(std::uint32_t slot) noexcept { return holders_[slot]; }
   const HolderSet& holders(std::uint32_t slot) const noexcept { return holders_[slot]; }
 
-  // `status` exhausted: the reserve is not to be had now.
+  // exhausted: the reserve is not to be had now. A child has no reserve or quota of its own.
   Status open(const OpenSpec& spec, Handle& handle);
 
   // A device's leave() on a request that may have children is theirs too: adds those that are over by
@@ -63,6 +63,7 @@ class RequestTable {
   // Every holder leaves at once.
   void cut(Handle handle, std::vector<Handle>& over);
 
+  // unknown_device: a child may name only devices that hold its parent.
   Status add_device(Handle handle, std::uint32_t device);
 
   // True for one caller, once the last holder has left; the record then is the caller's to finish.
@@ -74,13 +75,16 @@ class RequestTable {
   void recycle(RequestRecord& record) noexcept;
 
   bool is_open(Handle handle) const noexcept;       // the host holds
-  bool is_over(Handle handle) const noexcept;       // released, whatever views retain
+  bool is_over(Handle handle) const noexcept;       // every holder has left
+  bool has_ended(Handle handle) const noexcept;     // and its blocks went back, but for what views retain
   bool is_cancelled(Handle handle) const noexcept;
 
   // Budget of a request with quota or reserve. charge: ok, quota_exceeded, or request_closed; `own`
-  // is then how much of the reserve the caller may use; settle() says what became of it.
-  Status charge(RequestRecord& record, Handle handle, std::uint64_t bytes, std::uint64_t& own);
-  void settle(RequestRecord& record, Handle handle, std::uint64_t bytes, std::uint64_t own, bool allocated) noexcept;
+  // is then how much of the reserve the caller may use, at most `room`: what the block takes, or the
+  // slab it may need. settle() says how much of it is left, the rest being pages in use now.
+  Status charge(RequestRecord& record, Handle handle, std::uint64_t bytes, std::uint64_t room, std::uint64_t& own);
+  void settle(RequestRecord& record, Handle handle, std::uint64_t bytes, std::uint64_t own, std::uint64_t left,
+              bool allocated) noexcept;
   void return_budget(RequestRecord& record) noexcept;  // at the end
 
   // All generations of an id not yet over that wait for a device. `named`: some live generation of the
@@ -130,6 +134,7 @@ class RequestTable {
   static std::uint32_t tag(std::uint64_t generation) noexcept { return static_cast<std::uint32_t>(generation); }
 
   RequestRecord* live_record(Handle handle) const noexcept;  // null unless not over
+  RequestRecord* budget_of(Handle root) const noexcept;      // null once it was returned
   RequestRecord* new_slot();
   void index(RequestRecord& record) noexcept;
   void unindex(RequestRecord& record) noexcept;

@@ -68,6 +68,13 @@ struct alignas(64) Block {
     return holds(state.fetch_sub(kOne, std::memory_order_acq_rel)) == 1;
   }
 
+  // As drop(), but only by whoever holds it alone; else nothing has changed.
+  bool drop_if_alone() noexcept {
+    std::uint64_t now = state.load(std::memory_order_relaxed);
+    return holds(now) == 1 && state.compare_exchange_strong(now, now - kOne, std::memory_order_acq_rel,
+                                                            std::memory_order_relaxed);
+  }
+
   // As drop(), for a block without a request: such holds come from holds, so a count of one seen by
   // its holder cannot grow, and the locked instruction can be left out.
   bool drop_private() noexcept {

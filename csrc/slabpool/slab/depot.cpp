@@ -22,10 +22,13 @@ Depot::Depot(MemoryResource& memory, std::uint64_t capacity, bool verify)
       soft_limit_pages_(std::max<std::uint64_t>(capacity >> kPageBits >> 5, grow_step(capacity))),
       verify_each_(verify) {
   for (unsigned c = 0; c < kSlabClasses; ++c) {
-    // A slab takes 1/256 of the capacity at most, or a small pool would be full of half-empty slabs.
-    const std::uint64_t most = std::max<std::uint64_t>(capacity >> kPageBits >> 8, pages_for(class_size(c)));
-    const auto pages = static_cast<std::uint32_t>(std::min<std::uint64_t>(kSlabShapes.at[c].pages, most));
-    shapes_[c] = {pages, static_cast<std::uint32_t>(pages * kPageSize / class_size(c))};
+    // A slab takes 1/256 of the capacity at most, or a small pool would be full of half-empty slabs; but
+    // more where that would leave over 1/16 of it unused at its end.
+    const std::size_t size = class_size(c);
+    const std::uint64_t most = std::max<std::uint64_t>(capacity >> kPageBits >> 8, pages_for(size));
+    std::uint64_t pages = std::min<std::uint64_t>(kSlabShapes.at[c].pages, most);
+    while (pages < kSlabShapes.at[c].pages && pages * kPageSize % size > pages * kPageSize / 16) ++pages;
+    shapes_[c] = {static_cast<std::uint32_t>(pages), static_cast<std::uint32_t>(pages * kPageSize / size)};
   }
 }
 
@@ -49,7 +52,8 @@ PageHeap::Result Depot::take_pages(std::uint64_t pages, std::uint64_t align_page
                                    std::uint64_t& own_reserve, Effort effort) {
   if (effort == Effort::hard) drop_empty_slabs();
   const std::uint64_t aside = aside_.load(std::memory_order_relaxed);
-  const std::uint64_t promised = aside - std::min(own_reserve, aside);
+  const std::uint64_t own = std::min({own_reserve, pages << kPageBits, aside});
+  const std::uint64_t promised = aside - own;
   const std::uint64_t used = (pages_.in_use_pages() + pages) << kPageBits;
   if (used + promised > capacity_) return {};
   const std::uint64_t most = capacity_ >> kPageBits;
@@ -60,10 +64,10 @@ PageHeap::Result Depot::take_pages(std::uint64_t pages, std::uint64_t align_page
     soft_limit_pages_ = std::max(soft_limit_pages_, now + now / 16);
   }
   PageHeap::Result result = pages_.allocate(pages, align_pages, std::min(most, soft_limit_pages_));
-  if (result.span != nullptr && own_reserve != 0) {
+  if (result.span != nullptr && own != 0) {
     // In one step with the pages, or others would for a moment see the same bytes counted twice.
-    release_aside(own_reserve);
-    own_reserve = 0;
+    release_aside(own);
+    own_reserve -= own;
   }
   publish();
   return result;

@@ -38,7 +38,7 @@ class Depot {
   };
 
   // Up to `want` blocks of a size class. `own_reserve`: bytes of what is set aside that the caller
-  // may count as room, being the one they were set aside for; 0 on return if they were used for it.
+  // may count as room, being the one they were set aside for; less on return by the pages taken for it.
   Taken take_blocks(unsigned size_class, std::uint32_t want, std::uint64_t& own_reserve, Effort effort);
   // One block that is a span, aligned to `align` bytes (a power of two up to 2 MiB).
   Taken take_span(std::uint64_t bytes, std::uint64_t align, std::uint64_t& own_reserve, Effort effort);
@@ -67,6 +67,10 @@ class Depot {
   }
 
   std::uint64_t capacity() const noexcept { return capacity_; }
+  // What a new slab of a size class takes.
+  std::uint64_t slab_bytes(unsigned size_class) const noexcept {
+    return std::uint64_t{shapes_[size_class].pages} << kPageBits;
+  }
   std::uint64_t reserved() const noexcept { return pages_.total_pages() << kPageBits; }
   // The block that holds an address, null if there is none. Right for addresses in blocks the caller
   // keeps. O(1).

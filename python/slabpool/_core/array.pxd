@@ -31,6 +31,7 @@ cdef class Core:
 
 cdef Handle NO_REQUEST
 
+cdef int check_here(Core core) except -1
 cdef SourceLocation caller(Core core) except *
 cdef SourceLocation located(Core core, object file, int line) except *
 cdef cnp.dtype as_dtype(object dtype)

@@ -15,6 +15,8 @@ from cpython.unicode cimport PyUnicode_AsUTF8
 from libc.stdint cimport int64_t
 
 from slabpool._core.cpp_pool cimport AllocateSpec, Allocation, kMaxAlign
+from slabpool._core.cpp_status cimport Status
+from slabpool._core.cpp_view_hold cimport ViewHold
 
 import operator
 import time
@@ -45,19 +47,28 @@ cdef extern from *:
       Py_DECREF(code);
       return name;
     }
+    // A dimension, or below zero without an error set: the caller then finds out what is wrong with it.
+    static inline Py_ssize_t slabpool_dim(PyObject* item) {
+      Py_ssize_t dim = PyLong_CheckExact(item) ? PyLong_AsSsize_t(item) : PyNumber_AsSsize_t(item, PyExc_OverflowError);
+      if (dim == -1 && PyErr_Occurred()) PyErr_Clear();
+      return dim;
+    }
     // PyArray_NewFromDescr over memory that exists; takes over the reference to the dtype, as that does.
     static inline PyObject* slabpool_new_array(PyObject* dtype, int nd, npy_intp* dims, void* data) {
       return PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr*)dtype, nd, dims, NULL, data, NPY_ARRAY_CARRAY, NULL);
     }
-    static inline int slabpool_set_base(PyObject* array, PyObject* base) {
-      return PyArray_SetBaseObject((PyArrayObject*)array, base);
+    // For an array that has no base yet and an object that is no array: PyArray_SetBaseObject without
+    // the questions. Takes over the reference.
+    static inline void slabpool_set_base(PyObject* array, PyObject* base) {
+      ((PyArrayObject_fields*)array)->base = base;
     }
     static inline int slabpool_holds_objects(PyObject* dtype) {
       return PyDataType_REFCHK((PyArray_Descr*)dtype) != 0;
     }
     """
+    Py_ssize_t as_dim "slabpool_dim"(PyObject* item)
     PyObject* new_over "slabpool_new_array"(PyObject* dtype, int nd, cnp.npy_intp* dims, void* data) except NULL
-    int set_base "slabpool_set_base"(PyObject* array, PyObject* base) except -1
+    void set_base "slabpool_set_base"(PyObject* array, PyObject* base)
     bint holds_objects "slabpool_holds_objects"(PyObject* dtype)
     int slabpool_mul_overflows(unsigned long long a, unsigned long long b, unsigned long long* r) nogil
     PyObject* slabpool_caller(int* line)
@@ -83,12 +94,10 @@ cdef class Core:
 cdef class _Owner:
     """Keeps a block for one array (and all its slices)."""
 
+    # Let go by its C++ destructor, which Cython runs before it drops `core`: a __dealloc__ would cost
+    # saving and restoring the pending exception each time.
+    cdef ViewHold hold
     cdef Core core
-    cdef Block* block
-
-    def __dealloc__(self):
-        if self.block is not NULL:
-            self.core.pool.drop_view(self.block[0])
 
 
 cdef Handle NO_REQUEST
@@ -96,6 +105,13 @@ cdef Handle NO_REQUEST
 # The dtype asked for last, and what it came to: engines ask for the same one all the time.
 cdef object _last_asked = None
 cdef cnp.dtype _last_dtype = None
+
+
+cdef int check_here(Core core) except -1:
+    """Raises in a child of fork, where the core's locks may be held by threads that do not exist."""
+    if not core.pool.usable_here():
+        core.report(None, <int>Status.forked, 0, None)
+    return 0
 
 
 cdef SourceLocation caller(Core core) except *:
@@ -177,10 +193,7 @@ cdef uint64_t parse_shape(object shape, Py_ssize_t itemsize, Shape* out) except?
     out.nd = <int>nd
     cdef bint empty = False
     for i in range(out.nd):
-        try:
-            dim = <object>PyTuple_GET_ITEM(shape, i)
-        except (TypeError, OverflowError):
-            _bad_shape(shape)
+        dim = as_dim(<PyObject*>PyTuple_GET_ITEM(shape, i))
         if dim < 0:
             _bad_shape(shape)
         out.dims[i] = dim
@@ -205,7 +218,7 @@ cdef object wrap(Core core, Block* block, void* data, cnp.dtype dtype, Shape* sh
     """Array over `data`, inside `block`, whose view hold the array takes over; dropped on failure."""
     cdef _Owner owner = _Owner.__new__(_Owner)
     owner.core = core
-    owner.block = block
+    owner.hold.take(core.pool[0], block[0])
     Py_INCREF(dtype)  # taken over by the call, also when it fails
     cdef PyObject* made = new_over(<PyObject*>dtype, shape.nd, shape.dims, data)
     array = <object>made

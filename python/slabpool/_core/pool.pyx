@@ -13,7 +13,7 @@ from libcpp.optional cimport make_optional, optional
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-from slabpool._core.array cimport NO_REQUEST, Core, caller, deadline_of, located, new_array, new_copy, new_full
+from slabpool._core.array cimport NO_REQUEST, Core, caller, check_here, deadline_of, located, new_array, new_copy, new_full
 from slabpool._core.cpp_observe cimport Corruption as CppCorruption
 from slabpool._core.cpp_observe cimport Event as CppEvent
 from slabpool._core.cpp_observe cimport RequestInfo, kNoDevice
@@ -45,6 +45,7 @@ from slabpool.records import Corruption, Event, RequestRecord, RequestState, Sta
 
 cdef tuple STATES = (RequestState.OPEN, RequestState.DRAINING, RequestState.IN_DOUBT, RequestState.RELEASED)
 cdef tuple KINDS = ("open", "allocate", "free", "ack", "close", "lost", "release", "retain", "exhausted")
+cdef object STATS_NEW = tuple.__new__  # what Stats._make does, without its checks
 _pool_numbers = itertools.count(1)
 
 
@@ -127,8 +128,8 @@ cdef class Pool:
             raise InvalidArgumentError(f"debug must be 0, 1 or 2, got {debug!r}")
         if not isinstance(events, int) or not 0 <= events <= 1 << 24:
             raise InvalidArgumentError(f"events must be an int from 0 to {1 << 24}, got {events!r}")
-        if numa_node is not None and (not isinstance(numa_node, int) or numa_node < 0):
-            raise InvalidArgumentError(f"numa_node must be an int from 0 on, got {numa_node!r}")
+        if numa_node is not None and (not isinstance(numa_node, int) or not 0 <= numa_node < 1 << 16):
+            raise InvalidArgumentError(f"numa_node must be an int from 0 to {(1 << 16) - 1}, got {numa_node!r}")
         if name is not None and not isinstance(name, str):
             raise InvalidTypeError(f"name must be a str, got {name!r}")
         options.scrub_on_release = scrub == "release"
@@ -276,8 +277,11 @@ cdef class Pool:
         cdef uint32_t few[16]
         cdef vector[uint32_t] many
         cdef Py_ssize_t count = 0
+        cdef uint32_t index
+        cdef uint64_t mask = 0
         cdef bint new = False
         cdef bytes key
+        check_here(self.core)
         if isinstance(devices, (str, bytes)):
             raise InvalidTypeError(f"devices must be several names, got one {type(devices).__name__} {devices!r}")
         if type(devices) is not tuple:
@@ -291,12 +295,15 @@ cdef class Pool:
                 if new == 0 and parent is None:
                     new = self._room_for(<tuple>devices)  # before any name is added: all of them or none
                 number = self._device_number(device) if parent is None else self._known_device(device, parent)
+            index = number
+            if index < 64:
+                mask |= <uint64_t>1 << index
             if count < 16:
-                few[count] = number
+                few[count] = index
             else:
                 if count == 16:
                     many.assign(&few[0], &few[0] + 16)
-                many.push_back(number)
+                many.push_back(index)
             count += 1
         if count <= 16:
             spec.devices = device_span(&few[0], <size_t>count)
@@ -325,9 +332,9 @@ cdef class Pool:
         if status != Status.ok:
             _report.open_failed(self, <int>status, request_id, devices, spec.reserve, spec.quota, timeout, parent)
         if parent is not None:
-            return new_request(self, self.core, self.devices, handle, request_id, <tuple>devices,
+            return new_request(self, self.core, self.devices, handle, request_id, <tuple>devices, mask,
                                parent.handle.generation, parent.quota)
-        return new_request(self, self.core, self.devices, handle, request_id, <tuple>devices, None,
+        return new_request(self, self.core, self.devices, handle, request_id, <tuple>devices, mask, None,
                            None if quota is None else spec.quota)
 
     def _open_child(self, Request parent, devices):
@@ -393,6 +400,7 @@ cdef class Pool:
         """
         cdef uint32_t number = self._known_device(device, None)
         cdef uint64_t lost
+        check_here(self.core)
         with nogil:
             lost = self.core.pool.device_lost(number)
         return lost
@@ -409,6 +417,7 @@ cdef class Pool:
         UnknownDeviceError
             No request ever named it.
         """
+        check_here(self.core)
         cdef uint32_t number = self._known_device(device, None)
         self.core.pool.heartbeat(number)
 
@@ -418,6 +427,7 @@ cdef class Pool:
         number = self.devices.get(device) if type(device) in (str, int) else None
         if number is not None:
             return number
+        check_here(self.core)
         cdef optional[uint32_t] added = self.core.pool.devices().add(_key(device, "device"))
         if not added.has_value():
             raise TooManyDevicesError(
@@ -470,11 +480,12 @@ cdef class Pool:
         Stats
             Always ``committed == live + retained + in_doubt + cached``.
         """
+        check_here(self.core)
         cdef CppStats s = self.core.pool.stats()
-        return Stats(
+        return STATS_NEW(Stats, (
             s.capacity, s.reserved, s.committed, s.live, s.retained, s.in_doubt, s.cached, s.set_aside, s.peak_live,
             s.peak_committed, s.allocations, s.frees, s.requests_open, s.requests_draining, s.requests_in_doubt,
-            s.acks, s.duplicate_acks, s.late_acks, s.exhaustions)
+            s.acks, s.duplicate_acks, s.late_acks, s.exhaustions))
 
     def requests(self):
         """Every request that is not released, or whose bytes live views retain; oldest first.
@@ -510,6 +521,7 @@ cdef class Pool:
         return self._records(older_than)
 
     cdef list _records(self, object older_than):
+        check_here(self.core)
         cdef vector[RequestInfo] infos = self.core.pool.requests(_older_than(older_than))
         records = []
         for i in range(<Py_ssize_t>infos.size()):
@@ -533,6 +545,7 @@ cdef class Pool:
         -------
         list of Event
         """
+        check_here(self.core)
         cdef vector[CppEvent] events = self.core.pool.events()
         return [
             Event(
@@ -553,6 +566,7 @@ cdef class Pool:
         -------
         list of Corruption
         """
+        check_here(self.core)
         cdef vector[CppCorruption] found = self.core.pool.corruptions()
         return [
             Corruption(
@@ -563,6 +577,7 @@ cdef class Pool:
 
     def _verify(self):
         """None, or which invariant of the allocator does not hold. For tests."""
+        check_here(self.core)
         cdef const char* wrong = self.core.pool.verify()
         return None if wrong is NULL else wrong.decode()
 
@@ -582,6 +597,7 @@ cdef class Pool:
             Bytes given back.
         """
         cdef uint64_t freed
+        check_here(self.core)
         with nogil:
             freed = self.core.pool.trim()
         return freed
@@ -610,14 +626,18 @@ cdef class Pool:
         return self
 
     def __exit__(self, kind, value, traceback):
-        # After an error its traceback keeps views alive; refusing to close would hide it.
-        self.close(force=kind is not None)
+        # A child of fork leaves the block too, and the pool is not its to close.
+        if self.core.pool.usable_here():
+            # After an error its traceback keeps views alive; refusing to close would hide it.
+            self.close(force=kind is not None)
 
     def _add_wakeup(self, int fd):
+        check_here(self.core)
         self.core.pool.add_wakeup(fd)
 
     def _remove_wakeup(self, int fd):
-        self.core.pool.remove_wakeup(fd)
+        if self.core.pool.usable_here():
+            self.core.pool.remove_wakeup(fd)
 
     def __repr__(self):
         if not self.core.pool.usable_here():

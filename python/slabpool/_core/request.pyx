@@ -10,7 +10,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.vector cimport vector
 
-from slabpool._core.array cimport Core, allocate, deadline_of, new_array, new_copy, new_full
+from slabpool._core.array cimport Core, allocate, check_here, deadline_of, new_array, new_copy, new_full
 from slabpool._core.cpp_observe cimport RequestInfo
 from slabpool._core.cpp_pool cimport Acked
 from slabpool._core.cpp_request cimport AckResult, Handle
@@ -194,7 +194,12 @@ cdef class Request:
         number = self.devices.get(device) if type(device) is str or type(device) is int else None
         if number is None:
             number = self.pool._known_device(device, self)
-        cdef Acked acked = self.core.pool.ack(self.handle, <uint32_t>number)
+        cdef uint32_t index = number
+        if index >= 64 or not self.named_mask >> index & 1:
+            # The core cannot tell late from unknown once the slot is another's, and would count it as late.
+            if device not in self.named and self.core.pool.released(self.handle):
+                _report.unknown_device(device, self)
+        cdef Acked acked = self.core.pool.ack(self.handle, index)
         if acked.status == Status.ok:
             if acked.result == AckResult.pending:
                 return PENDING
@@ -218,6 +223,8 @@ cdef class Request:
         if status != Status.ok:
             self.core.report(self, <int>status, 0, device)
         self.named = self.named + (device,)
+        if number < 64:
+            self.named_mask |= <uint64_t>1 << number
 
     def remove_device(self, device):
         """Acknowledges on the device's behalf; the same as ``ack(device)``."""
@@ -260,11 +267,13 @@ cdef class Request:
 
     def close(self):
         """The host is done: nothing more will be allocated. Again: nothing happens."""
+        check_here(self.core)
         self.closed = True
         self.core.pool.close_request(self.handle, False)
 
     def cancel(self):
         """The host gives up. As `close`, and `cancelled` tells the devices that they may stop early."""
+        check_here(self.core)
         self.closed = True
         self.gave_up = self.gave_up or self.core.pool.is_open(self.handle)
         self.core.pool.close_request(self.handle, True)
@@ -273,13 +282,16 @@ cdef class Request:
         return self
 
     def __exit__(self, *exc):
-        self.close()
+        # A child of fork leaves the block too, and the request is not its to close.
+        if self.core.pool.usable_here():
+            self.close()
 
     # ---- looking
 
     cdef tuple _info(self):
         """(state, nbytes, pending, live_views, opened_at)"""
         cdef RequestInfo info
+        check_here(self.core)
         if not self.core.pool.describe(self.handle, info):
             return RequestState.RELEASED, 0, frozenset(), 0, "?"
         pending = frozenset([self.pool._device_name(number) for number in info.pending])
@@ -314,6 +326,7 @@ cdef class Request:
     @property
     def cancelled(self):
         """Whether the host gave up before the end."""
+        check_here(self.core)
         return self.gave_up or self.core.pool.cancelled(self.handle)
 
     def wait(self, timeout=None):
@@ -331,12 +344,14 @@ cdef class Request:
         """
         cdef int64_t deadline = FOREVER if timeout is None else deadline_of(timeout)
         cdef bint done
+        check_here(self.core)
         with nogil:
             done = self.core.pool.wait_released(self.handle, deadline)
         return done
 
     @property
     def _is_released(self):
+        check_here(self.core)
         return self.core.pool.released(self.handle)
 
     def released(self):
@@ -355,17 +370,19 @@ cdef class Request:
         >>> asyncio.run(main())
         <RequestState.RELEASED: 'released'>
         """
-        return _aio.until(self.pool, lambda: self._is_released)
+        return _aio.released(self.pool, lambda: self._is_released)
 
     def __repr__(self):
+        if not self.core.pool.usable_here():
+            return f"<Request {self.id!r} generation {self.handle.generation}: inherited through fork>"
         state, nbytes, pending, _, where = self._info()
         waits = f", waits for {', '.join(sorted(map(str, pending)))}" if pending else ""
         return (f"<Request {self.id!r} generation {self.handle.generation}: {state.value}, "
                 f"{nbytes} bytes{waits}, opened at {where}>")
 
 
-cdef Request new_request(object pool, Core core, dict devices, Handle handle, object id, tuple named, object parent,
-                         object quota):
+cdef Request new_request(object pool, Core core, dict devices, Handle handle, object id, tuple named,
+                         uint64_t named_mask, object parent, object quota):
     cdef Request request = Request.__new__(Request)
     request.pool = pool
     request.core = core
@@ -373,6 +390,7 @@ cdef Request new_request(object pool, Core core, dict devices, Handle handle, ob
     request.handle = handle
     request.id = id
     request.named = named
+    request.named_mask = named_mask
     request.parent = parent
     request.quota = quota
     request.closed = request.gave_up = False

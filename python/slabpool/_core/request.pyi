@@ -1,0 +1,136 @@
+from collections.abc import Coroutine, Iterable
+from types import TracebackType
+from typing import Any, SupportsIndex, TypeVar, final, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from slabpool._core.layout import Layout, Tensors, _Shape
+from slabpool.records import Ack, RequestState
+
+_S = TypeVar("_S", bound=np.generic)
+
+@final
+class Request:
+    # ---- memory
+    @overload
+    def empty(
+        self, shape: _Shape, *, align: SupportsIndex | None = None, timeout: float | None = None
+    ) -> NDArray[np.float64]: ...
+    @overload
+    def empty(
+        self,
+        shape: _Shape,
+        dtype: type[_S] | np.dtype[_S],
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+    ) -> NDArray[_S]: ...
+    @overload
+    def empty(
+        self,
+        shape: _Shape,
+        dtype: DTypeLike,
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+    ) -> NDArray[Any]: ...
+    @overload
+    def zeros(
+        self, shape: _Shape, *, align: SupportsIndex | None = None, timeout: float | None = None
+    ) -> NDArray[np.float64]: ...
+    @overload
+    def zeros(
+        self,
+        shape: _Shape,
+        dtype: type[_S] | np.dtype[_S],
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+    ) -> NDArray[_S]: ...
+    @overload
+    def zeros(
+        self,
+        shape: _Shape,
+        dtype: DTypeLike,
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+    ) -> NDArray[Any]: ...
+    @overload
+    def full(
+        self,
+        shape: _Shape,
+        fill_value: _S,
+        dtype: None = None,
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+    ) -> NDArray[_S]: ...
+    @overload
+    def full(
+        self,
+        shape: _Shape,
+        fill_value: ArrayLike,
+        dtype: type[_S] | np.dtype[_S],
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+    ) -> NDArray[_S]: ...
+    @overload
+    def full(
+        self,
+        shape: _Shape,
+        fill_value: ArrayLike,
+        dtype: DTypeLike | None = None,
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+    ) -> NDArray[Any]: ...
+    @overload
+    def copy(
+        self, array: NDArray[_S], *, align: SupportsIndex | None = None, timeout: float | None = None
+    ) -> NDArray[_S]: ...
+    @overload
+    def copy(
+        self, array: ArrayLike, *, align: SupportsIndex | None = None, timeout: float | None = None
+    ) -> NDArray[Any]: ...
+    def allocate(self, layout: Layout, *, zero: bool = False, timeout: float | None = None) -> Tensors: ...
+    # ---- holders
+    def ack(self, device: str | int) -> Ack: ...
+    def add_device(self, device: str | int) -> None: ...
+    def remove_device(self, device: str | int) -> Ack: ...
+    def child(self, devices: Iterable[str | int] = ()) -> Request: ...
+    def close(self) -> None: ...
+    def cancel(self) -> None: ...
+    def __enter__(self) -> Request: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+    # ---- looking
+    @property
+    def id(self) -> str | int | bytes: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def parent(self) -> int | None: ...
+    @property
+    def quota(self) -> int | None: ...
+    @property
+    def pending(self) -> frozenset[str | int]: ...
+    @property
+    def state(self) -> RequestState: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def live_views(self) -> int: ...
+    @property
+    def cancelled(self) -> bool: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
+    def released(self) -> Coroutine[Any, Any, None]: ...
+    @property
+    def _is_released(self) -> bool: ...
