@@ -166,10 +166,7 @@ inline Allocation Pool::try_allocate_inline(const AllocateSpec& spec) noexcept {
   }
   // As allocate_in_request(), without a budget and from this thread's list.
   RequestRecord* record = table_.record(spec.request.slot);
-  if (record == nullptr || record->has_budget.load(std::memory_order_relaxed) || !table_.is_open(spec.request))
-      [[unlikely]] {
-    return allocate_slowly(spec);
-  }
+  if (record == nullptr || record->has_budget.load(std::memory_order_relaxed)) [[unlikely]] return allocate_slowly(spec);
   Block* block = take_first(spec);
   if (block == nullptr) [[unlikely]] return allocate_slowly(spec);
   block->request = spec.request.slot + 1;
@@ -233,30 +230,32 @@ void Pool::hold_view(Block& block) noexcept {
   block.hold();
   if (block.request != 0) {
     // Relaxed: a figure.
-    table_.record(block.request - 1)->live_views.fetch_add(1, std::memory_order_relaxed);
+    table_.record(block.request - 1)->other_views.fetch_add(1, std::memory_order_relaxed);
   }
 }
 
 Status Pool::open_view(Block& block, std::uint32_t serial, Handle request) noexcept {
   if (epoch_ != fork_epoch()) return Status::forked;
   if (table_.is_over(request) || !block.hold_if(serial)) return Status::request_closed;
-  table_.record(request.slot)->live_views.fetch_add(1, std::memory_order_relaxed);
+  table_.record(request.slot)->other_views.fetch_add(1, std::memory_order_relaxed);
   return Status::ok;
 }
 
 void Pool::drop_view(Block& block) noexcept {
   ThreadCache* cache = caches_.last();
-  if (cache != nullptr && block.request == 0 && quirks_.load(std::memory_order_relaxed) == 0) [[likely]] {
-    if (!block.drop_private()) return;
-    if (cache->push_own(block)) [[likely]] {
-      if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]] wake_waiters();
-    } else {
-      block.next = nullptr;
-      give_back(&block);
-    }
+  if (cache == nullptr || quirks_.load(std::memory_order_relaxed) != 0) [[unlikely]] return drop_view_slowly(block);
+  if (block.request != 0) {
+    table_.record(block.request - 1)->other_views.fetch_sub(1, std::memory_order_relaxed);
+    if (block.drop()) [[unlikely]] return_retained(block);
     return;
   }
-  drop_view_slowly(block);
+  if (!block.drop_private()) return;
+  if (cache->push_own(block)) [[likely]] {
+    if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]] wake_waiters();
+  } else {
+    block.next = nullptr;
+    give_back(&block);
+  }
 }
 
 void Pool::drop_view_slowly(Block& block) noexcept {
@@ -270,10 +269,13 @@ void Pool::drop_view_slowly(Block& block) noexcept {
     return;
   }
   // The record is this request's until the hold is dropped: by the request's own hold, or by `keep`.
+  table_.record(block.request - 1)->other_views.fetch_sub(1, std::memory_order_relaxed);
+  if (block.drop()) return_retained(block);
+}
+
+// The last hold of a request's block is a view's only if the request let go before: it was retained.
+void Pool::return_retained(Block& block) noexcept {
   RequestRecord& record = *table_.record(block.request - 1);
-  record.live_views.fetch_sub(1, std::memory_order_relaxed);
-  if (!block.drop()) return;
-  // The last hold of a request's block is a view's only if the request let go before: it was retained.
   const std::uint64_t bytes = block.bytes;
   log(EventKind::free, record.generation.load(std::memory_order_relaxed) & ~RequestRecord::kReleased, kNoDevice,
       bytes);

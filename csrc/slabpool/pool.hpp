@@ -130,6 +130,7 @@ class SLABPOOL_API Pool {
   static Plan plan(std::uint64_t nbytes, std::uint64_t align) noexcept;
   [[gnu::always_inline]] Block* take_first(const AllocateSpec& spec) noexcept;
   [[gnu::noinline]] void drop_view_slowly(Block& block) noexcept;
+  [[gnu::noinline]] void return_retained(Block& block) noexcept;
   [[gnu::noinline]] Allocation allocate_slowly(const AllocateSpec& spec) noexcept;
   Allocation take(const Plan& plan, std::uint64_t& own_reserve, bool exact);
   // As allocate() and open(), but a failure is neither counted nor logged.

@@ -12,14 +12,17 @@ namespace slabpool {
 Status Pool::attach(RequestRecord& record, Handle handle, Block& block, bool view) noexcept {
   const std::lock_guard lock(record.lock);
   // The lock makes this exact: a request that is claimed after this look takes the block along.
-  if (record.generation.load(std::memory_order_acquire) != handle.generation || !table_.is_open(handle)) {
+  if (record.generation.load(std::memory_order_acquire) != handle.generation ||
+      record.host_left.load(std::memory_order_relaxed)) {
     return Status::request_closed;
   }
   block.next = record.blocks;
   record.blocks = &block;
   // Not a locked add: until the request is claimed only this changes it, under the lock.
   record.nbytes.store(record.nbytes.load(std::memory_order_relaxed) + block.bytes, std::memory_order_relaxed);
-  if (view) record.live_views.fetch_add(1, std::memory_order_relaxed);
+  if (view) {
+    record.attached_views.store(record.attached_views.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  }
   return Status::ok;
 }
 
@@ -258,7 +261,7 @@ RequestInfo info_of(const RequestTable& table, const RequestRecord& r, const Hol
   info.age_ns = now - r.opened_ns;
   set.each_device(static_cast<std::uint32_t>(info.handle.generation),
                   [&](std::uint32_t device) { info.pending.push_back(device); });
-  info.live_views = r.live_views.load(std::memory_order_relaxed);
+  info.live_views = r.live_views();
   info.opened_at = r.opened_at;
   return info;
 }

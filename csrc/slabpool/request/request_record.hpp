@@ -50,7 +50,14 @@ struct alignas(64) RequestRecord {
   Block* blocks = nullptr;  // chain of all its blocks; taken by whoever claims the release
   // Bytes it keeps from reuse; once released, those that views retain. Relaxed: a figure.
   std::atomic<std::uint64_t> nbytes{0};
-  std::atomic<std::uint32_t> live_views{0};
+  // Views made by allocating, counted under the lock, and those made later less all that were dropped:
+  // apart, so that allocating needs no locked add. Their sum is how many live.
+  std::atomic<std::uint32_t> attached_views{0};
+  std::atomic<std::int32_t> other_views{0};
+  std::uint32_t live_views() const noexcept {
+    return attached_views.load(std::memory_order_relaxed) +
+           static_cast<std::uint32_t>(other_views.load(std::memory_order_relaxed));
+  }
   // 1 while the request is not over, and 1 for each retained block. At 0 the slot is free.
   std::atomic<std::uint32_t> keep{0};
   // Generation of the last request here whose blocks went back, all but those that views retain.
@@ -70,7 +77,8 @@ struct alignas(64) RequestRecord {
   std::uint32_t parent = 0;
   std::uint32_t next_sibling = 0;
   std::uint32_t prev_sibling = 0;
-  bool host_left = false;
+  // Written under the mutex, before the host's bit is cleared; attach() reads it without.
+  std::atomic<bool> host_left{false};
   bool cancelled = false;
 
   // Of this request or the one it descends from. Written at open; read without a lock, and a stale

@@ -109,7 +109,8 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   }
   r->first_child.store(0, std::memory_order_relaxed);
   r->nbytes.store(0, std::memory_order_relaxed);
-  r->live_views.store(0, std::memory_order_relaxed);
+  r->attached_views.store(0, std::memory_order_relaxed);
+  r->other_views.store(0, std::memory_order_relaxed);
   r->keep.store(1, std::memory_order_relaxed);
   r->blocks = nullptr;
   r->opened_ns = spec.now_ns;
@@ -118,7 +119,8 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   r->parent = 0;
   r->next_sibling = r->prev_sibling = 0;
   r->parent_generation = 0;
-  r->host_left = r->cancelled = false;
+  r->host_left.store(false, std::memory_order_relaxed);
+  r->cancelled = false;
   undo.reserve = 0;
   undo.slot = nullptr;
   handle = {r->slot, generation};
@@ -181,7 +183,7 @@ bool RequestTable::host_leaves(RequestRecord& r, bool cancel, std::vector<Handle
     next = child.next_sibling;
     (void)host_leaves(child, cancel, over);
   }
-  r.host_left = true;
+  r.host_left.store(true, std::memory_order_relaxed);  // published by the clearing of the bit
   r.cancelled = cancel;
   open_.fetch_sub(1, std::memory_order_relaxed);
   draining_.fetch_add(1, std::memory_order_relaxed);

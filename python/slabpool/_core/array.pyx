@@ -179,6 +179,13 @@ cdef uint64_t parse_shape(object shape, Py_ssize_t itemsize, Shape* out) except?
     cdef unsigned long long nbytes = <unsigned long long>itemsize
     cdef Py_ssize_t dim
     cdef int i
+    if type(shape) is int:
+        dim = as_dim(<PyObject*>shape)
+        if dim < 0 or slabpool_mul_overflows(nbytes, <unsigned long long>dim, &nbytes) or nbytes > 0x7FFFFFFFFFFFFFFF:
+            _bad_shape((shape,))
+        out.nd = 1
+        out.dims[0] = dim
+        return nbytes
     if type(shape) is not tuple:
         if isinstance(shape, (list, tuple)):
             shape = tuple(shape)

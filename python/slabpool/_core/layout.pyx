@@ -21,6 +21,7 @@ from slabpool.errors import ForkedPoolError, InvalidArgumentError, InvalidTypeEr
 cnp.import_array()
 
 cdef uint64_t ALIGN = 64
+cdef bint _making = False  # Tensors by new_tensors(), and not by somebody who calls the type
 
 
 @cython.final
@@ -127,8 +128,9 @@ cdef class Tensors:
     (4.0, ['k', 'v'])
     """
 
-    def __init__(self):
-        raise InvalidTypeError("Tensors are made by Request.allocate(layout)")
+    def __cinit__(self):
+        if not _making:  # Tensors.__new__(Tensors) has no block to look into
+            raise InvalidTypeError("Tensors are made by Request.allocate(layout)")
 
     cdef object _view(self, _Field field):
         cdef Status status = self.core.pool.open_view(self.block[0], self.serial, self.request)
@@ -174,13 +176,19 @@ cdef class Tensors:
         """Pairs of name and view, in order."""
         return [(name, self._view(field)) for name, field in self.layout.fields.items()]
 
+    def __reduce__(self):
+        raise InvalidTypeError("Tensors belong to a request of this process: copy or pickle the arrays instead")
+
     def __repr__(self):
         return f"<Tensors {', '.join(self.layout.names)} of request generation {self.request.generation}>"
 
 
 cdef Tensors new_tensors(Core core, Handle request, Layout layout, bint zero, object timeout, object who):
     cdef Block* block = allocate(core, request, layout.nbytes, ALIGN, False, zero, timeout, who)
+    global _making
+    _making = True
     cdef Tensors tensors = Tensors.__new__(Tensors)
+    _making = False
     tensors.core = core
     tensors.request = request
     tensors.block = block

@@ -639,6 +639,9 @@ cdef class Pool:
         if self.core.pool.usable_here():
             self.core.pool.remove_wakeup(fd)
 
+    def __reduce__(self):
+        raise InvalidTypeError(f"pool {self.name!r} is memory of this process: it cannot be copied or pickled")
+
     def __repr__(self):
         if not self.core.pool.usable_here():
             return f"<Pool {self.name!r}: inherited through fork>"

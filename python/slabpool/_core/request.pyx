@@ -27,6 +27,7 @@ cdef object PENDING = Ack.PENDING
 cdef tuple ANSWERS = (Ack.PENDING, Ack.RELEASED, Ack.DUPLICATE, Ack.LATE)  # in the order of AckResult
 cdef tuple STATES = (RequestState.OPEN, RequestState.DRAINING, RequestState.IN_DOUBT, RequestState.RELEASED)
 cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
+cdef bint _making = False  # a Request by new_request(), and not by somebody who calls the type
 
 
 cdef object ack_answer(int result):
@@ -70,11 +71,14 @@ cdef class Request:
     0
     """
 
-    def __init__(self):
-        raise InvalidTypeError("a Request is made by Pool.request(...) or Request.child(...)")
+    def __cinit__(self):
+        if not _making:  # Request.__new__(Request) has no core to ask
+            raise InvalidTypeError("a Request is made by Pool.request(...) or Request.child(...)")
 
     def __del__(self):
-        if self.closed or not self.core.pool.usable_here() or not self.core.pool.is_open(self.handle):
+        if self.core is None or self.closed:
+            return
+        if not self.core.pool.usable_here() or not self.core.pool.is_open(self.handle):
             return
         opened_at = self._info()[4]
         # Closed first: the warning may be made an error.
@@ -372,6 +376,9 @@ cdef class Request:
         """
         return _aio.released(self.pool, lambda: self._is_released)
 
+    def __reduce__(self):
+        raise InvalidTypeError("a Request is a hold on memory of this process: it cannot be copied or pickled")
+
     def __repr__(self):
         if not self.core.pool.usable_here():
             return f"<Request {self.id!r} generation {self.handle.generation}: inherited through fork>"
@@ -383,7 +390,10 @@ cdef class Request:
 
 cdef Request new_request(object pool, Core core, dict devices, Handle handle, object id, tuple named,
                          uint64_t named_mask, object parent, object quota):
+    global _making
+    _making = True
     cdef Request request = Request.__new__(Request)
+    _making = False
     request.pool = pool
     request.core = core
     request.devices = devices
