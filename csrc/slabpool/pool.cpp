@@ -166,7 +166,10 @@ inline Allocation Pool::try_allocate_inline(const AllocateSpec& spec) noexcept {
   }
   // As allocate_in_request(), without a budget and from this thread's list.
   RequestRecord* record = table_.record(spec.request.slot);
-  if (record == nullptr || record->has_budget.load(std::memory_order_relaxed)) [[unlikely]] return allocate_slowly(spec);
+  if (record == nullptr || !record->takes(spec.request) || record->has_budget.load(std::memory_order_relaxed))
+      [[unlikely]] {
+    return allocate_slowly(spec);
+  }
   Block* block = take_first(spec);
   if (block == nullptr) [[unlikely]] return allocate_slowly(spec);
   block->request = spec.request.slot + 1;

@@ -12,10 +12,7 @@ namespace slabpool {
 Status Pool::attach(RequestRecord& record, Handle handle, Block& block, bool view) noexcept {
   const std::lock_guard lock(record.lock);
   // The lock makes this exact: a request that is claimed after this look takes the block along.
-  if (record.generation.load(std::memory_order_acquire) != handle.generation ||
-      record.host_left.load(std::memory_order_relaxed)) {
-    return Status::request_closed;
-  }
+  if (!record.takes(handle)) return Status::request_closed;
   block.next = record.blocks;
   record.blocks = &block;
   // Not a locked add: until the request is claimed only this changes it, under the lock.

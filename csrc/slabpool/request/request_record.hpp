@@ -80,6 +80,11 @@ struct alignas(64) RequestRecord {
   // Written under the mutex, before the host's bit is cleared; attach() reads it without.
   std::atomic<bool> host_left{false};
   bool cancelled = false;
+  // Whether blocks may be linked into this generation: it is not over, and the host holds. Exact under
+  // `lock`.
+  bool takes(Handle handle) const noexcept {
+    return generation.load(std::memory_order_acquire) == handle.generation && !host_left.load(std::memory_order_relaxed);
+  }
 
   // Of this request or the one it descends from. Written at open; read without a lock, and a stale
   // answer does no harm, because charge() looks again.

@@ -78,14 +78,16 @@ Block* Depot::carve_block(Span* slab) noexcept {
   if (block != nullptr) {
     slab->free_list = block->next;
   } else {
-    block = &slab->blocks[slab->carved];
+    const std::uint32_t index = slab->carved.load(std::memory_order_relaxed);
+    block = &slab->blocks[index];
     const std::size_t size = class_size(slab->size_class);
-    block->data = pages_.address(slab) + slab->carved * size;
+    block->data = pages_.address(slab) + index * size;
     block->bytes = size;
     block->span = slab;
     block->bin = static_cast<std::uint16_t>(slab->size_class);
     block->zero = slab->zero;
-    ++slab->carved;
+    // Relaxed: whoever has a block got it after this, and asks find() for no other.
+    slab->carved.store(index + 1, std::memory_order_relaxed);
   }
   --slab->free_blocks;
   return block;
@@ -124,7 +126,7 @@ Span* Depot::new_slab(unsigned size_class, std::uint64_t& own_reserve, Effort ef
   slab->kind = SpanKind::slab;
   slab->size_class = size_class;
   slab->count = slab->free_blocks = count;
-  slab->carved = 0;
+  slab->carved.store(0, std::memory_order_relaxed);
   slab->free_list = nullptr;
   slab->blocks = arrays_[size_class].back();
   arrays_[size_class].pop_back();
@@ -246,7 +248,7 @@ Block* Depot::find(const void* address) const noexcept {
   if (span->kind != SpanKind::slab) return nullptr;
   const auto offset = static_cast<std::size_t>(static_cast<const std::byte*>(address) - pages_.address(span));
   const std::size_t index = offset / class_size(span->size_class);
-  return index < span->carved ? &span->blocks[index] : nullptr;
+  return index < span->carved.load(std::memory_order_relaxed) ? &span->blocks[index] : nullptr;
 }
 
 const char* Depot::verify() noexcept {
@@ -255,7 +257,7 @@ const char* Depot::verify() noexcept {
   for (unsigned c = 0; c < kSlabClasses; ++c) {
     for (const Span* slab = partial_[c].front(); slab != nullptr; slab = slab->next) {
       if (slab->kind != SpanKind::slab || slab->size_class != c) return "a list of slabs holds something else";
-      std::uint32_t free = slab->count - slab->carved;
+      std::uint32_t free = slab->count - slab->carved.load(std::memory_order_relaxed);
       for (const Block* block = slab->free_list; block != nullptr; block = block->next) {
         if (block->span != slab) return "a block is on another slab's list";
         if (++free > slab->count) return "a slab's list of free blocks runs in a circle";

@@ -33,7 +33,7 @@ struct Span {
   // A slab's part. blocks[0..carved) have been handed out at least once since the slab was made.
   std::uint32_t size_class = 0;
   std::uint32_t count = 0;
-  std::uint32_t carved = 0;
+  std::atomic<std::uint32_t> carved{0};  // changed under the depot's mutex, read by find() without
   std::uint32_t free_blocks = 0;  // the uncarved ones included
   Block* blocks = nullptr;
   Block* free_list = nullptr;

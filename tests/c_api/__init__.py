@@ -1,0 +1,1 @@
+"""The C interface, as C programs and ctypes see it."""
