@@ -1,7 +1,8 @@
 """Compares what the sdist and the wheels hold, for .ci/run.
 
-The sdist must hold every file of the tree but CI's own; a wheel built from the sdist must hold the
-files of the wheel built from the tree; a repaired wheel must not have had to take in a library.
+The sdist must hold every file of the tree but CI's own; the wheel every file of the Python package but
+the .pyx; a wheel built from the sdist the files of the wheel built from the tree; and a repaired wheel
+must not have had to take in a library.
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ def main() -> int:
     bad = differ("tree and sdist", tree_files(Path(root)), sdist_files(sdist) - {"PKG-INFO"})
     first, second = wheel_files(wheel), wheel_files(again)
     bad |= differ("wheel and wheel from the sdist", first, second)
+    package = {path.removeprefix("python/") for path in tree_files(Path(root)) if path.startswith("python/")}
+    for name in sorted(name for name in package - first if not name.endswith(".pyx")):
+        print(f"wheel: lacks {name}", file=sys.stderr)
+        bad = True
     strays = sorted(name for name in first if name.endswith((".pyx", ".cpp", ".pyc")))
     for name in strays:
         print(f"wheel: has no use for {name}", file=sys.stderr)

@@ -15,11 +15,31 @@ using slabpool::Handle;
 using slabpool::Pool;
 using slabpool::Status;
 
-static_assert(SLABPOOL_OK == static_cast<int>(Status::ok) && SLABPOOL_EXHAUSTED == static_cast<int>(Status::exhausted) &&
-              SLABPOOL_UNKNOWN_DEVICE == static_cast<int>(Status::unknown_device) &&
-              SLABPOOL_TIMED_OUT == static_cast<int>(Status::timed_out));
-static_assert(SLABPOOL_ACK_LATE == static_cast<int>(slabpool::AckResult::late));
-static_assert(SLABPOOL_REQUEST_RELEASED == static_cast<int>(slabpool::RequestState::released));
+#define SLABPOOL_SAME(c, cpp) static_assert((c) == static_cast<int>(cpp))
+SLABPOOL_SAME(SLABPOOL_OK, Status::ok);
+SLABPOOL_SAME(SLABPOOL_INVALID_ARGUMENT, Status::invalid_argument);
+SLABPOOL_SAME(SLABPOOL_EXHAUSTED, Status::exhausted);
+SLABPOOL_SAME(SLABPOOL_TOO_LARGE, Status::too_large);
+SLABPOOL_SAME(SLABPOOL_SYSTEM_REFUSED, Status::system_refused);
+SLABPOOL_SAME(SLABPOOL_QUOTA_EXCEEDED, Status::quota_exceeded);
+SLABPOOL_SAME(SLABPOOL_TOO_MANY_REQUESTS, Status::too_many_requests);
+SLABPOOL_SAME(SLABPOOL_TOO_MANY_DEVICES, Status::too_many_devices);
+SLABPOOL_SAME(SLABPOOL_DUPLICATE_DEVICE, Status::duplicate_device);
+SLABPOOL_SAME(SLABPOOL_UNKNOWN_DEVICE, Status::unknown_device);
+SLABPOOL_SAME(SLABPOOL_REQUEST_CLOSED, Status::request_closed);
+SLABPOOL_SAME(SLABPOOL_AMBIGUOUS, Status::ambiguous);
+SLABPOOL_SAME(SLABPOOL_POOL_CLOSED, Status::pool_closed);
+SLABPOOL_SAME(SLABPOOL_POOL_BUSY, Status::pool_busy);
+SLABPOOL_SAME(SLABPOOL_FORKED, Status::forked);
+SLABPOOL_SAME(SLABPOOL_TIMED_OUT, Status::timed_out);
+SLABPOOL_SAME(SLABPOOL_ACK_PENDING, slabpool::AckResult::pending);
+SLABPOOL_SAME(SLABPOOL_ACK_RELEASED, slabpool::AckResult::released);
+SLABPOOL_SAME(SLABPOOL_ACK_DUPLICATE, slabpool::AckResult::duplicate);
+SLABPOOL_SAME(SLABPOOL_ACK_LATE, slabpool::AckResult::late);
+SLABPOOL_SAME(SLABPOOL_REQUEST_OPEN, slabpool::RequestState::open);
+SLABPOOL_SAME(SLABPOOL_REQUEST_DRAINING, slabpool::RequestState::draining);
+SLABPOOL_SAME(SLABPOOL_REQUEST_IN_DOUBT, slabpool::RequestState::in_doubt);
+SLABPOOL_SAME(SLABPOOL_REQUEST_RELEASED, slabpool::RequestState::released);
 
 namespace {
 
@@ -29,10 +49,15 @@ const Block& of(const slabpool_block* block) { return *reinterpret_cast<const Bl
 Handle of(slabpool_request request) { return {request.slot, request.generation}; }
 slabpool_status code(Status status) { return static_cast<slabpool_status>(status); }
 
-// A struct of the caller's as this library knows it: what an older caller lacks is zero.
+// A struct of the caller's as this library knows it: what an older caller lacks is zero, and a newer one
+// that asks for what this library does not know of is told so.
 template <typename T>
 bool read_options(const T* given, T& options) {
   if (given == nullptr || given->size < sizeof(std::size_t)) return false;
+  const auto* bytes = reinterpret_cast<const unsigned char*>(given);
+  for (std::size_t i = sizeof options; i < given->size; ++i) {
+    if (bytes[i] != 0) return false;
+  }
   std::memset(&options, 0, sizeof options);
   std::memcpy(&options, given, std::min(given->size, sizeof options));
   return true;
@@ -47,8 +72,9 @@ void write_result(T* given, T result) {
 
 std::int64_t deadline(std::int64_t timeout_ns) {
   const std::int64_t now = slabpool::now_ns();
-  return timeout_ns > std::numeric_limits<std::int64_t>::max() - now ? std::numeric_limits<std::int64_t>::max()
-                                                                      : now + timeout_ns;
+  return timeout_ns > std::numeric_limits<std::int64_t>::max() - now
+             ? std::numeric_limits<std::int64_t>::max()
+             : now + timeout_ns;
 }
 
 // Names as the core knows them: a letter for the kind (text), then the bytes.
@@ -74,29 +100,46 @@ uint32_t slabpool_c_api_version(void) { return SLABPOOL_C_API_VERSION; }
 
 const char* slabpool_status_string(slabpool_status status) {
   switch (static_cast<Status>(status)) {
-    case Status::ok: return "ok";
-    case Status::invalid_argument: return "invalid argument";
-    case Status::exhausted: return "no room in the pool now";
-    case Status::too_large: return "larger than the pool's capacity";
-    case Status::system_refused: return "the system refuses memory";
-    case Status::quota_exceeded: return "the request's quota would be exceeded";
-    case Status::too_many_requests: return "too many requests are alive";
-    case Status::too_many_devices: return "too many device names";
-    case Status::duplicate_device: return "the device is named twice";
-    case Status::unknown_device: return "the device was never named for this request";
-    case Status::request_closed: return "the request is closed";
-    case Status::ambiguous: return "several generations of the request wait for the device";
-    case Status::pool_closed: return "the pool is closed";
-    case Status::pool_busy: return "the pool is in use";
-    case Status::forked: return "the pool belongs to the parent process";
-    case Status::timed_out: return "timed out";
+    case Status::ok:
+      return "ok";
+    case Status::invalid_argument:
+      return "invalid argument";
+    case Status::exhausted:
+      return "no room in the pool now";
+    case Status::too_large:
+      return "larger than the pool's capacity";
+    case Status::system_refused:
+      return "the system refuses memory";
+    case Status::quota_exceeded:
+      return "the request's quota would be exceeded";
+    case Status::too_many_requests:
+      return "too many requests are alive";
+    case Status::too_many_devices:
+      return "too many device names";
+    case Status::duplicate_device:
+      return "the device is named twice";
+    case Status::unknown_device:
+      return "the device was never named for this request";
+    case Status::request_closed:
+      return "the request is closed";
+    case Status::ambiguous:
+      return "several generations of the request wait for the device";
+    case Status::pool_closed:
+      return "the pool is closed";
+    case Status::pool_busy:
+      return "the pool is in use";
+    case Status::forked:
+      return "the pool belongs to the parent process";
+    case Status::timed_out:
+      return "timed out";
   }
   return "not a status of slabpool";
 }
 
 slabpool_status slabpool_pool_create(const slabpool_pool_options* options, slabpool_pool** pool) {
   slabpool_pool_options o;
-  if (pool == nullptr || !read_options(options, o) || o.debug < 0 || o.debug > 2) return SLABPOOL_INVALID_ARGUMENT;
+  if (pool == nullptr || !read_options(options, o)) return SLABPOOL_INVALID_ARGUMENT;
+  if (o.debug < 0 || o.debug > 2 || o.numa_node < 0) return SLABPOOL_INVALID_ARGUMENT;
   return guarded([&] {
     slabpool::PoolOptions native;
     native.capacity = o.capacity;
@@ -120,7 +163,8 @@ slabpool_status slabpool_pool_destroy(slabpool_pool* pool) {
   if (pool == nullptr) return SLABPOOL_INVALID_ARGUMENT;
   if (!of(pool).usable_here()) return SLABPOOL_FORKED;
   const slabpool::Stats s = of(pool).stats();
-  if (s.live + s.retained + s.in_doubt + s.requests_open + s.requests_draining != 0) return SLABPOOL_POOL_BUSY;
+  if (s.live + s.retained + s.in_doubt + s.requests_open + s.requests_draining != 0)
+    return SLABPOOL_POOL_BUSY;
   delete &of(pool);
   return SLABPOOL_OK;
 }
@@ -128,12 +172,15 @@ slabpool_status slabpool_pool_destroy(slabpool_pool* pool) {
 uint64_t slabpool_pool_trim(slabpool_pool* pool) { return pool == nullptr ? 0 : of(pool).trim(); }
 
 slabpool_status slabpool_pool_stats(slabpool_pool* pool, slabpool_stats* stats) {
-  if (pool == nullptr || stats == nullptr || stats->size < sizeof(std::size_t)) return SLABPOOL_INVALID_ARGUMENT;
+  if (pool == nullptr || stats == nullptr || stats->size < sizeof(std::size_t))
+    return SLABPOOL_INVALID_ARGUMENT;
   if (!of(pool).usable_here()) return SLABPOOL_FORKED;
   const slabpool::Stats s = of(pool).stats();
-  write_result(stats, {0, s.capacity, s.reserved, s.committed, s.live, s.retained, s.in_doubt, s.cached, s.set_aside,
-                       s.peak_live, s.peak_committed, s.allocations, s.frees, s.requests_open, s.requests_draining,
-                       s.requests_in_doubt, s.acks, s.duplicate_acks, s.late_acks, s.exhaustions});
+  write_result(stats, {0,           s.capacity,       s.reserved,          s.committed,
+                       s.live,      s.retained,       s.in_doubt,          s.cached,
+                       s.set_aside, s.peak_live,      s.peak_committed,    s.allocations,
+                       s.frees,     s.requests_open,  s.requests_draining, s.requests_in_doubt,
+                       s.acks,      s.duplicate_acks, s.late_acks,         s.exhaustions});
   return SLABPOOL_OK;
 }
 
@@ -141,7 +188,8 @@ slabpool_status slabpool_allocate(slabpool_pool* pool, const slabpool_allocate_o
                                   slabpool_block** block) {
   slabpool_allocate_options o;
   if (pool == nullptr || block == nullptr || !read_options(options, o)) return SLABPOOL_INVALID_ARGUMENT;
-  if (o.timeout_ns < 0 || (o.no_view != 0 && o.request.generation == 0)) return SLABPOOL_INVALID_ARGUMENT;
+  if (o.timeout_ns < 0 || (o.no_view != 0 && o.request.generation == 0))
+    return SLABPOOL_INVALID_ARGUMENT;
   slabpool::AllocateSpec spec;
   spec.nbytes = o.nbytes;
   if (o.align != 0) spec.align = o.align;
@@ -149,8 +197,9 @@ slabpool_status slabpool_allocate(slabpool_pool* pool, const slabpool_allocate_o
   spec.view = o.no_view == 0;
   spec.zero = o.zero != 0;
   if (o.file != nullptr) spec.where = {o.file, o.line};
-  const slabpool::Allocation made =
-      o.timeout_ns == 0 ? of(pool).allocate(spec) : of(pool).allocate_until(spec, deadline(o.timeout_ns));
+  const slabpool::Allocation made = o.timeout_ns == 0
+                                        ? of(pool).allocate(spec)
+                                        : of(pool).allocate_until(spec, deadline(o.timeout_ns));
   if (made.block != nullptr) *block = reinterpret_cast<slabpool_block*>(made.block);
   return code(made.status);
 }
@@ -198,7 +247,8 @@ slabpool_status slabpool_heartbeat(slabpool_pool* pool, uint32_t device) {
 slabpool_status slabpool_request_open(slabpool_pool* pool, const slabpool_request_options* options,
                                       slabpool_request* request) {
   slabpool_request_options o;
-  if (pool == nullptr || request == nullptr || !read_options(options, o)) return SLABPOOL_INVALID_ARGUMENT;
+  if (pool == nullptr || request == nullptr || !read_options(options, o))
+    return SLABPOOL_INVALID_ARGUMENT;
   if (!of(pool).usable_here()) return SLABPOOL_FORKED;
   if (o.timeout_ns < 0 || o.lease_ns < 0 || (o.devices == nullptr && o.device_count != 0)) {
     return SLABPOOL_INVALID_ARGUMENT;
@@ -227,8 +277,8 @@ slabpool_status slabpool_request_open(slabpool_pool* pool, const slabpool_reques
     spec.lease_ns = o.lease_ns;
     if (o.file != nullptr) spec.where = {o.file, o.line};
     Handle handle;
-    const Status status =
-        o.timeout_ns == 0 ? of(pool).open(spec, handle) : of(pool).open_until(spec, handle, deadline(o.timeout_ns));
+    const Status status = o.timeout_ns == 0 ? of(pool).open(spec, handle)
+                                            : of(pool).open_until(spec, handle, deadline(o.timeout_ns));
     if (status == Status::ok) *request = {handle.slot, handle.generation};
     return status;
   });
@@ -250,8 +300,8 @@ slabpool_status slabpool_ack(slabpool_pool* pool, slabpool_request request, uint
   return code(acked.status);
 }
 
-slabpool_status slabpool_ack_id(slabpool_pool* pool, const char* id, uint32_t device, uint64_t generation,
-                                slabpool_ack_result* result) {
+slabpool_status slabpool_ack_id(slabpool_pool* pool, const char* id, uint32_t device,
+                                uint64_t generation, slabpool_ack_result* result) {
   if (pool == nullptr || id == nullptr || result == nullptr) return SLABPOOL_INVALID_ARGUMENT;
   if (device >= slabpool::kMaxDevices) return SLABPOOL_UNKNOWN_DEVICE;
   return guarded([&] {
@@ -263,14 +313,16 @@ slabpool_status slabpool_ack_id(slabpool_pool* pool, const char* id, uint32_t de
   });
 }
 
-slabpool_status slabpool_request_add_device(slabpool_pool* pool, slabpool_request request, uint32_t device) {
+slabpool_status slabpool_request_add_device(slabpool_pool* pool, slabpool_request request,
+                                            uint32_t device) {
   if (pool == nullptr) return SLABPOOL_INVALID_ARGUMENT;
   if (!of(pool).usable_here()) return SLABPOOL_FORKED;
   if (device >= of(pool).devices().size()) return SLABPOOL_UNKNOWN_DEVICE;
   return code(of(pool).add_device(of(request), device));
 }
 
-slabpool_status slabpool_request_wait(slabpool_pool* pool, slabpool_request request, int64_t timeout_ns) {
+slabpool_status slabpool_request_wait(slabpool_pool* pool, slabpool_request request,
+                                      int64_t timeout_ns) {
   if (pool == nullptr || timeout_ns < 0) return SLABPOOL_INVALID_ARGUMENT;
   if (!of(pool).usable_here()) return SLABPOOL_FORKED;
   return of(pool).wait_released(of(request), deadline(timeout_ns)) ? SLABPOOL_OK : SLABPOOL_TIMED_OUT;
@@ -278,7 +330,8 @@ slabpool_status slabpool_request_wait(slabpool_pool* pool, slabpool_request requ
 
 slabpool_status slabpool_request_describe(slabpool_pool* pool, slabpool_request request,
                                           slabpool_request_info* info) {
-  if (pool == nullptr || info == nullptr || info->size < sizeof(std::size_t)) return SLABPOOL_INVALID_ARGUMENT;
+  if (pool == nullptr || info == nullptr || info->size < sizeof(std::size_t))
+    return SLABPOOL_INVALID_ARGUMENT;
   if (!of(pool).usable_here()) return SLABPOOL_FORKED;
   return guarded([&] {
     slabpool::RequestInfo told;
@@ -292,6 +345,20 @@ slabpool_status slabpool_request_describe(slabpool_pool* pool, slabpool_request 
       result.age_ns = told.age_ns;
     }
     write_result(info, result);
+    return Status::ok;
+  });
+}
+
+slabpool_status slabpool_request_pending(slabpool_pool* pool, slabpool_request request,
+                                         uint32_t* devices, size_t room, size_t* count) {
+  if (pool == nullptr || count == nullptr || (devices == nullptr && room != 0))
+    return SLABPOOL_INVALID_ARGUMENT;
+  if (!of(pool).usable_here()) return SLABPOOL_FORKED;
+  return guarded([&] {
+    slabpool::RequestInfo told;
+    (void)of(pool).describe(of(request), told);  // nobody is waited for in one that is gone
+    *count = told.pending.size();
+    std::copy_n(told.pending.begin(), std::min(room, told.pending.size()), devices);
     return Status::ok;
   });
 }

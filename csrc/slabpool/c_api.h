@@ -1,8 +1,16 @@
 /* The C interface of slabpool, for C, ctypes and engines written in other languages.
  *
- * Every function may be called from any thread. A call that fails changes nothing. Structs that may
- * grow start with their own size, which the caller sets; fields that a newer header adds are then left
- * alone for callers of an older one. Nothing is thrown across this interface.
+ * Every function may be called from any thread, with no lock held, unless it says otherwise. A call that
+ * fails changes nothing, not even what its last argument points to. Nothing is thrown across this
+ * interface, and it keeps nothing outside the pools.
+ *
+ * Structs that may grow start with their own size, which the caller sets. Set the rest of an options
+ * struct to zero first: zero is the usual choice everywhere. A library that knows more fields than the
+ * caller takes them for zero, and one that knows fewer refuses those that are not (invalid_argument).
+ *
+ * Errors that any function with a pool may return, not repeated below: invalid_argument (a null or
+ * impossible argument), forked (the pool was made by the process that forked this one), system_refused
+ * (no memory left for the pool's own tables).
  */
 #ifndef SLABPOOL_C_API_H
 #define SLABPOOL_C_API_H
@@ -24,19 +32,19 @@ typedef int32_t slabpool_status;
 enum {
   SLABPOOL_OK = 0,
   SLABPOOL_INVALID_ARGUMENT = 1,
-  SLABPOOL_EXHAUSTED = 2,          /* no room now; it may come */
-  SLABPOOL_TOO_LARGE = 3,          /* larger than the capacity: no room ever */
-  SLABPOOL_SYSTEM_REFUSED = 4,     /* the system has no memory, or no more mappings */
+  SLABPOOL_EXHAUSTED = 2,      /* no room now; it may come */
+  SLABPOOL_TOO_LARGE = 3,      /* larger than the capacity: no room ever */
+  SLABPOOL_SYSTEM_REFUSED = 4, /* the system has no memory, or no more mappings */
   SLABPOOL_QUOTA_EXCEEDED = 5,
   SLABPOOL_TOO_MANY_REQUESTS = 6,
   SLABPOOL_TOO_MANY_DEVICES = 7,
   SLABPOOL_DUPLICATE_DEVICE = 8,
-  SLABPOOL_UNKNOWN_DEVICE = 9,     /* never named for this request */
-  SLABPOOL_REQUEST_CLOSED = 10,    /* the host let go of it, or it is gone */
-  SLABPOOL_AMBIGUOUS = 11,         /* several generations of the id wait for the device */
+  SLABPOOL_UNKNOWN_DEVICE = 9,  /* never named for this request */
+  SLABPOOL_REQUEST_CLOSED = 10, /* the host let go of it, or it is gone */
+  SLABPOOL_AMBIGUOUS = 11,      /* several generations of the id wait for the device */
   SLABPOOL_POOL_CLOSED = 12,
   SLABPOOL_POOL_BUSY = 13,
-  SLABPOOL_FORKED = 14,            /* the pool belongs to the parent process */
+  SLABPOOL_FORKED = 14, /* the pool belongs to the parent process */
   SLABPOOL_TIMED_OUT = 15
 };
 
@@ -85,30 +93,36 @@ typedef struct slabpool_pool_options {
   int32_t numa_node;     /* the node number + 1; 0 leaves it to the system */
 } slabpool_pool_options;
 
-/* Makes a pool of host memory. system_refused: errno says why. */
-SLABPOOL_API slabpool_status slabpool_pool_create(const slabpool_pool_options* options, slabpool_pool** pool);
-/* pool_busy while anything is held. With `force` requests are cut loose; views stay valid. */
+/* Makes a pool of host memory; commits none of it yet. invalid_argument: a capacity under 16 KiB or over
+ * 4 TiB. system_refused: errno says why (no address space, no such NUMA node). */
+SLABPOOL_API slabpool_status slabpool_pool_create(const slabpool_pool_options* options,
+                                                  slabpool_pool** pool);
+/* Ends all allocating and gives unused memory back. pool_busy while any view or request is held; with
+ * `force` requests are cut loose, whoever holds them, and views stay valid. Again: nothing happens. */
 SLABPOOL_API slabpool_status slabpool_pool_close(slabpool_pool* pool, int32_t force);
-/* Frees a pool, closed or not. pool_busy, and nothing is freed, while a view or a request lives: views
- * must be dropped and requests ended first. No other thread may use the pool from here on. */
+/* Frees a pool, closed or not, and `pool` is then no pool any more. pool_busy, and nothing is freed, while
+ * a view or a request lives: views must be dropped and requests ended first (close with `force` ends
+ * them). Not thread-safe: no other thread may be in a call on this pool, or make one later. */
 SLABPOOL_API slabpool_status slabpool_pool_destroy(slabpool_pool* pool);
-/* Gives unused memory back to the system; returns bytes. */
+/* Gives unused memory back to the system; returns bytes, 0 in a forked child. */
 SLABPOOL_API uint64_t slabpool_pool_trim(slabpool_pool* pool);
 
 typedef struct slabpool_stats {
   size_t size; /* sizeof(slabpool_stats), set by the caller */
-  uint64_t capacity, reserved, committed, live, retained, in_doubt, cached, set_aside, peak_live, peak_committed;
+  uint64_t capacity, reserved, committed, live, retained, in_doubt, cached, set_aside, peak_live,
+      peak_committed;
   uint64_t allocations, frees, requests_open, requests_draining, requests_in_doubt;
   uint64_t acks, duplicate_acks, late_acks, exhaustions;
 } slabpool_stats;
 
-/* committed == live + retained + in_doubt + cached, always. */
+/* Figures in bytes, in whole blocks, and counts since the pool was made. Always committed == live +
+ * retained + in_doubt + cached, and committed <= capacity. */
 SLABPOOL_API slabpool_status slabpool_pool_stats(slabpool_pool* pool, slabpool_stats* stats);
 
 /* ---- blocks --------------------------------------------------------------------------------------- */
 
 typedef struct slabpool_allocate_options {
-  size_t size;              /* sizeof(slabpool_allocate_options) */
+  size_t size; /* sizeof(slabpool_allocate_options) */
   uint64_t nbytes;
   uint64_t align;           /* a power of two up to 2 MiB; 0 is 64 */
   slabpool_request request; /* generation 0: memory without a request, held by the caller's view alone */
@@ -119,57 +133,82 @@ typedef struct slabpool_allocate_options {
   uint32_t line;
 } slabpool_allocate_options;
 
-/* Hands out a block. The caller has a view of it, to be dropped once (unless no_view). */
-SLABPOOL_API slabpool_status slabpool_allocate(slabpool_pool* pool, const slabpool_allocate_options* options,
+/* Hands out a block. The caller has a view of it, to be dropped once, and the request holds it too; with
+ * no_view the request alone does, and the block is good until the request ends.
+ * exhausted: no room, or none came in time. too_large: none ever will. system_refused: the system has no
+ * memory. quota_exceeded, request_closed: about the request. pool_closed. invalid_argument: also an
+ * alignment that is none, a negative timeout, or no_view without a request. */
+SLABPOOL_API slabpool_status slabpool_allocate(slabpool_pool* pool,
+                                               const slabpool_allocate_options* options,
                                                slabpool_block** block);
+/* Where its memory starts. Of a block that the caller, or a request of the caller's, holds. */
 SLABPOOL_API void* slabpool_block_data(const slabpool_block* block);
-/* What it takes from the pool: at least what was asked for. */
+/* What it takes from the pool: at least what was asked for. Only as much may be written in pools with
+ * debug on. */
 SLABPOOL_API uint64_t slabpool_block_size(const slabpool_block* block);
-/* One more view, by somebody who has one. */
+/* One more view, by somebody who has one. Never fails. */
 SLABPOOL_API void slabpool_view_hold(slabpool_pool* pool, slabpool_block* block);
+/* Lets go of one view, on any thread; the last holder gives the memory back. Never fails. In a forked
+ * child nothing happens. */
 SLABPOOL_API void slabpool_view_drop(slabpool_pool* pool, slabpool_block* block);
-/* The block that holds an address inside memory the caller has a view of; null if it is not the pool's. */
+/* The block that holds an address inside memory that the caller has a view of; null for an address that is
+ * not the pool's. For other addresses of the pool any answer may come. Takes no view. */
 SLABPOOL_API slabpool_block* slabpool_block_find(slabpool_pool* pool, const void* address);
 
 /* ---- devices -------------------------------------------------------------------------------------- */
 
-/* The number of a device's name (UTF-8, ended by 0) in this pool, new if need be. The same as Python's
- * str of that name. */
+/* The number of a device's name (UTF-8, ended by 0) in this pool, new if need be: 0, 1, 2 and so on, and
+ * never another one later. The same as Python's str of that name. too_many_devices: there are 4,096. */
 SLABPOOL_API slabpool_status slabpool_device(slabpool_pool* pool, const char* name, uint32_t* device);
-/* Lets go of everything the device held; `requests` (may be null) gets how many those were. */
-SLABPOOL_API slabpool_status slabpool_device_lost(slabpool_pool* pool, uint32_t device, uint64_t* requests);
-/* A sign of life: renews the device's leases. */
+/* Lets go of everything the device held; `requests` (may be null) gets how many those were.
+ * unknown_device: a number that no name has. */
+SLABPOOL_API slabpool_status slabpool_device_lost(slabpool_pool* pool, uint32_t device,
+                                                  uint64_t* requests);
+/* A sign of life: renews the device's leases. unknown_device as above. */
 SLABPOOL_API slabpool_status slabpool_heartbeat(slabpool_pool* pool, uint32_t device);
 
 /* ---- requests ------------------------------------------------------------------------------------- */
 
 typedef struct slabpool_request_options {
-  size_t size;              /* sizeof(slabpool_request_options) */
-  const char* id;           /* UTF-8, ended by 0; the same as Python's str. Not needed for a child */
+  size_t size;    /* sizeof(slabpool_request_options) */
+  const char* id; /* UTF-8, ended by 0; the same as Python's str. Not needed for a child */
   const uint32_t* devices;
   size_t device_count;
-  slabpool_request parent;  /* generation 0: none. A child's devices are some of its parent's */
-  uint64_t reserve;         /* bytes to set aside; not for a child */
-  uint64_t quota;           /* most bytes; 0: no bound; not for a child */
-  int64_t lease_ns;         /* how long a device may be silent; 0: for ever */
-  int64_t timeout_ns;       /* how long to wait for the reserve; 0: not at all */
-  const char* file;         /* for reports; must outlive the pool */
+  slabpool_request parent; /* generation 0: none. A child's devices are some of its parent's */
+  uint64_t reserve;        /* bytes to set aside; not for a child */
+  uint64_t quota;          /* most bytes; 0: no bound; not for a child */
+  int64_t lease_ns;        /* how long a device may be silent; 0: for ever. A child has its parent's */
+  int64_t timeout_ns;      /* how long to wait for the reserve; 0: not at all */
+  const char* file;        /* for reports; must outlive the pool */
   uint32_t line;
 } slabpool_request_options;
 
-SLABPOOL_API slabpool_status slabpool_request_open(slabpool_pool* pool, const slabpool_request_options* options,
+/* Opens a request that the host and the devices hold. The same id again is another generation of it.
+ * exhausted: the reserve is not to be had, or not in time. too_large: never. unknown_device: a number that
+ * no name has, or for a child a device that does not hold its parent. duplicate_device. request_closed: the
+ * parent. too_many_requests: 65,536 are alive. pool_closed. */
+SLABPOOL_API slabpool_status slabpool_request_open(slabpool_pool* pool,
+                                                   const slabpool_request_options* options,
                                                    slabpool_request* request);
-/* The host is done; with `cancel` it gives up. Again: nothing happens. */
-SLABPOOL_API slabpool_status slabpool_request_close(slabpool_pool* pool, slabpool_request request, int32_t cancel);
-/* A device is done. Acknowledging for a device removes it. */
+/* The host is done, here and in all children; with `cancel` it gives up. Again, or for a request that is
+ * gone: nothing happens. Memory still waits for the devices. */
+SLABPOOL_API slabpool_status slabpool_request_close(slabpool_pool* pool, slabpool_request request,
+                                                    int32_t cancel);
+/* A device is done, also with the request's children. To remove a device is to acknowledge for it. The
+ * caller who is told `released` is the only one, and the memory is back by then. unknown_device: it was
+ * never named for this request. */
 SLABPOOL_API slabpool_status slabpool_ack(slabpool_pool* pool, slabpool_request request, uint32_t device,
                                           slabpool_ack_result* result);
-/* The same by an engine that carries only the id; generation 0: the one that waits. */
+/* The same by an engine that carries only the id; generation 0: the one that waits for the device, and
+ * `late` if none does. ambiguous: several do. unknown_device: no generation of the id named it. */
 SLABPOOL_API slabpool_status slabpool_ack_id(slabpool_pool* pool, const char* id, uint32_t device,
                                              uint64_t generation, slabpool_ack_result* result);
+/* Names one more holder while the host holds. duplicate_device: it holds already. unknown_device: a number
+ * that no name has, or one that does not hold the parent of this child. request_closed. */
 SLABPOOL_API slabpool_status slabpool_request_add_device(slabpool_pool* pool, slabpool_request request,
                                                          uint32_t device);
-/* ok once the last holder has let go; timed_out if the time was over first. */
+/* ok once the last holder has let go and the memory is back; timed_out if the time was over first. A
+ * request that nobody ever opened is over. */
 SLABPOOL_API slabpool_status slabpool_request_wait(slabpool_pool* pool, slabpool_request request,
                                                    int64_t timeout_ns);
 
@@ -182,9 +221,14 @@ typedef struct slabpool_request_info {
   int64_t age_ns;
 } slabpool_request_info;
 
-/* Of a request that is gone with all its memory: released, and zeros. */
+/* Of a request that is gone with all its memory: released, and zeros. While views retain some of it:
+ * released, and how much. */
 SLABPOOL_API slabpool_status slabpool_request_describe(slabpool_pool* pool, slabpool_request request,
                                                        slabpool_request_info* info);
+/* The numbers of the devices that have not acknowledged: as many as there is `room` for go to `devices`
+ * (may be null if room is 0), and how many there are to `count`. */
+SLABPOOL_API slabpool_status slabpool_request_pending(slabpool_pool* pool, slabpool_request request,
+                                                      uint32_t* devices, size_t room, size_t* count);
 
 #ifdef __cplusplus
 }

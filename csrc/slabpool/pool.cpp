@@ -65,7 +65,7 @@ bool Pool::usable_here() const noexcept { return epoch_ == fork_epoch(); }
 
 Pool::Plan Pool::plan(std::uint64_t nbytes, std::uint64_t align) noexcept {
   std::uint64_t bytes = std::max<std::uint64_t>(nbytes, 1);
-  if (align > kDefaultAlign) bytes = (bytes + align - 1) & ~(align - 1);
+  if (align > kDefaultAlign && align <= kPageSize) bytes = (bytes + align - 1) & ~(align - 1);
   if (bytes <= kMaxSlabBlock && align <= kPageSize) {
     // Slabs start on a page, so the blocks of a class are aligned to whatever divides its size.
     unsigned bin = bin_of(bytes);
@@ -83,7 +83,8 @@ Pool::Plan Pool::plan(std::uint64_t nbytes, std::uint64_t align) noexcept {
 // asked for.
 inline Block* Pool::take_first(const AllocateSpec& spec) noexcept {
   ThreadCache* cache = caches_.last();
-  if (cache == nullptr || spec.align > kDefaultAlign || spec.nbytes - 1 >= kMaxBinned) [[unlikely]] return nullptr;
+  if (cache == nullptr || spec.align > kDefaultAlign || spec.nbytes - 1 >= kMaxBinned) [[unlikely]]
+    return nullptr;
   Block* block = nullptr;
   if (spec.nbytes <= kMaxSlabBlock) {
     block = cache->pop_first(bin_of(spec.nbytes), 0);
@@ -91,11 +92,12 @@ inline Block* Pool::take_first(const AllocateSpec& spec) noexcept {
     const std::uint64_t need = pages_for(spec.nbytes) << kPageBits;
     block = cache->pop_first(bin_of(need), need);
   }
-  if (block != nullptr) [[likely]] block->home = cache;
+  if (block != nullptr) [[likely]]
+    block->home = cache;
   return block;
 }
 
-Allocation Pool::take(const Plan& plan, std::uint64_t& own_reserve, bool exact) {
+Allocation Pool::take(const Plan& plan, std::uint64_t& own_reserve, bool exact, bool promised) {
   ThreadCache& cache = caches_.mine();
   if (plan.bin != kBins) {
     if (Block* block = cache.pop(plan.bin, plan.need, exact)) [[likely]] {
@@ -103,10 +105,11 @@ Allocation Pool::take(const Plan& plan, std::uint64_t& own_reserve, bool exact) 
       return {block, Status::ok};
     }
   }
-  const auto batch = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(kBatchBytes / plan.need, 1, kBatchBlocks));
+  const auto batch =
+      static_cast<std::uint32_t>(std::clamp<std::uint64_t>(kBatchBytes / plan.need, 1, kBatchBlocks));
   for (const Depot::Effort effort : {Depot::Effort::soft, Depot::Effort::hard}) {
     const Depot::Taken taken = plan.bin < kSlabClasses
-                                   ? depot_.take_blocks(plan.bin, batch, own_reserve, effort)
+                                   ? depot_.take_blocks(plan.bin, batch, own_reserve, effort, promised)
                                    : depot_.take_span(plan.need, plan.align, own_reserve, effort);
     if (taken.chain != nullptr) {
       cache.keep(taken.chain);
@@ -130,14 +133,15 @@ void Pool::ready(Block& block, const AllocateSpec& spec) {
 Allocation Pool::allocate_slowly(const AllocateSpec& spec) noexcept {
   if (epoch_ != fork_epoch()) return {nullptr, Status::forked};
   if (closed()) return {nullptr, Status::pool_closed};
-  if (!std::has_single_bit(spec.align) || spec.align > kMaxAlign) return {nullptr, Status::invalid_argument};
+  if (!std::has_single_bit(spec.align) || spec.align > kMaxAlign)
+    return {nullptr, Status::invalid_argument};
   if (spec.nbytes > options_.capacity) return {nullptr, Status::too_large};
   const Plan p = plan(spec.nbytes + (options_.debug > 0 ? kGuard : 0), spec.align);
   if (spec.request.generation != 0) return allocate_in_request(spec, p);
   Allocation result;
   try {
     std::uint64_t none = 0;
-    result = take(p, none, false);
+    result = take(p, none, false, false);
     if (result.block == nullptr) return result;
     result.block->request = 0;
     result.block->start(1);
@@ -154,10 +158,12 @@ Allocation Pool::allocate_slowly(const AllocateSpec& spec) noexcept {
 
 inline Allocation Pool::try_allocate_inline(const AllocateSpec& spec) noexcept {
   // Relaxed: a thread that closes the pool and one that allocates at that moment may come in any order.
-  if ((quirks_.load(std::memory_order_relaxed) & (kClosed | kDebug)) != 0) [[unlikely]] return allocate_slowly(spec);
+  if ((quirks_.load(std::memory_order_relaxed) & (kClosed | kDebug)) != 0) [[unlikely]]
+    return allocate_slowly(spec);
   if (spec.request.generation == 0) {
     Block* block = take_first(spec);
-    if (block == nullptr) [[unlikely]] return allocate_slowly(spec);
+    if (block == nullptr) [[unlikely]]
+      return allocate_slowly(spec);
     block->request = 0;
     block->start(1);
     if (spec.zero && !block->zero) std::memset(block->data, 0, spec.nbytes);
@@ -166,18 +172,20 @@ inline Allocation Pool::try_allocate_inline(const AllocateSpec& spec) noexcept {
   }
   // As allocate_in_request(), without a budget and from this thread's list.
   RequestRecord* record = table_.record(spec.request.slot);
-  if (record == nullptr || !record->takes(spec.request) || record->has_budget.load(std::memory_order_relaxed))
-      [[unlikely]] {
+  if (record == nullptr || !record->takes(spec.request) ||
+      record->has_budget.load(std::memory_order_relaxed)) [[unlikely]] {
     return allocate_slowly(spec);
   }
   Block* block = take_first(spec);
-  if (block == nullptr) [[unlikely]] return allocate_slowly(spec);
+  if (block == nullptr) [[unlikely]]
+    return allocate_slowly(spec);
   block->request = spec.request.slot + 1;
   block->start(spec.view ? 2 : 1);
   if (spec.zero && !block->zero) std::memset(block->data, 0, spec.nbytes);
   block->zero = false;
   const Status status = attach(*record, spec.request, *block, spec.view);
-  if (status == Status::ok) [[likely]] return {block, Status::ok};
+  if (status == Status::ok) [[likely]]
+    return {block, Status::ok};
   block->abandon();
   give_back(block);
   return {nullptr, status};
@@ -226,7 +234,8 @@ void Pool::give_back(Block* chain, bool to_depot) noexcept {
   // Sequentially consistent: whoever waits first counts itself, then collects all caches; either that
   // finds these blocks or this sees the count. (A plain load on x86-64; in a cache of this thread's own
   // the barrier in collect() orders the two.)
-  if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]] wake_waiters();
+  if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]]
+    wake_waiters();
 }
 
 void Pool::hold_view(Block& block) noexcept {
@@ -246,15 +255,18 @@ Status Pool::open_view(Block& block, std::uint32_t serial, Handle request) noexc
 
 void Pool::drop_view(Block& block) noexcept {
   ThreadCache* cache = caches_.last();
-  if (cache == nullptr || quirks_.load(std::memory_order_relaxed) != 0) [[unlikely]] return drop_view_slowly(block);
+  if (cache == nullptr || quirks_.load(std::memory_order_relaxed) != 0) [[unlikely]]
+    return drop_view_slowly(block);
   if (block.request != 0) {
     table_.record(block.request - 1)->other_views.fetch_sub(1, std::memory_order_relaxed);
-    if (block.drop()) [[unlikely]] return_retained(block);
+    if (block.drop()) [[unlikely]]
+      return_retained(block);
     return;
   }
   if (!block.drop_private()) return;
   if (cache->push_own(block)) [[likely]] {
-    if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]] wake_waiters();
+    if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]]
+      wake_waiters();
   } else {
     block.next = nullptr;
     give_back(&block);
@@ -280,8 +292,8 @@ void Pool::drop_view_slowly(Block& block) noexcept {
 void Pool::return_retained(Block& block) noexcept {
   RequestRecord& record = *table_.record(block.request - 1);
   const std::uint64_t bytes = block.bytes;
-  log(EventKind::free, record.generation.load(std::memory_order_relaxed) & ~RequestRecord::kReleased, kNoDevice,
-      bytes);
+  log(EventKind::free, record.generation.load(std::memory_order_relaxed) & ~RequestRecord::kReleased,
+      kNoDevice, bytes);
   retained_.fetch_sub(bytes, std::memory_order_relaxed);
   record.nbytes.fetch_sub(bytes, std::memory_order_relaxed);
   block.next = nullptr;
@@ -289,7 +301,8 @@ void Pool::return_retained(Block& block) noexcept {
   if (closed()) (void)trim();
   if (record.keep.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
   table_.recycle(record);
-  if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]] wake_waiters();  // for a free slot
+  if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]]
+    wake_waiters();  // for a free slot
 }
 
 bool Pool::closed() const noexcept { return (quirks_.load(std::memory_order_acquire) & kClosed) != 0; }
@@ -330,8 +343,9 @@ Stats Pool::stats() noexcept {
   // Each figure is of some instant during the call; fitted, so that they always add up.
   std::uint64_t held = sums.live > 0 ? static_cast<std::uint64_t>(sums.live) : 0;
   held = std::min(held, s.committed);
-  s.peak_live = std::clamp<std::uint64_t>(static_cast<std::uint64_t>(std::max<std::int64_t>(sums.peak_live, 0)), held,
-                                          std::max(s.peak_committed, held));
+  s.peak_live =
+      std::clamp<std::uint64_t>(static_cast<std::uint64_t>(std::max<std::int64_t>(sums.peak_live, 0)),
+                                held, std::max(s.peak_committed, held));
   s.cached = s.committed - held;
   s.retained = std::min(retained_.load(std::memory_order_relaxed), held);
   s.in_doubt = std::min(in_doubt, held - s.retained);

@@ -34,8 +34,8 @@ inline constexpr std::size_t kMaxAlign = std::size_t{2} << 20;
 struct PoolOptions {
   std::uint64_t capacity = 0;     // bytes, at least one page
   bool scrub_on_release = false;  // zero every block before anybody else can get it
-  int debug = 0;                  // 1: guards and poison; 2: also check every invariant at each slow step
-  std::size_t events = 0;         // entries of the event log, 0: none
+  int debug = 0;           // 1: guards and poison; 2: also check every invariant at each slow step
+  std::size_t events = 0;  // entries of the event log, 0: none
   bool huge_pages = true;
   int numa_node = -1;
 };
@@ -50,10 +50,10 @@ struct Allocation {
 struct AllocateSpec {
   std::uint64_t nbytes = 0;
   std::uint64_t align = kDefaultAlign;  // a power of two, at most kMaxAlign
-  Handle request{};                     // generation 0: memory without a request, held by the caller alone
+  Handle request{};  // generation 0: memory without a request, held by the caller alone
   bool view = true;
   bool zero = false;
-  SourceLocation where{};               // kept in pools with debug on
+  SourceLocation where{};  // kept in pools with debug on
 };
 
 class SLABPOOL_API Pool {
@@ -68,7 +68,10 @@ class SLABPOOL_API Pool {
   // ---- blocks
   Allocation allocate(const AllocateSpec& spec) noexcept;
   // As allocate(), waiting until `deadline_ns` (monotonic) for memory to come back.
-  Allocation allocate_until(const AllocateSpec& spec, std::int64_t deadline_ns) noexcept;
+  // Whoever waits in slices, to look at other things in between, says which is the last: only that one
+  // counts as a failure.
+  Allocation allocate_until(const AllocateSpec& spec, std::int64_t deadline_ns,
+                            bool last = true) noexcept;
   // One more view of a block that the caller has a view of.
   void hold_view(Block& block) noexcept;
   // A view of a block by its serial, if the request it belongs to is still that generation and not over.
@@ -78,13 +81,15 @@ class SLABPOOL_API Pool {
 
   // ---- requests
   Status open(const OpenSpec& spec, Handle& handle) noexcept;
-  Status open_until(const OpenSpec& spec, Handle& handle, std::int64_t deadline_ns) noexcept;
+  Status open_until(const OpenSpec& spec, Handle& handle, std::int64_t deadline_ns,
+                    bool last = true) noexcept;
   struct Acked {
     Status status = Status::ok;  // unknown_device, ambiguous, forked
     AckResult result = AckResult::pending;
   };
   Acked ack(Handle handle, std::uint32_t device) noexcept;
-  Acked ack_id(std::string_view id, std::uint32_t device, std::optional<std::uint64_t> generation) noexcept;
+  Acked ack_id(std::string_view id, std::uint32_t device,
+               std::optional<std::uint64_t> generation) noexcept;
   void close_request(Handle handle, bool cancel) noexcept;
   Status add_device(Handle handle, std::uint32_t device) noexcept;
   // Requests that held the device; it holds none of them any more.
@@ -132,7 +137,7 @@ class SLABPOOL_API Pool {
   [[gnu::noinline]] void drop_view_slowly(Block& block) noexcept;
   [[gnu::noinline]] void return_retained(Block& block) noexcept;
   [[gnu::noinline]] Allocation allocate_slowly(const AllocateSpec& spec) noexcept;
-  Allocation take(const Plan& plan, std::uint64_t& own_reserve, bool exact);
+  Allocation take(const Plan& plan, std::uint64_t& own_reserve, bool exact, bool promised);
   // As allocate() and open(), but a failure is neither counted nor logged.
   [[gnu::always_inline]] Allocation try_allocate_inline(const AllocateSpec& spec) noexcept;
   Allocation try_allocate(const AllocateSpec& spec) noexcept;
@@ -145,8 +150,10 @@ class SLABPOOL_API Pool {
   void clean(Block& block) noexcept;
   bool finish(Handle handle) noexcept;  // false: somebody else does
   void finish_all(std::vector<Handle>& over) noexcept;
-  void log(EventKind kind, std::uint64_t generation, std::uint32_t device, std::uint64_t bytes) noexcept {
-    if (log_ != nullptr) [[unlikely]] log_->add(kind, generation, device, bytes);
+  void log(EventKind kind, std::uint64_t generation, std::uint32_t device,
+           std::uint64_t bytes) noexcept {
+    if (log_ != nullptr) [[unlikely]]
+      log_->add(kind, generation, device, bytes);
   }
   [[gnu::noinline]] void wake_waiters() noexcept;
   template <typename Try>

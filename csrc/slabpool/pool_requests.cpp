@@ -16,9 +16,11 @@ Status Pool::attach(RequestRecord& record, Handle handle, Block& block, bool vie
   block.next = record.blocks;
   record.blocks = &block;
   // Not a locked add: until the request is claimed only this changes it, under the lock.
-  record.nbytes.store(record.nbytes.load(std::memory_order_relaxed) + block.bytes, std::memory_order_relaxed);
+  record.nbytes.store(record.nbytes.load(std::memory_order_relaxed) + block.bytes,
+                      std::memory_order_relaxed);
   if (view) {
-    record.attached_views.store(record.attached_views.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    record.attached_views.store(record.attached_views.load(std::memory_order_relaxed) + 1,
+                                std::memory_order_relaxed);
   }
   return Status::ok;
 }
@@ -30,9 +32,10 @@ Allocation Pool::allocate_in_request(const AllocateSpec& spec, const Plan& p) no
   // Written at open and asked again under attach()'s lock, so a stale answer does no harm.
   const bool budget = record->has_budget.load(std::memory_order_relaxed);
   std::uint64_t own = 0;
+  bool promised = false;
   if (budget) {
     const std::uint64_t room = p.bin < kSlabClasses ? depot_.slab_bytes(p.bin) : p.need;
-    const Status status = table_.charge(*record, handle, p.need, room, own);
+    const Status status = table_.charge(*record, handle, p.need, room, own, promised);
     if (status != Status::ok) return {nullptr, status};
   }
   std::uint64_t own_left = own;
@@ -41,7 +44,7 @@ Allocation Pool::allocate_in_request(const AllocateSpec& spec, const Plan& p) no
     if (!table_.is_open(handle)) {
       result.status = Status::request_closed;  // before anything is taken from others for it
     } else {
-      result = take(p, own_left, budget);
+      result = take(p, own_left, budget, promised);
     }
     if (result.block != nullptr) {
       result.block->request = handle.slot + 1;
@@ -135,7 +138,8 @@ bool Pool::finish(Handle handle) noexcept {
   if (kept != 0) log(EventKind::retain, handle.generation, kNoDevice, kept);
   std::vector<Handle> children = table_.retire(record);
   finish_all(children);
-  if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]] wake_waiters();
+  if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]]
+    wake_waiters();
   return true;
 }
 
@@ -144,13 +148,15 @@ void Pool::finish_all(std::vector<Handle>& over) noexcept {
 }
 
 Pool::Acked Pool::ack(Handle handle, std::uint32_t device) noexcept {
-  if (epoch_ != fork_epoch()) [[unlikely]] return {Status::forked, AckResult::late};
+  if (epoch_ != fork_epoch()) [[unlikely]]
+    return {Status::forked, AckResult::late};
   RequestRecord* record = table_.record(handle.slot);
   ThreadCache& cache = caches_.mine();
   if (table_.any_lease()) devices_.heard(device, now_ns());
-  const HolderSet::Left left = record == nullptr ? HolderSet::Left::gone
-                                                 : table_.holders(handle.slot).leave(
-                                                       static_cast<std::uint32_t>(handle.generation), device_bit(device));
+  const HolderSet::Left left =
+      record == nullptr ? HolderSet::Left::gone
+                        : table_.holders(handle.slot)
+                              .leave(static_cast<std::uint32_t>(handle.generation), device_bit(device));
   switch (left) {
     case HolderSet::Left::never:
     case HolderSet::Left::gone:
@@ -199,7 +205,8 @@ void Pool::close_request(Handle handle, bool cancel) noexcept {
   log(EventKind::close, handle.generation, kNoDevice, 0);
   finish_all(over);
   // A thread may wait for memory for this request, which it cannot have any more.
-  if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]] wake_waiters();
+  if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]]
+    wake_waiters();
 }
 
 Status Pool::add_device(Handle handle, std::uint32_t device) noexcept {
@@ -214,7 +221,8 @@ std::uint64_t Pool::device_lost(std::uint32_t device) noexcept {
   std::vector<Handle> over;
   std::erase_if(held, [&](Handle handle) {
     const HolderSet::Left left =
-        table_.holders(handle.slot).leave(static_cast<std::uint32_t>(handle.generation), device_bit(device));
+        table_.holders(handle.slot)
+            .leave(static_cast<std::uint32_t>(handle.generation), device_bit(device));
     if (left != HolderSet::Left::others_hold && left != HolderSet::Left::last) return true;
     log(EventKind::lost, handle.generation, device, 0);
     if (left == HolderSet::Left::last) over.push_back(handle);
@@ -242,13 +250,16 @@ bool Pool::cancelled(Handle handle) const noexcept { return table_.is_cancelled(
 
 namespace {
 
-RequestState state_of(const RequestTable& table, const RequestRecord& r, const HolderSet& set, std::int64_t now) {
-  if ((r.generation.load(std::memory_order_acquire) & RequestRecord::kReleased) != 0) return RequestState::released;
+RequestState state_of(const RequestTable& table, const RequestRecord& r, const HolderSet& set,
+                      std::int64_t now) {
+  if ((r.generation.load(std::memory_order_acquire) & RequestRecord::kReleased) != 0)
+    return RequestState::released;
   if (table.in_doubt(r, set, now)) return RequestState::in_doubt;
   return r.host_left ? RequestState::draining : RequestState::open;
 }
 
-RequestInfo info_of(const RequestTable& table, const RequestRecord& r, const HolderSet& set, std::int64_t now) {
+RequestInfo info_of(const RequestTable& table, const RequestRecord& r, const HolderSet& set,
+                    std::int64_t now) {
   RequestInfo info;
   info.id = r.id;
   info.handle = {r.slot, r.generation.load(std::memory_order_acquire) & ~RequestRecord::kReleased};
@@ -281,8 +292,9 @@ std::vector<RequestInfo> Pool::requests(std::int64_t older_than_ns) {
   table_.each([&](const RequestRecord& r, const HolderSet& set) {
     if (now - r.opened_ns >= older_than_ns) all.push_back(info_of(table_, r, set, now));
   });
-  std::sort(all.begin(), all.end(),
-            [](const RequestInfo& a, const RequestInfo& b) { return a.handle.generation < b.handle.generation; });
+  std::sort(all.begin(), all.end(), [](const RequestInfo& a, const RequestInfo& b) {
+    return a.handle.generation < b.handle.generation;
+  });
   return all;
 }
 

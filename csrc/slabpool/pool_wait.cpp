@@ -53,7 +53,9 @@ bool Pool::wait_for(std::int64_t deadline_ns, Try&& attempt) noexcept {
   return done;
 }
 
-Allocation Pool::allocate_until(const AllocateSpec& spec, std::int64_t deadline_ns) noexcept {
+Allocation Pool::allocate_until(const AllocateSpec& spec, std::int64_t deadline_ns, bool last) noexcept {
+  // Before anything else: the lock of those who wait may have been taken when this process was forked.
+  if (!usable_here()) return {nullptr, Status::forked};
   Allocation result;
   (void)wait_for(deadline_ns, [&] {
     result = try_allocate(spec);
@@ -61,19 +63,21 @@ Allocation Pool::allocate_until(const AllocateSpec& spec, std::int64_t deadline_
   });
   if (result.block != nullptr) {
     log(EventKind::allocate, spec.request.generation, kNoDevice, result.block->bytes);
-  } else if (result.status == Status::exhausted) {
+  } else if (result.status == Status::exhausted && last) {
     note_exhausted(spec.request.generation, spec.nbytes);
   }
   return result;
 }
 
-Status Pool::open_until(const OpenSpec& spec, Handle& handle, std::int64_t deadline_ns) noexcept {
+Status Pool::open_until(const OpenSpec& spec, Handle& handle, std::int64_t deadline_ns,
+                        bool last) noexcept {
+  if (!usable_here()) return Status::forked;
   Status status = Status::exhausted;
   (void)wait_for(deadline_ns, [&] {
     status = try_open(spec, handle);
     return status != Status::exhausted && status != Status::too_many_requests;
   });
-  if (status == Status::exhausted) note_exhausted(0, spec.reserve);
+  if (status == Status::exhausted && last) note_exhausted(0, spec.reserve);
   return status;
 }
 

@@ -8,19 +8,19 @@ namespace slabpool {
 enum class Status : std::int32_t {
   ok = 0,
   invalid_argument = 1,
-  exhausted = 2,          // no room now; it may come
-  too_large = 3,          // larger than the capacity: no room ever
-  system_refused = 4,     // the system has no memory, or no more mappings
+  exhausted = 2,       // no room now; it may come
+  too_large = 3,       // larger than the capacity: no room ever
+  system_refused = 4,  // the system has no memory, or no more mappings
   quota_exceeded = 5,
   too_many_requests = 6,  // every request slot is taken
   too_many_devices = 7,
   duplicate_device = 8,
-  unknown_device = 9,     // never named for this request
-  request_closed = 10,    // the host let go of it, or it is gone
-  ambiguous = 11,         // several generations of the id wait for the device
+  unknown_device = 9,   // never named for this request
+  request_closed = 10,  // the host let go of it, or it is gone
+  ambiguous = 11,       // several generations of the id wait for the device
   pool_closed = 12,
   pool_busy = 13,
-  forked = 14,            // the pool belongs to the parent process
+  forked = 14,  // the pool belongs to the parent process
   timed_out = 15,
 };
 

@@ -110,7 +110,8 @@ async def until(pool: Pool, done: Callable[[], bool], timeout: float | None = No
         # Asked after the wake-up is in place: what happens from now on is seen. Between the answer and the
         # return nothing is awaited, so that a cancelled coroutine never has what `done` opened.
         while not done():
-            if not await wakeup.next(deadline):
+            # The clock is asked too: a pool that is busy enough has news at every turn.
+            if not await wakeup.next(deadline) or (deadline is not None and loop.time() >= deadline):
                 return done()
     return True
 
@@ -143,10 +144,10 @@ async def open_request(pool: Pool, attempt: Callable[[], Request], timeout: floa
             return False
         return True
 
-    if await until(pool, try_once, timeout):
-        return opened[0]
-    assert last is not None  # it was tried at least once
     try:
+        if await until(pool, try_once, timeout):
+            return opened[0]
+        assert last is not None  # it was tried at least once
         raise last
     finally:
         last = None  # its traceback leads here: a circle, which would keep the pool

@@ -22,7 +22,6 @@ from slabpool.errors import (
     RequestClosedError,
     SlabpoolError,
     TensorTooLargeError,
-    TooManyDevicesError,
     UnknownDeviceError,
 )
 
@@ -68,8 +67,9 @@ def usage(pool: Pool) -> str:
     """Where the capacity is, in one line."""
     s = pool.stats()
     return (
-        f"pool {pool.name!r} has {show_size(s.capacity)}: {show_size(s.live)} live, {show_size(s.retained)} retained "
-        f"by views, {show_size(s.in_doubt)} in doubt, {show_size(s.set_aside)} set aside"
+        f"pool {pool.name!r} has {show_size(s.capacity)}: {show_size(s.live)} live, "
+        f"{show_size(s.retained)} retained by views, {show_size(s.in_doubt)} in doubt, "
+        f"{show_size(s.set_aside)} set aside"
     )
 
 
@@ -103,29 +103,30 @@ class Reporter:
         what = f"{show_size(nbytes)}{_who(request)}"
         if status == _TOO_LARGE:
             raise TensorTooLargeError(
-                f"cannot allocate {what}: larger than the capacity of pool {pool.name!r}, {show_size(pool.capacity)}. "
-                "Make the pool larger or the tensor smaller"
+                f"cannot allocate {what}: larger than the capacity of pool {pool.name!r}, "
+                f"{show_size(pool.capacity)}. Make the pool larger or the tensor smaller"
             )
         if status == _EXHAUSTED:
             waited = f" within {extra} s" if extra is not None else ""
             raise PoolExhausted(f"cannot allocate {what}{waited}: {usage(pool)}. Held by:{holders(pool)}")
         if status == _SYSTEM:
             raise PoolExhausted(
-                f"cannot allocate {what}: the system refuses more memory or mappings (see overcommit_memory and "
-                f"max_map_count in /proc/sys/vm on Linux); {usage(pool)}"
+                f"cannot allocate {what}: the system refuses more memory or mappings (see overcommit_memory "
+                f"and max_map_count in /proc/sys/vm on Linux); {usage(pool)}"
             )
         if status == _QUOTA:
             assert request is not None
             raise QuotaExceededError(
-                f"cannot allocate {what}: its quota of {show_size(request.quota or 0)} would be exceeded; it has "
-                f"{show_size(request.nbytes)} itself, and its family counts too. Open it with a larger quota="
+                f"cannot allocate {what}: its quota of {show_size(request.quota or 0)} would be exceeded; it "
+                f"has {show_size(request.nbytes)} itself, and its family counts too. "
+                "Open it with a larger quota="
             )
         if status == _REQUEST_CLOSED:
             assert request is not None
             state = "released" if request.state.value == "released" else "closed by the host"
             raise RequestClosedError(
-                f"request {request.id!r} generation {request.generation} is {state}: nothing can be allocated on it "
-                "or changed; open a new request"
+                f"request {request.id!r} generation {request.generation} is {state}: nothing can be "
+                "allocated on it or changed; open a new request"
             )
         if status == _UNKNOWN_DEVICE:
             assert request is not None
@@ -141,8 +142,16 @@ class Reporter:
 def unknown_device(device: object, request: Request) -> NoReturn:
     """Raises for a device that a request was not opened with."""
     raise UnknownDeviceError(
-        f"device {device!r} was never named{_who(request)}; it waits for {names(request.pending)}. Name it in "
-        "devices= when the request is opened, or with add_device()"
+        f"device {device!r} was never named{_who(request)}; it waits for {names(request.pending)}. Name it "
+        "in devices= when the request is opened, or with add_device()"
+    )
+
+
+def not_the_parents(device: object, child: Request) -> NoReturn:
+    """Raises for a device added to a child whose parent does not wait for it."""
+    raise UnknownDeviceError(
+        f"device {device!r} cannot be added{_who(child)}, a child: its parent, generation {child.parent}, "
+        "does not wait for it. Add it to the parent first"
     )
 
 
@@ -161,12 +170,13 @@ def open_failed(
     if status == _DUPLICATE_DEVICE:
         twice = next(d for i, d in enumerate(devices) if d in devices[:i])
         raise DuplicateDeviceError(
-            f"device {twice!r} is named twice for request {request_id!r}: {names(devices)}. Name each device once"
+            f"device {twice!r} is named twice for request {request_id!r}: {names(devices)}. "
+            "Name each device once"
         )
     if status == _TOO_LARGE:
         raise TensorTooLargeError(
-            f"cannot set {show_size(reserve)} aside for request {request_id!r}: larger than the capacity of pool "
-            f"{pool.name!r}, {show_size(pool.capacity)}. Make the pool larger or the reserve smaller"
+            f"cannot set {show_size(reserve)} aside for request {request_id!r}: larger than the capacity of "
+            f"pool {pool.name!r}, {show_size(pool.capacity)}. Make the pool larger or the reserve smaller"
         )
     if status == _EXHAUSTED:
         waited = f" within {timeout} s" if timeout is not None else ""
@@ -176,8 +186,8 @@ def open_failed(
         )
     if status == _TOO_MANY_REQUESTS:
         raise PoolExhausted(
-            f"cannot open request {request_id!r}: pool {pool.name!r} has as many requests as it can tell apart. "
-            f"The largest:{holders(pool)}"
+            f"cannot open request {request_id!r}: pool {pool.name!r} has as many requests as it can tell "
+            f"apart. The largest:{holders(pool)}"
         )
     if status == _INVALID:
         raise InvalidArgumentError(
@@ -188,8 +198,8 @@ def open_failed(
         waiting = parent.pending
         wrong = next((d for d in devices if d not in waiting), devices)
         raise UnknownDeviceError(
-            f"device {wrong!r} cannot be a child's: request {parent.id!r} generation {parent.generation} waits for "
-            f"{names(waiting)}"
+            f"device {wrong!r} cannot be a child's: request {parent.id!r} generation {parent.generation} "
+            f"waits for {names(waiting)}"
         )
     if parent is not None and status == _REQUEST_CLOSED:
         raise RequestClosedError(

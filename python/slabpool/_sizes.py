@@ -10,7 +10,8 @@ from slabpool.errors import InvalidArgumentError, InvalidTypeError
 
 _UNITS = {
     "": 1, "b": 1,
-    "k": 1024, "kib": 1024, "m": 1024**2, "mib": 1024**2, "g": 1024**3, "gib": 1024**3, "t": 1024**4, "tib": 1024**4,
+    "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4,
+    "kib": 1024, "mib": 1024**2, "gib": 1024**3, "tib": 1024**4,
     "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4,
 }  # fmt: skip
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*")
@@ -57,10 +58,14 @@ def parse_size(value: object, what: str, *, least: int, most: int) -> int:
             raise InvalidTypeError(
                 f"{what} must be bytes or a size such as '2GiB', got {value!r} of type {type(value).__name__}"
             ) from None
-    if size.bit_length() > 256:
-        raise InvalidArgumentError(f"{what} must be from {least} to {most} bytes, got a number of {size.bit_length()} bits")
     if not least <= size <= most:
-        raise InvalidArgumentError(f"{what} must be from {least} to {most} bytes, got {value!r} ({size} bytes)")
+        # Python prints no endless numbers.
+        got = (
+            f"{value!r} ({size} bytes)"
+            if size.bit_length() < 256
+            else f"a number of {size.bit_length()} bits"
+        )
+        raise InvalidArgumentError(f"{what} must be from {least} to {most} bytes, got {got}")
     return size
 
 

@@ -34,7 +34,20 @@ class Ack(enum.Enum):
 
 
 class RequestState(enum.Enum):
-    """Where a request is in its life."""
+    """Where a request is in its life.
+
+    Examples
+    --------
+    >>> import slabpool
+    >>> pool = slabpool.Pool("1MiB")
+    >>> req = pool.request("r", devices=["gpu0"])
+    >>> states = [req.state]
+    >>> req.close()
+    >>> states.append(req.state)
+    >>> _ = req.ack("gpu0")
+    >>> [state.value for state in [*states, req.state]]
+    ['open', 'draining', 'released']
+    """
 
     #: The host holds it: memory may still be allocated.
     OPEN = "open"
@@ -52,6 +65,15 @@ class Stats(NamedTuple):
     Always ``committed == live + retained + in_doubt + cached`` and ``committed <= capacity``.
     All byte figures count whole blocks, rounding included. (A named tuple: making a frozen dataclass of
     as many fields takes five times as long.)
+
+    Examples
+    --------
+    >>> import slabpool
+    >>> pool = slabpool.Pool("1MiB")
+    >>> array = pool.empty(4096, "u1")
+    >>> s = pool.stats()
+    >>> s.live, s.allocations, s.frees, s.committed - s.cached
+    (4096, 1, 0, 4096)
     """
 
     #: Bytes that ``committed`` never exceeds.
@@ -97,7 +119,17 @@ class Stats(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """One request that still has bytes, as `Pool.requests` and `Pool.leaks` report it."""
+    """One request that still has bytes, as `Pool.requests` and `Pool.leaks` report it.
+
+    Examples
+    --------
+    >>> import slabpool
+    >>> pool = slabpool.Pool("1MiB")
+    >>> pool.request("chat-42", devices=["gpu0"]).close()
+    >>> (record,) = pool.leaks()
+    >>> record.request_id, record.state.value, sorted(record.pending)
+    ('chat-42', 'draining', ['gpu0'])
+    """
 
     request_id: str | int | bytes
     generation: int
@@ -126,7 +158,16 @@ class RequestRecord:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One entry of the pool's event log."""
+    """One entry of the pool's event log.
+
+    Examples
+    --------
+    >>> import slabpool
+    >>> pool = slabpool.Pool("1MiB", events=100)
+    >>> pool.request("r").close()
+    >>> [(event.kind, event.generation) for event in pool.events()]
+    [('open', 1), ('close', 1), ('release', 1)]
+    """
 
     #: Nanoseconds of the system's monotonic clock.
     time_ns: int
@@ -144,7 +185,18 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Corruption:
-    """A write past the end of a block, found by a pool with ``debug`` on when it came back."""
+    """A write past the end of a block, found by a pool with ``debug`` on when it came back.
+
+    Examples
+    --------
+    >>> import ctypes, slabpool
+    >>> pool = slabpool.Pool("1MiB", debug=1)
+    >>> array = pool.empty(100, "u1")
+    >>> _ = ctypes.memset(array.ctypes.data + 100, 0, 1)  # one byte too far
+    >>> del array
+    >>> [(found.nbytes, found.offset) for found in pool.corruptions()]
+    [(100, 0)]
+    """
 
     #: Address of the block and its size in bytes, as asked for.
     address: int

@@ -1,80 +1,12 @@
-/* Walks through the whole C interface, with nothing else of slabpool's. Prints the number of checks; the
- * first that fails says where and ends the program with 1. */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "slabpool/c_api.h"
-
-static int checks = 0;
-
-#define CHECK(condition)                                                    \
-  do {                                                                      \
-    ++checks;                                                               \
-    if (!(condition)) {                                                     \
-      fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);       \
-      exit(1);                                                              \
-    }                                                                       \
-  } while (0)
-
-static slabpool_pool* new_pool(uint64_t capacity, int32_t debug) {
-  slabpool_pool_options options;
-  slabpool_pool* pool = NULL;
-  memset(&options, 0, sizeof options);
-  options.size = sizeof options;
-  options.capacity = capacity;
-  options.debug = debug;
-  CHECK(slabpool_pool_create(&options, &pool) == SLABPOOL_OK);
-  CHECK(pool != NULL);
-  return pool;
-}
-
-static slabpool_stats stats_of(slabpool_pool* pool) {
-  slabpool_stats stats;
-  stats.size = sizeof stats;
-  CHECK(slabpool_pool_stats(pool, &stats) == SLABPOOL_OK);
-  CHECK(stats.size == sizeof stats);
-  CHECK(stats.committed == stats.live + stats.retained + stats.in_doubt + stats.cached);
-  CHECK(stats.committed <= stats.capacity);
-  return stats;
-}
-
-static slabpool_status allocate(slabpool_pool* pool, uint64_t nbytes, slabpool_request request,
-                                slabpool_block** block) {
-  slabpool_allocate_options options;
-  memset(&options, 0, sizeof options);
-  options.size = sizeof options;
-  options.nbytes = nbytes;
-  options.request = request;
-  options.zero = 1;
-  options.file = __FILE__;
-  options.line = __LINE__;
-  return slabpool_allocate(pool, &options, block);
-}
-
-static const slabpool_request no_request = {0, 0};
+/* Walks through the whole C interface as an engine would use it, with nothing else of slabpool's. Prints the
+ * number of checks; the first that fails says where and ends the program with 1. */
+#include "check.h"
 
 static void test_versions_and_words(void) {
   CHECK(slabpool_c_api_version() == SLABPOOL_C_API_VERSION);
   CHECK(strcmp(slabpool_status_string(SLABPOOL_OK), "ok") == 0);
   CHECK(strstr(slabpool_status_string(SLABPOOL_EXHAUSTED), "room") != NULL);
   CHECK(strstr(slabpool_status_string(12345), "not a status") != NULL);
-}
-
-static void test_bad_arguments(void) {
-  slabpool_pool_options options;
-  slabpool_pool* pool = NULL;
-  slabpool_block* block = NULL;
-  memset(&options, 0, sizeof options);
-  CHECK(slabpool_pool_create(NULL, &pool) == SLABPOOL_INVALID_ARGUMENT);
-  CHECK(slabpool_pool_create(&options, &pool) == SLABPOOL_INVALID_ARGUMENT); /* no size */
-  options.size = sizeof options;
-  CHECK(slabpool_pool_create(&options, &pool) == SLABPOOL_INVALID_ARGUMENT); /* no capacity */
-  CHECK(pool == NULL);
-  pool = new_pool(1 << 20, 0);
-  CHECK(allocate(pool, UINT64_C(1) << 40, no_request, &block) == SLABPOOL_TOO_LARGE);
-  CHECK(block == NULL);
-  CHECK(slabpool_pool_destroy(pool) == SLABPOOL_OK);
 }
 
 static void test_blocks(void) {
@@ -151,20 +83,24 @@ static void test_requests(void) {
   options.parent = request;
   CHECK(slabpool_request_open(pool, &options, &child) == SLABPOOL_OK);
   CHECK(slabpool_request_close(pool, child, 0) == SLABPOOL_OK);
-  CHECK(slabpool_ack(pool, child, devices[1], &result) == SLABPOOL_OK && result == SLABPOOL_ACK_RELEASED);
+  CHECK(slabpool_ack(pool, child, devices[1], &result) == SLABPOOL_OK &&
+        result == SLABPOOL_ACK_RELEASED);
   options.devices = &stranger;
   CHECK(slabpool_request_open(pool, &options, &child) == SLABPOOL_UNKNOWN_DEVICE);
 
   CHECK(slabpool_request_close(pool, request, 0) == SLABPOOL_OK);
   CHECK(slabpool_ack(pool, request, stranger, &result) == SLABPOOL_UNKNOWN_DEVICE);
-  CHECK(slabpool_ack(pool, request, devices[0], &result) == SLABPOOL_OK && result == SLABPOOL_ACK_PENDING);
-  CHECK(slabpool_ack(pool, request, devices[0], &result) == SLABPOOL_OK && result == SLABPOOL_ACK_DUPLICATE);
+  CHECK(slabpool_ack(pool, request, devices[0], &result) == SLABPOOL_OK &&
+        result == SLABPOOL_ACK_PENDING);
+  CHECK(slabpool_ack(pool, request, devices[0], &result) == SLABPOOL_OK &&
+        result == SLABPOOL_ACK_DUPLICATE);
   info.size = sizeof info;
   CHECK(slabpool_request_describe(pool, request, &info) == SLABPOOL_OK);
   CHECK(info.state == SLABPOOL_REQUEST_DRAINING && info.pending == 1 && info.live_views == 1);
   CHECK(info.nbytes >= 100000);
   CHECK(slabpool_request_wait(pool, request, 0) == SLABPOOL_TIMED_OUT);
-  CHECK(slabpool_ack_id(pool, "chat-42", devices[1], 0, &result) == SLABPOOL_OK && result == SLABPOOL_ACK_RELEASED);
+  CHECK(slabpool_ack_id(pool, "chat-42", devices[1], 0, &result) == SLABPOOL_OK &&
+        result == SLABPOOL_ACK_RELEASED);
   CHECK(slabpool_request_wait(pool, request, SLABPOOL_FOREVER) == SLABPOOL_OK);
   CHECK(slabpool_ack(pool, request, devices[1], &result) == SLABPOOL_OK && result == SLABPOOL_ACK_LATE);
   CHECK(stats_of(pool).retained >= 100000); /* the view is still there */
@@ -191,25 +127,77 @@ static void test_requests(void) {
   CHECK(slabpool_pool_destroy(pool) == SLABPOOL_OK);
 }
 
-/* A caller that was built against an older, shorter struct. */
-static void test_older_callers(void) {
+static void test_pending_and_doubt(void) {
   slabpool_pool* pool = new_pool(1 << 20, 0);
-  slabpool_stats stats;
-  memset(&stats, 0xff, sizeof stats);
-  stats.size = offsetof(slabpool_stats, committed);
-  CHECK(slabpool_pool_stats(pool, &stats) == SLABPOOL_OK);
-  CHECK(stats.size == offsetof(slabpool_stats, committed));
-  CHECK(stats.capacity == 1 << 20);
-  CHECK(stats.committed == UINT64_MAX); /* not written */
+  slabpool_request request;
+  slabpool_request_options options;
+  slabpool_request_info info;
+  slabpool_block* block = NULL;
+  slabpool_ack_result result;
+  uint32_t devices[3], waiting[3] = {99, 99, 99};
+  size_t count = 0;
+  CHECK(slabpool_device(pool, "a", &devices[0]) == SLABPOOL_OK);
+  CHECK(slabpool_device(pool, "b", &devices[1]) == SLABPOOL_OK);
+  CHECK(slabpool_device(pool, "c", &devices[2]) == SLABPOOL_OK);
+  options = request_options("r", devices, 3);
+  options.lease_ns = 1;
+  CHECK(slabpool_request_open(pool, &options, &request) == SLABPOOL_OK);
+  CHECK(allocate(pool, 1000, request, &block) == SLABPOOL_OK);
+  slabpool_view_drop(pool, block);
+  CHECK(slabpool_ack(pool, request, devices[0], &result) == SLABPOOL_OK &&
+        result == SLABPOOL_ACK_PENDING);
+  CHECK(slabpool_request_pending(pool, request, NULL, 0, &count) == SLABPOOL_OK && count == 2);
+  CHECK(slabpool_request_pending(pool, request, waiting, 1, &count) == SLABPOOL_OK && count == 2);
+  CHECK(waiting[0] == devices[1] && waiting[1] == 99);
+  CHECK(slabpool_request_pending(pool, request, waiting, 3, &count) == SLABPOOL_OK && count == 2);
+  CHECK(waiting[1] == devices[2] && waiting[2] == 99);
+  CHECK(slabpool_request_pending(pool, request, NULL, 1, &count) == SLABPOOL_INVALID_ARGUMENT);
+  info.size = sizeof info;
+  CHECK(slabpool_request_describe(pool, request, &info) == SLABPOOL_OK);
+  CHECK(info.state == SLABPOOL_REQUEST_IN_DOUBT && info.age_ns > 0);
+  CHECK(stats_of(pool).in_doubt == info.nbytes);
+  CHECK(slabpool_request_close(pool, request, 1) == SLABPOOL_OK);
+  CHECK(slabpool_ack(pool, request, devices[1], &result) == SLABPOOL_OK);
+  CHECK(slabpool_ack(pool, request, devices[2], &result) == SLABPOOL_OK &&
+        result == SLABPOOL_ACK_RELEASED);
+  CHECK(slabpool_request_pending(pool, request, waiting, 3, &count) == SLABPOOL_OK && count == 0);
+  CHECK(slabpool_request_describe(pool, request, &info) == SLABPOOL_OK);
+  CHECK(info.state == SLABPOOL_REQUEST_RELEASED && info.nbytes == 0 && info.pending == 0);
+  CHECK(slabpool_pool_destroy(pool) == SLABPOOL_OK);
+}
+
+static void test_blocks_that_only_the_request_holds(void) {
+  slabpool_pool* pool = new_pool(1 << 20, 0);
+  slabpool_request request;
+  slabpool_request_options opening = request_options("r", NULL, 0);
+  slabpool_allocate_options options;
+  slabpool_block* block = NULL;
+  CHECK(slabpool_request_open(pool, &opening, &request) == SLABPOOL_OK);
+  memset(&options, 0, sizeof options);
+  options.size = sizeof options;
+  options.nbytes = 1000;
+  options.no_view = 1;
+  CHECK(slabpool_allocate(pool, &options, &block) == SLABPOOL_INVALID_ARGUMENT);
+  options.request = request;
+  options.timeout_ns = -1;
+  CHECK(slabpool_allocate(pool, &options, &block) == SLABPOOL_INVALID_ARGUMENT);
+  options.timeout_ns = 0;
+  CHECK(block == NULL);
+  CHECK(slabpool_allocate(pool, &options, &block) == SLABPOOL_OK);
+  slabpool_view_hold(pool, block); /* the request's hold is as good as a view */
+  CHECK(slabpool_request_close(pool, request, 0) == SLABPOOL_OK);
+  CHECK(stats_of(pool).retained == slabpool_block_size(block));
+  slabpool_view_drop(pool, block);
+  CHECK(stats_of(pool).retained == 0);
   CHECK(slabpool_pool_destroy(pool) == SLABPOOL_OK);
 }
 
 int main(void) {
   test_versions_and_words();
-  test_bad_arguments();
   test_blocks();
   test_requests();
-  test_older_callers();
+  test_pending_and_doubt();
+  test_blocks_that_only_the_request_holds();
   printf("%d checks\n", checks);
   return 0;
 }

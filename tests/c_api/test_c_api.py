@@ -1,4 +1,4 @@
-"""The C interface of the installed package: a C program that uses nothing else, and ctypes.
+"""The C interface of the installed package: C programs that use nothing else, and ctypes.
 
 What must stay true: the header compiles as plain C, and every function is exported.
 """
@@ -11,9 +11,12 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 import slabpool
 
 HERE = Path(__file__).parent
+PROGRAMS = sorted(HERE.glob("*_test.c"))
 HEADER = Path(slabpool.get_include(), "slabpool", "c_api.h")
 
 
@@ -22,13 +25,14 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def test_c_program(require_program: Callable[..., str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", PROGRAMS, ids=lambda path: path.stem)
+def test_c_program(source: Path, require_program: Callable[..., str], tmp_path: Path) -> None:
     cc = require_program("cc", "gcc", "clang")
-    program = tmp_path / "c_api_test"
+    program = tmp_path / source.stem
     lib = slabpool.get_lib()
     subprocess.run(
         [cc, "-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-I", slabpool.get_include(),
-         str(HERE / "c_api_test.c"), "-o", str(program), "-L", lib, "-lslabpool", f"-Wl,-rpath,{lib}"],
+         str(source), "-o", str(program), "-L", lib, "-lslabpool", f"-Wl,-rpath,{lib}"],
         check=True,
     )  # fmt: skip
     done = subprocess.run([program], capture_output=True, text=True)
@@ -43,7 +47,7 @@ def test_every_declared_function_is_exported_and_tested() -> None:
     library = _library()
     missing = [name for name in declared if not hasattr(library, name)]
     assert not missing
-    used = set(re.findall(r"\b(slabpool_[a-z_]+)\(", (HERE / "c_api_test.c").read_text()))
+    used = set(re.findall(r"\b(slabpool_[a-z_]+)\(", "".join(path.read_text() for path in PROGRAMS)))
     assert declared <= used
 
 

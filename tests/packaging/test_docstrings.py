@@ -45,19 +45,20 @@ def _members(owner: object) -> Iterator[tuple[str, object]]:
             yield name, member
 
 
-def _examples(owner: object, name: str, file: str) -> Iterator[doctest.DocTest]:
+def _examples(owner: object, name: str, module: ModuleType) -> Iterator[doctest.DocTest]:
     doc = getattr(owner, "__doc__", None)
     if isinstance(doc, str) and ">>>" in doc:
-        yield doctest.DocTestParser().get_doctest(doc, {"__name__": "__main__"}, name, file, 0)
+        # A user's example must import what it uses; only those of private modules see their module's names.
+        private = module.__name__.rpartition(".")[2].startswith("_")
+        names = dict(vars(module)) if private else {"__name__": "__main__"}
+        yield doctest.DocTestParser().get_doctest(doc, names, name, module.__file__, 0)
     if inspect.ismodule(owner) or inspect.isclass(owner):
         for key, member in _members(owner):
             if member is not type:
-                yield from _examples(member, f"{name}.{key}", file)
+                yield from _examples(member, f"{name}.{key}", module)
 
 
-ALL_EXAMPLES = [
-    example for module in _modules() for example in _examples(module, module.__name__, module.__file__ or "")
-]
+ALL_EXAMPLES = [example for module in _modules() for example in _examples(module, module.__name__, module)]
 
 
 @pytest.mark.parametrize("example", ALL_EXAMPLES, ids=lambda example: example.name)
@@ -72,7 +73,7 @@ def test_example_runs(example: doctest.DocTest) -> None:
 def test_public_name_is_documented(name: str) -> None:
     public = getattr(slabpool, name)
     own = public.__doc__ or ""
-    assert len(own) > 20
+    assert own.strip()
     if inspect.isclass(public) and issubclass(public, BaseException):
         return
     documented = [own]

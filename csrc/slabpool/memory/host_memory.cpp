@@ -70,8 +70,7 @@ std::unique_ptr<HostMemory> HostMemory::create(const HostMemoryOptions& options)
     (void)madvise(memory->base_, memory->reserved_, MADV_NOHUGEPAGE);
 #endif
 #endif
-  if (options.numa_node >= 0 &&
-      !bind_to_node(memory->base_, memory->reserved_, options.numa_node)) {
+  if (options.numa_node >= 0 && !bind_to_node(memory->base_, memory->reserved_, options.numa_node)) {
     return nullptr;
   }
   return memory;

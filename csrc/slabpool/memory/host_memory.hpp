@@ -12,10 +12,10 @@
 namespace slabpool {
 
 struct HostMemoryOptions {
-  std::size_t reserve = 0;   // bytes of address space wanted; halved until the system grants it
-  std::size_t minimum = 0;   // bytes below which creation fails
-  bool huge_pages = true;    // ask for transparent huge pages (Linux)
-  int numa_node = -1;        // bind to this node (Linux), -1: leave it to the system
+  std::size_t reserve = 0;  // bytes of address space wanted; halved until the system grants it
+  std::size_t minimum = 0;  // bytes below which creation fails
+  bool huge_pages = true;   // ask for transparent huge pages (Linux)
+  int numa_node = -1;       // bind to this node (Linux), -1: leave it to the system
 };
 
 class HostMemory final : public MemoryResource {

@@ -31,7 +31,8 @@ std::uint64_t thread_id() noexcept {
 
 EventLog::EventLog(std::size_t entries) : count_(entries), entries_(new Entry[entries]) {}
 
-void EventLog::add(EventKind kind, std::uint64_t generation, std::uint32_t device, std::uint64_t bytes) noexcept {
+void EventLog::add(EventKind kind, std::uint64_t generation, std::uint32_t device,
+                   std::uint64_t bytes) noexcept {
   // Relaxed: it only hands out places.
   const std::uint64_t index = next_.fetch_add(1, std::memory_order_relaxed);
   Entry& entry = entries_[index % count_];
@@ -45,7 +46,8 @@ void EventLog::add(EventKind kind, std::uint64_t generation, std::uint32_t devic
   // Release, so that a reader that sees any of them sees the odd sequence number as well.
   entry.time_ns.store(now_ns(), std::memory_order_release);
   entry.thread.store(thread_id(), std::memory_order_release);
-  entry.kind_device.store(std::uint64_t{static_cast<std::uint32_t>(kind)} << 32 | device, std::memory_order_release);
+  entry.kind_device.store(std::uint64_t{static_cast<std::uint32_t>(kind)} << 32 | device,
+                          std::memory_order_release);
   entry.generation.store(generation, std::memory_order_release);
   entry.bytes.store(bytes, std::memory_order_release);
   entry.sequence.store(2 * index + 2, std::memory_order_release);

@@ -12,7 +12,17 @@
 
 namespace slabpool {
 
-enum class EventKind : std::uint32_t { open, allocate, free, ack, close, lost, release, retain, exhausted };
+enum class EventKind : std::uint32_t {
+  open,
+  allocate,
+  free,
+  ack,
+  close,
+  lost,
+  release,
+  retain,
+  exhausted
+};
 
 inline constexpr std::uint32_t kNoDevice = 0xffffffff;
 

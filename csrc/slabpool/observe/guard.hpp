@@ -9,8 +9,8 @@
 #include <mutex>
 #include <vector>
 
-#include "slabpool/slab/block.hpp"
 #include "slabpool/request/request_record.hpp"
+#include "slabpool/slab/block.hpp"
 
 namespace slabpool {
 

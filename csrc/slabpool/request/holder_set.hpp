@@ -65,7 +65,8 @@ class HolderSet {
 
   Left leave(std::uint32_t tag, HolderBit bit) noexcept {
     const std::uint32_t words = words_.load(std::memory_order_acquire);
-    if (bit.word >= words) return tag_of(pending_[0].load(std::memory_order_acquire)) == tag ? Left::never : Left::gone;
+    if (bit.word >= words)
+      return tag_of(pending_[0].load(std::memory_order_acquire)) == tag ? Left::never : Left::gone;
     std::atomic<std::uint64_t>& word = pending_[bit.word];
     std::uint64_t now = word.load(std::memory_order_acquire);
     do {
@@ -94,7 +95,8 @@ class HolderSet {
       std::uint64_t now = pending_[w].load(std::memory_order_acquire);
       while (tag_of(now) == tag && bits_of(now) != 0) {
         // As in leave().
-        if (pending_[w].compare_exchange_weak(now, pack(tag, 0), std::memory_order_seq_cst, std::memory_order_acquire)) {
+        if (pending_[w].compare_exchange_weak(now, pack(tag, 0), std::memory_order_seq_cst,
+                                              std::memory_order_acquire)) {
           any = true;
           break;
         }
@@ -133,7 +135,9 @@ class HolderSet {
   static std::uint64_t pack(std::uint32_t tag, std::uint32_t bits) noexcept {
     return std::uint64_t{tag} << 32 | bits;
   }
-  static std::uint32_t tag_of(std::uint64_t word) noexcept { return static_cast<std::uint32_t>(word >> 32); }
+  static std::uint32_t tag_of(std::uint64_t word) noexcept {
+    return static_cast<std::uint32_t>(word >> 32);
+  }
   static std::uint32_t bits_of(std::uint64_t word) noexcept { return static_cast<std::uint32_t>(word); }
 
   bool has(const std::atomic<std::uint64_t>* set, std::uint32_t tag, HolderBit bit) const noexcept {

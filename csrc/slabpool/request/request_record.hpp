@@ -46,7 +46,7 @@ struct alignas(64) RequestRecord {
   // Set while children are linked, so that an ack need not take the mutex to find that there are none.
   std::atomic<std::uint32_t> first_child{0};
 
-  SpinLock lock;          // guards blocks, and that generation does not change while one is linked
+  SpinLock lock;            // guards blocks, and that generation does not change while one is linked
   Block* blocks = nullptr;  // chain of all its blocks; taken by whoever claims the release
   // Bytes it keeps from reuse; once released, those that views retain. Relaxed: a figure.
   std::atomic<std::uint64_t> nbytes{0};
@@ -74,6 +74,7 @@ struct alignas(64) RequestRecord {
   // Links, guarded by the table's mutex. Slot + 1, 0 for none.
   std::size_t hash = 0;
   std::uint32_t hash_next = 0;
+  std::uint32_t hash_prev = 0;
   std::uint32_t parent = 0;
   std::uint32_t next_sibling = 0;
   std::uint32_t prev_sibling = 0;
@@ -83,7 +84,8 @@ struct alignas(64) RequestRecord {
   // Whether blocks may be linked into this generation: it is not over, and the host holds. Exact under
   // `lock`.
   bool takes(Handle handle) const noexcept {
-    return generation.load(std::memory_order_acquire) == handle.generation && !host_left.load(std::memory_order_relaxed);
+    return generation.load(std::memory_order_acquire) == handle.generation &&
+           !host_left.load(std::memory_order_relaxed);
   }
 
   // Of this request or the one it descends from. Written at open; read without a lock, and a stale
@@ -95,12 +97,12 @@ struct alignas(64) RequestRecord {
   // used only where `charged_for` says whose it is.
   std::uint64_t charged_for = 0;  // generation; 0 once the budget was returned
   Handle root;
-  std::uint64_t quota = 0;     // 0: none
+  std::uint64_t quota = 0;  // 0: none
   std::uint64_t reserve = 0;
   std::uint64_t reserve_left = 0;
-  std::uint64_t credit = 0;    // bytes of slabs that the reserve was spent on, not yet used by a block
-  std::uint64_t charged = 0;   // by this request alone
-  std::uint64_t used = 0;      // by this request and its descendants
+  std::uint64_t credit = 0;   // bytes of slabs that the reserve was spent on, not yet used by a block
+  std::uint64_t charged = 0;  // by this request alone
+  std::uint64_t used = 0;     // by this request and its descendants
 };
 
 }  // namespace slabpool

@@ -9,11 +9,12 @@ RequestTable::RequestTable(Depot& depot, DeviceRegistry& devices)
     : depot_(depot),
       devices_(devices),
       holders_(kMaxRequests),
-      chunks_(new std::atomic<RequestRecord*>[kMaxRequests / kChunk]{}),
-      buckets_(1024) {}
+      chunks_(new std::atomic<RequestRecord*>[kMaxRequests / kChunk] {}),
+      buckets_(8192) {}
 
 RequestTable::~RequestTable() {
-  for (std::uint32_t i = 0; i < kMaxRequests / kChunk; ++i) delete[] chunks_[i].load(std::memory_order_relaxed);
+  for (std::uint32_t i = 0; i < kMaxRequests / kChunk; ++i)
+    delete[] chunks_[i].load(std::memory_order_relaxed);
 }
 
 RequestRecord* RequestTable::record(std::uint32_t slot) const noexcept {
@@ -25,7 +26,8 @@ RequestRecord* RequestTable::record(std::uint32_t slot) const noexcept {
 
 RequestRecord* RequestTable::live_record(Handle handle) const noexcept {
   RequestRecord* r = record(handle.slot);
-  return r != nullptr && handle.generation != 0 && r->generation.load(std::memory_order_acquire) == handle.generation
+  return r != nullptr && handle.generation != 0 &&
+                 r->generation.load(std::memory_order_acquire) == handle.generation
              ? r
              : nullptr;
 }
@@ -53,14 +55,16 @@ RequestRecord* RequestTable::new_slot() {
 void RequestTable::index(RequestRecord& r) noexcept {
   r.hash = std::hash<std::string_view>{}(r.id);
   std::uint32_t& head = buckets_[r.hash % buckets_.size()];
+  r.hash_prev = 0;
   r.hash_next = head;
+  if (head != 0) record(head - 1)->hash_prev = r.slot + 1;
   head = r.slot + 1;
 }
 
 void RequestTable::unindex(RequestRecord& r) noexcept {
-  std::uint32_t* link = &buckets_[r.hash % buckets_.size()];
-  while (*link != 0 && *link != r.slot + 1) link = &record(*link - 1)->hash_next;
-  if (*link != 0) *link = r.hash_next;
+  (r.hash_prev != 0 ? record(r.hash_prev - 1)->hash_next : buckets_[r.hash % buckets_.size()]) =
+      r.hash_next;
+  if (r.hash_next != 0) record(r.hash_next - 1)->hash_prev = r.hash_prev;
 }
 
 // ---- life
@@ -187,7 +191,8 @@ bool RequestTable::host_leaves(RequestRecord& r, bool cancel, std::vector<Handle
   r.cancelled = cancel;
   open_.fetch_sub(1, std::memory_order_relaxed);
   draining_.fetch_add(1, std::memory_order_relaxed);
-  if (holders_[r.slot].leave(tag(generation), kHost) == HolderSet::Left::last) over.push_back({r.slot, generation});
+  if (holders_[r.slot].leave(tag(generation), kHost) == HolderSet::Left::last)
+    over.push_back({r.slot, generation});
   return true;
 }
 
@@ -310,7 +315,8 @@ bool RequestTable::is_cancelled(Handle handle) const noexcept {
   return r != nullptr && r->cancelled;
 }
 
-bool RequestTable::in_doubt(const RequestRecord& r, const HolderSet& set, std::int64_t now_ns) const noexcept {
+bool RequestTable::in_doubt(const RequestRecord& r, const HolderSet& set,
+                            std::int64_t now_ns) const noexcept {
   if (r.lease_ns == 0) return false;
   const std::uint64_t generation = r.generation.load(std::memory_order_acquire);
   if ((generation & RequestRecord::kReleased) != 0) return false;
@@ -361,7 +367,7 @@ RequestRecord* RequestTable::budget_of(Handle root) const noexcept {
 }
 
 Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes, std::uint64_t room,
-                            std::uint64_t& own) {
+                            std::uint64_t& own, bool& within) {
   const std::lock_guard lock(budget_mutex_);
   if (r.charged_for != handle.generation) return Status::request_closed;
   RequestRecord* root = budget_of(r.root);
@@ -369,6 +375,7 @@ Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes
   if (root->quota != 0 && root->used + bytes > root->quota) return Status::quota_exceeded;
   root->used += bytes;
   r.charged += bytes;
+  within = root->used <= root->reserve;
   own = std::min(root->reserve_left, std::max(room, bytes));
   root->reserve_left -= own;
   return Status::ok;

@@ -74,28 +74,31 @@ class RequestTable {
   // Frees the slot; by whoever brings `keep` to zero.
   void recycle(RequestRecord& record) noexcept;
 
-  bool is_open(Handle handle) const noexcept;       // the host holds
-  bool is_over(Handle handle) const noexcept;       // every holder has left
-  bool has_ended(Handle handle) const noexcept;     // and its blocks went back, but for what views retain
+  bool is_open(Handle handle) const noexcept;    // the host holds
+  bool is_over(Handle handle) const noexcept;    // every holder has left
+  bool has_ended(Handle handle) const noexcept;  // and its blocks went back, but for what views retain
   bool is_cancelled(Handle handle) const noexcept;
 
   // Budget of a request with quota or reserve. charge: ok, quota_exceeded, or request_closed; `own`
   // is then how much of the reserve the caller may use, at most `room`: what the block takes, or the
   // slab it may need. settle() says how much of it is left, the rest being pages in use now.
-  Status charge(RequestRecord& record, Handle handle, std::uint64_t bytes, std::uint64_t room, std::uint64_t& own);
-  void settle(RequestRecord& record, Handle handle, std::uint64_t bytes, std::uint64_t own, std::uint64_t left,
-              bool allocated) noexcept;
+  // `within`: its reserve covers all it has, this included.
+  Status charge(RequestRecord& record, Handle handle, std::uint64_t bytes, std::uint64_t room,
+                std::uint64_t& own, bool& within);
+  void settle(RequestRecord& record, Handle handle, std::uint64_t bytes, std::uint64_t own,
+              std::uint64_t left, bool allocated) noexcept;
   void return_budget(RequestRecord& record) noexcept;  // at the end
 
   // All generations of an id not yet over that wait for a device. `named`: some live generation of the
   // id, or this very one, was opened with that device.
   struct Waiting {
-    std::uint32_t count = 0;   // generations found waiting (children only if asked for by generation)
-    Handle handle;             // one of them
-    bool found = false;        // some generation of the id is not over
+    std::uint32_t count = 0;  // generations found waiting (children only if asked for by generation)
+    Handle handle;            // one of them
+    bool found = false;       // some generation of the id is not over
     bool named = false;
   };
-  Waiting find_waiting(std::string_view id, std::uint32_t device, std::optional<std::uint64_t> generation);
+  Waiting find_waiting(std::string_view id, std::uint32_t device,
+                       std::optional<std::uint64_t> generation);
   std::vector<Handle> held_by(std::uint32_t device);
 
   // Calls f(record, holders) under the mutex for every request that is not over or still retains bytes.
@@ -114,10 +117,12 @@ class RequestTable {
     RequestRecord* r = record(handle.slot);
     if (r == nullptr) return;
     const std::uint64_t generation = r->generation.load(std::memory_order_acquire);
-    if ((generation & ~RequestRecord::kReleased) == handle.generation && handle.generation != 0) f(*r, holders_[handle.slot]);
+    if ((generation & ~RequestRecord::kReleased) == handle.generation && handle.generation != 0)
+      f(*r, holders_[handle.slot]);
   }
   // Device silent for longer than the request's lease that still holds it?
-  bool in_doubt(const RequestRecord& record, const HolderSet& holders, std::int64_t now_ns) const noexcept;
+  bool in_doubt(const RequestRecord& record, const HolderSet& holders,
+                std::int64_t now_ns) const noexcept;
 
   struct Counts {
     std::uint64_t open;
@@ -131,7 +136,9 @@ class RequestTable {
 
  private:
   static constexpr std::uint32_t kChunk = 64;
-  static std::uint32_t tag(std::uint64_t generation) noexcept { return static_cast<std::uint32_t>(generation); }
+  static std::uint32_t tag(std::uint64_t generation) noexcept {
+    return static_cast<std::uint32_t>(generation);
+  }
 
   RequestRecord* live_record(Handle handle) const noexcept;  // null unless not over
   RequestRecord* budget_of(Handle root) const noexcept;      // null once it was returned

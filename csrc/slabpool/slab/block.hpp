@@ -19,15 +19,15 @@ struct alignas(64) Block {
   // serial << 32 | holds. In one word, so that "one more hold, if it still is that allocation" is one
   // compare-and-swap. The serial counts the times the block was handed out.
   std::atomic<std::uint64_t> state{0};
-  Block* next = nullptr;          // in a free list, an inbox, or a request's chain
-  std::byte* data = nullptr;      // what the user sees
-  std::uint64_t bytes = 0;        // what it takes from the pool
-  Span* span = nullptr;           // where it was cut from
-  ThreadCache* home = nullptr;    // cache of the thread that allocated it: where it returns to
-  BlockDebug* debug = nullptr;    // only in pools with debug on
-  std::uint32_t request = 0;      // slot + 1 of the request it belongs to, 0 for none
-  std::uint16_t bin = 0;          // size class or bin of its size; kBins: too large for a cache
-  bool zero = false;              // known to hold only zero bytes
+  Block* next = nullptr;        // in a free list, an inbox, or a request's chain
+  std::byte* data = nullptr;    // what the user sees
+  std::uint64_t bytes = 0;      // what it takes from the pool
+  Span* span = nullptr;         // where it was cut from
+  ThreadCache* home = nullptr;  // cache of the thread that allocated it: where it returns to
+  BlockDebug* debug = nullptr;  // only in pools with debug on
+  std::uint32_t request = 0;    // slot + 1 of the request it belongs to, 0 for none
+  std::uint16_t bin = 0;        // size class or bin of its size; kBins: too large for a cache
+  bool zero = false;            // known to hold only zero bytes
 
   static constexpr std::uint64_t kOne = 1;
   static std::uint32_t holds(std::uint64_t state) noexcept { return static_cast<std::uint32_t>(state); }
@@ -64,9 +64,7 @@ struct alignas(64) Block {
 
   // One hold less; true if it was the last. Release publishes this holder's writes to the next
   // owner of the memory, acquire takes in those of the other holders.
-  bool drop() noexcept {
-    return holds(state.fetch_sub(kOne, std::memory_order_acq_rel)) == 1;
-  }
+  bool drop() noexcept { return holds(state.fetch_sub(kOne, std::memory_order_acq_rel)) == 1; }
 
   // As drop(), but only by whoever holds it alone; else nothing has changed.
   bool drop_if_alone() noexcept {

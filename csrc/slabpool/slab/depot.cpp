@@ -28,7 +28,8 @@ Depot::Depot(MemoryResource& memory, std::uint64_t capacity, bool verify)
     const std::uint64_t most = std::max<std::uint64_t>(capacity >> kPageBits >> 8, pages_for(size));
     std::uint64_t pages = std::min<std::uint64_t>(kSlabShapes.at[c].pages, most);
     while (pages < kSlabShapes.at[c].pages && pages * kPageSize % size > pages * kPageSize / 16) ++pages;
-    shapes_[c] = {static_cast<std::uint32_t>(pages), static_cast<std::uint32_t>(pages * kPageSize / size)};
+    shapes_[c] = {static_cast<std::uint32_t>(pages),
+                  static_cast<std::uint32_t>(pages * kPageSize / size)};
   }
 }
 
@@ -49,13 +50,13 @@ void Depot::publish() noexcept {
 }
 
 PageHeap::Result Depot::take_pages(std::uint64_t pages, std::uint64_t align_pages,
-                                   std::uint64_t& own_reserve, Effort effort) {
+                                   std::uint64_t& own_reserve, Effort effort, std::uint64_t spare) {
   if (effort == Effort::hard) drop_empty_slabs();
   const std::uint64_t aside = aside_.load(std::memory_order_relaxed);
   const std::uint64_t own = std::min({own_reserve, pages << kPageBits, aside});
   const std::uint64_t promised = aside - own;
   const std::uint64_t used = (pages_.in_use_pages() + pages) << kPageBits;
-  if (used + promised > capacity_) return {};
+  if (used + promised > capacity_ + spare) return {};
   const std::uint64_t most = capacity_ >> kPageBits;
   if (effort == Effort::hard) {
     // The caches are empty now, so this is what is really in use. Room of 1/16 beyond it before the
@@ -102,13 +103,15 @@ void Depot::ready_array(unsigned size_class) {
   if (++arrays_made_[size_class] > arrays_[size_class].capacity()) {
     arrays_[size_class].reserve(std::size_t{2} * arrays_made_[size_class]);
   }
-  auto* blocks = static_cast<Block*>(::operator new[](count * sizeof(Block), std::align_val_t{alignof(Block)}));
+  auto* blocks =
+      static_cast<Block*>(::operator new[](count * sizeof(Block), std::align_val_t{alignof(Block)}));
   for (std::uint32_t i = 0; i < count; ++i) new (&blocks[i]) Block();
   all_arrays_.push_back(blocks);
   arrays_[size_class].push_back(blocks);
 }
 
-Span* Depot::new_slab(unsigned size_class, std::uint64_t& own_reserve, Effort effort, bool& refused) {
+Span* Depot::new_slab(unsigned size_class, std::uint64_t& own_reserve, Effort effort, bool promised,
+                      bool& refused) {
   ready_array(size_class);  // before pages are taken: it may run out of memory
   const SlabShape shape = shapes_[size_class];
   std::uint64_t pages = shape.pages;
@@ -118,7 +121,11 @@ Span* Depot::new_slab(unsigned size_class, std::uint64_t& own_reserve, Effort ef
     // No room for a whole slab: one that holds a single block may still fit.
     pages = pages_for(class_size(size_class));
     count = static_cast<std::uint32_t>((pages << kPageBits) / class_size(size_class));
-    result = take_pages(pages, 1, own_reserve, effort);
+    // For a request with a reserve the blocks left over in it count as room: those who were promised the
+    // same bytes can have them.
+    const std::uint64_t spare = promised ? (pages << kPageBits) - class_size(size_class) : 0;
+    result = take_pages(pages, 1, own_reserve, effort, spare);
+    if (result.span != nullptr) lent_ += spare;
   }
   refused = result.system_refused;
   if (result.span == nullptr) return nullptr;
@@ -135,14 +142,14 @@ Span* Depot::new_slab(unsigned size_class, std::uint64_t& own_reserve, Effort ef
 }
 
 Depot::Taken Depot::take_blocks(unsigned size_class, std::uint32_t want, std::uint64_t& own_reserve,
-                                Effort effort) {
+                                Effort effort, bool promised) {
   Taken taken;
   const std::lock_guard lock(mutex_);
   while (taken.count < want) {
     Span* slab = partial_[size_class].front();
     if (slab == nullptr) {
       if (taken.count > 0) break;  // a new slab only for what was asked for, not for the batch
-      slab = new_slab(size_class, own_reserve, effort, taken.system_refused);
+      slab = new_slab(size_class, own_reserve, effort, promised, taken.system_refused);
       if (slab == nullptr) return taken;
     }
     if (slab == empty_[size_class]) empty_[size_class] = nullptr;
@@ -230,6 +237,7 @@ bool Depot::set_aside(std::uint64_t bytes) noexcept {
   }
   // Relaxed: room is only ever granted under the mutex.
   aside_.fetch_add(bytes, std::memory_order_relaxed);
+  lent_ = 0;
   return true;
 }
 
@@ -246,7 +254,8 @@ Block* Depot::find(const void* address) const noexcept {
   if (span == nullptr) return nullptr;
   if (span->kind == SpanKind::large) return &span->large;
   if (span->kind != SpanKind::slab) return nullptr;
-  const auto offset = static_cast<std::size_t>(static_cast<const std::byte*>(address) - pages_.address(span));
+  const auto offset =
+      static_cast<std::size_t>(static_cast<const std::byte*>(address) - pages_.address(span));
   const std::size_t index = offset / class_size(span->size_class);
   return index < span->carved.load(std::memory_order_relaxed) ? &span->blocks[index] : nullptr;
 }
@@ -256,7 +265,8 @@ const char* Depot::verify() noexcept {
   if (const char* wrong = pages_.verify()) return wrong;
   for (unsigned c = 0; c < kSlabClasses; ++c) {
     for (const Span* slab = partial_[c].front(); slab != nullptr; slab = slab->next) {
-      if (slab->kind != SpanKind::slab || slab->size_class != c) return "a list of slabs holds something else";
+      if (slab->kind != SpanKind::slab || slab->size_class != c)
+        return "a list of slabs holds something else";
       std::uint32_t free = slab->count - slab->carved.load(std::memory_order_relaxed);
       for (const Block* block = slab->free_list; block != nullptr; block = block->next) {
         if (block->span != slab) return "a block is on another slab's list";
@@ -265,7 +275,7 @@ const char* Depot::verify() noexcept {
       if (free != slab->free_blocks || free == 0) return "a slab's free blocks do not add up";
     }
   }
-  if (pages_.in_use_pages() * kPageSize + aside_.load(std::memory_order_relaxed) > capacity_) {
+  if (pages_.in_use_pages() * kPageSize + aside_.load(std::memory_order_relaxed) > capacity_ + lent_) {
     return "pages in use and bytes set aside exceed the capacity";
   }
   return nullptr;

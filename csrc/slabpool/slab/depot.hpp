@@ -32,14 +32,16 @@ class Depot {
   enum class Effort { soft, hard };
 
   struct Taken {
-    Block* chain = nullptr;       // linked by next; null: no room
+    Block* chain = nullptr;  // linked by next; null: no room
     std::uint32_t count = 0;
     bool system_refused = false;  // the system, not the capacity, said no
   };
 
   // Up to `want` blocks of a size class. `own_reserve`: bytes of what is set aside that the caller
   // may count as room, being the one they were set aside for; less on return by the pages taken for it.
-  Taken take_blocks(unsigned size_class, std::uint32_t want, std::uint64_t& own_reserve, Effort effort);
+  // `promised`: the caller's reserve covers them, whether or not bytes of it are still set aside.
+  Taken take_blocks(unsigned size_class, std::uint32_t want, std::uint64_t& own_reserve, Effort effort,
+                    bool promised = false);
   // One block that is a span, aligned to `align` bytes (a power of two up to 2 MiB).
   Taken take_span(std::uint64_t bytes, std::uint64_t align, std::uint64_t& own_reserve, Effort effort);
   // Takes a chain of blocks back, of any sizes.
@@ -80,9 +82,11 @@ class Depot {
  private:
   void ready_array(unsigned size_class);
   Block* carve_block(Span* slab) noexcept;
-  Span* new_slab(unsigned size_class, std::uint64_t& own_reserve, Effort effort, bool& refused);
+  Span* new_slab(unsigned size_class, std::uint64_t& own_reserve, Effort effort, bool promised,
+                 bool& refused);
+  // `spare`: bytes of these very pages that count as room for what others were promised.
   PageHeap::Result take_pages(std::uint64_t pages, std::uint64_t align_pages, std::uint64_t& own_reserve,
-                              Effort effort);
+                              Effort effort, std::uint64_t spare = 0);
   void give_one(Block* block) noexcept;
   void drop_slab(Span* slab) noexcept;
   void drop_empty_slabs() noexcept;
@@ -92,13 +96,16 @@ class Depot {
   const std::uint64_t capacity_;
   PageHeap pages_;
   std::uint64_t soft_limit_pages_;
-  SlabShape shapes_[kSlabClasses];      // what a slab of each class is in a pool of this capacity
-  SpanList partial_[kSlabClasses];      // slabs with free blocks
-  Span* empty_[kSlabClasses] = {};      // of those, the one kept although all its blocks are free
+  SlabShape shapes_[kSlabClasses];            // what a slab of each class is in a pool of this capacity
+  SpanList partial_[kSlabClasses];            // slabs with free blocks
+  Span* empty_[kSlabClasses] = {};            // of those, the one kept although all its blocks are free
   std::vector<Block*> arrays_[kSlabClasses];  // block arrays of slabs that went back, to use again
   std::size_t arrays_made_[kSlabClasses] = {};
   std::vector<Block*> all_arrays_;
   std::atomic<std::uint64_t> aside_{0};
+  // Bytes that pages in use and bytes set aside may exceed the capacity by together, because free blocks of
+  // slabs were counted as room since the two last fitted.
+  std::uint64_t lent_ = 0;
   std::atomic<std::uint64_t> committed_{0};
   std::atomic<std::uint64_t> peak_committed_{0};
   const bool verify_each_;

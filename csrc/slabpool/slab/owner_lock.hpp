@@ -29,7 +29,8 @@ class OwnerLock {
  public:
   // By the owner only.
   void enter(std::mutex& revokers) noexcept {
-    if (!try_enter()) [[unlikely]] enter_after(revokers);
+    if (!try_enter()) [[unlikely]]
+      enter_after(revokers);
   }
   // Release: what the owner did is visible to a revoker that waits for this.
   void leave() noexcept { inside_.store(0, std::memory_order_release); }

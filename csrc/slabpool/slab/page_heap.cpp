@@ -213,7 +213,8 @@ PageHeap::Result PageHeap::grow(std::uint64_t pages, std::uint64_t align_pages,
   }
   // A little more than asked for where the limit allows, so that small slabs share a system call.
   const std::uint64_t commit =
-      align_pages == 1 ? std::min({std::max(need, grow_step_), fresh->pages, commit_limit - committed_}) : need;
+      align_pages == 1 ? std::min({std::max(need, grow_step_), fresh->pages, commit_limit - committed_})
+                       : need;
   unlist(fresh);
   Span* span = carve(fresh, commit, align_pages);
   if (!memory_.commit(span->first_page << kPageBits, commit << kPageBits)) {
@@ -279,7 +280,8 @@ std::uint64_t PageHeap::decommit(std::uint64_t pages, const Span* keep) noexcept
 }
 
 Span* PageHeap::lookup(const void* address) const noexcept {
-  const auto offset = static_cast<std::uint64_t>(static_cast<const std::byte*>(address) - memory_.base());
+  const auto offset =
+      static_cast<std::uint64_t>(static_cast<const std::byte*>(address) - memory_.base());
   const std::uint64_t page = offset >> kPageBits;
   if (page >= total_pages()) return nullptr;
   return map_[page + 1].load(std::memory_order_acquire);
@@ -293,8 +295,10 @@ const char* PageHeap::verify() const noexcept {
     const Span* span = at(page);
     if (span == nullptr || span->first_page != page) return "a page belongs to no span";
     if (at(page + span->pages - 1) != span) return "a span's last page does not point to it";
-    const bool is_free = span->kind == SpanKind::committed_free || span->kind == SpanKind::uncommitted_free;
-    if (last != nullptr && is_free && last->kind == span->kind) return "two free neighbours are not merged";
+    const bool is_free =
+        span->kind == SpanKind::committed_free || span->kind == SpanKind::uncommitted_free;
+    if (last != nullptr && is_free && last->kind == span->kind)
+      return "two free neighbours are not merged";
     if (span->kind != SpanKind::uncommitted_free) committed += span->pages;
     if (span->kind == SpanKind::committed_free) cached += span->pages;
     last = span;

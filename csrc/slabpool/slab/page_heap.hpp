@@ -34,7 +34,7 @@ struct Span {
   std::uint32_t size_class = 0;
   std::uint32_t count = 0;
   std::atomic<std::uint32_t> carved{0};  // changed under the depot's mutex, read by find() without
-  std::uint32_t free_blocks = 0;  // the uncarved ones included
+  std::uint32_t free_blocks = 0;         // the uncarved ones included
   Block* blocks = nullptr;
   Block* free_list = nullptr;
 };
@@ -86,7 +86,7 @@ class PageHeap {
   ~PageHeap();
 
   struct Result {
-    Span* span = nullptr;      // null: not to be had
+    Span* span = nullptr;         // null: not to be had
     bool system_refused = false;  // the system, not the limit, said no
   };
 
@@ -131,15 +131,13 @@ class PageHeap {
 
   // The map has a null guard at each end, so that neighbours can be looked up without a test.
   std::atomic<Span*>& slot(std::uint64_t page) noexcept { return map_[page + 1]; }
-  Span* at(std::uint64_t page) const noexcept {
-    return map_[page + 1].load(std::memory_order_relaxed);
-  }
+  Span* at(std::uint64_t page) const noexcept { return map_[page + 1].load(std::memory_order_relaxed); }
 
   MemoryResource& memory_;
   VirtualArray<std::atomic<Span*>> map_;
   FreeSpans committed_spans_;
   FreeSpans uncommitted_spans_;
-  Span* spare_ = nullptr;                     // records without a span
+  Span* spare_ = nullptr;  // records without a span
   std::size_t spares_ = 0;
   std::vector<std::unique_ptr<Span[]>> all_;  // owns every record, until the pool ends
   std::uint64_t grow_step_;

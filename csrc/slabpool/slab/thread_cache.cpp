@@ -160,7 +160,8 @@ CacheSet::Sums CacheSet::sums() const noexcept {
     sums = Sums{};
     std::int64_t above = 0;  // how far a thread has been above what it is now
     for (const auto& cache : caches_) {
-      for (unsigned i = 0; i < kCounts; ++i) sums.counts[i] += cache->counts_[i].load(std::memory_order_acquire);
+      for (unsigned i = 0; i < kCounts; ++i)
+        sums.counts[i] += cache->counts_[i].load(std::memory_order_acquire);
       const std::int64_t live = cache->live_.load(std::memory_order_acquire);
       sums.live += live;
       above = std::max(above, cache->high_.load(std::memory_order_relaxed) - live);
@@ -182,7 +183,8 @@ std::int64_t CacheSet::live() const noexcept {
 
 void CacheSet::raise_peak(std::int64_t live) const noexcept {
   // Relaxed: a maximum, read as a figure only; written under revokers_.
-  if (live > peak_live_.load(std::memory_order_relaxed)) peak_live_.store(live, std::memory_order_relaxed);
+  if (live > peak_live_.load(std::memory_order_relaxed))
+    peak_live_.store(live, std::memory_order_relaxed);
 }
 
 // ---- ThreadCache
@@ -219,9 +221,11 @@ Block* ThreadCache::pop(unsigned bin, std::uint64_t need, bool exact) noexcept {
   Block* block = pop_bin(bin, need, exact);
   if (block == nullptr) [[unlikely]] {
     // Relaxed: a hint; draining acquires.
-    if (inbox_.load(std::memory_order_relaxed) != nullptr && drain_inbox()) block = pop_bin(bin, need, exact);
+    if (inbox_.load(std::memory_order_relaxed) != nullptr && drain_inbox())
+      block = pop_bin(bin, need, exact);
     // A span of the next bin wastes an eighth at most.
-    if (block == nullptr && !exact && bin >= kSlabClasses && bin + 1 < kBins) block = pop_bin(bin + 1, need, false);
+    if (block == nullptr && !exact && bin >= kSlabClasses && bin + 1 < kBins)
+      block = pop_bin(bin + 1, need, false);
     if (block == nullptr) {
       lock_.leave();
       return nullptr;
@@ -276,7 +280,8 @@ void ThreadCache::post(Block* first, Block* last) noexcept {
     last->next = head;
     // Sequentially consistent, as is the drain: a thread that waits for memory first says so and then
     // drains, the poster first posts and then looks for waiters; one of them sees the other.
-  } while (!inbox_.compare_exchange_weak(head, first, std::memory_order_seq_cst, std::memory_order_relaxed));
+  } while (
+      !inbox_.compare_exchange_weak(head, first, std::memory_order_seq_cst, std::memory_order_relaxed));
 }
 
 // Takes half of a bin's blocks out, at least one.
@@ -327,7 +332,8 @@ void ThreadCache::push(Block* chain) noexcept {
       chain = block->next;
       push_bin(block);
       count_freed(block->bytes);
-      if (bytes_ > byte_budget_ || bins_[block->bin].blocks > kBinLimit) [[unlikely]] over = spill(block->bin);
+      if (bytes_ > byte_budget_ || bins_[block->bin].blocks > kBinLimit) [[unlikely]]
+        over = spill(block->bin);
       block = chain;
     } while (over == nullptr && block != nullptr && block->home == home && block->bin != kBins);
     lock_.leave();

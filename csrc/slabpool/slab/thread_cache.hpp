@@ -131,7 +131,7 @@ class CacheSet {
   Depot& depot_;
   const std::uint64_t serial_;       // never used twice in a process
   const std::uint64_t byte_budget_;  // of one thread's lists
-  const std::int64_t peak_step_;  // change of a thread's live bytes after which the peak is looked at
+  const std::int64_t peak_step_;     // change of a thread's live bytes after which the peak is looked at
   const std::uint32_t epoch_;
   mutable std::mutex revokers_;  // guards caches_ and revocation
   std::vector<std::unique_ptr<ThreadCache>> caches_;
@@ -146,14 +146,18 @@ struct LastCache {
 extern constinit thread_local LastCache t_last_cache;
 
 inline ThreadCache::ThreadCache(CacheSet& set) noexcept
-    : set_(set), byte_budget_(set.byte_budget_), look_above_(set.peak_step_), look_below_(-set.peak_step_) {}
+    : set_(set),
+      byte_budget_(set.byte_budget_),
+      look_above_(set.peak_step_),
+      look_below_(-set.peak_step_) {}
 
 inline ThreadCache* CacheSet::last() const noexcept {
   return t_last_cache.serial == serial_ ? t_last_cache.cache : nullptr;
 }
 
 inline ThreadCache& CacheSet::mine() {
-  if (t_last_cache.serial == serial_) [[likely]] return *t_last_cache.cache;
+  if (t_last_cache.serial == serial_) [[likely]]
+    return *t_last_cache.cache;
   return attach();
 }
 
@@ -197,7 +201,8 @@ inline void ThreadCache::count_allocated(std::uint64_t bytes) noexcept {
   live_.store(live, std::memory_order_relaxed);
   if (live > high_.load(std::memory_order_relaxed)) {
     high_.store(live, std::memory_order_relaxed);
-    if (live > look_above_) [[unlikely]] look_at_peak();
+    if (live > look_above_) [[unlikely]]
+      look_at_peak();
   }
 }
 
@@ -205,7 +210,8 @@ inline void ThreadCache::count_freed(std::uint64_t bytes) noexcept {
   count(Count::frees);
   const std::int64_t live = live_.load(std::memory_order_relaxed) - static_cast<std::int64_t>(bytes);
   live_.store(live, std::memory_order_relaxed);
-  if (live < look_below_) [[unlikely]] look_at_peak();
+  if (live < look_below_) [[unlikely]]
+    look_at_peak();
 }
 
 }  // namespace slabpool

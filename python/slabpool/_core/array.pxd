@@ -37,6 +37,7 @@ cdef SourceLocation located(Core core, object file, int line) except *
 cdef cnp.dtype as_dtype(object dtype)
 cdef uint64_t parse_shape(object shape, Py_ssize_t itemsize, Shape* out) except? 0xFFFFFFFFFFFFFFFF
 cdef int64_t deadline_of(object timeout) except? -1
+cdef int64_t next_slice(int64_t deadline) noexcept
 cdef uint64_t check_align(object align) except 0
 cdef object wrap(Core core, Block* block, void* data, cnp.dtype dtype, Shape* shape)
 cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align, bint view, bint zero,

@@ -8,6 +8,7 @@ memory, alive. No policy here: bad arguments raise, all else is the core's decis
 
 cimport cython
 cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
@@ -72,6 +73,9 @@ cdef extern from *:
     bint holds_objects "slabpool_holds_objects"(PyObject* dtype)
     int slabpool_mul_overflows(unsigned long long a, unsigned long long b, unsigned long long* r) nogil
     PyObject* slabpool_caller(int* line)
+
+cdef extern from "slabpool/observe/clock.hpp" namespace "slabpool" nogil:
+    int64_t now_ns()
 
 cdef extern from "slabpool/pool.hpp":
     uint64_t NO_BYTES "(~std::uint64_t{0})"
@@ -235,6 +239,14 @@ cdef object wrap(Core core, Block* block, void* data, cnp.dtype dtype, Shape* sh
     return array
 
 
+# A thread that waits looks for signals this often (ns), or Ctrl-C would have to wait for the memory.
+cdef int64_t SLICE = 50_000_000
+
+
+cdef int64_t next_slice(int64_t deadline) noexcept:
+    return min(deadline, now_ns() + SLICE)
+
+
 cdef int64_t deadline_of(object timeout) except? -1:
     try:
         seconds = float(timeout)
@@ -250,7 +262,7 @@ cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align,
                      object timeout, object who) except NULL:
     cdef AllocateSpec spec
     cdef Allocation result
-    cdef int64_t deadline
+    cdef int64_t deadline, until
     spec.nbytes = nbytes
     spec.align = align
     spec.request = request
@@ -266,8 +278,13 @@ cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align,
             result = core.pool.allocate(spec)
     else:
         deadline = deadline_of(timeout)
-        with nogil:
-            result = core.pool.allocate_until(spec, deadline)
+        while True:
+            until = next_slice(deadline)
+            with nogil:
+                result = core.pool.allocate_until(spec, until, until == deadline)
+            if result.block is not NULL or result.status != Status.exhausted or until == deadline:
+                break
+            PyErr_CheckSignals()
     if result.block is NULL:
         core.report(who, <int>result.status, nbytes, timeout)
         raise SystemError("slabpool: an allocation failed without a reason")

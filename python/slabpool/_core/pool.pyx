@@ -7,13 +7,16 @@ Converts arguments, calls the C++ core, wraps what comes back. Errors are made i
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.optional cimport make_optional, optional
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-from slabpool._core.array cimport NO_REQUEST, Core, caller, check_here, deadline_of, located, new_array, new_copy, new_full
+from slabpool._core.array cimport (
+    NO_REQUEST, Core, caller, check_here, deadline_of, located, new_array, new_copy, new_full, next_slice,
+)
 from slabpool._core.cpp_observe cimport Corruption as CppCorruption
 from slabpool._core.cpp_observe cimport Event as CppEvent
 from slabpool._core.cpp_observe cimport RequestInfo, kNoDevice
@@ -273,7 +276,7 @@ cdef class Pool:
         cdef OpenSpec spec
         cdef Handle handle
         cdef Status status
-        cdef int64_t deadline
+        cdef int64_t deadline, until
         cdef uint32_t few[16]
         cdef vector[uint32_t] many
         cdef Py_ssize_t count = 0
@@ -327,8 +330,13 @@ cdef class Pool:
             status = self.core.pool.open(spec, handle)
         else:
             deadline = deadline_of(timeout)
-            with nogil:
-                status = self.core.pool.open_until(spec, handle, deadline)
+            while True:
+                until = next_slice(deadline)
+                with nogil:
+                    status = self.core.pool.open_until(spec, handle, until, until == deadline)
+                if status not in (Status.exhausted, Status.too_many_requests) or until == deadline:
+                    break
+                PyErr_CheckSignals()
         if status != Status.ok:
             _report.open_failed(self, <int>status, request_id, devices, spec.reserve, spec.quota, timeout, parent)
         if parent is not None:

@@ -7,10 +7,11 @@ stay true: dropping an open Request closes it, as a file does, with a ResourceWa
 """
 
 cimport cython
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.vector cimport vector
 
-from slabpool._core.array cimport Core, allocate, check_here, deadline_of, new_array, new_copy, new_full
+from slabpool._core.array cimport Core, allocate, check_here, deadline_of, new_array, next_slice, new_copy, new_full
 from slabpool._core.cpp_observe cimport RequestInfo
 from slabpool._core.cpp_pool cimport Acked
 from slabpool._core.cpp_request cimport AckResult, Handle
@@ -221,9 +222,17 @@ cdef class Request:
             The host has let go.
         DuplicateDeviceError
             The device is one of those that still have to acknowledge.
+        UnknownDeviceError
+            This is a child, and its parent does not wait for the device.
         """
-        cdef uint32_t number = self.pool._device_number(device)
+        cdef uint32_t number
+        if self.parent is None:
+            number = self.pool._device_number(device)
+        else:
+            number = self.pool._known_device(device, self)  # its parent's, so no new name
         cdef Status status = self.core.pool.add_device(self.handle, number)
+        if status == Status.unknown_device:
+            _report.not_the_parents(device, self)
         if status != Status.ok:
             self.core.report(self, <int>status, 0, device)
         self.named = self.named + (device,)
@@ -349,9 +358,14 @@ cdef class Request:
         cdef int64_t deadline = FOREVER if timeout is None else deadline_of(timeout)
         cdef bint done
         check_here(self.core)
-        with nogil:
-            done = self.core.pool.wait_released(self.handle, deadline)
-        return done
+        cdef int64_t until
+        while True:
+            until = next_slice(deadline)
+            with nogil:
+                done = self.core.pool.wait_released(self.handle, until)
+            if done or until == deadline:
+                return done
+            PyErr_CheckSignals()
 
     @property
     def _is_released(self):

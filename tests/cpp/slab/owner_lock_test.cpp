@@ -21,9 +21,8 @@ struct Guarded {
   bool step() {
     const bool fine = a == b;
     ++a;
-    // Room for another thread to come between, if the lock let it.
-    for (volatile int i = 0; i < 3; i = i + 1) {
-    }
+    // The compiler may not join the two steps: another thread could come between, if the lock let it.
+    std::atomic_signal_fence(std::memory_order_seq_cst);
     ++b;
     return fine;
   }

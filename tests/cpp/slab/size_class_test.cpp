@@ -9,7 +9,9 @@ namespace slabpool {
 namespace {
 
 // The promise of the pool: rounding up wastes an eighth of what was asked for at most.
-bool wastes_an_eighth_at_most(std::size_t bytes, std::size_t block) { return (block - bytes) * 8 <= bytes; }
+bool wastes_an_eighth_at_most(std::size_t bytes, std::size_t block) {
+  return (block - bytes) * 8 <= bytes;
+}
 
 TEST(SizeClass, EverySizeUpToAMegabyteFitsAndWastesLittle) {
   for (std::size_t bytes = 1; bytes <= std::size_t{1} << 20; ++bytes) {

@@ -22,7 +22,8 @@ class FakeMemory final : public MemoryResource {
 
   explicit FakeMemory(std::size_t bytes) : committed_(bytes >> kPageBits) {
     mapping_bytes_ = bytes + kAlign;
-    mapping_ = mmap(nullptr, mapping_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    mapping_ =
+        mmap(nullptr, mapping_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapping_ == MAP_FAILED) throw std::bad_alloc();
     const auto address = reinterpret_cast<std::uintptr_t>(mapping_);
     base_ = static_cast<std::byte*>(mapping_) + (((address + kAlign - 1) & ~(kAlign - 1)) - address);
@@ -46,7 +47,8 @@ class FakeMemory final : public MemoryResource {
     }
     ++decommits;
     mark(offset, bytes, false);
-    return madvise(base_ + offset, bytes, MADV_DONTNEED) == 0 && mprotect(base_ + offset, bytes, PROT_NONE) == 0;
+    return madvise(base_ + offset, bytes, MADV_DONTNEED) == 0 &&
+           mprotect(base_ + offset, bytes, PROT_NONE) == 0;
   }
 
   bool committed(std::uint64_t page) const { return committed_[page]; }
@@ -79,7 +81,8 @@ class FakeMemory final : public MemoryResource {
     }
   }
   void mark(std::size_t offset, std::size_t bytes, bool state) {
-    for (std::size_t page = offset >> kPageBits; page < (offset + bytes) >> kPageBits; ++page) committed_[page] = state;
+    for (std::size_t page = offset >> kPageBits; page < (offset + bytes) >> kPageBits; ++page)
+      committed_[page] = state;
   }
 
   void* mapping_ = nullptr;

@@ -1,0 +1,111 @@
+"""The command line: ``python -m benchmarks [names…] [--quick] [--json FILE] [--plot DIR] [--results]``.
+
+Tables go to standard output, progress to standard error. The exit status is 0 whether promises are met
+or not: this tells, it does not judge; 2 if a benchmark could not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.harness import machine, plot, record, rounds, text
+from benchmarks.harness.model import Effort, Result
+from benchmarks.harness.programs import ROOT, CaseFailedError, Programs
+from benchmarks.suite import BENCHMARKS
+
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which benchmarks; all by default")
+    parser.add_argument("--list", action="store_true", help="name the benchmarks and stop")
+    parser.add_argument(
+        "--quick", action="store_true", help="one short round: shows that it works, not how fast it is"
+    )
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", help="fresh processes of each case (default 5, quick 1)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument(
+        "--plot", type=Path, metavar="DIR", help="draw time over size and memory over time (matplotlib)"
+    )
+    parser.add_argument(
+        "--results",
+        nargs="?",
+        type=Path,
+        const=RESULTS,
+        metavar="FILE",
+        help="write the tables, by default to benchmarks/RESULTS.md",
+    )
+    parser.add_argument(
+        "--traces",
+        metavar="DIR",
+        help="folder of full traces for `replay` (default: the excerpts of the tests)",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.list:
+        for one in BENCHMARKS.values():
+            print(f"{one.name:20} {one.title}")
+        return 0
+    unknown = [name for name in args.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    if args.rounds is not None and args.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    if args.plot is not None:
+        # Before an hour of measuring, not after it.
+        try:
+            importlib.import_module("matplotlib")
+        except ImportError as error:
+            parser.error(f"--plot needs matplotlib (pip install 'slabpool[cli]'): {error}")
+    quick = bool(args.quick)
+    effort = Effort(
+        rounds=args.rounds or (1 if quick else 5),
+        values=2 if quick else 3,
+        min_time=0.002 if quick else 0.05,
+        quick=quick,
+        traces=args.traces,
+    )
+    where = machine.describe()
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory(prefix="slabpool-bench-") as folder:
+        programs = Programs(Path(folder), effort)
+        for name in args.names or BENCHMARKS:
+            try:
+                results.append(rounds.run(BENCHMARKS[name], effort, programs, _tick))
+            except CaseFailedError as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                return 2
+            _tick("")
+            print(f"{name}: {results[-1].seconds:.0f} s", file=sys.stderr)
+    used = {peer for r in results for o in r.outcomes for peer in o.case.peers}
+    versions = machine.versions(used)
+    report = text.report(results, where, versions, quick)
+    print(report, end="")
+    if args.results is not None:
+        args.results.write_text(report, encoding="utf-8")
+    if args.json is not None:
+        everything = record.as_dict(results, where, versions, quick)
+        args.json.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    if args.plot is not None:
+        plot.draw_all(results, args.plot)
+    return 0
+
+
+def _tick(what: str) -> None:
+    """One line that overwrites itself on a terminal; a log file gets a line a benchmark instead."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[2K{what}", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,46 @@
+"""The C++ driver (benchmarks/cpp), compiled against the headers and the library of the installed slabpool.
+
+Built once per run of the harness, into its temporary folder, so that it is never older than what it
+measures. Needs a C++20 compiler: CXX, or c++.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import slabpool
+
+SOURCES = Path(__file__).resolve().parent.parent / "cpp"
+#: -fno-builtin: a pair of malloc and free whose memory is not used must not be optimised away.
+FLAGS = ("-std=c++20", "-O2", "-g", "-fno-builtin-malloc", "-fno-builtin-free", "-fno-plt")
+
+
+class NoCompilerError(RuntimeError):
+    """The driver cannot be built here; the message says why."""
+
+
+def compiler() -> list[str]:
+    """The command of the C++ compiler."""
+    command = os.environ.get("CXX", "").split() or ["c++"]
+    if shutil.which(command[0]) is None:
+        raise NoCompilerError(f"no C++ compiler: {command[0]} is not found (set CXX)")
+    return command
+
+
+def build(sources: list[Path], program: Path) -> Path:
+    """Compile and link one program against the installed core."""
+    include, lib = slabpool.get_include(), slabpool.get_lib()
+    command = [*compiler(), *FLAGS, f"-I{include}", *map(str, sources), "-o", str(program)]
+    command += [f"-L{lib}", "-lslabpool", f"-Wl,-rpath,{lib}", "-pthread", "-ldl"]
+    made = subprocess.run(command, capture_output=True, text=True)
+    if made.returncode != 0:
+        raise NoCompilerError(f"the C++ driver does not compile:\n{made.stderr.strip()}")
+    return program
+
+
+def build_driver(folder: Path) -> Path:
+    """The driver, in `folder`."""
+    return build([SOURCES / "main.cpp", SOURCES / "floors.cpp"], folder / "slabpool-bench")

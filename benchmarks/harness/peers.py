@@ -1,0 +1,84 @@
+"""The things slabpool is compared with: whether each is here, and which version.
+
+A peer that is missing, or that does not load, is left out of the tables and named with the reason;
+nothing is ever installed from here.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import functools
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A Python module (with the distribution it comes from), or a library that can replace malloc."""
+
+    name: str
+    module: str = ""
+    distribution: str = ""
+    library: str = ""
+    #: Debian's package, for libraries.
+    package: str = ""
+
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer("numpy", module="numpy", distribution="numpy"),
+        Peer("torch", module="torch", distribution="torch"),
+        Peer("pyarrow", module="pyarrow", distribution="pyarrow"),
+        Peer(
+            "lmcache", module="lmcache.v1.memory_allocators.tensor_memory_allocator", distribution="lmcache"
+        ),
+        Peer("mooncake", module="mooncake.store", distribution="mooncake-transfer-engine-non-cuda"),
+        Peer("mimalloc", library="mimalloc", package="libmimalloc2.0"),
+        Peer("jemalloc", library="jemalloc", package="libjemalloc2"),
+        Peer("tcmalloc", library="tcmalloc_minimal", package="libtcmalloc-minimal4"),
+    )
+}
+
+
+@functools.cache
+def missing(name: str) -> str | None:
+    """Why the peer cannot take part, or None if it can."""
+    peer = PEERS[name]
+    if peer.library:
+        if ctypes.util.find_library(peer.library) is None:
+            return f"no lib{peer.library} on this machine (Debian: {peer.package})"
+        return None
+    # In a process of its own: loading it must not change what is measured, nor end the harness.
+    tried = subprocess.run([sys.executable, "-c", f"import {peer.module}"], capture_output=True, text=True)
+    if tried.returncode == 0:
+        return None
+    lines = tried.stderr.strip().splitlines() or [f"import ended with status {tried.returncode}"]
+    return lines[-1]
+
+
+def preload_path(name: str) -> str:
+    """What to put into LD_PRELOAD."""
+    found = ctypes.util.find_library(PEERS[name].library)
+    if found is None:
+        raise FileNotFoundError(missing(name))
+    return found
+
+
+def version(name: str) -> str:
+    """Of the distribution, or of Debian's package; "unknown" where nobody says."""
+    peer = PEERS[name]
+    if peer.distribution:
+        try:
+            return importlib.metadata.version(peer.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return "unknown"
+    if shutil.which("dpkg-query") is None:
+        return "unknown"
+    asked = subprocess.run(
+        ["dpkg-query", "-W", "-f=${Version}", peer.package], capture_output=True, text=True
+    )
+    return asked.stdout.strip() or "unknown"

@@ -1,0 +1,83 @@
+"""``python -m benchmarks.instructions [--update]``: counts, and compares with budget.json.
+
+Exit status 1 if an operation takes more than 3 % over its budget, or there is none for it; 2 if counting
+is not possible here. --update writes what was counted as the new budget: do so, and say why, when a
+change is worth its instructions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+
+from benchmarks.harness.machine import describe
+from benchmarks.harness.native import NoCompilerError
+from benchmarks.instructions.count import CannotCountError, count_all
+
+BUDGET = Path(__file__).parent / "budget.json"
+TOLERANCE = 0.03
+
+
+def compare(counts: dict[str, float], budget: dict[str, float]) -> tuple[list[str], bool]:
+    """Lines to print, and whether everything is within its budget.
+
+    Examples
+    --------
+    >>> compare({"ack": 103.0}, {"ack": 100.0})[1], compare({"ack": 103.2}, {"ack": 100.0})[1]
+    (True, False)
+    >>> compare({"new": 1.0}, {})[1], compare({}, {"gone": 1.0})[1]
+    (False, False)
+    """
+    lines, right = [], True
+    for name in sorted({*counts, *budget}):
+        if name not in counts or name not in budget:
+            lines.append(
+                f"{name:24} {'has no budget' if name in counts else 'is in the budget and was not counted'}"
+            )
+            right = False
+            continue
+        change = counts[name] / budget[name] - 1
+        over = counts[name] > budget[name] * (1 + TOLERANCE)
+        right = right and not over
+        lines.append(
+            f"{name:24} {counts[name]:9.1f} of {budget[name]:9.1f} instructions ({change:+.1%})"
+            + (" OVER" if over else "")
+        )
+    return lines, right
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions")
+    parser.add_argument("--update", action="store_true", help="write what was counted as the new budget")
+    args = parser.parse_args()
+    try:
+        counts = count_all()
+    except (CannotCountError, NoCompilerError) as error:
+        print(f"cannot count instructions: {error}", file=sys.stderr)
+        return 2
+    compiler = describe()["compiler"]
+    if args.update:
+        content = {
+            "architecture": platform.machine(),
+            "compiler": compiler,
+            "instructions": {name: round(count, 1) for name, count in counts.items()},
+        }
+        BUDGET.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        print(f"wrote {BUDGET}")
+        return 0
+    kept = json.loads(BUDGET.read_text(encoding="utf-8"))
+    if kept["architecture"] != platform.machine():
+        print(f"the budget is for {kept['architecture']}, not {platform.machine()}", file=sys.stderr)
+        return 2
+    lines, right = compare(counts, kept["instructions"])
+    print("\n".join(lines))
+    if kept["compiler"] != compiler:
+        print(f"note: the budget was counted with {kept['compiler']}, this with {compiler}")
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

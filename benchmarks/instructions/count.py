@@ -1,0 +1,94 @@
+"""Counts instructions under callgrind: of a whole program, or of slabpool's own libraries in it.
+
+What one operation costs is the difference between many and few of them, divided: start-up, set-up and
+the end of the program cancel out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.harness import native
+from benchmarks.harness.programs import ROOT
+
+#: Few and many; below the 4,000 devices that the ack operations set up.
+_FEW, _MANY = 1000, 3000
+NATIVE = ("allocate_free_4KiB", "allocate_free_1MiB", "open_close", "ack", "request", "stats")
+PYTHON = ("empty", "ack", "request")
+
+
+class CannotCountError(RuntimeError):
+    """No valgrind, no compiler, or a program that failed under it."""
+
+
+def _callgrind(command: list[str], folder: Path) -> Path:
+    valgrind = shutil.which("valgrind")
+    if valgrind is None:
+        raise CannotCountError("valgrind is not installed (Debian: valgrind)")
+    output = folder / "callgrind.out"
+    output.unlink(missing_ok=True)
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [valgrind, "--tool=callgrind", f"--callgrind-out-file={output}", "--compress-pos=no", *command],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise CannotCountError(f"{' '.join(command)} under valgrind: {done.stderr[-2000:]}")
+    return output
+
+
+def total(profile: Path) -> int:
+    """All instructions of a profile."""
+    found = re.search(r"^(?:totals|summary): (\d+)", profile.read_text(encoding="utf-8"), re.MULTILINE)
+    if found is None:
+        raise CannotCountError(f"{profile} has no total")
+    return int(found[1])
+
+
+def own(profile: Path) -> int:
+    """Instructions executed in slabpool's own libraries, whatever they called left out."""
+    # An "ob=" line names the object that the lines after it belong to, the first time as "(7) path", then
+    # "(7)". A line of cost is "line-number cost"; the one after "calls=" is what the callee spent.
+    names: dict[str, str] = {}
+    inside = called = False
+    count = 0
+    with profile.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith(("ob=", "cob=")):
+                number, _, path = line.split("=", 1)[1].strip().partition(" ")
+                if path:
+                    names[number] = path
+                if line.startswith("ob="):
+                    inside = "/slabpool/_core/" in names[number] or "/libslabpool." in names[number]
+            elif line.startswith("calls="):
+                called = True
+            elif line[:1].isdigit():
+                if inside and not called:
+                    count += int(line.split()[1])
+                called = False
+    return count
+
+
+def count_all() -> dict[str, float]:
+    """Instructions per operation, by name."""
+    counts: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="slabpool-instructions-") as name:
+        folder = Path(name)
+        sources = Path(__file__).parent
+        program = native.build([sources / "hot_paths.cpp"], folder / "hot-paths")
+        for operation in NATIVE:
+            few, many = (total(_callgrind([str(program), operation, str(n)], folder)) for n in (_FEW, _MANY))
+            counts[f"C++ {operation}"] = (many - few) / (_MANY - _FEW)
+        script = str(sources / "hot_paths.py")
+        for operation in PYTHON:
+            few, many = (
+                own(_callgrind([sys.executable, script, operation, str(n)], folder)) for n in (_FEW, _MANY)
+            )
+            counts[f"Python {operation}"] = (many - few) / (_MANY - _FEW)
+    return counts

@@ -1,0 +1,36 @@
+"""All benchmarks by name, in the order in which they are told. One file per subject."""
+
+from __future__ import annotations
+
+from benchmarks.harness.model import Benchmark
+from benchmarks.suite import (
+    ack,
+    allocators,
+    churn,
+    create_drop,
+    native,
+    replay,
+    request64,
+    request_pattern,
+    sequential,
+    stats,
+)
+
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        create_drop.BENCHMARK,
+        request_pattern.BENCHMARK,
+        request64.BENCHMARK,
+        allocators.BENCHMARK,
+        native.SAME_THREAD,
+        native.TWO_THREADS,
+        native.CROSS_THREAD,
+        native.LIVE_SET,
+        churn.BENCHMARK,
+        replay.BENCHMARK,
+        sequential.BENCHMARK,
+        ack.BENCHMARK,
+        stats.BENCHMARK,
+    )
+}

@@ -1,0 +1,66 @@
+// Device names: a number each, for ever, whoever asks and however often.
+#include "slabpool/request/device_registry.hpp"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace slabpool {
+namespace {
+
+TEST(DeviceRegistry, NumbersInOrderAndForGood) {
+  DeviceRegistry devices;
+  EXPECT_EQ(devices.add("sgpu0"), 0U);
+  EXPECT_EQ(devices.add("sgpu1"), 1U);
+  EXPECT_EQ(devices.add("sgpu0"), 0U);
+  EXPECT_EQ(devices.find("sgpu1"), 1U);
+  EXPECT_EQ(devices.find("sgpu2"), std::nullopt);
+  EXPECT_EQ(devices.size(), 2U);
+  EXPECT_EQ(devices.name(1), "sgpu1");
+  EXPECT_EQ(devices.name(2), "");
+}
+
+TEST(DeviceRegistry, KindsAndBytesKeepNamesApart) {
+  DeviceRegistry devices;
+  EXPECT_NE(devices.add("s0"), devices.add("i0"));
+  const std::string with_zero("sa\0b", 4);
+  EXPECT_NE(devices.add(with_zero), devices.add("sa"));
+  EXPECT_EQ(devices.name(*devices.find(with_zero)), with_zero);
+}
+
+TEST(DeviceRegistry, TakesAsManyAsItPromisesAndNoMore) {
+  DeviceRegistry devices;
+  for (std::uint32_t i = 0; i < kMaxDevices; ++i) EXPECT_EQ(devices.add("i" + std::to_string(i)), i);
+  EXPECT_EQ(devices.add("one more"), std::nullopt);
+  EXPECT_EQ(devices.add("i77"), 77U) << "known ones are still found";
+  EXPECT_EQ(devices.size(), kMaxDevices);
+}
+
+TEST(DeviceRegistry, RemembersSignsOfLife) {
+  DeviceRegistry devices;
+  EXPECT_EQ(devices.last_heard(5), 0);
+  devices.heard(5, 123);
+  EXPECT_EQ(devices.last_heard(5), 123);
+  EXPECT_EQ(devices.last_heard(4), 0);
+}
+
+TEST(DeviceRegistry, ThreadsAgreeOnNumbers) {
+  DeviceRegistry devices;
+  constexpr std::uint32_t kNames = 300;
+  std::vector<std::vector<std::uint32_t>> seen(3);
+  std::vector<std::thread> threads;
+  for (std::size_t t = 0; t < seen.size(); ++t) {
+    threads.emplace_back([&devices, &mine = seen[t]] {
+      for (std::uint32_t i = 0; i < kNames; ++i) mine.push_back(devices.add(std::to_string(i)).value());
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(seen[0], seen[1]);
+  EXPECT_EQ(seen[0], seen[2]);
+  EXPECT_EQ(devices.size(), kNames);
+}
+
+}  // namespace
+}  // namespace slabpool

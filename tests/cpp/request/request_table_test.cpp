@@ -1,0 +1,362 @@
+// The table of requests without a pool around it: lives, generations, ids and children.
+#include "slabpool/request/request_table.hpp"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "support/table_help.hpp"
+
+namespace slabpool {
+namespace {
+
+using Left = HolderSet::Left;
+
+class RequestTableTest : public test::TableFixture {};
+
+TEST_F(RequestTableTest, OneLife) {
+  const Handle handle = open("sa", {0, 1});
+  EXPECT_NE(handle.generation, 0U);
+  EXPECT_TRUE(table.is_open(handle));
+  EXPECT_FALSE(table.is_over(handle));
+  EXPECT_EQ(table.counts().open, 1U);
+  std::vector<Handle> over;
+  EXPECT_TRUE(table.close(handle, false, over));
+  EXPECT_TRUE(over.empty());
+  EXPECT_FALSE(table.close(handle, false, over)) << "the host lets go once";
+  EXPECT_FALSE(table.is_open(handle));
+  EXPECT_EQ(table.counts().open, 0U);
+  EXPECT_EQ(table.counts().draining, 1U);
+  EXPECT_FALSE(table.claim(handle)) << "devices hold on";
+  EXPECT_EQ(leave(handle, 0), Left::others_hold);
+  EXPECT_EQ(leave(handle, 1), Left::last);
+  EXPECT_TRUE(table.claim(handle));
+  EXPECT_FALSE(table.claim(handle)) << "one caller only";
+  EXPECT_TRUE(table.is_over(handle));
+  EXPECT_TRUE(table.retire(*table.record(handle.slot)).empty());
+  EXPECT_EQ(table.counts().draining, 0U);
+}
+
+TEST_F(RequestTableTest, ASlotIsUsedAgainAndOldHandlesAreKnown) {
+  const Handle first = open("sa");
+  close(first);
+  const Handle second = open("sa");
+  EXPECT_EQ(second.slot, first.slot);
+  EXPECT_GT(second.generation, first.generation);
+  EXPECT_TRUE(table.is_over(first));
+  EXPECT_TRUE(table.is_open(second));
+  EXPECT_EQ(leave(first, 0), Left::gone);
+  EXPECT_FALSE(table.claim(first));
+  std::vector<Handle> over;
+  EXPECT_FALSE(table.close(first, false, over));
+  EXPECT_TRUE(table.is_open(second));
+}
+
+TEST_F(RequestTableTest, HandlesOutOfTheAirAreOver) {
+  for (const Handle handle : {Handle{0, 0}, Handle{0, 99}, Handle{70'000, 1}, Handle{0xffffffff, 1}}) {
+    EXPECT_TRUE(table.is_over(handle));
+    EXPECT_FALSE(table.is_open(handle));
+    EXPECT_FALSE(table.claim(handle));
+    EXPECT_EQ(table.add_device(handle, 0), Status::request_closed);
+    Handle child;
+    EXPECT_EQ(try_open(child, "sa", {}, handle), Status::request_closed);
+  }
+}
+
+TEST_F(RequestTableTest, WrongDevicesMakeNoRequest) {
+  Handle handle;
+  EXPECT_EQ(try_open(handle, "sa", {1, 2, 1}), Status::duplicate_device);
+  EXPECT_EQ(try_open(handle, "sa", {1, kMaxDevices}), Status::too_many_devices);
+  EXPECT_EQ(try_open(handle, "sa", {4000, 1, 4000}, {}, 5000), Status::duplicate_device);
+  EXPECT_EQ(table.counts().open, 0U);
+  EXPECT_EQ(depot.aside(), 0U);
+  const Handle fine = open("sa", {1, 2});
+  EXPECT_EQ(table.find_waiting("sa", 1, {}).count, 1U);
+  EXPECT_FALSE(table.find_waiting("sa", 4000, {}).named);
+  close(fine);
+}
+
+TEST_F(RequestTableTest, AsManyRequestsAsThereAreSlots) {
+  std::vector<Handle> all(kMaxRequests);
+  for (Handle& handle : all) handle = open("sa");
+  Handle more;
+  EXPECT_EQ(try_open(more, "sb", {}, {}, 1000), Status::too_many_requests);
+  EXPECT_EQ(depot.aside(), 0U) << "nothing is set aside for a request that was not made";
+  close(all[12'345]);
+  const Handle next = open("sb");
+  EXPECT_EQ(next.slot, all[12'345].slot);
+  EXPECT_EQ(table.counts().open, kMaxRequests);
+}
+
+// ---- ids
+
+TEST_F(RequestTableTest, GenerationsOfOneIdAreIndependent) {
+  const Handle first = open("sa", {0, 1});
+  const Handle second = open("sa", {0});
+  EXPECT_EQ(table.find_waiting("sa", 0, {}).count, 2U);
+  RequestTable::Waiting one = table.find_waiting("sa", 1, {});
+  EXPECT_EQ(one.count, 1U);
+  EXPECT_EQ(one.handle.generation, first.generation);
+  one = table.find_waiting("sa", 0, second.generation);
+  EXPECT_EQ(one.count, 1U);
+  EXPECT_EQ(one.handle.generation, second.generation);
+  close(second);
+  EXPECT_EQ(leave(second, 0), Left::last);
+  EXPECT_TRUE(finish(second));
+  EXPECT_EQ(table.find_waiting("sa", 0, {}).handle.generation, first.generation);
+  EXPECT_EQ(table.find_waiting("sa", 0, second.generation).found, false);
+}
+
+TEST_F(RequestTableTest, AnIdNobodyWaitsForSaysWhy) {
+  EXPECT_FALSE(table.find_waiting("snobody", 0, {}).found);
+  const Handle handle = open("sa", {0, 1});
+  (void)leave(handle, 0);
+  const RequestTable::Waiting acked = table.find_waiting("sa", 0, {});
+  EXPECT_EQ(acked.count, 0U);
+  EXPECT_TRUE(acked.found);
+  EXPECT_TRUE(acked.named);
+  const RequestTable::Waiting never = table.find_waiting("sa", 2, {});
+  EXPECT_TRUE(never.found);
+  EXPECT_FALSE(never.named);
+}
+
+TEST_F(RequestTableTest, IdsAreBytes) {
+  const Handle a = open(std::string_view("b\0x", 3), {0});
+  const Handle b = open(std::string_view("b\0y", 3), {0});
+  const Handle c = open("", {0});
+  EXPECT_EQ(table.find_waiting(std::string_view("b\0x", 3), 0, {}).handle.generation, a.generation);
+  EXPECT_EQ(table.find_waiting(std::string_view("b\0y", 3), 0, {}).handle.generation, b.generation);
+  EXPECT_EQ(table.find_waiting("", 0, {}).handle.generation, c.generation);
+}
+
+TEST_F(RequestTableTest, ManyIdsInOneBucketAreKeptApart) {
+  // More ids than buckets.
+  std::vector<Handle> all;
+  for (int i = 0; i < 5000; ++i) all.push_back(open("s" + std::to_string(i), {0}));
+  for (std::size_t i = 0; i < all.size(); i += 3) {
+    close(all[i]);
+    (void)leave(all[i], 0);
+    EXPECT_TRUE(finish(all[i]));
+  }
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const RequestTable::Waiting waiting = table.find_waiting("s" + std::to_string(i), 0, {});
+    ASSERT_EQ(waiting.found, i % 3 != 0) << i;
+    if (waiting.found) {
+      ASSERT_EQ(waiting.handle.generation, all[i].generation);
+    }
+  }
+}
+
+// ---- devices that come later
+
+TEST_F(RequestTableTest, DevicesMayBeAddedWhileTheHostHolds) {
+  const Handle handle = open("sa", {0});
+  EXPECT_EQ(table.add_device(handle, 0), Status::duplicate_device);
+  EXPECT_EQ(table.add_device(handle, 4095), Status::ok);
+  EXPECT_EQ(table.add_device(handle, kMaxDevices), Status::too_many_devices);
+  EXPECT_EQ(leave(handle, 0), Left::others_hold);
+  EXPECT_EQ(table.add_device(handle, 0), Status::ok) << "it acked, and may hold again";
+  close(handle);
+  EXPECT_EQ(table.add_device(handle, 9), Status::request_closed);
+  EXPECT_EQ(leave(handle, 0), Left::others_hold);
+  EXPECT_EQ(leave(handle, 4095), Left::last);
+}
+
+TEST_F(RequestTableTest, HeldByFindsEveryRequestOfADevice) {
+  const Handle a = open("sa", {0, 1});
+  const Handle b = open("sb", {1});
+  const Handle child = open("sa", {1}, a);
+  EXPECT_EQ(table.held_by(1).size(), 3U);
+  (void)leave(b, 1);
+  EXPECT_EQ(table.held_by(1).size(), 2U);
+  EXPECT_EQ(table.held_by(0).size(), 1U);
+  EXPECT_TRUE(table.held_by(77).empty());
+  EXPECT_TRUE(table.is_open(child));
+}
+
+// ---- children
+
+TEST_F(RequestTableTest, AChildHasASubsetOfItsParentsDevices) {
+  const Handle parent = open("sa", {0, 1});
+  const Handle child = open("sa", {1}, parent);
+  Handle other;
+  EXPECT_EQ(try_open(other, "sa", {2}, parent), Status::unknown_device);
+  (void)leave(parent, 0);
+  EXPECT_EQ(try_open(other, "sa", {0}, parent), Status::unknown_device) << "it has let go of the parent";
+  EXPECT_EQ(try_open(other, "sa", {1, 1}, parent), Status::duplicate_device);
+  EXPECT_EQ(table.find_waiting("sa", 1, {}).count, 1U) << "an ack by id is the parent's";
+  EXPECT_EQ(table.find_waiting("sa", 1, child.generation).count, 1U);
+}
+
+TEST_F(RequestTableTest, AChildMayNameNoDeviceThatItsParentLacks) {
+  const Handle parent = open("sa", {0, 1});
+  const Handle child = open("sa", {1}, parent);
+  // The parent could be over while that device still reads the child's memory.
+  EXPECT_EQ(table.add_device(child, 2), Status::unknown_device);
+  EXPECT_FALSE(holds(child, 2));
+  EXPECT_EQ(table.add_device(child, 0), Status::ok);
+  EXPECT_EQ(table.add_device(parent, 2), Status::ok);
+  EXPECT_EQ(table.add_device(child, 2), Status::ok);
+}
+
+TEST_F(RequestTableTest, AChildHasNoBudgetOfItsOwn) {
+  const Handle parent = open("sa");
+  Handle child;
+  EXPECT_EQ(try_open(child, "sa", {}, parent, 4096), Status::invalid_argument);
+  EXPECT_EQ(try_open(child, "sa", {}, parent, 0, 4096), Status::invalid_argument);
+  EXPECT_EQ(depot.aside(), 0U);
+}
+
+TEST_F(RequestTableTest, AnAckOfTheParentIsTheChildrensToo) {
+  const Handle parent = open("sa", {0, 1});
+  const Handle child = open("sa", {0, 1}, parent);
+  const Handle grandchild = open("sa", {0}, child);
+  std::vector<Handle> over;
+  close(grandchild);
+  EXPECT_EQ(leave(parent, 0), Left::others_hold);
+  table.leave_children(parent, device_bit(0), over);
+  ASSERT_EQ(over.size(), 1U);
+  EXPECT_EQ(over[0].generation, grandchild.generation);
+  EXPECT_FALSE(holds(child, 0));
+  EXPECT_TRUE(holds(child, 1));
+}
+
+TEST_F(RequestTableTest, ClosingAParentClosesItsChildren) {
+  const Handle parent = open("sa", {0});
+  const Handle child = open("sa", {0}, parent);
+  const Handle grandchild = open("sa", {}, child);
+  std::vector<Handle> over;
+  EXPECT_TRUE(table.close(parent, false, over));
+  ASSERT_EQ(over.size(), 1U);
+  EXPECT_EQ(over[0].generation, grandchild.generation);
+  EXPECT_FALSE(table.is_open(child));
+  EXPECT_EQ(table.counts().open, 0U);
+  EXPECT_EQ(table.counts().draining, 3U);
+}
+
+TEST_F(RequestTableTest, ChildrenEndWithTheirParent) {
+  const Handle parent = open("sa", {0});
+  std::vector<Handle> children;
+  for (int i = 0; i < 3; ++i) children.push_back(open("sa", {0}, parent));
+  const Handle grandchild = open("sa", {0}, children[1]);
+  close(parent);
+  EXPECT_EQ(leave(parent, 0), Left::last);
+  EXPECT_TRUE(finish(parent));
+  for (const Handle child : children) EXPECT_TRUE(table.is_over(child));
+  EXPECT_TRUE(table.is_over(grandchild));
+  EXPECT_EQ(table.counts().draining, 0U);
+}
+
+TEST_F(RequestTableTest, ChildrenEndInAnyOrder) {
+  const Handle parent = open("sa", {0});
+  std::vector<Handle> children;
+  for (int i = 0; i < 4; ++i) children.push_back(open("sa", {}, parent));
+  for (const std::size_t i : {std::size_t{1}, std::size_t{3}, std::size_t{0}}) close(children[i]);
+  EXPECT_TRUE(table.is_open(children[2]));
+  children.push_back(open("sa", {}, parent));
+  close(children[2]);
+  close(children[4]);
+  EXPECT_EQ(table.record(parent.slot)->first_child.load(), 0U);
+  EXPECT_EQ(table.counts().open, 1U);
+  EXPECT_EQ(table.counts().draining, 0U);
+}
+
+TEST_F(RequestTableTest, LongLinesOfChildrenAreFine) {
+  Handle last = open("sa", {0});
+  const Handle first = last;
+  for (int i = 0; i < 20'000; ++i) last = open("sa", {0}, last);
+  close(first);
+  EXPECT_EQ(leave(first, 0), Left::last);
+  std::vector<Handle> over;
+  table.leave_children(first, device_bit(0), over);
+  EXPECT_EQ(over.size(), 20'000U);
+  for (const Handle one : over) (void)finish(one);
+  EXPECT_TRUE(finish(first));
+  EXPECT_TRUE(table.is_over(last));
+  EXPECT_EQ(table.counts().draining, 0U);
+}
+
+TEST_F(RequestTableTest, CutLetsAllHoldersOfAllDescendantsGo) {
+  const Handle parent = open("sa", {0, 100});
+  const Handle child = open("sa", {100}, parent);
+  std::vector<Handle> over;
+  table.cut(parent, over);
+  for (const Handle one : over) (void)finish(one);
+  EXPECT_TRUE(table.is_over(parent));
+  EXPECT_TRUE(table.is_over(child));
+  EXPECT_EQ(table.counts().open, 0U);
+  EXPECT_EQ(table.counts().draining, 0U);
+}
+
+// ---- what is kept when a request is over
+
+TEST_F(RequestTableTest, ARetainedRequestKeepsItsSlot) {
+  const Handle handle = open("sa");
+  RequestRecord& record = *table.record(handle.slot);
+  record.keep.fetch_add(1);
+  close(handle);
+  EXPECT_TRUE(table.is_over(handle));
+  int seen = 0;
+  table.at(handle, [&](const RequestRecord& r, const HolderSet&) {
+    ++seen;
+    EXPECT_EQ(r.id, "sa");
+  });
+  EXPECT_EQ(seen, 1);
+  const Handle other = open("sb");
+  EXPECT_NE(other.slot, handle.slot);
+  ASSERT_EQ(record.keep.fetch_sub(1), 1U);
+  table.recycle(record);
+  table.at(handle, [&](const RequestRecord&, const HolderSet&) { ++seen; });
+  EXPECT_EQ(seen, 1);
+  EXPECT_EQ(open("sc").slot, handle.slot);
+}
+
+TEST_F(RequestTableTest, ARequestHasEndedWhenItsBlocksWentBack) {
+  for (const bool retained : {false, true}) {
+    const Handle handle = open("sa");
+    RequestRecord& record = *table.record(handle.slot);
+    EXPECT_FALSE(table.has_ended(handle));
+    std::vector<Handle> over;
+    ASSERT_TRUE(table.close(handle, false, over));
+    ASSERT_TRUE(table.claim(handle));
+    EXPECT_TRUE(table.is_over(handle));
+    EXPECT_FALSE(table.has_ended(handle)) << "its blocks are still on their way";
+    if (retained) record.keep.fetch_add(1);
+    (void)table.retire(record);
+    EXPECT_TRUE(table.has_ended(handle));
+    EXPECT_EQ(record.generation.load() != 0, retained);
+  }
+  EXPECT_TRUE(table.has_ended({0, 0}));
+  EXPECT_TRUE(table.has_ended({70'000, 5}));
+}
+
+TEST_F(RequestTableTest, SilentDevicesPutARequestInDoubt) {
+  OpenSpec spec;
+  spec.id = "sa";
+  const std::vector<std::uint32_t> on{0, 1};
+  spec.devices = on;
+  spec.lease_ns = 100;
+  spec.now_ns = 1000;
+  Handle handle;
+  ASSERT_EQ(table.open(spec, handle), Status::ok);
+  EXPECT_TRUE(table.any_lease());
+  const auto in_doubt = [&](std::int64_t now) {
+    return table.in_doubt(*table.record(handle.slot), table.holders(handle.slot), now);
+  };
+  EXPECT_FALSE(in_doubt(1100));
+  EXPECT_TRUE(in_doubt(1101));
+  devices.heard(0, 1090);
+  EXPECT_TRUE(in_doubt(1101)) << "the other is silent still";
+  devices.heard(1, 1090);
+  EXPECT_FALSE(in_doubt(1101));
+  EXPECT_TRUE(in_doubt(1191));
+  (void)leave(handle, 0);
+  (void)leave(handle, 1);
+  EXPECT_FALSE(in_doubt(5000)) << "only devices that hold can be missed";
+  close(handle);
+  EXPECT_FALSE(table.any_lease());
+}
+
+}  // namespace
+}  // namespace slabpool

@@ -1,0 +1,49 @@
+// Where threads of a test meet, to go on at the same moment. They spin for a while, because a thread that
+// the system wakes comes microseconds late, and the races looked for here last nanoseconds.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <random>
+#include <utility>
+
+namespace slabpool::test {
+
+class Meeting {
+ public:
+  // `between` is called by the last to arrive, while all others wait.
+  explicit Meeting(int threads, std::function<void()> between = {})
+      : threads_(threads), between_(std::move(between)) {}
+
+  void arrive() {
+    const unsigned round = round_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+      if (between_) between_();
+      arrived_.store(0, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+      round_.notify_all();
+      return;
+    }
+    for (int spins = 0; spins < 2000; ++spins) {
+      if (round_.load(std::memory_order_acquire) != round) return;
+    }
+    round_.wait(round, std::memory_order_acquire);  // there may be more threads than processors
+  }
+
+ private:
+  const int threads_;
+  const std::function<void()> between_;
+  std::atomic<int> arrived_{0};
+  std::atomic<unsigned> round_{0};
+};
+
+// A little work of random length, so that two threads meet at different points of their ways: from nothing
+// to some ten microseconds, each order of magnitude as likely as the others.
+inline void dawdle(std::mt19937_64& random, unsigned doublings = 14) {
+  for (auto n = random() % (std::uint64_t{1} << (random() % doublings)); n > 0; --n) {
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+  }
+}
+
+}  // namespace slabpool::test

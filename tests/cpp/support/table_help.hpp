@@ -1,0 +1,65 @@
+// A table of requests without a pool around it. Finishing a request is the pool's part: here finish() does
+// what a pool does, less the blocks.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "slabpool/request/request_table.hpp"
+#include "support/fake_memory.hpp"
+
+namespace slabpool::test {
+
+class TableFixture : public testing::Test {
+ protected:
+  static constexpr std::uint64_t kCapacity = std::uint64_t{1} << 20;
+
+  Status try_open(Handle& handle, std::string_view id, const std::vector<std::uint32_t>& on = {},
+                  std::optional<Handle> parent = {}, std::uint64_t reserve = 0,
+                  std::uint64_t quota = 0) {
+    OpenSpec spec;
+    spec.id = id;
+    spec.devices = on;
+    spec.parent = parent;
+    spec.reserve = reserve;
+    spec.quota = quota;
+    return table.open(spec, handle);
+  }
+  Handle open(std::string_view id, const std::vector<std::uint32_t>& on = {},
+              std::optional<Handle> parent = {}, std::uint64_t reserve = 0, std::uint64_t quota = 0) {
+    Handle handle;
+    EXPECT_EQ(try_open(handle, id, on, parent, reserve, quota), Status::ok);
+    return handle;
+  }
+  HolderSet::Left leave(Handle handle, std::uint32_t device) {
+    return table.holders(handle.slot)
+        .leave(static_cast<std::uint32_t>(handle.generation), device_bit(device));
+  }
+  bool finish(Handle handle) {
+    if (!table.claim(handle)) return false;
+    RequestRecord& record = *table.record(handle.slot);
+    if (record.has_budget.load()) table.return_budget(record);
+    for (const Handle child : table.retire(record)) (void)finish(child);
+    return true;
+  }
+  void close(Handle handle) {
+    std::vector<Handle> over;
+    (void)table.close(handle, false, over);
+    for (const Handle one : over) (void)finish(one);
+  }
+  std::uint64_t used(Handle handle) { return table.record(handle.slot)->used; }
+  bool holds(Handle handle, std::uint32_t device) {
+    return table.holders(handle.slot)
+        .holds(static_cast<std::uint32_t>(handle.generation), device_bit(device));
+  }
+
+  test::FakeMemory memory{std::size_t{64} << 20};
+  Depot depot{memory, kCapacity, false};
+  DeviceRegistry devices;
+  RequestTable table{depot, devices};
+};
+
+}  // namespace slabpool::test

@@ -1,0 +1,325 @@
+"""A plain account of who holds what, to hold the pool against.
+
+It knows the laws and the words of the contract (holders, generations, children, quota, reserve), not how
+the pool is built: block sizes are learnt from what the pool says when it hands one out, and checked
+against the promised rounding. What must stay true: every call on the pool has its step here, and after
+each the pool's own figures must equal these.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from slabpool import Ack, Layout, Pool, Request, RequestState, Stats, Tensors
+
+PAGE = 16 << 10
+SMALL = 128 << 10  # up to here blocks share slabs
+Bytes = npt.NDArray[np.uint8]
+
+
+def pages(nbytes: int) -> int:
+    """Bytes, rounded up to whole pages."""
+    return -(-nbytes // PAGE) * PAGE
+
+
+def slab_bytes(block: int) -> int:
+    """Most bytes of the pool that one block can pin, when nothing else is in its slab.
+
+    From the slab rule that the pool documents: at least eight blocks (four above 16 KiB) and no more than
+    1/64 left unused at the end.
+    """
+    if block > SMALL:
+        return block
+    slab = pages(block * (4 if block > PAGE else 8))
+    while slab % block > slab // 64:
+        slab += PAGE
+    return slab
+
+
+def block_bound(nbytes: int, align: int) -> int:
+    """Most bytes the block of a tensor may have: an eighth of waste above 1 KiB, a 64-byte step below."""
+    need = -(-max(nbytes, 1) // max(align, 64)) * max(align, 64)
+    return max(need + need // 8, need + 63, align)
+
+
+@dataclass(eq=False)
+class Block:
+    """One block and its holds: the request's, until that is over, and one for each array made over it."""
+
+    size: int
+    request: RequestModel | None
+    views: int = 0
+
+    @property
+    def held(self) -> bool:
+        return self.views > 0 or (self.request is not None and not self.request.over)
+
+
+@dataclass(eq=False)
+class View:
+    """One numpy array of the pool with the slices of it, and the stamp its bytes must still bear."""
+
+    block: Block
+    stamp: int
+    arrays: list[tuple[npt.NDArray[np.generic], int]]  # each with the offset of its first byte in the tensor
+
+    def intact(self) -> bool:
+        """Whether every byte is as it was written."""
+        return all(np.array_equal(flat(a), stamped(self.stamp, start, a.nbytes)) for a, start in self.arrays)
+
+
+@dataclass(eq=False)
+class TensorsModel:
+    """A layout that was allocated: its block, and the stamps written to its tensors."""
+
+    tensors: Tensors
+    layout: Layout
+    block: Block
+    stamps: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class RequestModel:
+    """One generation of a request."""
+
+    id: str | int | bytes
+    generation: int
+    parent: RequestModel | None
+    pending: set[str | int]
+    named: set[str | int]
+    leased: bool  # with a lease so short that it has run out
+    handle: Request | None
+    quota: int | None = None
+    reserve: int = 0
+    reserve_left: int = 0
+    used: int = 0  # by itself and its children, for the quota; kept by the root
+    charged: int = 0
+    host: bool = True
+    over: bool = False
+    cancelled: bool = False
+    gave_up: bool = False  # by a call of its own; what its parent did is forgotten with it
+    blocks: list[Block] = field(default_factory=list)
+    children: list[RequestModel] = field(default_factory=list)
+
+    @property
+    def root(self) -> RequestModel:
+        return self if self.parent is None else self.parent.root
+
+    @property
+    def nbytes(self) -> int:
+        return sum(b.size for b in self.blocks if b.held)
+
+    @property
+    def live_views(self) -> int:
+        return sum(b.views for b in self.blocks)
+
+    @property
+    def state(self) -> RequestState:
+        if self.over:
+            return RequestState.RELEASED
+        if self.leased and self.pending:
+            return RequestState.IN_DOUBT
+        return RequestState.OPEN if self.host else RequestState.DRAINING
+
+
+class PoolModel:
+    """All of one pool: what its figures must be."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.requests: list[RequestModel] = []
+        self.blocks: list[Block] = []  # held ones
+        self.known_devices: set[str | int] = set()
+        self.allocations = self.frees = self.peak = 0
+        self.acks = self.duplicates = self.lates = self.exhaustions = 0
+        # Requests whose children ended in this step: what those had may be set aside again, where it fits.
+        self.gaining: list[RequestModel] = []
+        self._stamps = itertools.count(1)
+
+    # ---- figures
+
+    @property
+    def live_requests(self) -> list[RequestModel]:
+        return [r for r in self.requests if not r.over]
+
+    def held(self) -> int:
+        return sum(b.size for b in self.blocks)
+
+    def pinned(self) -> int:
+        """Most bytes of pages that held blocks can keep from others."""
+        return sum(slab_bytes(b.size) for b in self.blocks)
+
+    def retained(self) -> int:
+        return sum(b.size for b in self.blocks if b.request is not None and b.request.over)
+
+    def in_doubt(self) -> int:
+        return sum(r.nbytes for r in self.requests if r.state is RequestState.IN_DOUBT)
+
+    def set_aside(self) -> int:
+        return sum(r.reserve_left for r in self.live_requests)
+
+    # ---- blocks
+
+    def new_stamp(self) -> int:
+        return next(self._stamps) * 0x9E3779B97F4A7C15 % (1 << 64)
+
+    def allocated(self, request: RequestModel | None, size: int, set_aside: int) -> Block:
+        """A block of `size` bytes was handed out; the pool has `set_aside` bytes set aside now."""
+        drawn = self.set_aside() - set_aside
+        block = Block(size, request)
+        self.blocks.append(block)
+        self.allocations += 1
+        self.peak = max(self.peak, self.held())
+        if request is not None:
+            request.blocks.append(block)
+            request.charged += size
+            root = request.root
+            root.used += size
+            # By the block, or by a slab to cut it from; what is used is no longer set aside.
+            assert 0 <= drawn <= min(root.reserve_left, slab_bytes(size))
+            root.reserve_left -= drawn
+            assert root.reserve_left <= max(root.reserve - root.used, 0)
+        else:
+            assert drawn == 0, "what is set aside went to somebody else"
+        return block
+
+    def let_go(self, block: Block) -> None:
+        """After a hold on the block is gone: it may be free now."""
+        if not block.held:
+            self.blocks.remove(block)
+            self.frees += 1
+
+    # ---- holders
+
+    def device_leaves(self, request: RequestModel, device: str | int) -> None:
+        for child in request.children:
+            if not child.over:
+                self.device_leaves(child, device)
+        request.pending.discard(device)
+        self._end_if_left(request)
+
+    def host_leaves(self, request: RequestModel, cancel: bool) -> None:
+        if request.over or not request.host:
+            return
+        for child in request.children:
+            self.host_leaves(child, cancel)
+        request.host = False
+        request.cancelled = cancel
+        self._end_if_left(request)
+
+    def _end_if_left(self, request: RequestModel) -> None:
+        if request.over or request.host or request.pending:
+            return
+        assert all(child.over for child in request.children), "a child outlives its parent"
+        held = [b for b in request.blocks if b.held]
+        request.over = True
+        for block in held:
+            self.let_go(block)
+        root = request.root
+        if root is request:
+            request.reserve_left = 0
+            return
+        root.used -= request.charged
+        if not root.over:
+            self.gaining.append(root)
+
+    def ack(self, request: RequestModel, device: str | int) -> Ack | None:
+        """What an ack must answer, None for an unknown device; and what it changes."""
+        if device not in request.named:
+            return None
+        if request.over:
+            self.lates += 1
+            return Ack.LATE
+        if device not in request.pending:
+            self.duplicates += 1
+            return Ack.DUPLICATE
+        self.acks += 1
+        self.device_leaves(request, device)
+        return Ack.RELEASED if request.over else Ack.PENDING
+
+    def waiting(
+        self, id: str | int | bytes, device: str | int
+    ) -> tuple[list[RequestModel], list[RequestModel]]:
+        """Live requests of an id that are no children, and those of them that wait for the device."""
+        live = [r for r in self.live_requests if r.parent is None and r.id == id and type(r.id) is type(id)]
+        return live, [r for r in live if device in r.pending]
+
+    def device_lost(self, device: str | int) -> int:
+        held = [r for r in self.live_requests if device in r.pending]
+        for request in held:
+            if not request.over:
+                self.device_leaves(request, device)
+        return len(held)
+
+    # ---- against the pool
+
+    def check_figures(self, s: Stats) -> None:
+        """The laws on bytes and counts."""
+        assert s.committed == s.live + s.retained + s.in_doubt + s.cached
+        assert s.committed <= s.capacity == self.capacity
+        assert min(s.live, s.retained, s.in_doubt, s.cached, s.set_aside) >= 0
+        retained, in_doubt = self.retained(), self.in_doubt()
+        assert (s.live, s.retained, s.in_doubt) == (self.held() - retained - in_doubt, retained, in_doubt)
+        assert s.live + s.retained + s.in_doubt + s.set_aside <= s.capacity
+        assert s.peak_live == self.peak
+        assert s.peak_committed >= s.committed
+        assert (s.allocations, s.frees) == (self.allocations, self.frees)
+        assert (s.acks, s.duplicate_acks, s.late_acks) == (self.acks, self.duplicates, self.lates)
+        assert s.exhaustions == self.exhaustions
+        live = self.live_requests
+        assert s.requests_open == sum(r.host for r in live)
+        assert s.requests_draining == sum(not r.host for r in live)
+        assert s.requests_in_doubt == sum(r.state is RequestState.IN_DOUBT for r in live)
+        self._check_set_aside(s.set_aside)
+
+    def _check_set_aside(self, set_aside: int) -> None:
+        """Exact, but for what a child's end brings back to a reserve: where there is room, which is learnt."""
+        back = set_aside - self.set_aside()
+        gaining = [r for r in set(self.gaining) if not r.over and r.reserve - r.used > r.reserve_left]
+        self.gaining.clear()
+        if not gaining:
+            assert back == 0
+            return
+        assert len(gaining) == 1, "the test let children of several reserves end in one step"
+        gaining[0].reserve_left += back
+        assert 0 <= back
+        assert gaining[0].reserve_left <= gaining[0].reserve - gaining[0].used
+
+    def check_requests(self, pool: Pool) -> None:
+        """What the pool tells of each request, in its list and through the handles."""
+        kept = sorted((r for r in self.requests if not r.over or r.nbytes), key=lambda r: r.generation)
+        listed = pool.requests()
+        assert [r.generation for r in listed] == [r.generation for r in kept]
+        for record, request in zip(listed, kept, strict=True):
+            assert (record.request_id, type(record.request_id)) == (request.id, type(request.id))
+            assert record.state is request.state
+            assert record.pending == request.pending
+            assert record.nbytes == request.nbytes
+            assert record.live_views == request.live_views
+            assert record.parent == (request.parent.generation if request.parent else None)
+            if (handle := request.handle) is not None:
+                assert (handle.state, handle.pending) == (record.state, record.pending)
+                assert (handle.nbytes, handle.live_views) == (record.nbytes, record.live_views)
+        for request in self.requests:
+            if request.handle is not None:
+                assert request.handle.cancelled == (
+                    request.gave_up or (request.cancelled and not request.over)
+                )
+                if request.over:
+                    assert request.handle.state is RequestState.RELEASED
+                    assert request.handle.nbytes == request.nbytes
+
+
+def flat(array: npt.NDArray[np.generic]) -> Bytes:
+    """The bytes of a contiguous array."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def stamped(stamp: int, start: int, nbytes: int) -> Bytes:
+    """`nbytes` bytes of a stamp's pattern, from byte `start` of the tensor that bears it."""
+    words = np.full((start % 8 + nbytes) // 8 + 1, stamp, np.uint64)
+    return words.view(np.uint8)[start % 8 : start % 8 + nbytes]

@@ -1,0 +1,1 @@
+"""The pool's Python face, subject by subject."""

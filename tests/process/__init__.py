@@ -1,0 +1,1 @@
+"""What a pool means to other processes."""

@@ -1,0 +1,1 @@
+"""A request's life, and the layouts it allocates."""

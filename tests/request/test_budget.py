@@ -1,0 +1,222 @@
+"""Quota and reserve: what bounds a request, and what is set aside for it.
+
+What must stay true: bytes set aside are there when they are asked for, whatever others do; a reserve that
+cannot be had leaves nothing behind; and both count whole blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import slabpool
+from slabpool import Pool, PoolExhausted, QuotaExceededError
+
+MiB = 1 << 20
+KiB = 1 << 10
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    with Pool("1MiB") as pool:
+        yield pool
+        assert pool._verify() is None
+        assert pool.stats().set_aside == 0
+
+
+# ---- quota
+
+
+def test_quota_bounds_whole_blocks(pool: Pool) -> None:
+    with pool.request("r", quota=8 * KiB) as req:
+        assert req.quota == 8 * KiB
+        req.empty(4 * KiB, "u1")
+        req.empty(4000, "u1")  # a block of 4 KiB as well
+        with pytest.raises(QuotaExceededError, match="8 KiB"):
+            req.empty(1, "u1")
+        assert req.nbytes == 8 * KiB
+        assert pool.stats().exhaustions == 0
+        pool.empty(1, "u1")  # others are not bound by it
+    with pool.request("r", quota="8KiB") as req:  # what the last one had counts for nothing
+        req.empty(8 * KiB, "u1")
+
+
+def test_quota_covers_children_and_comes_back_with_them(pool: Pool) -> None:
+    with pool.request("r", ["gpu0"], quota=8 * KiB) as req:
+        step = req.child(["gpu0"])
+        assert step.quota == 8 * KiB
+        step.empty(4 * KiB, "u1")
+        deeper = step.child()
+        deeper.empty(4 * KiB, "u1")
+        for each in (req, step, deeper):
+            with pytest.raises(QuotaExceededError):
+                each.empty(1, "u1")
+        deeper.close()
+        req.empty(4 * KiB, "u1")
+        step.close()
+        with pytest.raises(QuotaExceededError):
+            req.empty(1, "u1")  # a device still holds the step
+        step.ack("gpu0")
+        req.empty(4 * KiB, "u1")
+        with pytest.raises(QuotaExceededError):
+            req.empty(1, "u1")
+        req.ack("gpu0")
+
+
+def test_quota_counts_a_layout_as_one(pool: Pool) -> None:
+    layout = slabpool.Layout(dict.fromkeys("abcd", (1024, "u1")))
+    with pool.request("r", quota=4 * KiB) as req:
+        assert req.allocate(layout)["d"].nbytes == 1024
+        with pytest.raises(QuotaExceededError):
+            req.allocate(layout)
+
+
+def test_failed_allocation_is_not_charged(pool: Pool) -> None:
+    with pool.request("r", quota="1MiB") as req:
+        rest = pool.empty(512 * KiB, "u1")
+        for _ in range(100):
+            with pytest.raises(PoolExhausted):
+                req.empty(768 * KiB, "u1")
+        del rest
+        req.empty(768 * KiB, "u1")
+
+
+# ---- reserve
+
+
+def serve(req: slabpool.Request, size: int) -> bool:
+    try:
+        req.empty(size, "u1")
+    except PoolExhausted:
+        return False
+    return True
+
+
+# Sizes whose blocks fill pages of 16 KiB without a rest, so that the last byte of a reserve can be had.
+@pytest.mark.parametrize("size", [64, 1024, 4096, 16384, 65536, 131_072, 524_288])
+def test_two_reserves_of_half_are_both_fully_served(size: int) -> None:
+    with Pool("1MiB") as pool:
+        first, second = pool.request("a", reserve="512KiB"), pool.request("b", reserve="512KiB")
+        assert pool.stats().set_aside == MiB
+        with pytest.raises(PoolExhausted):
+            pool.empty(64, "u1")
+        with pytest.raises(PoolExhausted):
+            pool.request("c", reserve=1)
+        for _ in range(512 * KiB // size):  # in turns, so that neither has slabs of its own by chance
+            first.empty(size, "u1")
+            second.empty(size, "u1")
+        assert first.nbytes == second.nbytes == 512 * KiB
+        stats = pool.stats()
+        assert (stats.live, stats.committed, stats.set_aside) == (MiB, MiB, 0)
+        assert pool._verify() is None
+        first.close()
+        second.close()
+        assert (pool.stats().set_aside, pool.stats().live) == (0, 0)
+        assert pool.empty(MiB, "u1").nbytes == MiB
+
+
+@pytest.mark.parametrize("size", [100, 1000, 1500, 5000, 20_000, 40_000, 100_000, 140_000])
+def test_reserves_of_other_sizes_are_served_but_for_an_eighth_of_rounding(size: int) -> None:
+    with Pool("4MiB") as pool:
+        requests = [pool.request(number, reserve="1MiB") for number in range(4)]
+        active = list(requests)
+        while active:
+            active = [req for req in active if serve(req, size)]
+        assert min(req.nbytes for req in requests) >= MiB * 7 // 8 - size
+        for req in requests:
+            req.close()
+
+
+def test_reserves_of_mixed_sizes_do_not_starve_each_other() -> None:
+    rng = np.random.default_rng(5)
+    with Pool("4MiB") as pool:
+        requests = [pool.request(number, reserve="1MiB") for number in range(4)]
+        active = list(requests)
+        while active:
+            active = [req for req in active if serve(req, int(2 ** rng.uniform(6, 15)))]
+        assert min(req.nbytes for req in requests) >= MiB * 2 // 3
+        for req in requests:
+            req.close()
+
+
+def test_reserve_that_cannot_be_had_leaves_nothing(pool: Pool) -> None:
+    keep = pool.empty(512 * KiB, "u1")
+    before = pool.stats()
+    with pytest.raises(PoolExhausted, match="768 KiB"):
+        pool.request("r", ["gpu0"], reserve="768KiB")
+    after = pool.stats()
+    assert after == before._replace(exhaustions=before.exhaustions + 1)
+    assert pool.requests() == []
+    with pool.request("r", reserve="512KiB"):
+        assert pool.stats().set_aside == 512 * KiB
+    del keep
+
+
+def test_reserve_takes_room_from_others_and_gives_it_back(pool: Pool) -> None:
+    with pool.request("r", reserve="768KiB") as req:
+        others = pool.empty(256 * KiB, "u1")
+        with pytest.raises(PoolExhausted, match="768 KiB set aside"):
+            pool.empty(16 * KiB, "u1")
+        own = req.empty(256 * KiB, "u1")
+        assert pool.stats().set_aside == 512 * KiB
+        del others
+        assert pool.empty(256 * KiB, "u1").nbytes == 256 * KiB
+        del own
+        assert pool.stats().set_aside == 512 * KiB  # the request keeps its block
+    assert pool.stats().set_aside == 0
+    assert pool.empty(1 * MiB, "u1").nbytes == MiB
+
+
+def test_request_may_have_more_than_its_reserve(pool: Pool) -> None:
+    with pool.request("r", reserve="256KiB") as req:
+        req.empty(512 * KiB, "u1")
+        assert pool.stats().set_aside == 0
+        req.empty(512 * KiB, "u1")
+        with pytest.raises(PoolExhausted):
+            req.empty(1, "u1")
+
+
+def test_children_draw_on_the_reserve_and_give_it_back(pool: Pool) -> None:
+    with pool.request("r", ["gpu0"], reserve="512KiB") as req:
+        for _ in range(50):
+            with req.child(["gpu0"]) as step:
+                step.empty(256 * KiB, "u1")
+                assert pool.stats().set_aside == 256 * KiB
+                with pytest.raises(PoolExhausted):
+                    pool.empty(768 * KiB, "u1")
+            step.ack("gpu0")
+            assert pool.stats().set_aside == 512 * KiB
+        req.empty(512 * KiB, "u1")
+        req.ack("gpu0")
+
+
+def test_reserve_is_held_while_devices_hold(pool: Pool) -> None:
+    req = pool.request("r", ["gpu0"], reserve="768KiB")
+    req.empty(256 * KiB, "u1")
+    req.close()
+    req.ack("gpu0")
+    assert pool.stats().set_aside == 0
+    assert pool.empty(1 * MiB, "u1").nbytes == MiB
+
+
+def test_reserve_drops_what_others_cached(pool: Pool) -> None:
+    arrays = [pool.empty(size, "u1") for size in (100, 5000, 70_000, 200_000) for _ in range(2)]
+    arrays.clear()
+    assert pool.stats().cached > 0
+    with pool.request("r", reserve="1MiB") as req:
+        req.empty(1 * MiB, "u1")
+
+
+def test_released_view_does_not_count_against_a_new_reserve_twice(pool: Pool) -> None:
+    req = pool.request("r", reserve="512KiB")
+    kept = req.full(512 * KiB, 7, "u1")
+    req.close()
+    assert (pool.stats().retained, pool.stats().set_aside) == (512 * KiB, 0)
+    with pool.request("s", reserve="512KiB") as other:
+        with pytest.raises(PoolExhausted):
+            pool.request("t", reserve=1)
+        other.empty(512 * KiB, "u1")
+    assert (kept == 7).all()
+    del kept

@@ -1,0 +1,253 @@
+"""The whole public API with its types, as a user's program would have it. Checked by mypy --strict, and run.
+
+`assert_type` is exact: an Any where a type is known is an error. tests/test_stubs.py sees to it that no
+public name, method or field is missing here: give each object a parameter annotated with its class.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from typing_extensions import assert_type
+
+import slabpool
+
+# As each of an engine's own functions might take one.
+DTYPES: list[DTypeLike] = ["f4", np.float16, np.dtype("i4"), float, [("a", "i4"), ("b", "f8")]]
+
+
+def make_pools() -> slabpool.Pool:
+    slabpool.Pool(1 << 20).close()
+    slabpool.Pool(np.int64(1 << 20)).close()
+    return slabpool.Pool(
+        "16MiB",
+        memory="host",
+        name="sample",
+        scrub="release",
+        debug=1,
+        events=64,
+        huge_pages=False,
+        numa_node=None,
+    )
+
+
+def use_pool(pool: slabpool.Pool) -> None:
+    assert_type(pool.name, str)
+    assert_type(pool.capacity, int)
+    assert_type(pool.closed, bool)
+    assert_type(pool.empty(3), NDArray[np.float64])
+    assert_type(pool.empty(3, np.float16), NDArray[np.float16])
+    assert_type(pool.empty((2, 3), np.dtype(np.int32), align=4096, timeout=0.5), NDArray[np.int32])
+    assert_type(pool.empty([2, 3], "f4"), NDArray[Any])
+    assert_type(pool.zeros(np.int64(3)), NDArray[np.float64])
+    assert_type(pool.zeros((), np.uint8, align=64, timeout=None), NDArray[np.uint8])
+    assert_type(pool.zeros(4, float), NDArray[Any])
+    assert_type(pool.zeros(4, [("a", "i4"), ("b", "f8")]), NDArray[Any])
+    for dtype in DTYPES:
+        pool.empty(4, dtype)
+    assert_type(pool.full(3, np.float32(1.5)), NDArray[np.float32])
+    assert_type(pool.full((3,), 7, np.uint8, align=128, timeout=0), NDArray[np.uint8])
+    assert_type(pool.full(3, 1.5), NDArray[Any])
+    assert_type(pool.full(3, 1.5, "f2"), NDArray[Any])
+    assert_type(pool.copy(np.arange(3, dtype=np.int16)), NDArray[np.int16])
+    assert_type(pool.copy([1, 2, 3], align=64, timeout=1), NDArray[Any])
+    assert_type(pool.stats(), slabpool.Stats)
+    assert_type(pool.requests(), list[slabpool.RequestRecord])
+    assert_type(pool.leaks(), list[slabpool.RequestRecord])
+    assert_type(pool.leaks(older_than=0.5), list[slabpool.RequestRecord])
+    assert_type(pool.events(), list[slabpool.Event])
+    assert_type(pool.corruptions(), list[slabpool.Corruption])
+    assert_type(pool.trim(), int)
+
+
+def open_requests(pool: slabpool.Pool) -> None:
+    with pool.request(
+        "chat-42", devices=["gpu0", 1], reserve="64KiB", quota=1 << 20, lease=30, timeout=1
+    ) as req:
+        assert_type(req, slabpool.Request)
+        use_request(req)
+    use_holders(pool, req)
+    pool.request(7, {"gpu0"}).close()
+    pool.request(b"id", (f"gpu{i}" for i in range(1))).close()
+    assert_type(pool.ack(7, "gpu0"), slabpool.Ack)
+    assert_type(pool.heartbeat("gpu0"), None)
+    assert_type(pool.device_lost("gpu0"), int)
+
+
+def use_request(req: slabpool.Request) -> None:
+    assert_type(req.id, str | int | bytes)
+    assert_type(req.generation, int)
+    assert_type(req.parent, int | None)
+    assert_type(req.quota, int | None)
+    assert_type(req.pending, frozenset[str | int])
+    assert_type(req.state, slabpool.RequestState)
+    assert_type(req.nbytes, int)
+    assert_type(req.live_views, int)
+    assert_type(req.cancelled, bool)
+    assert_type(req.empty(3), NDArray[np.float64])
+    assert_type(req.empty((2, 3), np.float16, align=64, timeout=None), NDArray[np.float16])
+    assert_type(req.zeros(3, np.dtype(np.complex64)), NDArray[np.complex64])
+    assert_type(req.zeros(3, ">u2"), NDArray[Any])
+    assert_type(req.full(3, np.int8(1)), NDArray[np.int8])
+    assert_type(req.full((3,), 7, np.uint8), NDArray[np.uint8])
+    assert_type(req.copy(np.zeros(3, np.float16)), NDArray[np.float16])
+    layout = slabpool.Layout({"k": ((2, 8), np.float16), "v": (16, "f4")})
+    tensors = req.allocate(layout, zero=True, timeout=0.5)
+    assert_type(tensors, slabpool.Tensors)
+    use_layout(layout, tensors)
+    with req.child(devices=["gpu0"]) as step:
+        assert_type(step, slabpool.Request)
+    assert_type(step.ack("gpu0"), slabpool.Ack)
+
+
+def use_holders(pool: slabpool.Pool, req: slabpool.Request) -> None:
+    req.close()
+    again = pool.request("chat-42")
+    use_new_device(again)
+    assert_type(req.ack("gpu0"), slabpool.Ack)
+    assert_type(pool.ack("chat-42", 1, generation=req.generation), slabpool.Ack)
+    assert_type(req.wait(), bool)
+    assert_type(req.wait(timeout=0), bool)
+
+
+def use_new_device(req: slabpool.Request) -> None:
+    assert_type(req.add_device("gpu9"), None)
+    assert_type(req.cancel(), None)
+    assert_type(req.remove_device("gpu9"), slabpool.Ack)
+
+
+def use_layout(layout: slabpool.Layout, tensors: slabpool.Tensors) -> None:
+    assert_type(layout.names, tuple[str, ...])
+    assert_type(layout.nbytes, int)
+    assert_type(layout["k"], tuple[tuple[int, ...], np.dtype[Any]])
+    assert_type(len(layout), int)
+    assert_type(list(layout), list[str])
+    assert_type("k" in layout, bool)
+    assert_type(tensors.layout, slabpool.Layout)
+    assert_type(tensors["k"], NDArray[Any])
+    assert_type(tensors.k, NDArray[Any])
+    assert_type(tensors.keys(), tuple[str, ...])
+    assert_type(tensors.values(), list[NDArray[Any]])
+    assert_type(tensors.items(), list[tuple[str, NDArray[Any]]])
+    assert_type(len(tensors), int)
+    assert_type(list(tensors), list[str])
+    assert_type("k" in tensors, bool)
+
+
+def read_stats(stats: slabpool.Stats) -> int:
+    held = stats.live + stats.retained + stats.in_doubt + stats.cached
+    peaks = stats.peak_live + stats.peak_committed
+    requests = stats.requests_open + stats.requests_draining + stats.requests_in_doubt
+    counts = (
+        stats.allocations
+        + stats.frees
+        + stats.acks
+        + stats.duplicate_acks
+        + stats.late_acks
+        + stats.exhaustions
+    )
+    return (
+        held + peaks + requests + counts + stats.capacity + stats.reserved + stats.committed + stats.set_aside
+    )
+
+
+def read_record(record: slabpool.RequestRecord) -> str:
+    assert_type(record.request_id, str | int | bytes)
+    assert_type(record.generation, int)
+    assert_type(record.state, slabpool.RequestState)
+    assert_type(record.nbytes, int)
+    assert_type(record.age, float)
+    assert_type(record.pending, frozenset[str | int])
+    assert_type(record.live_views, int)
+    assert_type(record.opened_at, str)
+    assert_type(record.parent, int | None)
+    return str(record)
+
+
+def read_event(event: slabpool.Event) -> tuple[int, int, str, int, str | int | None, int]:
+    return event.time_ns, event.thread, event.kind, event.generation, event.device, event.nbytes
+
+
+def read_corruption(corruption: slabpool.Corruption) -> tuple[int, int, int, int, str]:
+    where = corruption.allocated_at
+    return corruption.address, corruption.nbytes, corruption.offset, corruption.generation, where
+
+
+def of_ack(ack: slabpool.Ack) -> bool:
+    if ack is slabpool.Ack.PENDING or ack is slabpool.Ack.RELEASED:
+        return True
+    return ack not in (slabpool.Ack.DUPLICATE, slabpool.Ack.LATE)
+
+
+def of_state(state: slabpool.RequestState) -> str:
+    over = slabpool.RequestState.DRAINING, slabpool.RequestState.IN_DOUBT, slabpool.RequestState.RELEASED
+    if state in over:
+        return state.value
+    return slabpool.RequestState.OPEN.value
+
+
+#: Each error, under the built-in one that a program would already be catching.
+ERRORS: dict[type[Exception], list[type[slabpool.SlabpoolError]]] = {
+    ValueError: [
+        slabpool.InvalidArgumentError,
+        slabpool.TooManyDevicesError,
+        slabpool.DuplicateDeviceError,
+        slabpool.TensorTooLargeError,
+    ],
+    TypeError: [slabpool.InvalidTypeError],
+    MemoryError: [slabpool.PoolExhausted, slabpool.QuotaExceededError, slabpool.TensorTooLargeError],
+    LookupError: [slabpool.UnknownDeviceError, slabpool.AmbiguousRequestError],
+    RuntimeError: [
+        slabpool.RequestClosedError,
+        slabpool.PoolClosedError,
+        slabpool.PoolBusyError,
+        slabpool.ForkedPoolError,
+        slabpool.DeviceUnavailableError,
+    ],
+}
+
+
+async def open_in_a_loop(pool: slabpool.Pool) -> None:
+    req = await pool.request_async("async", ["gpu0"], reserve=4096, quota="1MiB", lease=1.5, timeout=5)
+    assert_type(req, slabpool.Request)
+    await drain_in_a_loop(req)
+
+
+async def drain_in_a_loop(req: slabpool.Request) -> None:
+    req.close()
+    req.ack("gpu0")
+    await req.released()
+
+
+def leave(pool: slabpool.Pool) -> None:
+    req = pool.request("r", ["gpu0"])
+    read_record(pool.requests()[0])
+    req.close()
+    of_state(req.state)
+    of_ack(req.ack("gpu0"))
+    read_stats(pool.stats())
+    read_event(pool.events()[0])
+    read_corruption(slabpool.Corruption(0, 0, 0, 0, ""))
+    pool.close(force=True)
+
+
+def main() -> None:
+    assert_type(slabpool.__version__, str)
+    for folder in (slabpool.get_include(), slabpool.get_lib(), slabpool.get_cmake_dir()):
+        assert_type(folder, str)
+        assert os.path.isdir(folder)
+    for builtin, errors in ERRORS.items():
+        assert all(issubclass(error, builtin) for error in errors)
+    with make_pools() as pool:
+        use_pool(pool)
+        open_requests(pool)
+        asyncio.run(open_in_a_loop(pool))
+        leave(pool)
+
+
+if __name__ == "__main__":
+    main()
