@@ -8,6 +8,7 @@ and nothing of the loop is kept beyond.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -64,10 +65,8 @@ class _Wakeup:
             self._close()
 
     def _wake(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):  # somebody read it in the meantime
             os.read(self._read, 4096)
-        except BlockingIOError:  # somebody read it in the meantime
-            pass
         waiters, self._waiters = self._waiters, set()
         for waiter in waiters:
             _answer(waiter, True)

@@ -85,7 +85,7 @@ def test_a_missing_peer_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch, t
     class Recorder(Programs):
         """Runs nothing; notes the order."""
 
-        order: list[str] = []  # noqa: RUF012
+        order: list[str] = []
 
         def run(self, case: Case) -> Metrics:
             self.order.append(case.contender)

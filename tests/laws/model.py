@@ -277,7 +277,7 @@ class PoolModel:
         self._check_set_aside(s.set_aside)
 
     def _check_set_aside(self, set_aside: int) -> None:
-        """Exact, but for what a child's end brings back to a reserve: where there is room, which is learnt."""
+        """Exact, but for what a child's end brings back to a reserve: where there is room; that is learnt."""
         back = set_aside - self.set_aside()
         gaining = [r for r in set(self.gaining) if not r.over and r.reserve - r.used > r.reserve_left]
         self.gaining.clear()
@@ -286,7 +286,7 @@ class PoolModel:
             return
         assert len(gaining) == 1, "the test let children of several reserves end in one step"
         gaining[0].reserve_left += back
-        assert 0 <= back
+        assert back >= 0
         assert gaining[0].reserve_left <= gaining[0].reserve - gaining[0].used
 
     def check_requests(self, pool: Pool) -> None:

@@ -28,7 +28,6 @@ from tests.laws.model import (
     block_bound,
     flat,
     pages,
-    slab_bytes,
     stamped,
 )
 
@@ -142,7 +141,7 @@ class PoolMachine(RuleBasedStateMachine):
                     quota,
                     reserve or 0,
                     reserve or 0,
-                )  # fmt: skip
+                )
             )
 
     def _request(self, pick: int, alive: bool, host: bool = False) -> RequestModel | None:
@@ -256,8 +255,8 @@ class PoolMachine(RuleBasedStateMachine):
         self._new_array(None, kind, nbytes, form, align)
 
     @precondition(lambda self: self.model.requests)
-    @rule(pick=PICK, kind=KINDS, nbytes=NBYTES, form=st.integers(0, len(FORMS) - 1), align=ALIGNS, keep=MOSTLY,
-          alive=MOSTLY)  # fmt: skip
+    @rule(pick=PICK, kind=KINDS, nbytes=NBYTES, form=st.integers(0, len(FORMS) - 1), align=ALIGNS,
+          keep=MOSTLY, alive=MOSTLY)  # fmt: skip
     def request_array(self, pick: int, kind: str, nbytes: int, form: int, align: int | None, keep: bool,
                       alive: bool) -> None:  # fmt: skip
         if (request := self._request(pick, alive, host=True)) is None:

@@ -1,7 +1,8 @@
 """A pool used from many threads: memory finds its way back from each, and nobody is held up.
 
-What must stay true: a block may be freed by any thread; a thread that ends leaves no memory behind that others
-cannot have; the GIL is let go where C++ waits or does bulk work, so that the rest of the program runs on.
+What must stay true: a block may be freed by any thread; a thread that ends leaves no memory behind that
+others cannot have; the GIL is let go where C++ waits or does bulk work, so that the rest of the program
+runs on.
 """
 
 from __future__ import annotations
@@ -298,6 +299,6 @@ def test_the_gil_is_let_go_for_big_fills() -> None:
         assert others_run_during(lambda: request.zeros(big, "u1")), "in a request"
     source = np.ones(big, "u1")
     assert others_run_during(lambda: pool.copy(source)), "numpy's own copy"
-    # What takes no time keeps it: letting go costs more than it gives. This also shows that the test can fail.
+    # What takes no time keeps it: letting go costs more than it gives. It also shows that the test can fail.
     assert not others_run_during(lambda: pool.empty(big, "u1"))
     assert not others_run_during(lambda: pool.zeros(1000, "u1"))

@@ -167,8 +167,8 @@ class Decoder:
         values[:, start:end] = qkv[:, c.heads + c.kv_heads :].transpose(1, 0, 2)
 
         # (n, heads, d) -> (kv_heads, group * n, d): the heads that share keys become rows of one product.
-        queries = turned[:, : c.heads].reshape(n, c.kv_heads, group, c.head_dim).transpose(1, 2, 0, 3)
-        queries = queries.reshape(c.kv_heads, group * n, c.head_dim)
+        by_group = turned[:, : c.heads].reshape(n, c.kv_heads, group, c.head_dim).transpose(1, 2, 0, 3)
+        queries = by_group.reshape(c.kv_heads, group * n, c.head_dim)
         scores = np.matmul(queries, keys[:, :end].transpose(0, 2, 1))
         scores *= self._scale
         if mask is not None:
