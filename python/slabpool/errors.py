@@ -63,7 +63,3 @@ class ForkedPoolError(SlabpoolError, RuntimeError):
 
 class DeviceUnavailableError(SlabpoolError, RuntimeError):
     """The kind of memory asked for is not available on this machine."""
-
-
-class MemoryCorruptionWarning(RuntimeWarning):
-    """A pool with ``debug`` on found a write past the end of a block (see `Pool.corruptions`)."""

@@ -201,27 +201,60 @@ TEST(Wait, AReserveComesWhenARequestEnds) {
   expect_all_returned(*pool);
 }
 
+// A thread that waits for memory, once in each round, while the main thread makes room for it.
+class Waiter {
+ public:
+  explicit Waiter(int total)
+      : thread_([this, total] {
+          std::mt19937_64 random(7);
+          for (int round = 0; round < total; ++round) {
+            start_.arrive();
+            dawdle(random);
+            made_ = pool_->allocate_until(spec_, in_seconds(kFar));
+            end_.arrive();
+          }
+        }) {}
+  ~Waiter() { thread_.join(); }
+
+  void start(Pool& pool, const AllocateSpec& spec) {
+    pool_ = &pool;
+    spec_ = spec;
+    start_.arrive();
+  }
+  Allocation end() {
+    end_.arrive();
+    return made_;
+  }
+
+ private:
+  test::Meeting start_{2};
+  test::Meeting end_{2};
+  Pool* pool_ = nullptr;
+  AllocateSpec spec_;
+  Allocation made_;
+  std::thread thread_;
+};
+
 TEST(Wait, ReserveThatWasNotNeededIsRoomForThoseWhoWait) {
-  for (int round = 0; round < rounds(2'000); ++round) {
+  const int total = rounds(3'000);
+  Waiter waiter(total);
+  std::mt19937_64 random(1);
+  for (int round = 0; round < total; ++round) {
     const auto pool = make_pool(kMiB);
     // A free block of 64 KiB lies in a slab that is in use; all else is taken or set aside.
     Block* one = pool->allocate(bytes(65'536)).block;
     Block* two = pool->allocate(bytes(65'536)).block;
+    pool->drop_view(*one);
     const Handle request = open(*pool, {.reserve = 65'536});
     std::vector<Block*> rest;
     Allocation made;
     while ((made = pool->allocate(bytes(kPageSize))).block != nullptr) rest.push_back(made.block);
-    Status waited = Status::exhausted;
-    std::thread waiter([&] {
-      const Allocation late = pool->allocate_until(bytes(2 * kPageSize), in_seconds(kFar));
-      waited = late.status;
-      if (late.block != nullptr) pool->drop_view(*late.block);
-    });
-    pool->drop_view(*one);
-    // Whoever comes first: both fit.
+    waiter.start(*pool, bytes(2 * kPageSize));
+    dawdle(random, 17);
     EXPECT_EQ(pool->allocate(kept(65'536, request)).status, Status::ok);
-    waiter.join();
-    EXPECT_EQ(waited, Status::ok) << "round " << round;
+    const Allocation late = waiter.end();
+    ASSERT_EQ(late.status, Status::ok) << "round " << round;
+    pool->drop_view(*late.block);
     pool->drop_view(*two);
     for (Block* block : rest) pool->drop_view(*block);
     pool->close_request(request, false);
@@ -265,29 +298,26 @@ TEST(Wait, TheEndOfARequestMeansItsMemoryIsBack) {
 }
 
 TEST(Wait, EndsWhenTheRequestOrThePoolIsClosed) {
-  for (const bool whole_pool : {false, true}) {
-    for (int round = 0; round < rounds(500); ++round) {
-      const auto pool = make_pool(kMiB);
-      const Handle request = open(*pool, {.devices = {0}});
-      Block* all = pool->allocate(bytes(kMiB)).block;
-      Status waited = Status::ok;
-      std::thread waiter(
-          [&] { waited = pool->allocate_until(kept(1000, request), in_seconds(kFar)).status; });
-      if (whole_pool) {
-        EXPECT_EQ(pool->close(true), Status::ok);
-      } else {
-        pool->close_request(request, false);
-      }
-      waiter.join();
-      if (whole_pool) {
-        EXPECT_TRUE(waited == Status::pool_closed || waited == Status::request_closed);
-      } else {
-        EXPECT_EQ(waited, Status::request_closed) << "round " << round;
-        (void)pool->ack(request, 0);
-      }
-      pool->drop_view(*all);
-      expect_all_returned(*pool);
+  const int total = rounds(3'000);
+  Waiter waiter(total);
+  std::mt19937_64 random(1);
+  for (int round = 0; round < total; ++round) {
+    const auto pool = make_pool(kMiB);
+    const Handle request = open(*pool, {.devices = {0}});
+    Block* all = pool->allocate(bytes(kMiB)).block;
+    waiter.start(*pool, kept(1000, request));
+    dawdle(random, 17);
+    if (round % 2 == 0) {
+      EXPECT_EQ(pool->close(true), Status::ok);
+      const Status waited = waiter.end().status;
+      EXPECT_TRUE(waited == Status::pool_closed || waited == Status::request_closed);
+    } else {
+      pool->close_request(request, false);
+      ASSERT_EQ(waiter.end().status, Status::request_closed) << "round " << round;
+      (void)pool->ack(request, 0);
     }
+    pool->drop_view(*all);
+    expect_all_returned(*pool);
   }
 }
 

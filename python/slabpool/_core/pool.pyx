@@ -220,7 +220,9 @@ cdef class Pool:
         devices : iterable of str or int
             Who has to acknowledge before the memory returns.
         reserve : int or str, optional
-            Bytes set aside for this request now, or `PoolExhausted`.
+            Bytes set aside for this request now, or `PoolExhausted`. Exact for tensors of more than
+            128 KiB. Smaller ones share slabs, and in a full pool what is left over in slabs of other
+            sizes may be missing to the end of the reserve.
         quota : int or str, optional
             Most bytes it may have, children included.
         lease : float, optional

@@ -25,7 +25,7 @@ class Meeting {
       round_.notify_all();
       return;
     }
-    for (int spins = 0; spins < 2000; ++spins) {
+    for (int spins = 0; spins < 40'000; ++spins) {
       if (round_.load(std::memory_order_acquire) != round) return;
     }
     round_.wait(round, std::memory_order_acquire);  // there may be more threads than processors

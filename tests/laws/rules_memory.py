@@ -1,0 +1,240 @@
+"""Rules that ask for memory and let go of views: arrays, layouts, children with memory of their own.
+
+Each array is looked at as it comes (shape, alignment, zeros, nobody else's bytes) and then filled with a
+stamp of its own, which must still be there whenever it is looked at. A refusal must be one the model
+understands.
+"""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import numpy as np
+from hypothesis.stateful import precondition, rule
+
+import slabpool
+from slabpool import Layout
+from tests.laws.machine import CAPACITY, DEVICE, MOSTLY, PICK, Machine
+from tests.laws.model import (
+    SMALL,
+    Block,
+    RequestModel,
+    TensorsModel,
+    View,
+    block_bound,
+    flat,
+    pages,
+    stamped,
+)
+
+NBYTES = st.one_of(
+    st.sampled_from([1000, 4096, 300_000]),  # often the same, so that blocks come back
+    st.sampled_from([0, 1, 63, 64, 65, 1000, 1024, 1025, 4096, 20000, SMALL, SMALL + 1]),
+    st.integers(0, 8192),
+    st.integers(SMALL, CAPACITY // 2),
+)
+KINDS = st.sampled_from(["empty", "zeros", "full", "copy"])
+ALIGNS = st.sampled_from([None, None, None, 1, 64, 256, 4096, 65536])
+LAYOUTS = [
+    Layout({"x": (1000, "u1")}),
+    Layout(
+        {
+            "k": ((2, 3, 40), "f2"),
+            "none": ((0, 4), "f8"),
+            "v": ((), "f8"),
+            "s": (5, [("a", "i4"), ("b", "f8")]),
+        }
+    ),
+    Layout({"big": ((300, 1000), "u1"), "small": (7, "u4")}),
+]
+# Dtype and trailing shape that tensors are made in, to see that bytes alone matter.
+FORMS: list[tuple[object, int, tuple[int, ...]]] = [
+    ("u1", 1, ()),
+    ("f4", 4, ()),
+    ([("a", "i4"), ("b", "f8")], 12, ()),
+    ("f2", 6, (3,)),
+]
+
+
+class MemoryRules(Machine):
+    """Allocates, looks, slices and drops."""
+
+    def _must_fit(self, request: RequestModel | None, nbytes: int, align: int) -> bool:
+        """Whether the pool has no excuse: even if every held block pins the most it can."""
+        fresh = pages(block_bound(nbytes, align))
+        own = 0 if request is None else min(request.root.reserve_left, fresh)
+        if own == fresh:
+            return True  # what was set aside is there, whatever else is
+        return self.model.pinned() + fresh + self.model.set_aside() - own <= CAPACITY
+
+    def _allocated(self, request: RequestModel | None, held_before: int, nbytes: int, align: int) -> Block:
+        s = self.pool.stats()
+        size = s.live + s.retained + s.in_doubt - held_before
+        assert max(nbytes, 1) <= size <= block_bound(nbytes + self.guard, align)
+        if request is not None and request.root.quota is not None:
+            assert request.root.used + size <= request.root.quota
+        return self.model.allocated(request, size, s.set_aside)
+
+    def _refused(self, error: Exception, request: RequestModel | None, nbytes: int, align: int) -> None:
+        """Whether that was a right answer."""
+        nbytes += self.guard
+        if isinstance(error, slabpool.RequestClosedError):
+            assert request is not None and not request.host
+        elif isinstance(error, slabpool.QuotaExceededError):
+            assert request is not None and request.root.quota is not None
+            assert request.root.used + block_bound(nbytes, align) > request.root.quota
+        elif isinstance(error, slabpool.TensorTooLargeError):
+            assert block_bound(nbytes, align) > CAPACITY
+        else:
+            assert isinstance(error, slabpool.PoolExhausted), error
+            assert not self._must_fit(request, nbytes, align), "refused what must fit"
+            self.model.exhaustions += 1
+
+    def _new_array(
+        self, request: RequestModel | None, kind: str, nbytes: int, form: int, align: int | None
+    ) -> None:
+        dtype, unit, tail = FORMS[form]
+        shape = (nbytes // unit, *tail)
+        nbytes = nbytes // unit * unit
+        maker = self.pool if request is None else request.handle
+        assert maker is not None
+        held = self.model.held()
+        source = stamped(0xABCDEF0123456789, 0, nbytes).view(np.dtype(dtype)).reshape(shape)
+        try:
+            if kind == "full":
+                array = maker.full(shape, 7, dtype, align=align)
+            elif kind == "copy":
+                array = maker.copy(source, align=align)
+            else:
+                array = getattr(maker, kind)(shape, dtype, align=align)
+        except slabpool.SlabpoolError as error:
+            self._refused(error, request, nbytes, align or 64)
+            return
+        block = self._allocated(request, held, nbytes, align or 64)
+        assert type(array) is np.ndarray and array.shape == shape and array.dtype == np.dtype(dtype)
+        assert array.flags.c_contiguous and array.flags.writeable
+        assert array.ctypes.data % (align or 64) == 0
+        if kind == "zeros" or (kind == "empty" and self.scrubbed):
+            assert not flat(array).any(), "bytes of somebody else"
+        if kind == "full":
+            assert np.array_equal(array, np.full(shape, 7, dtype))
+        if kind == "copy":
+            assert np.array_equal(flat(array), flat(source))
+        stamp = self.model.new_stamp()
+        flat(array)[...] = stamped(stamp, 0, nbytes)
+        block.views += 1
+        self.views.append(View(block, stamp, [(array, 0)]))
+
+    @rule(kind=KINDS, nbytes=NBYTES, form=st.integers(0, len(FORMS) - 1), align=ALIGNS)
+    def plain_array(self, kind: str, nbytes: int, form: int, align: int | None) -> None:
+        self._new_array(None, kind, nbytes, form, align)
+
+    @precondition(lambda self: self.model.requests)
+    @rule(pick=PICK, kind=KINDS, nbytes=NBYTES, form=st.integers(0, len(FORMS) - 1), align=ALIGNS,
+          keep=MOSTLY, alive=MOSTLY)  # fmt: skip
+    def request_array(self, pick: int, kind: str, nbytes: int, form: int, align: int | None, keep: bool,
+                      alive: bool) -> None:  # fmt: skip
+        if (request := self._request(pick, alive, host=True)) is None:
+            return
+        before = len(self.views)
+        self._new_array(request, kind, nbytes, form, align)
+        if not keep and len(self.views) > before:
+            self._drop(self.views[-1], 0)
+
+    @precondition(lambda self: any(r.reserve or r.quota for r in self.model.live_requests))
+    @rule(pick=PICK, nbytes=NBYTES)
+    def array_of_a_budget(self, pick: int, nbytes: int) -> None:
+        some = [
+            r for r in self.model.live_requests if r.handle is not None and (r.root.reserve or r.root.quota)
+        ]
+        if some:
+            self._new_array(some[pick % len(some)], "empty", nbytes, 0, None)
+
+    @precondition(lambda self: self.model.requests)
+    @rule(pick=PICK, which=st.integers(0, len(LAYOUTS) - 1), zero=st.booleans())
+    def allocate_layout(self, pick: int, which: int, zero: bool) -> None:
+        if (request := self._request(pick, alive=True, host=True)) is None:
+            return
+        layout = LAYOUTS[which]
+        held = self.model.held()
+        assert request.handle is not None
+        try:
+            tensors = request.handle.allocate(layout, zero=zero)
+        except slabpool.SlabpoolError as error:
+            self._refused(error, request, layout.nbytes, 64)
+            return
+        block = self._allocated(request, held, layout.nbytes, 64)
+        if zero:
+            assert not any(flat(array).any() for array in tensors.values())
+        made = TensorsModel(tensors, layout, block)
+        for name in layout.names:
+            stamp = made.stamps[name] = self.model.new_stamp()
+            array = flat(tensors[name])
+            array[...] = stamped(stamp, 0, array.nbytes)
+        self.layouts.append(made)
+
+    @precondition(lambda self: self.layouts)
+    @rule(pick=PICK, field=PICK)
+    def view_of_layout(self, pick: int, field: int) -> None:
+        made = self.layouts[pick % len(self.layouts)]
+        name = made.layout.names[field % len(made.layout.names)]
+        request = made.block.request
+        assert request is not None
+        try:
+            array = made.tensors[name]
+        except slabpool.RequestClosedError:
+            assert request.over
+            return
+        assert not request.over, "a view of a request that is over"
+        made.block.views += 1
+        self.views.append(View(made.block, made.stamps[name], [(array, 0)]))
+
+    @precondition(lambda self: self.views)
+    @rule(pick=PICK, start=PICK, length=PICK)
+    def slice_view(self, pick: int, start: int, length: int) -> None:
+        view = self.views[pick % len(self.views)]
+        array, offset = view.arrays[start % len(view.arrays)]
+        start %= array.nbytes + 1
+        view.arrays.append((flat(array)[start : start + length % 5000], offset + start))
+
+    def _drop(self, view: View, index: int) -> None:
+        del view.arrays[index % len(view.arrays)]
+        if not view.arrays:
+            self.views.remove(view)
+            view.block.views -= 1
+            self.model.let_go(view.block)
+
+    @precondition(lambda self: self.views)
+    @rule(pick=PICK, index=PICK)
+    def drop_view(self, pick: int, index: int) -> None:
+        self._drop(self.views[pick % len(self.views)], index)
+
+    @precondition(lambda self: self.model.requests)
+    @rule(
+        pick=PICK,
+        devices=st.lists(DEVICE, max_size=3, unique=True),
+        alive=MOSTLY,
+        subset=MOSTLY,
+        nbytes=NBYTES,
+    )
+    def child(self, pick: int, devices: list[str | int], alive: bool, subset: bool, nbytes: int) -> None:
+        if (parent := self._request(pick, alive, host=True)) is None:
+            return
+        if subset:
+            devices = [device for device in devices if device in parent.pending]
+        handle = parent.handle
+        assert handle is not None
+        try:
+            child = handle.child(devices)
+        except slabpool.RequestClosedError:
+            assert not parent.host
+        except slabpool.UnknownDeviceError:
+            assert not set(devices) <= parent.pending
+        else:
+            assert parent.host and set(devices) <= parent.pending
+            assert (child.id, child.parent) == (parent.id, parent.generation)
+            made = RequestModel(
+                parent.id, child.generation, parent, set(devices), set(devices), parent.leased, child
+            )
+            parent.children.append(made)
+            self.model.requests.append(made)
+            self._new_array(made, "empty", nbytes, 0, None)
