@@ -35,7 +35,7 @@ Allocation Pool::allocate_in_request(const AllocateSpec& spec, const Plan& p) no
   bool promised = false;
   if (budget) {
     const std::uint64_t room = p.bin < kSlabClasses ? depot_.slab_bytes(p.bin) : p.need;
-    const Status status = table_.charge(*record, handle, p.need, room, own, promised);
+    const Status status = table_.charge(*record, handle, p.need, room, own, &promised);
     if (status != Status::ok) return {nullptr, status};
   }
   std::uint64_t own_left = own;

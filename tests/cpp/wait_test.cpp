@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <limits>
 #include <random>
+#include <set>
 #include <thread>
 #include <vector>
 
@@ -62,6 +64,11 @@ TEST(Wait, WhatCanNeverBeIsNotWaitedFor) {
   EXPECT_EQ(pool->allocate_until(kept(100, request), kForever).status, Status::request_closed);
 }
 
+// After a failure another thread may wait for this one for ever.
+void stop_if_failed() {
+  if (testing::Test::HasFailure()) std::abort();
+}
+
 // The whole pool goes back and forth between two threads: one frees it just as the other begins to wait.
 void ping_pong(Pool& pool, std::uint64_t size, int total) {
   Block* current = pool.allocate(bytes(size)).block;
@@ -72,7 +79,7 @@ void ping_pong(Pool& pool, std::uint64_t size, int total) {
     std::mt19937_64 random(1);
     for (int round = 0; round < total; ++round) {
       start.arrive();
-      dawdle(random);
+      dawdle(random, 17);
       pool.drop_view(*current);
       end.arrive();
     }
@@ -83,10 +90,8 @@ void ping_pong(Pool& pool, std::uint64_t size, int total) {
     dawdle(random);
     const Allocation made = pool.allocate_until(bytes(size), in_seconds(kFar));
     end.arrive();
-    if (made.block == nullptr) {
-      ADD_FAILURE() << "round " << round;
-      std::abort();  // the other thread waits for this one
-    }
+    EXPECT_NE(made.block, nullptr) << "round " << round;
+    stop_if_failed();
     current = made.block;
   }
   other.join();
@@ -120,7 +125,7 @@ TEST(Wait, NoWakeUpIsLostForBlocksInAThreadsOwnList) {
       Block* block = pool->allocate(bytes(600'000)).block;
       if (fill == nullptr || block == nullptr) ADD_FAILURE();
       start.arrive();
-      dawdle(random);
+      dawdle(random, 17);
       pool->drop_view(*block);
       end.arrive();
       pool->drop_view(*fill);
@@ -131,8 +136,9 @@ TEST(Wait, NoWakeUpIsLostForBlocksInAThreadsOwnList) {
     start.arrive();
     dawdle(random);
     const Allocation made = pool->allocate_until(bytes(600'000), in_seconds(kFar));
-    if (made.block == nullptr) ADD_FAILURE() << "round " << round;
-    if (made.block != nullptr) pool->drop_view(*made.block);
+    EXPECT_NE(made.block, nullptr) << "round " << round;
+    stop_if_failed();
+    pool->drop_view(*made.block);
     end.arrive();
   }
   other.join();
@@ -174,7 +180,7 @@ TEST(Wait, AReserveComesWhenARequestEnds) {
     std::mt19937_64 random(1);
     for (int round = 0; round < total; ++round) {
       start.arrive();
-      dawdle(random);
+      dawdle(random, 17);
       const Handle handle{static_cast<std::uint32_t>(shared_slot.load()), shared_generation.load()};
       if (pool->ack(handle, 0).result != AckResult::released) ADD_FAILURE();
     }
@@ -241,22 +247,33 @@ TEST(Wait, ReserveThatWasNotNeededIsRoomForThoseWhoWait) {
   std::mt19937_64 random(1);
   for (int round = 0; round < total; ++round) {
     const auto pool = make_pool(kMiB);
-    // A free block of 64 KiB lies in a slab that is in use; all else is taken or set aside.
-    Block* one = pool->allocate(bytes(65'536)).block;
-    Block* two = pool->allocate(bytes(65'536)).block;
-    pool->drop_view(*one);
-    const Handle request = open(*pool, {.reserve = 65'536});
-    std::vector<Block*> rest;
+    // Two slabs of two blocks with one free in each; all else is taken or set aside.
+    std::vector<Block*> all;
+    std::set<std::uintptr_t> slabs;
+    std::vector<Block*> of_two_slabs;
+    for (int i = 0; i < 4; ++i) of_two_slabs.push_back(pool->allocate(bytes(8192)).block);
+    for (Block* block : of_two_slabs) {
+      const bool first = slabs.insert(reinterpret_cast<std::uintptr_t>(block->data) / kPageSize).second;
+      if (first) {
+        pool->drop_view(*block);
+      } else {
+        all.push_back(block);
+      }
+    }
+    EXPECT_EQ(slabs.size(), 2U);
+    stop_if_failed();
+    const Handle request = open(*pool, {.reserve = kPageSize});
     Allocation made;
-    while ((made = pool->allocate(bytes(kPageSize))).block != nullptr) rest.push_back(made.block);
-    waiter.start(*pool, bytes(2 * kPageSize));
+    while ((made = pool->allocate(bytes(kPageSize))).block != nullptr) all.push_back(made.block);
+    waiter.start(*pool, bytes(kPageSize));
     dawdle(random, 17);
-    EXPECT_EQ(pool->allocate(kept(65'536, request)).status, Status::ok);
+    // They come out of those slabs, so that the page that was set aside is not needed any more.
+    for (int i = 0; i < 2; ++i) EXPECT_EQ(pool->allocate(kept(8192, request)).status, Status::ok);
     const Allocation late = waiter.end();
-    ASSERT_EQ(late.status, Status::ok) << "round " << round;
+    EXPECT_EQ(late.status, Status::ok) << "round " << round;
+    stop_if_failed();
     pool->drop_view(*late.block);
-    pool->drop_view(*two);
-    for (Block* block : rest) pool->drop_view(*block);
+    for (Block* block : all) pool->drop_view(*block);
     pool->close_request(request, false);
     expect_all_returned(*pool);
   }
@@ -272,7 +289,7 @@ TEST(Wait, TheEndOfARequestMeansItsMemoryIsBack) {
     std::mt19937_64 random(1);
     for (int round = 0; round < total; ++round) {
       start.arrive();
-      dawdle(random);
+      dawdle(random, 17);
       (void)pool->ack(request, 0);
       end.arrive();
     }
@@ -280,7 +297,8 @@ TEST(Wait, TheEndOfARequestMeansItsMemoryIsBack) {
   std::mt19937_64 random(2);
   for (int round = 0; round < total; ++round) {
     request = open(*pool, {.devices = {0}});
-    for (int i = 0; i < 3; ++i) (void)pool->allocate(kept(200'000, request));
+    // Many, so that giving them back takes a while.
+    for (int i = 0; i < 300; ++i) (void)pool->allocate(kept(1000, request));
     Block* viewed = round % 2 == 0 ? pool->allocate(bytes(1000, request)).block : nullptr;
     pool->close_request(request, false);
     start.arrive();
@@ -313,9 +331,10 @@ TEST(Wait, EndsWhenTheRequestOrThePoolIsClosed) {
       EXPECT_TRUE(waited == Status::pool_closed || waited == Status::request_closed);
     } else {
       pool->close_request(request, false);
-      ASSERT_EQ(waiter.end().status, Status::request_closed) << "round " << round;
+      EXPECT_EQ(waiter.end().status, Status::request_closed) << "round " << round;
       (void)pool->ack(request, 0);
     }
+    stop_if_failed();
     pool->drop_view(*all);
     expect_all_returned(*pool);
   }
@@ -339,7 +358,7 @@ TEST(Wait, ASlotThatTheLastViewFreesIsWaitedFor) {
     std::mt19937_64 random(1);
     for (int round = 0; round < total; ++round) {
       start.arrive();
-      dawdle(random);
+      dawdle(random, 17);
       pool->drop_view(*views[static_cast<std::size_t>(round)]);
       start.arrive();
     }

@@ -367,7 +367,7 @@ RequestRecord* RequestTable::budget_of(Handle root) const noexcept {
 }
 
 Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes, std::uint64_t room,
-                            std::uint64_t& own, bool& within) {
+                            std::uint64_t& own, bool* within) {
   const std::lock_guard lock(budget_mutex_);
   if (r.charged_for != handle.generation) return Status::request_closed;
   RequestRecord* root = budget_of(r.root);
@@ -375,7 +375,7 @@ Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes
   if (root->quota != 0 && root->used + bytes > root->quota) return Status::quota_exceeded;
   root->used += bytes;
   r.charged += bytes;
-  within = root->used <= root->reserve;
+  if (within != nullptr) *within = root->used <= root->reserve;
   own = std::min(root->reserve_left, std::max(room, bytes));
   root->reserve_left -= own;
   return Status::ok;

@@ -82,9 +82,9 @@ class RequestTable {
   // Budget of a request with quota or reserve. charge: ok, quota_exceeded, or request_closed; `own`
   // is then how much of the reserve the caller may use, at most `room`: what the block takes, or the
   // slab it may need. settle() says how much of it is left, the rest being pages in use now.
-  // `within`: its reserve covers all it has, this included.
+  // `within`, where asked for: its reserve covers all it has, this included.
   Status charge(RequestRecord& record, Handle handle, std::uint64_t bytes, std::uint64_t room,
-                std::uint64_t& own, bool& within);
+                std::uint64_t& own, bool* within = nullptr);
   void settle(RequestRecord& record, Handle handle, std::uint64_t bytes, std::uint64_t own,
               std::uint64_t left, bool allocated) noexcept;
   void return_budget(RequestRecord& record) noexcept;  // at the end

@@ -25,6 +25,7 @@ cdef class Core:
     cdef CppPool* pool
     cdef readonly dict filenames      # keeps the strings that the core's SourceLocations point into
     cdef bint records_lines           # debug: every block remembers the line that allocated it
+    cdef bint cleans                  # blocks are scrubbed or poisoned as they come back: bulk work, without the GIL
     cdef object report                # (status, context...) -> raises; slabpool._report
     cdef object __weakref__
 

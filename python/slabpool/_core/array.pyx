@@ -88,8 +88,13 @@ cdef class Core:
     def __dealloc__(self):
         # A child of fork must not take down what it only inherited: its locks may be held by threads
         # that do not exist here, and its views may still be read.
-        if self.pool is not NULL and not self.pool.usable_here():
+        if self.pool is NULL:
+            return
+        if not self.pool.usable_here():
             self.owned.release()
+        else:
+            with nogil:  # the system takes its time to take memory back
+                self.owned.reset()
 
 
 @cython.final
@@ -102,6 +107,19 @@ cdef class _Owner:
     # saving and restoring the pending exception each time.
     cdef ViewHold hold
     cdef Core core
+
+
+@cython.final
+@cython.no_gc
+cdef class _BulkOwner:
+    """As `_Owner`, for a block that takes a while to clean when it comes back: lets the GIL go for that."""
+
+    cdef Core core
+    cdef Block* block
+
+    def __dealloc__(self):
+        with nogil:
+            self.core.pool.drop_view(self.block[0])
 
 
 cdef Handle NO_REQUEST
@@ -227,9 +245,15 @@ cdef uint64_t check_align(object align) except 0:
 
 cdef object wrap(Core core, Block* block, void* data, cnp.dtype dtype, Shape* shape):
     """Array over `data`, inside `block`, whose view hold the array takes over; dropped on failure."""
-    cdef _Owner owner = _Owner.__new__(_Owner)
-    owner.core = core
-    owner.hold.take(core.pool[0], block[0])
+    cdef object owner
+    if core.cleans and block.bytes >= BULK:
+        owner = _BulkOwner.__new__(_BulkOwner)
+        (<_BulkOwner>owner).core = core
+        (<_BulkOwner>owner).block = block
+    else:
+        owner = _Owner.__new__(_Owner)
+        (<_Owner>owner).core = core
+        (<_Owner>owner).hold.take(core.pool[0], block[0])
     Py_INCREF(dtype)  # taken over by the call, also when it fails
     cdef PyObject* made = new_over(<PyObject*>dtype, shape.nd, shape.dims, data)
     array = <object>made

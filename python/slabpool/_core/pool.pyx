@@ -152,6 +152,7 @@ cdef class Pool:
         self.core.pool = self.core.owned.get()
         self.core.filenames = {}
         self.core.records_lines = debug > 0
+        self.core.cleans = debug > 0 or options.scrub_on_release
         self.name = name if name is not None else f"pool-{next(_pool_numbers)}"
         self.capacity = options.capacity
         self.devices = {}
@@ -386,7 +387,11 @@ cdef class Pool:
         cdef string id = _key(request_id, "request_id")
         if generation is not None:
             wanted = _generation(generation)
-        acked = self.core.pool.ack_id(id, number, wanted)
+        if self.core.cleans:
+            with nogil:
+                acked = self.core.pool.ack_id(id, number, wanted)
+        else:
+            acked = self.core.pool.ack_id(id, number, wanted)
         if acked.status == Status.ok:
             return ack_answer(<int>acked.result)
         _report.ack_failed(self, <int>acked.status, request_id, device)
@@ -626,7 +631,10 @@ cdef class Pool:
         PoolBusyError
             Somebody holds memory; the message names the holders. The pool stays open.
         """
-        cdef Status status = self.core.pool.close(bool(force))
+        cdef bint forced = bool(force)
+        cdef Status status
+        with nogil:
+            status = self.core.pool.close(forced)
         if status == Status.pool_busy:
             raise PoolBusyError(_report.busy(self))
         if status != Status.ok:

@@ -20,6 +20,7 @@ cdef class Request:
     cdef bint gave_up           # by cancel(); the core forgets it with the request
     cdef object __weakref__
     cdef tuple _info(self)
+    cdef void _leave(self, bint cancel) noexcept
 
 
 cdef Request new_request(object pool, Core core, dict devices, Handle handle, object id, tuple named,

@@ -83,7 +83,7 @@ cdef class Request:
             return
         opened_at = self._info()[4]
         # Closed first: the warning may be made an error.
-        self.core.pool.close_request(self.handle, False)
+        self._leave(False)
         warnings.warn(
             f"request {self.id!r} generation {self.handle.generation} was dropped while open and is closed now; "
             f"it was opened at {opened_at}. Call close() or use `with`.",
@@ -204,7 +204,12 @@ cdef class Request:
             # The core cannot tell late from unknown once the slot is another's, and would count it as late.
             if device not in self.named and self.core.pool.released(self.handle):
                 _report.unknown_device(device, self)
-        cdef Acked acked = self.core.pool.ack(self.handle, index)
+        cdef Acked acked
+        if self.core.cleans:
+            with nogil:
+                acked = self.core.pool.ack(self.handle, index)
+        else:
+            acked = self.core.pool.ack(self.handle, index)
         if acked.status == Status.ok:
             if acked.result == AckResult.pending:
                 return PENDING
@@ -278,18 +283,25 @@ cdef class Request:
         """
         return self.pool._open_child(self, devices)
 
+    cdef void _leave(self, bint cancel) noexcept:
+        if self.core.cleans:
+            with nogil:
+                self.core.pool.close_request(self.handle, cancel)
+        else:
+            self.core.pool.close_request(self.handle, cancel)
+
     def close(self):
         """The host is done: nothing more will be allocated. Again: nothing happens."""
         check_here(self.core)
         self.closed = True
-        self.core.pool.close_request(self.handle, False)
+        self._leave(False)
 
     def cancel(self):
         """The host gives up. As `close`, and `cancelled` tells the devices that they may stop early."""
         check_here(self.core)
         self.closed = True
         self.gave_up = self.gave_up or self.core.pool.is_open(self.handle)
-        self.core.pool.close_request(self.handle, True)
+        self._leave(True)
 
     def __enter__(self):
         return self
