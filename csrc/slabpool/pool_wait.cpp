@@ -43,7 +43,8 @@ bool Pool::wait_for(std::int64_t deadline_ns, Try&& attempt) noexcept {
       continue;
     }
     const std::chrono::steady_clock::time_point until{std::chrono::nanoseconds(deadline_ns)};
-    if (!wait_condition_.wait_until(lock, until, changed)) {
+    // The clock is asked too: a pool that is busy enough has news whenever one looks.
+    if (!wait_condition_.wait_until(lock, until, changed) || now_ns() >= deadline_ns) {
       lock.unlock();
       done = attempt();
       break;

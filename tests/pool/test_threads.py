@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -233,6 +234,42 @@ def test_waits_end_in_time(pool: Pool) -> None:
     del view, answers
 
 
+def test_news_does_not_prolong_a_wait(pool: Pool) -> None:
+    """Memory that comes back all the time, and is never enough, does not keep anybody beyond the timeout."""
+    blocker = pool.empty(CAPACITY // 2, "u1")
+    held = pool.request("held", ["d"])
+    over = threading.Event()
+
+    def churn() -> None:
+        while not over.is_set():
+            for _ in range(100):
+                pool.empty(1000, "u1")
+                pool.request("small").close()
+
+    def wait() -> None:
+        try:
+            for call in (
+                lambda: pool.empty(CAPACITY, "u1", timeout=0.1),
+                lambda: pool.request("large", reserve=CAPACITY, timeout=0.1),
+            ):
+                began = time.monotonic()
+                with pytest.raises(slabpool.PoolExhausted):
+                    call()
+                waited.append(time.monotonic() - began)
+            began = time.monotonic()
+            assert held.wait(0.1) is False
+            waited.append(time.monotonic() - began)
+        finally:
+            over.set()
+
+    waited: list[float] = []
+    together(wait, churn, churn)
+    assert all(0.1 <= seconds < 10 for seconds in waited), waited
+    held.cancel()
+    held.ack("d")
+    del blocker
+
+
 def test_everybody_who_waits_is_woken(pool: Pool) -> None:
     """Half wait for the end of a request, half for memory that is enough for one at a time."""
     held = pool.request("held", ["d"])
@@ -302,3 +339,27 @@ def test_the_gil_is_let_go_for_big_fills() -> None:
     # What takes no time keeps it: letting go costs more than it gives. It also shows that the test can fail.
     assert not others_run_during(lambda: pool.empty(big, "u1"))
     assert not others_run_during(lambda: pool.zeros(1000, "u1"))
+
+
+@pytest.mark.parametrize("options", [{"scrub": "release"}, {"debug": 1}], ids=["scrub", "debug"])
+def test_the_gil_is_let_go_for_big_cleaning(options: dict[str, Any]) -> None:
+    """Whoever is last, however it lets go: a large block is scrubbed or poisoned without the GIL."""
+    big = 64 << 20
+    pool = Pool(4 * big, huge_pages=False, **options)
+
+    def serve(last: Callable[[slabpool.Request], object]) -> None:
+        request = pool.request("r", ["d"])
+        request.empty(big, "u1")
+        last(request)
+        assert request.state is slabpool.RequestState.RELEASED
+
+    ways: dict[str, Callable[[], object]] = {
+        "view": lambda: pool.empty(big, "u1"),
+        "ack": lambda: serve(lambda r: (r.close(), r.ack("d"))),
+        "ack by id": lambda: serve(lambda r: (r.close(), pool.ack("r", "d"))),
+        "close": lambda: serve(lambda r: (r.ack("d"), r.close())),
+        "cancel": lambda: serve(lambda r: (r.ack("d"), r.cancel())),
+        "device_lost": lambda: serve(lambda r: (r.close(), pool.device_lost("d"))),
+    }
+    assert [name for name, way in ways.items() if not others_run_during(way)] == []
+    assert pool.stats().live == 0

@@ -1,5 +1,6 @@
-// Where threads of a test meet, to go on at the same moment. They spin for a while, because a thread that
-// the system wakes comes microseconds late, and the races looked for here last nanoseconds.
+// Where threads of a test meet, to go on at the same moment. A thread that the system has to wake comes
+// many microseconds late, and the races looked for here last nanoseconds: so they meet twice, first to see
+// that all are awake, then to go.
 #pragma once
 
 #include <atomic>
@@ -17,21 +18,26 @@ class Meeting {
       : threads_(threads), between_(std::move(between)) {}
 
   void arrive() {
+    pass(true);
+    pass(false);
+  }
+
+ private:
+  void pass(bool first) {
     const unsigned round = round_.load(std::memory_order_acquire);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
-      if (between_) between_();
+      if (first && between_) between_();
       arrived_.store(0, std::memory_order_relaxed);
       round_.store(round + 1, std::memory_order_release);
       round_.notify_all();
       return;
     }
-    for (int spins = 0; spins < 40'000; ++spins) {
+    for (int spins = 0; spins < 50'000; ++spins) {
       if (round_.load(std::memory_order_acquire) != round) return;
     }
     round_.wait(round, std::memory_order_acquire);  // there may be more threads than processors
   }
 
- private:
   const int threads_;
   const std::function<void()> between_;
   std::atomic<int> arrived_{0};
