@@ -310,7 +310,7 @@ TEST(Race, ViewsOpenedWhileTheirRequestEnds) {
   Handle request;
   Block* block = nullptr;
   std::uint32_t serial = 0;
-  std::uint64_t opened = 0;
+  std::atomic<int> viewing{-1};  // the round in which the viewer has had a view
   const std::uint64_t stamp = 0x5aa5'1234;
   const int total = rounds(10'000);
   test::Meeting start(2, [&] {
@@ -325,7 +325,7 @@ TEST(Race, ViewsOpenedWhileTheirRequestEnds) {
     for (int round = 0; round < total; ++round) {
       start.arrive();
       while (pool->open_view(*block, serial, request) == Status::ok) {
-        ++opened;
+        viewing.store(round);
         if (!has_stamp(*block, stamp)) ADD_FAILURE() << "a view of memory that was given back";
         pool->drop_view(*block);
       }
@@ -334,11 +334,11 @@ TEST(Race, ViewsOpenedWhileTheirRequestEnds) {
   std::mt19937_64 random(1);
   for (int round = 0; round < total; ++round) {
     start.arrive();
+    while (viewing.load() != round) std::this_thread::yield();
     test::dawdle(random);
     if (pool->ack(request, 0).result != AckResult::released) ADD_FAILURE();
   }
   viewer.join();
-  EXPECT_GT(opened, 0U);
   expect_all_returned(*pool);
 }
 
