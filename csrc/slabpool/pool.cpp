@@ -97,9 +97,10 @@ inline Block* Pool::take_first(const AllocateSpec& spec) noexcept {
   return block;
 }
 
-Allocation Pool::take(const Plan& plan, std::uint64_t& own_reserve, bool exact, bool promised) {
+Allocation Pool::take(const Plan& plan, ReserveRef reserve, bool exact) {
   ThreadCache& cache = caches_.mine();
-  if (plan.bin != kBins) {
+  const bool promised = reserve.reserve != nullptr && plan.bin >= kSlabClasses;
+  if (plan.bin != kBins && !promised) {
     if (Block* block = cache.pop(plan.bin, plan.need, exact)) [[likely]] {
       block->home = &cache;
       return {block, Status::ok};
@@ -109,8 +110,8 @@ Allocation Pool::take(const Plan& plan, std::uint64_t& own_reserve, bool exact, 
       static_cast<std::uint32_t>(std::clamp<std::uint64_t>(kBatchBytes / plan.need, 1, kBatchBlocks));
   for (const Depot::Effort effort : {Depot::Effort::soft, Depot::Effort::hard}) {
     const Depot::Taken taken = plan.bin < kSlabClasses
-                                   ? depot_.take_blocks(plan.bin, batch, own_reserve, effort, promised)
-                                   : depot_.take_span(plan.need, plan.align, own_reserve, effort);
+                                   ? depot_.take_blocks(plan.bin, batch, effort)
+                                   : depot_.take_span(plan.need, plan.align, effort, reserve);
     if (taken.chain != nullptr) {
       cache.keep(taken.chain);
       taken.chain->home = &cache;
@@ -140,8 +141,7 @@ Allocation Pool::allocate_slowly(const AllocateSpec& spec) noexcept {
   if (spec.request.generation != 0) return allocate_in_request(spec, p);
   Allocation result;
   try {
-    std::uint64_t none = 0;
-    result = take(p, none, false, false);
+    result = take(p, {}, false);
     if (result.block == nullptr) return result;
     result.block->request = 0;
     result.block->start(1);

@@ -137,7 +137,8 @@ class SLABPOOL_API Pool {
   [[gnu::noinline]] void drop_view_slowly(Block& block) noexcept;
   [[gnu::noinline]] void return_retained(Block& block) noexcept;
   [[gnu::noinline]] Allocation allocate_slowly(const AllocateSpec& spec) noexcept;
-  Allocation take(const Plan& plan, std::uint64_t& own_reserve, bool exact, bool promised);
+  Allocation take(const Plan& plan, ReserveRef reserve, bool exact);
+  [[gnu::noinline]] Allocation take_promised(const Plan& plan, ReserveRef reserve, std::uint64_t align);
   // As allocate() and open(), but a failure is neither counted nor logged.
   [[gnu::always_inline]] Allocation try_allocate_inline(const AllocateSpec& spec) noexcept;
   Allocation try_allocate(const AllocateSpec& spec) noexcept;

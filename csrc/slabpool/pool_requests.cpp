@@ -31,20 +31,18 @@ Allocation Pool::allocate_in_request(const AllocateSpec& spec, const Plan& p) no
   if (record == nullptr) return {nullptr, Status::request_closed};
   // Written at open and asked again under attach()'s lock, so a stale answer does no harm.
   const bool budget = record->has_budget.load(std::memory_order_relaxed);
-  std::uint64_t own = 0;
-  bool promised = false;
+  ReserveRef reserve;
   if (budget) {
-    const std::uint64_t room = p.bin < kSlabClasses ? depot_.slab_bytes(p.bin) : p.need;
-    const Status status = table_.charge(*record, handle, p.need, room, own, &promised);
+    const Status status = table_.charge(*record, handle, p.need, reserve);
     if (status != Status::ok) return {nullptr, status};
   }
-  std::uint64_t own_left = own;
   Allocation result;
   try {
     if (!table_.is_open(handle)) {
       result.status = Status::request_closed;  // before anything is taken from others for it
     } else {
-      result = take(p, own_left, budget, promised);
+      result = reserve.reserve != nullptr && p.bin < kSlabClasses ? take_promised(p, reserve, spec.align)
+                                                                  : take(p, reserve, budget);
     }
     if (result.block != nullptr) {
       result.block->request = handle.slot + 1;
@@ -60,12 +58,20 @@ Allocation Pool::allocate_in_request(const AllocateSpec& spec, const Plan& p) no
     give_back(result.block);
     result.block = nullptr;
   }
-  if (budget) {
-    table_.settle(*record, handle, p.need, own, own_left, result.block != nullptr);
-    // What of the reserve was not needed is room for others now.
-    if (own != 0 && waiters_.load(std::memory_order_seq_cst) != 0) wake_waiters();
-  }
+  if (budget && result.block == nullptr) table_.uncharge(*record, handle, p.need);
   return result;
+}
+
+// A small block out of what was promised to a request, or, once that is used up, out of what all share.
+Allocation Pool::take_promised(const Plan& plan, ReserveRef reserve, std::uint64_t align) {
+  ThreadCache& cache = caches_.mine();
+  const Depot::Taken taken =
+      depot_.take_reserved(reserve, plan.bin, std::max<std::uint64_t>(align, kDefaultAlign));
+  if (taken.chain != nullptr) {
+    cache.count_allocated(taken.chain->bytes);
+    return {taken.chain, Status::ok};
+  }
+  return taken.system_refused ? Allocation{nullptr, Status::system_refused} : take(plan, {}, true);
 }
 
 // ---- life
@@ -79,7 +85,7 @@ Status Pool::open(const OpenSpec& spec, Handle& handle) noexcept {
 Status Pool::try_open(const OpenSpec& spec, Handle& handle) noexcept {
   if (!usable_here()) return Status::forked;
   if (closed()) return Status::pool_closed;
-  if (spec.reserve > options_.capacity) return Status::too_large;
+  if (pages_for(spec.reserve) > options_.capacity >> kPageBits) return Status::too_large;
   if (spec.quota != 0 && spec.reserve > spec.quota) return Status::invalid_argument;
   try {
     OpenSpec now = spec;

@@ -241,44 +241,6 @@ class Waiter {
   std::thread thread_;
 };
 
-TEST(Wait, ReserveThatWasNotNeededIsRoomForThoseWhoWait) {
-  const int total = rounds(3'000);
-  Waiter waiter(total);
-  std::mt19937_64 random(1);
-  for (int round = 0; round < total; ++round) {
-    const auto pool = make_pool(kMiB);
-    // Two slabs of two blocks with one free in each; all else is taken or set aside.
-    std::vector<Block*> all;
-    std::set<std::uintptr_t> slabs;
-    std::vector<Block*> of_two_slabs;
-    for (int i = 0; i < 4; ++i) of_two_slabs.push_back(pool->allocate(bytes(8192)).block);
-    for (Block* block : of_two_slabs) {
-      const bool first = slabs.insert(reinterpret_cast<std::uintptr_t>(block->data) / kPageSize).second;
-      if (first) {
-        pool->drop_view(*block);
-      } else {
-        all.push_back(block);
-      }
-    }
-    EXPECT_EQ(slabs.size(), 2U);
-    stop_if_failed();
-    const Handle request = open(*pool, {.reserve = kPageSize});
-    Allocation made;
-    while ((made = pool->allocate(bytes(kPageSize))).block != nullptr) all.push_back(made.block);
-    waiter.start(*pool, bytes(kPageSize));
-    dawdle(random, 17);
-    // They come out of those slabs, so that the page that was set aside is not needed any more.
-    for (int i = 0; i < 2; ++i) EXPECT_EQ(pool->allocate(kept(8192, request)).status, Status::ok);
-    const Allocation late = waiter.end();
-    EXPECT_EQ(late.status, Status::ok) << "round " << round;
-    stop_if_failed();
-    pool->drop_view(*late.block);
-    for (Block* block : all) pool->drop_view(*block);
-    pool->close_request(request, false);
-    expect_all_returned(*pool);
-  }
-}
-
 TEST(Wait, TheEndOfARequestMeansItsMemoryIsBack) {
   const auto pool = make_pool(4 * kMiB);
   const int total = rounds(20'000);

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import slabpool
 from slabpool import Pool
-from tests.laws.model import PoolModel, RequestModel, TensorsModel, View
+from tests.laws.model import PoolModel, RequestModel, TensorsModel, View, pages
 
 CAPACITY = 4 << 20
 IDS = st.sampled_from(["r", "r", 7, "7", b"r"])
@@ -77,7 +77,9 @@ class Machine(RuleBasedStateMachine):
         except slabpool.TensorTooLargeError:
             assert reserve is not None and reserve > CAPACITY
         except slabpool.PoolExhausted:
-            assert reserve and model.pinned() + before.set_aside + reserve > CAPACITY, "a reserve that fits"
+            assert reserve and model.pinned() + before.set_aside + pages(reserve) > CAPACITY, (
+                "a reserve that fits"
+            )
             model.exhaustions += 1
         except slabpool.DuplicateDeviceError:
             assert len(set(devices)) < len(devices)
@@ -99,7 +101,7 @@ class Machine(RuleBasedStateMachine):
                     handle,
                     quota,
                     reserve or 0,
-                    reserve or 0,
+                    pages(reserve or 0),
                 )
             )
 
@@ -118,7 +120,7 @@ class Machine(RuleBasedStateMachine):
         given = self.pool.trim()
         after = self.pool.stats()
         assert given == before.committed - after.committed
-        assert after.committed <= self.model.pinned()
+        assert after.committed <= self.model.pinned() + after.set_aside
 
     @precondition(lambda self: self.model.live_requests or self.views)
     @rule()

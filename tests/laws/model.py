@@ -53,6 +53,7 @@ class Block:
     size: int
     request: RequestModel | None
     views: int = 0
+    outside: int = 0  # most bytes of pages it keeps beyond what was promised to its request
 
     @property
     def held(self) -> bool:
@@ -95,7 +96,8 @@ class RequestModel:
     handle: Request | None
     quota: int | None = None
     reserve: int = 0
-    reserve_left: int = 0
+    reserve_left: int = 0  # of the pages that were set aside, bytes not drawn
+    tidy: bool = True  # nothing came back and nothing was aligned: blocks lie one after the other
     used: int = 0  # by itself and its children, for the quota; kept by the root
     charged: int = 0
     host: bool = True
@@ -136,7 +138,7 @@ class PoolModel:
         self.known_devices: set[str | int] = set()
         self.allocations = self.frees = self.peak = 0
         self.acks = self.duplicates = self.lates = self.exhaustions = 0
-        # Requests whose children ended in this step: what those had may be set aside again, where it fits.
+        # Requests that blocks came back to in this step: pages may be set aside again; that is learnt.
         self.gaining: list[RequestModel] = []
         self._stamps = itertools.count(1)
 
@@ -150,8 +152,9 @@ class PoolModel:
         return sum(b.size for b in self.blocks)
 
     def pinned(self) -> int:
-        """Most bytes of pages that held blocks can keep from others."""
-        return sum(slab_bytes(b.size) for b in self.blocks)
+        """Most bytes of pages that held blocks, and what was drawn from promises, can keep from others."""
+        drawn = sum(pages(r.reserve) - r.reserve_left for r in self.live_requests if r.reserve)
+        return drawn + sum(b.outside for b in self.blocks)
 
     def retained(self) -> int:
         return sum(b.size for b in self.blocks if b.request is not None and b.request.over)
@@ -167,24 +170,33 @@ class PoolModel:
     def new_stamp(self) -> int:
         return next(self._stamps) * 0x9E3779B97F4A7C15 % (1 << 64)
 
-    def allocated(self, request: RequestModel | None, size: int, set_aside: int) -> Block:
+    def allocated(self, request: RequestModel | None, size: int, aligned: int, set_aside: int) -> Block:
         """A block of `size` bytes was handed out; the pool has `set_aside` bytes set aside now."""
         drawn = self.set_aside() - set_aside
         block = Block(size, request)
         self.blocks.append(block)
         self.allocations += 1
         self.peak = max(self.peak, self.held())
+        block.outside = slab_bytes(size)
+        if request is None or not request.root.reserve:
+            assert drawn == 0, "what is set aside went to somebody else"
         if request is not None:
             request.blocks.append(block)
             request.charged += size
             root = request.root
             root.used += size
-            # By the block, or by a slab to cut it from; what is used is no longer set aside.
-            assert 0 <= drawn <= min(root.reserve_left, slab_bytes(size))
+            root.tidy &= aligned <= 64
+            assert 0 <= drawn <= root.reserve_left
+            if size > SMALL:
+                assert drawn == min(root.reserve_left, size)
+                block.outside = size - drawn
+            elif root.reserve_left >= pages(size):
+                # Cut where the last one ended, which may be anywhere in a page.
+                assert drawn <= pages(size) + (0 if aligned <= 64 else PAGE)
+                block.outside = 0
             root.reserve_left -= drawn
-            assert root.reserve_left <= max(root.reserve - root.used, 0)
-        else:
-            assert drawn == 0, "what is set aside went to somebody else"
+            if root.tidy:
+                assert pages(root.used) + root.reserve_left >= pages(root.reserve), "drawn but not used"
         return block
 
     def let_go(self, block: Block) -> None:
@@ -192,6 +204,9 @@ class PoolModel:
         if not block.held:
             self.blocks.remove(block)
             self.frees += 1
+            if block.request is not None and block.request.root.reserve and not block.request.root.over:
+                block.request.root.tidy = False
+                self.gaining.append(block.request.root)
 
     # ---- holders
 
@@ -217,15 +232,17 @@ class PoolModel:
         assert all(child.over for child in request.children), "a child outlives its parent"
         held = [b for b in request.blocks if b.held]
         request.over = True
+        if request.root is request and request.reserve:
+            request.reserve_left = 0
+            for block in self.blocks:
+                if block.request is not None and block.request.root is request and block.held:
+                    # What a view retains: its own pages, shared with nobody who could give them back.
+                    block.outside = max(block.outside, pages(block.size) + PAGE)
         for block in held:
             self.let_go(block)
-        root = request.root
-        if root is request:
-            request.reserve_left = 0
-            return
-        root.used -= request.charged
-        if not root.over:
-            self.gaining.append(root)
+        request.root.used -= request.charged
+        if request.root is not request and request.charged:
+            request.root.tidy = False  # views may keep what it is no longer charged for
 
     def ack(self, request: RequestModel, device: str | int) -> Ack | None:
         """What an ack must answer, None for an unknown device; and what it changes."""
@@ -277,9 +294,9 @@ class PoolModel:
         self._check_set_aside(s.set_aside)
 
     def _check_set_aside(self, set_aside: int) -> None:
-        """Exact, but for what a child's end brings back to a reserve: where there is room; that is learnt."""
+        """Exact, but for how many pages become empty when blocks come back to a reserve: that is learnt."""
         back = set_aside - self.set_aside()
-        gaining = [r for r in set(self.gaining) if not r.over and r.reserve - r.used > r.reserve_left]
+        gaining = [r for r in set(self.gaining) if not r.over]
         self.gaining.clear()
         if not gaining:
             assert back == 0
@@ -287,7 +304,11 @@ class PoolModel:
         assert len(gaining) == 1, "the test let children of several reserves end in one step"
         gaining[0].reserve_left += back
         assert back >= 0
-        assert gaining[0].reserve_left <= gaining[0].reserve - gaining[0].used
+        assert gaining[0].reserve_left <= pages(gaining[0].reserve)
+        if not any(b.request is not None and b.request.root is gaining[0] for b in self.blocks):
+            assert gaining[0].reserve_left == pages(gaining[0].reserve), (
+                "all came back, but not to the reserve"
+            )
 
     def check_requests(self, pool: Pool) -> None:
         """What the pool tells of each request, in its list and through the handles."""

@@ -16,6 +16,7 @@ from slabpool import Layout
 from tests.laws.machine import CAPACITY, DEVICE, MOSTLY, PICK, Machine
 from tests.laws.model import (
     SMALL,
+    SMALL,
     Block,
     RequestModel,
     TensorsModel,
@@ -61,9 +62,20 @@ class MemoryRules(Machine):
     def _must_fit(self, request: RequestModel | None, nbytes: int, align: int) -> bool:
         """Whether the pool has no excuse: even if every held block pins the most it can."""
         fresh = pages(block_bound(nbytes, align))
-        own = 0 if request is None else min(request.root.reserve_left, fresh)
-        if own == fresh:
-            return True  # what was set aside is there, whatever else is
+        own = 0
+        if request is not None and request.root.reserve:
+            root = request.root
+            own = min(root.reserve_left, fresh)
+            if own == fresh:
+                return True  # what was set aside is there, whatever else is
+            if (
+                root.tidy
+                and align <= 64
+                and pages(root.used + block_bound(nbytes, align)) <= pages(root.reserve)
+            ):
+                return True  # to the last byte
+            if nbytes <= SMALL:
+                own = 0
         return self.model.pinned() + fresh + self.model.set_aside() - own <= CAPACITY
 
     def _allocated(self, request: RequestModel | None, held_before: int, nbytes: int, align: int) -> Block:
@@ -72,7 +84,7 @@ class MemoryRules(Machine):
         assert max(nbytes, 1) <= size <= block_bound(nbytes + self.guard, align)
         if request is not None and request.root.quota is not None:
             assert request.root.used + size <= request.root.quota
-        return self.model.allocated(request, size, s.set_aside)
+        return self.model.allocated(request, size, align, s.set_aside)
 
     def _refused(self, error: Exception, request: RequestModel | None, nbytes: int, align: int) -> None:
         """Whether that was a right answer."""

@@ -51,7 +51,7 @@ def without_clock(outcome: Outcome) -> dict[str, Any]:
     told["samples"] = [(s.time_us, s.live, s.retained, s.in_doubt) for s in outcome.samples]
     told["stats"] = {
         name: value
-        for name, value in told["stats"].items()
+        for name, value in outcome.final._asdict().items()
         if name not in ("committed", "cached", "peak_committed", "duplicate_acks", "late_acks")
     }
     return told

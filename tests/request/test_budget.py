@@ -94,6 +94,18 @@ def serve(req: slabpool.Request, size: int) -> bool:
     return True
 
 
+def sizes_within(budget: int, largest: int, rng: np.random.Generator) -> list[int]:
+    """Sizes from 64 bytes to 2**largest, evenly on a log scale, whose blocks take the budget and no more."""
+    sizes: list[int] = []
+    with Pool(4 * budget) as pool, pool.request("measure") as req:
+        while True:
+            size = int(2 ** rng.uniform(6, largest))
+            req.empty(size, "u1")
+            if req.nbytes > budget:
+                return sizes
+            sizes.append(size)
+
+
 # Sizes whose blocks fill pages of 16 KiB without a rest, so that the last byte of a reserve can be had.
 @pytest.mark.parametrize("size", [64, 1024, 4096, 16384, 65536, 131_072, 524_288])
 def test_two_reserves_of_half_are_both_fully_served(size: int) -> None:
@@ -118,27 +130,48 @@ def test_two_reserves_of_half_are_both_fully_served(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [100, 1000, 1500, 5000, 20_000, 40_000, 100_000, 140_000])
-def test_reserves_of_other_sizes_are_served_but_for_an_eighth_of_rounding(size: int) -> None:
+def test_reserves_of_other_sizes_are_served_to_the_last_block(size: int) -> None:
     with Pool("4MiB") as pool:
         requests = [pool.request(number, reserve="1MiB") for number in range(4)]
+        with Pool("1MiB") as other, other.request("one") as one:
+            one.empty(size, "u1")
+            block = one.nbytes
         active = list(requests)
         while active:
             active = [req for req in active if serve(req, size)]
-        assert min(req.nbytes for req in requests) >= MiB * 7 // 8 - size
+        assert [req.nbytes for req in requests] == [MiB // block * block] * 4
         for req in requests:
             req.close()
 
 
-def test_reserves_of_mixed_sizes_do_not_starve_each_other() -> None:
-    rng = np.random.default_rng(5)
+@pytest.mark.parametrize("largest", [12, 15, 17, 19])
+@pytest.mark.parametrize("seed", range(5))
+def test_reserves_of_mixed_sizes_are_served_to_the_last_byte(largest: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
     with Pool("4MiB") as pool:
         requests = [pool.request(number, reserve="1MiB") for number in range(4)]
-        active = list(requests)
-        while active:
-            active = [req for req in active if serve(req, int(2 ** rng.uniform(6, 15)))]
-        assert min(req.nbytes for req in requests) >= MiB * 2 // 3
+        planned = {req: sizes_within(MiB, largest, rng) for req in requests}
+        while any(planned.values()):  # in turns; nothing else is free
+            for req, sizes in planned.items():
+                if sizes:
+                    req.empty(sizes.pop(), "u1")
         for req in requests:
             req.close()
+
+
+def test_steps_of_a_request_serve_themselves_from_its_reserve_again() -> None:
+    rng = np.random.default_rng(1)
+    with Pool("4MiB") as pool:
+        req = pool.request("chat", reserve="1MiB")
+        other = pool.request("other", reserve="3MiB")
+        req.empty(1000, "u1")
+        for _ in range(200):
+            with req.child() as step:
+                for size in sizes_within(MiB - 16 * KiB, 18, rng):
+                    step.empty(size, "u1")
+        assert pool.stats().set_aside == 4 * MiB - 16 * KiB
+        req.close()
+        other.close()
 
 
 def test_reserve_that_cannot_be_had_leaves_nothing(pool: Pool) -> None:

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "slabpool/slab/block.hpp"
+#include "slabpool/slab/reserve.hpp"
 
 namespace slabpool {
 
@@ -97,10 +98,8 @@ struct alignas(64) RequestRecord {
   // used only where `charged_for` says whose it is.
   std::uint64_t charged_for = 0;  // generation; 0 once the budget was returned
   Handle root;
-  std::uint64_t quota = 0;  // 0: none
-  std::uint64_t reserve = 0;
-  std::uint64_t reserve_left = 0;
-  std::uint64_t credit = 0;   // bytes of slabs that the reserve was spent on, not yet used by a block
+  std::uint64_t quota = 0;    // 0: none
+  ReserveRef reserve;         // null: none
   std::uint64_t charged = 0;  // by this request alone
   std::uint64_t used = 0;     // by this request and its descendants
 };

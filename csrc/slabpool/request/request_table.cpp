@@ -75,18 +75,22 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   }
   // They would bound nothing: a child draws on the budget of the request it descends from.
   if (spec.parent && (spec.reserve != 0 || spec.quota != 0)) return Status::invalid_argument;
-  if (spec.reserve != 0 && !depot_.set_aside(spec.reserve)) return Status::exhausted;
+  ReserveRef reserve;
+  if (spec.reserve != 0) {
+    reserve = depot_.open_reserve(pages_for(spec.reserve));
+    if (reserve.reserve == nullptr) return Status::exhausted;
+  }
   const std::lock_guard lock(mutex_);
   // Undone on every way out but the last, bad_alloc included.
   struct Undo {
     RequestTable& table;
-    std::uint64_t reserve;
+    ReserveRef reserve;
     RequestRecord* slot = nullptr;
     ~Undo() {
-      if (reserve != 0) table.depot_.release_aside(reserve);
+      if (reserve.reserve != nullptr) table.depot_.close_reserve(reserve);
       if (slot != nullptr) table.free_slots_.push_back(slot->slot);
     }
-  } undo{*this, spec.reserve};
+  } undo{*this, reserve};
   RequestRecord* parent = nullptr;
   if (spec.parent) {
     parent = live_record(*spec.parent);
@@ -125,7 +129,7 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   r->parent_generation = 0;
   r->host_left.store(false, std::memory_order_relaxed);
   r->cancelled = false;
-  undo.reserve = 0;
+  undo.reserve = {};
   undo.slot = nullptr;
   handle = {r->slot, generation};
   const bool budget = parent != nullptr ? parent->has_budget.load(std::memory_order_relaxed)
@@ -136,8 +140,8 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
     r->charged_for = generation;
     r->root = parent != nullptr ? parent->root : handle;
     r->quota = spec.quota;
-    r->reserve = r->reserve_left = spec.reserve;
-    r->credit = r->charged = r->used = 0;
+    r->reserve = reserve;
+    r->charged = r->used = 0;
   }
   // Release: whoever reads this generation sees the record as it was opened.
   r->generation.store(generation, std::memory_order_release);
@@ -366,8 +370,7 @@ RequestRecord* RequestTable::budget_of(Handle root) const noexcept {
   return r != nullptr && r->charged_for == root.generation ? r : nullptr;
 }
 
-Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes, std::uint64_t room,
-                            std::uint64_t& own, bool* within) {
+Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes, ReserveRef& reserve) {
   const std::lock_guard lock(budget_mutex_);
   if (r.charged_for != handle.generation) return Status::request_closed;
   RequestRecord* root = budget_of(r.root);
@@ -375,63 +378,32 @@ Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes
   if (root->quota != 0 && root->used + bytes > root->quota) return Status::quota_exceeded;
   root->used += bytes;
   r.charged += bytes;
-  if (within != nullptr) *within = root->used <= root->reserve;
-  own = std::min(root->reserve_left, std::max(room, bytes));
-  root->reserve_left -= own;
+  reserve = root->reserve;
   return Status::ok;
 }
 
-void RequestTable::settle(RequestRecord& r, Handle handle, std::uint64_t bytes, std::uint64_t own,
-                          std::uint64_t left, bool allocated) noexcept {
-  if (allocated && own == 0) return;
+void RequestTable::uncharge(RequestRecord& r, Handle handle, std::uint64_t bytes) noexcept {
   const std::lock_guard lock(budget_mutex_);
-  RequestRecord* root = nullptr;
   // Else the request ended meanwhile, and all that it had been charged was taken off then.
-  if (r.charged_for == handle.generation) {
-    root = budget_of(r.root);
-    if (!allocated) {
-      r.charged -= bytes;
-      if (root != nullptr) root->used -= bytes;
-    }
-  }
-  if (root == nullptr) {
-    if (left != 0) depot_.release_aside(left);
-    return;
-  }
-  const std::uint64_t taken = own - left;
-  if (allocated && taken >= bytes) {
-    root->credit += taken - bytes;
-  } else if (allocated) {
-    // The block is in pages that were in use already: the request's own slabs as far as it has credit,
-    // else somebody's, and its reserve shrinks by what it need not take any more.
-    const std::uint64_t due = bytes - taken;
-    const std::uint64_t credit = std::min(root->credit, due);
-    root->credit -= credit;
-    const std::uint64_t paid = std::min(left, due - credit);
-    if (paid != 0) depot_.release_aside(paid);
-    left -= paid;
-  }
-  root->reserve_left += left;
+  if (r.charged_for != handle.generation) return;
+  r.charged -= bytes;
+  if (RequestRecord* root = budget_of(r.root)) root->used -= bytes;
 }
 
 void RequestTable::return_budget(RequestRecord& r) noexcept {
-  const std::lock_guard lock(budget_mutex_);
-  r.charged_for = 0;
-  if (r.root.slot == r.slot) {
-    if (r.reserve_left != 0) depot_.release_aside(r.reserve_left);
-    r.reserve_left = r.reserve = 0;
-    return;
+  ReserveRef over;
+  {
+    const std::lock_guard lock(budget_mutex_);
+    r.charged_for = 0;
+    if (r.root.slot == r.slot) {
+      over = r.reserve;
+      r.reserve = {};
+    } else {
+      if (RequestRecord* root = budget_of(r.root)) root->used -= r.charged;
+      r.charged = 0;
+    }
   }
-  RequestRecord* root = budget_of(r.root);
-  if (root == nullptr) return;
-  root->used -= r.charged;
-  r.charged = 0;
-  const std::uint64_t wanted = root->reserve > root->used ? root->reserve - root->used : 0;
-  // What a child gave back is set aside again for the request, where there is still room for it.
-  if (wanted > root->reserve_left && depot_.set_aside(wanted - root->reserve_left)) {
-    root->reserve_left = wanted;
-    root->credit = 0;
-  }
+  if (over.reserve != nullptr) depot_.close_reserve(over);
 }
 
 }  // namespace slabpool

@@ -79,14 +79,10 @@ class RequestTable {
   bool has_ended(Handle handle) const noexcept;  // and its blocks went back, but for what views retain
   bool is_cancelled(Handle handle) const noexcept;
 
-  // Budget of a request with quota or reserve. charge: ok, quota_exceeded, or request_closed; `own`
-  // is then how much of the reserve the caller may use, at most `room`: what the block takes, or the
-  // slab it may need. settle() says how much of it is left, the rest being pages in use now.
-  // `within`, where asked for: its reserve covers all it has, this included.
-  Status charge(RequestRecord& record, Handle handle, std::uint64_t bytes, std::uint64_t room,
-                std::uint64_t& own, bool* within = nullptr);
-  void settle(RequestRecord& record, Handle handle, std::uint64_t bytes, std::uint64_t own,
-              std::uint64_t left, bool allocated) noexcept;
+  // Budget of a request with quota or reserve. charge: ok, quota_exceeded, or request_closed; `reserve`
+  // is then what was promised to it, if anything. uncharge() for bytes that could not be had.
+  Status charge(RequestRecord& record, Handle handle, std::uint64_t bytes, ReserveRef& reserve);
+  void uncharge(RequestRecord& record, Handle handle, std::uint64_t bytes) noexcept;
   void return_budget(RequestRecord& record) noexcept;  // at the end
 
   // All generations of an id not yet over that wait for a device. `named`: some live generation of the

@@ -19,11 +19,14 @@ struct alignas(64) Block {
   // serial << 32 | holds. In one word, so that "one more hold, if it still is that allocation" is one
   // compare-and-swap. The serial counts the times the block was handed out.
   std::atomic<std::uint64_t> state{0};
-  Block* next = nullptr;        // in a free list, an inbox, or a request's chain
-  std::byte* data = nullptr;    // what the user sees
-  std::uint64_t bytes = 0;      // what it takes from the pool
-  Span* span = nullptr;         // where it was cut from
-  ThreadCache* home = nullptr;  // cache of the thread that allocated it: where it returns to
+  Block* next = nullptr;      // in a free list, an inbox, or a request's chain
+  std::byte* data = nullptr;  // what the user sees
+  std::uint64_t bytes = 0;    // what it takes from the pool
+  Span* span = nullptr;       // where it was cut from
+  union {
+    ThreadCache* home = nullptr;  // cache of the thread that allocated it: where it returns to
+    Block* prev;                  // of a block cut from an arena, while it is free
+  };
   BlockDebug* debug = nullptr;  // only in pools with debug on
   std::uint32_t request = 0;    // slot + 1 of the request it belongs to, 0 for none
   std::uint16_t bin = 0;        // size class or bin of its size; kBins: too large for a cache

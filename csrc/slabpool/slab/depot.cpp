@@ -19,6 +19,7 @@ std::uint64_t grow_step(std::uint64_t capacity) {
 Depot::Depot(MemoryResource& memory, std::uint64_t capacity, bool verify)
     : capacity_(capacity),
       pages_(memory, grow_step(capacity)),
+      reserves_(pages_, capacity >> kPageBits),
       soft_limit_pages_(std::max<std::uint64_t>(capacity >> kPageBits >> 5, grow_step(capacity))),
       verify_each_(verify) {
   for (unsigned c = 0; c < kSlabClasses; ++c) {
@@ -49,27 +50,18 @@ void Depot::publish() noexcept {
   }
 }
 
-PageHeap::Result Depot::take_pages(std::uint64_t pages, std::uint64_t align_pages,
-                                   std::uint64_t& own_reserve, Effort effort, std::uint64_t spare) {
+PageHeap::Result Depot::take_pages(std::uint64_t pages, std::uint64_t align_pages, Effort effort,
+                                   std::uint64_t own) {
   if (effort == Effort::hard) drop_empty_slabs();
-  const std::uint64_t aside = aside_.load(std::memory_order_relaxed);
-  const std::uint64_t own = std::min({own_reserve, pages << kPageBits, aside});
-  const std::uint64_t promised = aside - own;
-  const std::uint64_t used = (pages_.in_use_pages() + pages) << kPageBits;
-  if (used + promised > capacity_ + spare) return {};
   const std::uint64_t most = capacity_ >> kPageBits;
+  if (pages_.in_use_pages() + pages + reserves_.aside_pages() - own > most) return {};
   if (effort == Effort::hard) {
     // The caches are empty now, so this is what is really in use. Room of 1/16 beyond it before the
     // caches are looked into again: that bounds both the waste and how often it happens.
     const std::uint64_t now = pages_.in_use_pages() + pages;
-    soft_limit_pages_ = std::max(soft_limit_pages_, now + now / 16);
+    soft_limit_pages_ = std::max(soft_limit_pages_, now + pages_.idle_pages() + now / 16);
   }
   PageHeap::Result result = pages_.allocate(pages, align_pages, std::min(most, soft_limit_pages_));
-  if (result.span != nullptr && own != 0) {
-    // In one step with the pages, or others would for a moment see the same bytes counted twice.
-    release_aside(own);
-    own_reserve -= own;
-  }
   publish();
   return result;
 }
@@ -110,22 +102,17 @@ void Depot::ready_array(unsigned size_class) {
   arrays_[size_class].push_back(blocks);
 }
 
-Span* Depot::new_slab(unsigned size_class, std::uint64_t& own_reserve, Effort effort, bool promised,
-                      bool& refused) {
+Span* Depot::new_slab(unsigned size_class, Effort effort, bool& refused) {
   ready_array(size_class);  // before pages are taken: it may run out of memory
   const SlabShape shape = shapes_[size_class];
   std::uint64_t pages = shape.pages;
   std::uint32_t count = shape.blocks;
-  PageHeap::Result result = take_pages(pages, 1, own_reserve, effort);
+  PageHeap::Result result = take_pages(pages, 1, effort);
   if (result.span == nullptr && !result.system_refused && effort == Effort::hard) {
     // No room for a whole slab: one that holds a single block may still fit.
     pages = pages_for(class_size(size_class));
     count = static_cast<std::uint32_t>((pages << kPageBits) / class_size(size_class));
-    // For a request with a reserve the blocks left over in it count as room: those who were promised the
-    // same bytes can have them.
-    const std::uint64_t spare = promised ? (pages << kPageBits) - class_size(size_class) : 0;
-    result = take_pages(pages, 1, own_reserve, effort, spare);
-    if (result.span != nullptr) lent_ += spare;
+    result = take_pages(pages, 1, effort);
   }
   refused = result.system_refused;
   if (result.span == nullptr) return nullptr;
@@ -141,15 +128,14 @@ Span* Depot::new_slab(unsigned size_class, std::uint64_t& own_reserve, Effort ef
   return slab;
 }
 
-Depot::Taken Depot::take_blocks(unsigned size_class, std::uint32_t want, std::uint64_t& own_reserve,
-                                Effort effort, bool promised) {
+Depot::Taken Depot::take_blocks(unsigned size_class, std::uint32_t want, Effort effort) {
   Taken taken;
   const std::lock_guard lock(mutex_);
   while (taken.count < want) {
     Span* slab = partial_[size_class].front();
     if (slab == nullptr) {
       if (taken.count > 0) break;  // a new slab only for what was asked for, not for the batch
-      slab = new_slab(size_class, own_reserve, effort, promised, taken.system_refused);
+      slab = new_slab(size_class, effort, taken.system_refused);
       if (slab == nullptr) return taken;
     }
     if (slab == empty_[size_class]) empty_[size_class] = nullptr;
@@ -162,23 +148,40 @@ Depot::Taken Depot::take_blocks(unsigned size_class, std::uint32_t want, std::ui
   return taken;
 }
 
-Depot::Taken Depot::take_span(std::uint64_t bytes, std::uint64_t align, std::uint64_t& own_reserve,
-                              Effort effort) {
+Depot::Taken Depot::take_span(std::uint64_t bytes, std::uint64_t align, Effort effort,
+                              ReserveRef reserve) {
   Taken taken;
   const std::lock_guard lock(mutex_);
-  const std::uint64_t align_pages = std::max<std::uint64_t>(align >> kPageBits, 1);
-  const PageHeap::Result result = take_pages(pages_for(bytes), align_pages, own_reserve, effort);
+  const std::uint64_t pages = pages_for(bytes);
+  const std::uint64_t own = reserves_.prepare(reserve, pages);
+  const PageHeap::Result result =
+      take_pages(pages, std::max<std::uint64_t>(align >> kPageBits, 1), effort, own);
   taken.system_refused = result.system_refused;
   if (result.span == nullptr) return taken;
+  // In one step with the pages, or the same bytes would count twice for a moment.
+  reserves_.draw(reserve, own, result.span);
   Block* block = &result.span->large;
   block->data = pages_.address(result.span);
   block->bytes = result.span->pages << kPageBits;
   block->span = result.span;
-  block->bin = static_cast<std::uint16_t>(block->bytes <= kMaxBinned ? bin_of(block->bytes) : kBins);
+  // One that was promised comes back to the promise, past all caches.
+  block->bin =
+      static_cast<std::uint16_t>(own == 0 && block->bytes <= kMaxBinned ? bin_of(block->bytes) : kBins);
   block->zero = result.span->zero;
   block->next = nullptr;
   taken.chain = block;
   taken.count = 1;
+  return taken;
+}
+
+Depot::Taken Depot::take_reserved(ReserveRef reserve, unsigned size_class, std::uint64_t align) {
+  Taken taken;
+  const std::lock_guard lock(mutex_);
+  const Reserves::Cut cut = reserves_.cut(reserve, size_class, align);
+  publish();
+  taken.chain = cut.block;
+  taken.count = cut.block != nullptr ? 1 : 0;
+  taken.system_refused = cut.system_refused;
   return taken;
 }
 
@@ -194,8 +197,9 @@ void Depot::give_one(Block* block) noexcept {
   Span* span = block->span;
   if (span->kind == SpanKind::large) {
     pages_.free(span);
-    return;
+    return reserves_.refund(span);
   }
+  if (span->kind == SpanKind::arena) return reserves_.give(block);
   block->next = span->free_list;
   span->free_list = block;
   if (span->free_blocks++ == 0) partial_[span->size_class].push(span);
@@ -227,18 +231,20 @@ void Depot::drop_empty_slabs() noexcept {
   }
 }
 
-bool Depot::set_aside(std::uint64_t bytes) noexcept {
+ReserveRef Depot::open_reserve(std::uint64_t pages) {
   const std::lock_guard lock(mutex_);
-  const std::uint64_t used = pages_.in_use_pages() << kPageBits;
-  const std::uint64_t aside = aside_.load(std::memory_order_relaxed);
-  if (used + aside + bytes > capacity_) {
+  ReserveRef reserve = reserves_.open(pages);
+  if (reserve.reserve == nullptr) {
     drop_empty_slabs();
-    if ((pages_.in_use_pages() << kPageBits) + aside + bytes > capacity_) return false;
+    reserve = reserves_.open(pages);
   }
-  // Relaxed: room is only ever granted under the mutex.
-  aside_.fetch_add(bytes, std::memory_order_relaxed);
-  lent_ = 0;
-  return true;
+  return reserve;
+}
+
+void Depot::close_reserve(ReserveRef reserve) noexcept {
+  const std::lock_guard lock(mutex_);
+  reserves_.close(reserve);
+  publish();
 }
 
 std::uint64_t Depot::trim() noexcept {
@@ -253,6 +259,10 @@ Block* Depot::find(const void* address) const noexcept {
   Span* span = pages_.lookup(address);
   if (span == nullptr) return nullptr;
   if (span->kind == SpanKind::large) return &span->large;
+  if (span->kind == SpanKind::arena) {
+    const std::lock_guard lock(mutex_);
+    return Reserves::find(span, static_cast<const std::byte*>(address));
+  }
   if (span->kind != SpanKind::slab) return nullptr;
   const auto offset =
       static_cast<std::size_t>(static_cast<const std::byte*>(address) - pages_.address(span));
@@ -275,10 +285,7 @@ const char* Depot::verify() noexcept {
       if (free != slab->free_blocks || free == 0) return "a slab's free blocks do not add up";
     }
   }
-  if (pages_.in_use_pages() * kPageSize + aside_.load(std::memory_order_relaxed) > capacity_ + lent_) {
-    return "pages in use and bytes set aside exceed the capacity";
-  }
-  return nullptr;
+  return reserves_.verify();
 }
 
 }  // namespace slabpool

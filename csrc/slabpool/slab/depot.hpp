@@ -4,8 +4,8 @@
 // that its cache could not serve. Place in the order of locks: last. Nothing is called with it held
 // but the memory resource.
 //
-// Room is counted in pages in use (given out to slabs, tensors and thread caches) plus bytes *set
-// aside* for requests: together they never exceed the capacity, so that whoever reserved is served.
+// Room is counted in pages in use (given out to slabs, tensors and thread caches) plus pages *set
+// aside* for requests (see reserve.hpp): together they never exceed the capacity.
 // Committed pages are kept near what is in use by a soft limit: passing it first costs a look into
 // the threads' caches for memory that is free already.
 #pragma once
@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "slabpool/slab/page_heap.hpp"
+#include "slabpool/slab/reserve.hpp"
 #include "slabpool/slab/size_class.hpp"
 
 namespace slabpool {
@@ -37,24 +38,22 @@ class Depot {
     bool system_refused = false;  // the system, not the capacity, said no
   };
 
-  // Up to `want` blocks of a size class. `own_reserve`: bytes of what is set aside that the caller
-  // may count as room, being the one they were set aside for; less on return by the pages taken for it.
-  // `promised`: the caller's reserve covers them, whether or not bytes of it are still set aside.
-  Taken take_blocks(unsigned size_class, std::uint32_t want, std::uint64_t& own_reserve, Effort effort,
-                    bool promised = false);
-  // One block that is a span, aligned to `align` bytes (a power of two up to 2 MiB).
-  Taken take_span(std::uint64_t bytes, std::uint64_t align, std::uint64_t& own_reserve, Effort effort);
+  // Up to `want` blocks of a size class.
+  Taken take_blocks(unsigned size_class, std::uint32_t want, Effort effort);
+  // One block that is a span, aligned to `align` bytes (a power of two up to 2 MiB), drawn from a promise
+  // as far as that covers it.
+  Taken take_span(std::uint64_t bytes, std::uint64_t align, Effort effort, ReserveRef reserve = {});
+  // One small block out of a promise, aligned to `align` bytes (up to a page). No chain and not refused:
+  // the promise does not cover it.
+  Taken take_reserved(ReserveRef reserve, unsigned size_class, std::uint64_t align);
   // Takes a chain of blocks back, of any sizes.
   void give(Block* chain) noexcept;
 
-  // Sets bytes aside if there is room. Lets some of them go again; lock-free, it only makes room.
-  bool set_aside(std::uint64_t bytes) noexcept;
-  void release_aside(std::uint64_t bytes) noexcept {
-    // Relaxed: a reader that misses it sees less room than there is, and looks again under the mutex
-    // after the caller's next step.
-    aside_.fetch_sub(bytes, std::memory_order_relaxed);
-  }
-  std::uint64_t aside() const noexcept { return aside_.load(std::memory_order_relaxed); }
+  // Sets pages aside if there is room; else null. Throws std::bad_alloc.
+  ReserveRef open_reserve(std::uint64_t pages);
+  void close_reserve(ReserveRef reserve) noexcept;
+  // Bytes set aside; lock-free.
+  std::uint64_t aside() const noexcept { return reserves_.aside_pages() << kPageBits; }
 
   // Gives all cached pages back to the system; returns bytes.
   std::uint64_t trim() noexcept;
@@ -82,11 +81,10 @@ class Depot {
  private:
   void ready_array(unsigned size_class);
   Block* carve_block(Span* slab) noexcept;
-  Span* new_slab(unsigned size_class, std::uint64_t& own_reserve, Effort effort, bool promised,
-                 bool& refused);
-  // `spare`: bytes of these very pages that count as room for what others were promised.
-  PageHeap::Result take_pages(std::uint64_t pages, std::uint64_t align_pages, std::uint64_t& own_reserve,
-                              Effort effort, std::uint64_t spare = 0);
+  Span* new_slab(unsigned size_class, Effort effort, bool& refused);
+  // `own`: pages of what is set aside that the caller may count as room.
+  PageHeap::Result take_pages(std::uint64_t pages, std::uint64_t align_pages, Effort effort,
+                              std::uint64_t own = 0);
   void give_one(Block* block) noexcept;
   void drop_slab(Span* slab) noexcept;
   void drop_empty_slabs() noexcept;
@@ -95,6 +93,7 @@ class Depot {
   mutable std::mutex mutex_;
   const std::uint64_t capacity_;
   PageHeap pages_;
+  Reserves reserves_;
   std::uint64_t soft_limit_pages_;
   SlabShape shapes_[kSlabClasses];            // what a slab of each class is in a pool of this capacity
   SpanList partial_[kSlabClasses];            // slabs with free blocks
@@ -102,10 +101,6 @@ class Depot {
   std::vector<Block*> arrays_[kSlabClasses];  // block arrays of slabs that went back, to use again
   std::size_t arrays_made_[kSlabClasses] = {};
   std::vector<Block*> all_arrays_;
-  std::atomic<std::uint64_t> aside_{0};
-  // Bytes that pages in use and bytes set aside may exceed the capacity by together, because free blocks of
-  // slabs were counted as room since the two last fitted.
-  std::uint64_t lent_ = 0;
   std::atomic<std::uint64_t> committed_{0};
   std::atomic<std::uint64_t> peak_committed_{0};
   const bool verify_each_;

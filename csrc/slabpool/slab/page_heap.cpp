@@ -115,6 +115,12 @@ void PageHeap::mark_ends(Span* span) noexcept {
   slot(span->first_page + span->pages - 1).store(span, std::memory_order_release);
 }
 
+// Every page, not the ends alone: a pointer into the middle of a tensor finds its span.
+void PageHeap::mark_all(Span* span) noexcept {
+  for (std::uint64_t page = 0; page < span->pages; ++page)
+    slot(span->first_page + page).store(span, std::memory_order_release);
+}
+
 void PageHeap::unlist(Span* span) noexcept {
   list_for(span->kind).remove(span);
   if (span->kind == SpanKind::committed_free) cached_ -= span->pages;
@@ -184,10 +190,7 @@ PageHeap::Result PageHeap::allocate(std::uint64_t pages, std::uint64_t align_pag
     if (result.span == nullptr) return result;
   }
   result.span->kind = SpanKind::large;
-  // Every page, not the ends alone: a pointer into the middle of a tensor finds its span.
-  for (std::uint64_t page = 0; page < pages; ++page) {
-    slot(result.span->first_page + page).store(result.span, std::memory_order_release);
-  }
+  mark_all(result.span);
   return result;
 }
 
@@ -301,6 +304,7 @@ const char* PageHeap::verify() const noexcept {
       return "two free neighbours are not merged";
     if (span->kind != SpanKind::uncommitted_free) committed += span->pages;
     if (span->kind == SpanKind::committed_free) cached += span->pages;
+    if (span->kind == SpanKind::arena) committed -= span->pages - span->committed;
     last = span;
     page += span->pages;
   }

@@ -19,7 +19,10 @@
 
 namespace slabpool {
 
-enum class SpanKind : std::uint8_t { committed_free, uncommitted_free, slab, large };
+enum class SpanKind : std::uint8_t { committed_free, uncommitted_free, slab, large, arena };
+
+struct Arena;
+struct Reserve;
 
 struct Span {
   Block large;  // the block of a span that is one tensor
@@ -32,11 +35,21 @@ struct Span {
 
   // A slab's part. blocks[0..carved) have been handed out at least once since the slab was made.
   std::uint32_t size_class = 0;
-  std::uint32_t count = 0;
+  std::uint32_t count = 0;               // of its blocks; of an arena's, those that are live
   std::atomic<std::uint32_t> carved{0};  // changed under the depot's mutex, read by find() without
   std::uint32_t free_blocks = 0;         // the uncarved ones included
   Block* blocks = nullptr;
   Block* free_list = nullptr;
+
+  // An arena's part: the first `committed` pages are, and the first `drawn` of them count as in use.
+  Arena* arena = nullptr;
+  std::uint64_t committed = 0;
+  std::uint64_t drawn = 0;
+
+  // A tensor's part: the promise that some of its pages were drawn from.
+  Reserve* reserve = nullptr;
+  std::uint64_t reserve_serial = 0;
+  std::uint64_t reserve_pages = 0;
 };
 
 // Intrusive list of spans.
@@ -95,6 +108,17 @@ class PageHeap {
   Result allocate(std::uint64_t pages, std::uint64_t align_pages, std::uint64_t commit_limit);
   void free(Span* span) noexcept;
 
+  // Ranges: spans of kind arena, committed from the front as they are drawn. take_range() prefers pages
+  // that are committed already; null if there is no such run of addresses. draw() moves how many count as
+  // in use, both ways; false if the system would not commit them. The rest is noexcept as far as
+  // can_split() says that there are records for it.
+  Span* take_range(std::uint64_t pages);
+  bool draw(Span* range, std::uint64_t pages, std::uint64_t commit_limit) noexcept;
+  void shrink_range(Span* range, std::uint64_t pages) noexcept;  // to its first pages, one at least
+  void free_range(Span* range) noexcept;
+  Span* split_range(Span* range, std::uint64_t pages) noexcept;  // of one that is all drawn: the rest
+  bool can_split() noexcept;
+
   // Gives at least `pages` cached pages back to the system if there are as many, never touching
   // `keep`. Returns how many.
   std::uint64_t decommit(std::uint64_t pages, const Span* keep = nullptr) noexcept;
@@ -105,8 +129,9 @@ class PageHeap {
 
   std::uint64_t total_pages() const noexcept { return map_.size() - 2; }
   std::uint64_t committed_pages() const noexcept { return committed_; }
-  std::uint64_t cached_pages() const noexcept { return cached_; }
-  std::uint64_t in_use_pages() const noexcept { return committed_ - cached_; }
+  std::uint64_t cached_pages() const noexcept { return cached_; }  // idle ones of ranges not included
+  std::uint64_t idle_pages() const noexcept { return idle_; }      // committed in ranges, not drawn
+  std::uint64_t in_use_pages() const noexcept { return committed_ - cached_ - idle_; }
   std::uint64_t peak_committed_pages() const noexcept { return peak_committed_; }
   std::byte* address(const Span* span) const noexcept {
     return memory_.base() + (span->first_page << kPageBits);
@@ -127,6 +152,7 @@ class PageHeap {
   void mark_ends(Span* span) noexcept;
   Span* carve(Span* span, std::uint64_t pages, std::uint64_t align_pages);
   Span* split_tail(Span* span, std::uint64_t pages);
+  void mark_all(Span* span) noexcept;
   Result grow(std::uint64_t pages, std::uint64_t align_pages, std::uint64_t commit_limit);
 
   // The map has a null guard at each end, so that neighbours can be looked up without a test.
@@ -143,6 +169,7 @@ class PageHeap {
   std::uint64_t grow_step_;
   std::uint64_t committed_ = 0;
   std::uint64_t cached_ = 0;
+  std::uint64_t idle_ = 0;
   std::uint64_t peak_committed_ = 0;
 };
 

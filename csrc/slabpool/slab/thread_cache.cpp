@@ -158,27 +158,24 @@ CacheSet::Sums CacheSet::sums() const noexcept {
   for (int round = 0; round < 4; ++round) {
     const std::uint64_t before = sums.counts[0] + sums.counts[1];
     sums = Sums{};
-    std::int64_t above = 0;  // how far a thread has been above what it is now
     for (const auto& cache : caches_) {
       for (unsigned i = 0; i < kCounts; ++i)
         sums.counts[i] += cache->counts_[i].load(std::memory_order_acquire);
-      const std::int64_t live = cache->live_.load(std::memory_order_acquire);
-      sums.live += live;
-      above = std::max(above, cache->high_.load(std::memory_order_relaxed) - live);
+      sums.live += cache->live_.load(std::memory_order_acquire);
     }
-    sums.peak_live = sums.live + above;
     if (round > 0 && before == sums.counts[0] + sums.counts[1]) break;
   }
-  raise_peak(sums.live);
-  sums.peak_live = std::max(sums.peak_live, peak_live_.load(std::memory_order_relaxed));
+  // A thread has been above what it is now: so was the sum, if nobody else did anything meanwhile.
+  const std::uint64_t done = sums.counts[0] + sums.counts[1];
+  std::int64_t above = 0;
+  for (const auto& cache : caches_) {
+    if (cache->others_did_.load(std::memory_order_relaxed) + cache->done() != done) continue;
+    above = std::max(above, cache->high_.load(std::memory_order_relaxed) -
+                                cache->live_.load(std::memory_order_relaxed));
+  }
+  raise_peak(sums.live + above);
+  sums.peak_live = peak_live_.load(std::memory_order_relaxed);
   return sums;
-}
-
-// With revokers_ held.
-std::int64_t CacheSet::live() const noexcept {
-  std::int64_t live = 0;
-  for (const auto& cache : caches_) live += cache->live_.load(std::memory_order_relaxed);
-  return live;
 }
 
 void CacheSet::raise_peak(std::int64_t live) const noexcept {
@@ -189,13 +186,21 @@ void CacheSet::raise_peak(std::int64_t live) const noexcept {
 
 // ---- ThreadCache
 
-// Each thread looks when its own live bytes have moved by peak_step_ since it last did, so a peak is
-// exact while one thread works, and otherwise off by no more than the other threads' steps.
+// Each thread looks when its own live bytes have moved by peak_step_ since it last did. So the peak is
+// exact while one thread works; while several do it is never too high, and too low by less than their steps.
 void ThreadCache::look_at_peak() noexcept {
   const std::int64_t live = live_.load(std::memory_order_relaxed);
   // Not waited for: whoever has the mutex is looking, or about to empty all caches.
   if (std::unique_lock lock(set_.revokers_, std::try_to_lock); lock.owns_lock()) {
-    set_.raise_peak(set_.live() + high_.load(std::memory_order_relaxed) - live);
+    std::int64_t sum = 0;
+    std::uint64_t others = 0;
+    for (const auto& cache : set_.caches_) {
+      sum += cache->live_.load(std::memory_order_relaxed);
+      if (cache.get() != this) others += cache->done();
+    }
+    const bool alone = others == others_did_.load(std::memory_order_relaxed);
+    set_.raise_peak(alone ? sum + high_.load(std::memory_order_relaxed) - live : sum);
+    others_did_.store(others, std::memory_order_relaxed);
   }
   high_.store(live, std::memory_order_relaxed);
   look_above_ = live + set_.peak_step_;
@@ -304,7 +309,6 @@ Block* ThreadCache::spill(unsigned bin) noexcept {
 void ThreadCache::push(Block* chain) noexcept {
   while (chain != nullptr) {
     Block* block = chain;
-    ThreadCache* home = block->home;
     if (block->bin == kBins) {
       chain = block->next;
       count_freed(block->bytes);
@@ -312,6 +316,7 @@ void ThreadCache::push(Block* chain) noexcept {
       set_.depot_.give(block);
       continue;
     }
+    ThreadCache* home = block->home;
     // Relaxed: see orphan().
     if (home != this && !home->orphan_.load(std::memory_order_relaxed)) {
       // As many as have the same home go there at once.

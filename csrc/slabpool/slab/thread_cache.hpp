@@ -69,6 +69,10 @@ class alignas(64) ThreadCache {
   Block* spill(unsigned bin) noexcept;
   Block* take_all() noexcept;
   [[gnu::noinline]] void look_at_peak() noexcept;
+  std::uint64_t done() const noexcept {
+    return counts_[static_cast<unsigned>(Count::allocations)].load(std::memory_order_relaxed) +
+           counts_[static_cast<unsigned>(Count::frees)].load(std::memory_order_relaxed);
+  }
 
   // Blocks of one bin a thread keeps before it gives half of them to the depot.
   static constexpr std::uint32_t kBinLimit = 128;
@@ -81,8 +85,10 @@ class alignas(64) ThreadCache {
   // Bytes handed out less bytes taken back by this thread, ever; below zero for a thread that frees what
   // others allocate. The sum over all threads is what is live.
   std::atomic<std::int64_t> live_{0};
-  // Highest live_ since the set's peak was last looked at, and where to look again.
+  // Highest live_ since this thread last looked at the set's peak, what all others had done by then, and
+  // where to look again.
   std::atomic<std::int64_t> high_{0};
+  std::atomic<std::uint64_t> others_did_{0};
   std::int64_t look_above_;
   std::int64_t look_below_;
   Bin bins_[kBins];  // guarded by lock_
@@ -124,7 +130,6 @@ class CacheSet {
   friend struct ThreadExit;
 
   ThreadCache& attach();
-  std::int64_t live() const noexcept;
   void raise_peak(std::int64_t live) const noexcept;
   void orphan(ThreadCache& cache) noexcept;
 

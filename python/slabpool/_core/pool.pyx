@@ -221,9 +221,8 @@ cdef class Pool:
         devices : iterable of str or int
             Who has to acknowledge before the memory returns.
         reserve : int or str, optional
-            Bytes set aside for this request now, or `PoolExhausted`. Exact for tensors of more than
-            128 KiB. Smaller ones share slabs, and in a full pool what is left over in slabs of other
-            sizes may be missing to the end of the reserve.
+            Bytes set aside for this request and its children now, or `PoolExhausted`. In whole pages of
+            16 KiB; tensors take their block sizes out of it, see `Request.nbytes`.
         quota : int or str, optional
             Most bytes it may have, children included.
         lease : float, optional

@@ -17,65 +17,59 @@ TEST_F(RequestBudget, AQuotaCountsTheWholeFamily) {
   const Handle child = open("sa", {}, root);
   RequestRecord& r = *table.record(root.slot);
   RequestRecord& c = *table.record(child.slot);
-  std::uint64_t own = 0;
-  EXPECT_EQ(table.charge(r, root, 600, 600, own), Status::ok);
-  EXPECT_EQ(table.charge(c, child, 401, 401, own), Status::quota_exceeded);
-  EXPECT_EQ(table.charge(c, child, 400, 400, own), Status::ok);
-  EXPECT_EQ(own, 0U);
-  EXPECT_EQ(table.charge(r, root, 1, 1, own), Status::quota_exceeded);
+  ReserveRef reserve;
+  EXPECT_EQ(table.charge(r, root, 600, reserve), Status::ok);
+  EXPECT_EQ(table.charge(c, child, 401, reserve), Status::quota_exceeded);
+  EXPECT_EQ(table.charge(c, child, 400, reserve), Status::ok);
+  EXPECT_EQ(reserve.reserve, nullptr);
+  EXPECT_EQ(table.charge(r, root, 1, reserve), Status::quota_exceeded);
   close(child);
   EXPECT_EQ(used(root), 600U) << "what a child used may be used again";
-  EXPECT_EQ(table.charge(r, root, 400, 400, own), Status::ok);
+  EXPECT_EQ(table.charge(r, root, 400, reserve), Status::ok);
 }
 
-TEST_F(RequestBudget, AReserveIsUsedUpAndComesBackWithChildren) {
-  const Handle root = open("sa", {}, {}, 1000);
-  EXPECT_EQ(depot.aside(), 1000U);
+TEST_F(RequestBudget, AReserveIsOneForTheWholeFamilyAndEndsWithIt) {
+  const Handle root = open("sa", {}, {}, 3 * kPageSize - 100);
+  EXPECT_EQ(depot.aside(), 3 * kPageSize) << "whole pages";
   const Handle child = open("sa", {}, root);
-  RequestRecord& c = *table.record(child.slot);
-  std::uint64_t own = 0;
-  ASSERT_EQ(table.charge(c, child, 700, 700, own), Status::ok);
-  EXPECT_EQ(own, 700U);
-  table.settle(c, child, 700, own, own, true);  // nothing of it was used by the depot
-  EXPECT_EQ(depot.aside(), 300U);
-  ASSERT_EQ(table.charge(c, child, 700, 700, own), Status::ok);
-  EXPECT_EQ(own, 300U);
-  table.settle(c, child, 700, own, 0, true);  // the depot took it
-  depot.release_aside(300);
-  EXPECT_EQ(depot.aside(), 0U);
+  ReserveRef of_root;
+  ReserveRef of_child;
+  ASSERT_EQ(table.charge(*table.record(root.slot), root, 64, of_root), Status::ok);
+  ASSERT_EQ(table.charge(*table.record(child.slot), child, 64, of_child), Status::ok);
+  ASSERT_NE(of_root.reserve, nullptr);
+  EXPECT_EQ(of_child.reserve, of_root.reserve);
+  EXPECT_EQ(of_child.serial, of_root.serial);
   close(child);
-  EXPECT_EQ(depot.aside(), 1000U) << "set aside again for the request";
+  EXPECT_EQ(depot.aside(), 3 * kPageSize);
   close(root);
   EXPECT_EQ(depot.aside(), 0U);
+  EXPECT_EQ(depot.take_reserved(of_root, 0, 64).chain, nullptr) << "a stale promise is none";
 }
 
 TEST_F(RequestBudget, AnAllocationThatFailsIsNotCharged) {
-  const Handle root = open("sa", {}, {}, 500, 1000);
+  const Handle root = open("sa", {}, {}, 0, 1000);
   RequestRecord& r = *table.record(root.slot);
-  std::uint64_t own = 0;
-  ASSERT_EQ(table.charge(r, root, 800, 800, own), Status::ok);
-  EXPECT_EQ(own, 500U);
-  table.settle(r, root, 800, own, own, false);
+  ReserveRef reserve;
+  ASSERT_EQ(table.charge(r, root, 800, reserve), Status::ok);
+  table.uncharge(r, root, 800);
   EXPECT_EQ(used(root), 0U);
-  EXPECT_EQ(depot.aside(), 500U);
-  ASSERT_EQ(table.charge(r, root, 1000, 1000, own), Status::ok);
-  EXPECT_EQ(own, 500U);
+  EXPECT_EQ(table.charge(r, root, 1000, reserve), Status::ok);
 }
 
-// An allocation under way when its request ends: charged before, settled after.
+// An allocation under way when its request ends: charged before, and then it fails.
 
 TEST_F(RequestBudget, AChildThatEndsDuringAnAllocationIsTakenOffOnce) {
   for (const bool returned_before : {false, true}) {
     const Handle root = open("sa", {}, {}, 0, 1000);
     const Handle child = open("sa", {}, root);
     RequestRecord& c = *table.record(child.slot);
-    std::uint64_t own = 0;
-    ASSERT_EQ(table.charge(c, child, 100, 100, own), Status::ok);
+    ReserveRef reserve;
+    ASSERT_EQ(table.charge(c, child, 100, reserve), Status::ok);
     std::vector<Handle> over;
     ASSERT_TRUE(table.close(child, false, over));
     ASSERT_TRUE(table.claim(child));
     if (returned_before) table.return_budget(c);
-    table.settle(c, child, 100, own, own, false);
+    table.uncharge(c, child, 100);
     if (!returned_before) table.return_budget(c);
     EXPECT_EQ(used(root), 0U) << returned_before;
     (void)table.retire(c);
@@ -83,35 +77,23 @@ TEST_F(RequestBudget, AChildThatEndsDuringAnAllocationIsTakenOffOnce) {
   }
 }
 
-TEST_F(RequestBudget, SettlingLateTouchesNobodyElsesBudget) {
+TEST_F(RequestBudget, AnEndedRequestTouchesNobodyElsesBudget) {
   const Handle old = open("sa", {}, {}, 400, 1000);
   RequestRecord& record = *table.record(old.slot);
-  std::uint64_t own = 0;
-  ASSERT_EQ(table.charge(record, old, 300, 300, own), Status::ok);
-  ASSERT_EQ(own, 300U);
+  ReserveRef reserve;
+  ASSERT_EQ(table.charge(record, old, 300, reserve), Status::ok);
   close(old);
-  EXPECT_EQ(depot.aside(), 300U) << "what the allocation may still use";
+  EXPECT_EQ(depot.aside(), 0U);
   const Handle next = open("sb", {}, {}, 200, 1000);
   ASSERT_EQ(next.slot, old.slot);
-  table.settle(record, old, 300, own, own, false);
+  EXPECT_EQ(depot.take_reserved(reserve, 0, 64).chain, nullptr);
+  EXPECT_EQ(depot.take_span(kPageSize, 1, Depot::Effort::soft, reserve).chain->span->reserve_pages, 0U)
+      << "out of what all share";
+  table.uncharge(record, old, 300);
   EXPECT_EQ(used(next), 0U);
-  EXPECT_EQ(depot.aside(), 200U);
-  EXPECT_EQ(table.charge(record, next, 1000, 1000, own), Status::ok);
-  EXPECT_EQ(own, 200U);
-  EXPECT_EQ(table.charge(record, old, 1, 1, own), Status::request_closed);
-}
-
-TEST_F(RequestBudget, AChildSettlingAfterItsRootEndedGivesItsReserveBack) {
-  const Handle root = open("sa", {}, {}, 400);
-  const Handle child = open("sa", {}, root);
-  RequestRecord& c = *table.record(child.slot);
-  std::uint64_t own = 0;
-  ASSERT_EQ(table.charge(c, child, 300, 300, own), Status::ok);
-  close(root);
-  ASSERT_TRUE(table.is_over(root));
-  ASSERT_TRUE(table.is_over(child));
-  table.settle(c, child, 300, own, own, false);
-  EXPECT_EQ(depot.aside(), 0U);
+  EXPECT_EQ(depot.aside(), kPageSize);
+  EXPECT_EQ(table.charge(record, next, 1000, reserve), Status::ok);
+  EXPECT_EQ(table.charge(record, old, 1, reserve), Status::request_closed);
 }
 
 }  // namespace

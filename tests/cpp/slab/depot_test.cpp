@@ -24,12 +24,10 @@ class DepotTest : public testing::Test {
   static constexpr std::uint64_t kCapacity = std::uint64_t{8} << 20;
 
   Block* span(std::uint64_t bytes, std::uint64_t align = 1, Depot::Effort effort = kHard) {
-    std::uint64_t none = 0;
-    return depot.take_span(bytes, align, none, effort).chain;
+    return depot.take_span(bytes, align, effort).chain;
   }
   Depot::Taken blocks(unsigned size_class, std::uint32_t want, Depot::Effort effort = kHard) {
-    std::uint64_t none = 0;
-    return depot.take_blocks(size_class, want, none, effort);
+    return depot.take_blocks(size_class, want, effort);
   }
   static std::vector<Block*> unchain(Block* chain) {
     std::vector<Block*> all;
@@ -159,56 +157,25 @@ TEST_F(DepotTest, SoftEffortCommitsOnlyNearWhatIsInUse) {
   for (Block* block : all) give(block);
 }
 
-TEST_F(DepotTest, WhatIsSetAsideIsForItsOwnerOnly) {
-  ASSERT_TRUE(depot.set_aside(kCapacity / 2));
-  EXPECT_FALSE(depot.set_aside(kCapacity / 2 + 1));
-  EXPECT_EQ(span(kCapacity / 2 + kPageSize), nullptr);
-  Block* others = span(kCapacity / 2);
-  ASSERT_NE(others, nullptr);
-  EXPECT_EQ(span(kPageSize), nullptr);
-  std::uint64_t own = kCapacity / 4;
-  const Depot::Taken taken = depot.take_span(kCapacity / 4, 1, own, kHard);
-  ASSERT_NE(taken.chain, nullptr);
-  EXPECT_EQ(own, 0U) << "used";
-  EXPECT_EQ(depot.aside(), kCapacity / 4);
-  expect_sound();
-  depot.release_aside(kCapacity / 4);
-  give(others);
-  give(taken.chain);
-  EXPECT_EQ(depot.aside(), 0U);
-}
-
-TEST_F(DepotTest, AnAllocationThatFailsLeavesTheReserveAlone) {
-  ASSERT_TRUE(depot.set_aside(kPageSize));
-  Block* others = span(kCapacity - kPageSize);
-  ASSERT_NE(others, nullptr);
-  std::uint64_t own = kPageSize;
-  EXPECT_EQ(depot.take_span(2 * kPageSize, 1, own, kHard).chain, nullptr);
-  EXPECT_EQ(own, kPageSize);
-  EXPECT_EQ(depot.aside(), kPageSize);
-  give(others);
-}
-
-TEST_F(DepotTest, SettingAsideCountsTheSlabsThatStandEmpty) {
-  depot.give(blocks(10, 1).chain);  // its slab stays, empty
-  EXPECT_TRUE(depot.set_aside(kCapacity));
-  EXPECT_EQ(depot.aside(), kCapacity);
-}
-
 TEST_F(DepotTest, ARefusalOfTheSystemIsToldApartAndChangesNothing) {
   memory.refuse_commits_after = 0;
-  std::uint64_t none = 0;
-  EXPECT_TRUE(depot.take_span(kPageSize, 1, none, kHard).system_refused);
-  EXPECT_TRUE(depot.take_blocks(5, 1, none, kHard).system_refused);
-  std::uint64_t own = kPageSize;
-  ASSERT_TRUE(depot.set_aside(kPageSize));
-  EXPECT_TRUE(depot.take_span(kPageSize, 1, own, kHard).system_refused);
-  EXPECT_EQ(own, kPageSize);
+  EXPECT_TRUE(depot.take_span(kPageSize, 1, kHard).system_refused);
+  EXPECT_TRUE(depot.take_blocks(5, 1, kHard).system_refused);
+  const ReserveRef reserve = depot.open_reserve(1);
+  ASSERT_NE(reserve.reserve, nullptr);
+  EXPECT_TRUE(depot.take_span(kPageSize, 1, kHard, reserve).system_refused);
+  EXPECT_TRUE(depot.take_reserved(reserve, 3, 64).system_refused);
   EXPECT_EQ(depot.aside(), kPageSize);
   EXPECT_EQ(depot.figures().committed, 0U);
   expect_sound();
   memory.refuse_commits_after = -1;
   EXPECT_NE(span(kPageSize), nullptr);
+  Block* block = depot.take_reserved(reserve, 3, 64).chain;
+  ASSERT_NE(block, nullptr);
+  block->start(1);
+  ASSERT_TRUE(block->drop());
+  give(block);
+  depot.close_reserve(reserve);
 }
 
 TEST_F(DepotTest, FreshBlocksAreZeroAndSaySo) {

@@ -67,9 +67,8 @@ class ThreadCacheTest : public testing::Test {
     const std::uint64_t need = block_size_for(bytes);
     Block* block = cache.pop(bin, need, false);
     if (block == nullptr) {
-      std::uint64_t none = 0;
-      block = (bin < kSlabClasses ? depot.take_blocks(bin, 8, none, Depot::Effort::hard)
-                                  : depot.take_span(need, 1, none, Depot::Effort::hard))
+      block = (bin < kSlabClasses ? depot.take_blocks(bin, 8, Depot::Effort::hard)
+                                  : depot.take_span(need, 1, Depot::Effort::hard))
                   .chain;
       if (block == nullptr) return nullptr;
       cache.keep(block);

@@ -1,0 +1,354 @@
+#include "slabpool/slab/reserve.hpp"
+
+#include <algorithm>
+
+namespace slabpool {
+namespace {
+
+bool is_free(const Block& block) noexcept { return block.span == nullptr; }
+
+void link(Block*& head, Block& block) noexcept {
+  block.prev = nullptr;
+  block.next = head;
+  if (head != nullptr) head->prev = &block;
+  head = &block;
+}
+
+void unlink(Block*& head, Block& block) noexcept {
+  (block.prev != nullptr ? block.prev->next : head) = block.next;
+  if (block.next != nullptr) block.next->prev = block.prev;
+  block.prev = block.next = nullptr;
+}
+
+}  // namespace
+
+Reserves::~Reserves() = default;
+
+// What is left of a promise is what is set aside for it: the two change together.
+void Reserves::set_left(Reserve& reserve, std::uint64_t pages) noexcept {
+  aside_.store(aside_.load(std::memory_order_relaxed) - reserve.pages_left + pages,
+               std::memory_order_relaxed);
+  reserve.pages_left = pages;
+}
+
+ReserveRef Reserves::open(std::uint64_t pages) {
+  if (!has_room(pages)) return {};
+  if (spare_ == nullptr) {
+    all_.push_back(std::make_unique<Reserve>());
+    spare_ = all_.back().get();
+  }
+  Reserve* reserve = spare_;
+  spare_ = reserve->next_spare;
+  reserve->next_spare = nullptr;
+  reserve->serial = next_serial_++;
+  set_left(*reserve, pages);
+  return {reserve, reserve->serial};
+}
+
+void Reserves::close(ReserveRef ref) noexcept {
+  if (!current(ref)) return;
+  Reserve& reserve = *ref.reserve;
+  reserve.serial = 0;
+  set_left(reserve, 0);
+  while (Arena* arena = reserve.arenas) {
+    reserve.arenas = arena->next;
+    arena->reserve = nullptr;
+    drop_unused(*arena);
+    if (arena->live == 0) {
+      if (arena->span != nullptr) pages_.free_range(arena->span);
+      retire(arena);
+    } else {
+      keep_only_live(*arena);
+    }
+  }
+  reserve.next_spare = spare_;
+  spare_ = &reserve;
+}
+
+// ---- small blocks
+
+void Reserves::add_records() {
+  constexpr std::size_t kBatch = 64;
+  all_blocks_.push_back(std::make_unique<Block[]>(kBatch));
+  for (std::size_t i = 0; i < kBatch; ++i) retire(&all_blocks_.back()[i]);
+}
+
+void Reserves::retire(Block* block) noexcept {
+  block->next = spare_blocks_;
+  spare_blocks_ = block;
+}
+
+// A range for all that is left of the promise: only address space, until pages of it are drawn.
+void Reserves::add_arena(Reserve& reserve) {
+  // Pages that older arenas have left could not be used; free, they serve the new one.
+  for (Arena** link = &reserve.arenas; *link != nullptr;) {
+    Arena* older = *link;
+    drop_unused(*older);
+    if (older->span != nullptr) {
+      link = &older->next;
+    } else {
+      *link = older->next;
+      retire(older);
+    }
+  }
+  if (spare_arenas_ == nullptr) {
+    all_arenas_.push_back(std::make_unique<Arena>());
+    spare_arenas_ = all_arenas_.back().get();
+  }
+  Span* span = pages_.take_range(reserve.pages_left);
+  if (span == nullptr) return;
+  Arena* arena = spare_arenas_;
+  spare_arenas_ = arena->next;
+  arena->span = span;
+  span->arena = arena;
+  arena->used = 0;
+  arena->touched = span->zero ? 0 : span->committed << kPageBits;
+  arena->live = 0;
+  arena->reserve = &reserve;
+  arena->next = reserve.arenas;
+  reserve.arenas = arena;
+}
+
+void Reserves::retire(Arena* arena) noexcept {
+  for (Block* block : arena->blocks) retire(block);
+  arena->blocks.clear();
+  std::fill(std::begin(arena->free), std::end(arena->free), nullptr);
+  arena->span = nullptr;
+  arena->next = spare_arenas_;
+  spare_arenas_ = arena;
+}
+
+// Moves the end of what is cut; pages it passes are drawn from the promise or go back to it. False if
+// the system would not commit them.
+bool Reserves::set_used(Arena& arena, std::uint64_t bytes) noexcept {
+  const std::uint64_t before = arena.span->drawn;
+  const std::uint64_t pages = pages_for(bytes);
+  if (pages != before) {
+    if (!pages_.draw(arena.span, pages, capacity_pages_)) return false;
+    set_left(*arena.reserve, arena.reserve->pages_left + before - pages);
+  }
+  arena.used = bytes;
+  return true;
+}
+
+// A block of the class that came back, if one is aligned so.
+Block* Reserves::reuse(Reserve& reserve, unsigned size_class, std::uint64_t align) noexcept {
+  for (Arena* arena = reserve.arenas; arena != nullptr; arena = arena->next) {
+    Block*& head = arena->free[size_class];
+    for (Block* block = head; block != nullptr; block = block->next) {
+      if ((reinterpret_cast<std::uintptr_t>(block->data) & (align - 1)) != 0) continue;
+      unlink(head, *block);
+      block->span = arena->span;
+      ++arena->span->count;
+      ++arena->live;
+      return block;
+    }
+  }
+  return nullptr;
+}
+
+Reserves::Cut Reserves::cut(ReserveRef ref, unsigned size_class, std::uint64_t align) {
+  Cut result;
+  if (!current(ref)) return result;
+  Reserve& reserve = *ref.reserve;
+  result.block = reuse(reserve, size_class, align);
+  if (result.block != nullptr) return result;
+  const std::uint64_t size = class_size(size_class);
+  const auto start = [&](const Arena& arena) { return (arena.used + align - 1) & ~(align - 1); };
+  const auto fits = [&](const Arena* arena) {
+    if (arena == nullptr || arena->span == nullptr) return false;
+    const std::uint64_t pages = pages_for(start(*arena) + size);
+    return pages <= arena->span->pages && pages - arena->span->drawn <= reserve.pages_left;
+  };
+  if (!fits(reserve.arenas)) {
+    if (pages_for(size) > reserve.pages_left) return result;
+    add_arena(reserve);
+    if (!fits(reserve.arenas)) return result;
+  }
+  Arena& arena = *reserve.arenas;
+  if (spare_blocks_ == nullptr) add_records();
+  if (arena.blocks.size() == arena.blocks.capacity()) arena.blocks.reserve(2 * arena.blocks.size() + 16);
+  const std::uint64_t offset = start(arena);
+  if (!set_used(arena, offset + size)) {
+    result.system_refused = true;
+    return result;
+  }
+  Block* block = spare_blocks_;
+  spare_blocks_ = block->next;
+  block->next = nullptr;
+  block->data = pages_.address(arena.span) + offset;
+  block->bytes = size;
+  block->span = arena.span;
+  block->prev = nullptr;
+  block->bin = kBins;  // no thread caches it: it belongs to the promise
+  block->zero = offset >= arena.touched;
+  arena.touched = std::max(arena.touched, arena.used);
+  arena.blocks.push_back(block);
+  ++arena.span->count;
+  ++arena.live;
+  result.block = block;
+  return result;
+}
+
+// Blocks at the end that came back need not stay cut: steps of a request, each a little larger than the
+// last, would use up its promise otherwise.
+void Reserves::roll_back(Arena& arena) noexcept {
+  while (!arena.blocks.empty() && is_free(*arena.blocks.back())) {
+    Block* block = arena.blocks.back();
+    arena.blocks.pop_back();
+    unlink(arena.free[bin_of(block->bytes)], *block);
+    retire(block);
+  }
+  std::uint64_t used = 0;
+  if (!arena.blocks.empty()) {
+    const Block& last = *arena.blocks.back();
+    used = static_cast<std::uint64_t>(last.data - pages_.address(arena.span)) + last.bytes;
+  }
+  (void)set_used(arena, used);  // to fewer pages: never refused
+}
+
+void Reserves::give(Block* block) noexcept {
+  Span* span = block->span;
+  Arena& arena = *span->arena;
+  block->span = nullptr;
+  --span->count;
+  --arena.live;
+  if (arena.reserve != nullptr) {
+    link(arena.free[bin_of(block->bytes)], *block);
+    if (block == arena.blocks.back()) roll_back(arena);
+    return;
+  }
+  if (span->count == 0) pages_.free_range(span);
+  if (arena.live == 0) retire(&arena);
+}
+
+void Reserves::drop_unused(Arena& arena) noexcept {
+  if (arena.span == nullptr || arena.span->pages == arena.span->drawn) return;
+  if (arena.span->drawn != 0) {
+    pages_.shrink_range(arena.span, arena.span->drawn);
+  } else {
+    pages_.free_range(arena.span);
+    arena.span = nullptr;
+  }
+}
+
+// The promise is over, views keep some blocks: pages without one go back.
+void Reserves::keep_only_live(Arena& arena) noexcept {
+  Span* span = arena.span;
+  arena.span = nullptr;
+  const std::byte* base = pages_.address(span);
+  const auto set_spans = [](auto from, auto to, Span* to_span) {
+    for (; from != to; ++from) {
+      if (!is_free(**from)) (*from)->span = to_span;
+    }
+  };
+  std::uint64_t offset = 0;  // pages of the range before `span`
+  for (auto block = arena.blocks.begin(); block != arena.blocks.end();) {
+    if (is_free(**block)) {
+      ++block;
+      continue;
+    }
+    // A run of pages that live blocks share or that are next to each other.
+    const auto run = block;
+    const auto first = static_cast<std::uint64_t>((*block)->data - base) >> kPageBits;
+    std::uint64_t end = first;
+    std::uint32_t live = 0;
+    for (; block != arena.blocks.end(); ++block) {
+      if (is_free(**block)) continue;
+      const auto start = static_cast<std::uint64_t>((*block)->data - base);
+      if (live != 0 && start >> kPageBits > end) break;
+      end = pages_for(start + (*block)->bytes);
+      ++live;
+    }
+    if (!pages_.can_split())
+      return;  // no memory for records: the rest stays until its last view is gone
+    if (first != offset) {
+      Span* front = span;
+      span = pages_.split_range(front, first - offset);
+      span->count = front->count;
+      pages_.free_range(front);
+    }
+    if (end - first != span->pages) {
+      Span* rest = pages_.split_range(span, end - first);
+      rest->count = span->count - live;
+      span->count = live;
+      set_spans(block, arena.blocks.end(), rest);
+      set_spans(run, block, span);
+      span = rest;
+      offset = end;
+    } else {
+      set_spans(run, block, span);
+      return;
+    }
+  }
+  if (span->count == 0) pages_.free_range(span);
+}
+
+Block* Reserves::find(const Span* span, const std::byte* address) noexcept {
+  const std::vector<Block*>& blocks = span->arena->blocks;
+  auto after = std::upper_bound(blocks.begin(), blocks.end(), address,
+                                [](const std::byte* a, const Block* b) { return a < b->data; });
+  if (after == blocks.begin()) return nullptr;
+  Block* block = *--after;
+  return address < block->data + block->bytes ? block : nullptr;
+}
+
+// ---- spans
+
+std::uint64_t Reserves::prepare(ReserveRef ref, std::uint64_t pages) noexcept {
+  if (!current(ref)) return 0;
+  Reserve& reserve = *ref.reserve;
+  const std::uint64_t own = std::min(pages, reserve.pages_left);
+  // Arenas keep no more pages than will be left, or they could not be had as a span.
+  std::uint64_t most = reserve.pages_left - own;
+  for (Arena* arena = reserve.arenas; arena != nullptr; arena = arena->next) {
+    if (arena->span == nullptr) continue;
+    if (most == 0) {
+      drop_unused(*arena);
+      continue;
+    }
+    if (arena->span->pages - arena->span->drawn > most)
+      pages_.shrink_range(arena->span, arena->span->drawn + most);
+    most -= arena->span->pages - arena->span->drawn;
+  }
+  return own;
+}
+
+void Reserves::draw(ReserveRef ref, std::uint64_t pages, Span* span) noexcept {
+  span->reserve_pages = pages;
+  if (pages == 0) return;
+  set_left(*ref.reserve, ref.reserve->pages_left - pages);
+  span->reserve = ref.reserve;
+  span->reserve_serial = ref.serial;
+}
+
+void Reserves::refund(Span* span) noexcept {
+  if (span->reserve_pages == 0) return;
+  if (current({span->reserve, span->reserve_serial}))
+    set_left(*span->reserve, span->reserve->pages_left + span->reserve_pages);
+  span->reserve_pages = 0;
+}
+
+const char* Reserves::verify() const noexcept {
+  std::uint64_t left = 0;
+  std::uint64_t idle = 0;
+  for (const auto& reserve : all_) {
+    left += reserve->pages_left;
+    std::uint64_t own = 0;
+    for (const Arena* arena = reserve->arenas; arena != nullptr; arena = arena->next) {
+      if (arena->span == nullptr) continue;
+      if (arena->span->drawn != pages_for(arena->used)) return "an arena's pages and bytes do not agree";
+      if (arena->span->count != arena->live) return "an arena's live blocks do not add up";
+      own += arena->span->pages - arena->span->drawn;
+      idle += arena->span->committed - std::min(arena->span->committed, arena->span->drawn);
+    }
+    if (own > reserve->pages_left) return "arenas keep more pages than their promise covers";
+  }
+  if (left != aside_pages()) return "promises do not add up";
+  if (idle != pages_.idle_pages()) return "idle pages of arenas do not add up";
+  if (pages_.in_use_pages() + left > capacity_pages_)
+    return "pages in use and pages set aside exceed the capacity";
+  return nullptr;
+}
+
+}  // namespace slabpool
