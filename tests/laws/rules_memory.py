@@ -16,7 +16,6 @@ from slabpool import Layout
 from tests.laws.machine import CAPACITY, DEVICE, MOSTLY, PICK, Machine
 from tests.laws.model import (
     SMALL,
-    SMALL,
     Block,
     RequestModel,
     TensorsModel,
