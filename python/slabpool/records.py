@@ -93,7 +93,7 @@ class Stats(NamedTuple):
     #: Bytes promised by ``reserve=`` and not yet drawn. Not part of ``committed``.
     set_aside: int
     #: Highest sum of live, retained and in-doubt bytes so far. Exact while one thread allocates and
-    #: frees; with several it may be too low, by less than 1/64 of the capacity for each thread.
+    #: frees; with several it may be too low, by less than 1/256 of the capacity for each thread.
     peak_live: int
     #: Highest ``committed`` so far.
     peak_committed: int

@@ -159,8 +159,9 @@ def test_reserves_of_mixed_sizes_are_served_to_the_last_byte(largest: int, seed:
             req.close()
 
 
-def test_steps_of_a_request_serve_themselves_from_its_reserve_again() -> None:
-    rng = np.random.default_rng(1)
+@pytest.mark.parametrize("seed", range(5))
+def test_steps_of_a_request_serve_themselves_from_its_reserve_again(seed: int) -> None:
+    rng = np.random.default_rng(seed)
     with Pool("4MiB") as pool:
         req = pool.request("chat", reserve="1MiB")
         other = pool.request("other", reserve="3MiB")

@@ -56,10 +56,10 @@ PageHeap::Result Depot::take_pages(std::uint64_t pages, std::uint64_t align_page
   const std::uint64_t most = capacity_ >> kPageBits;
   if (pages_.in_use_pages() + pages + reserves_.aside_pages() - own > most) return {};
   if (effort == Effort::hard) {
-    // The caches are empty now, so this is what is really in use. Room of 1/16 beyond it before the
-    // caches are looked into again: that bounds both the waste and how often it happens.
+    // The caches are empty now, so this is what is really in use. Room of a sixth beyond it before the caches
+    // are looked into again: that bounds both the waste and how often it happens (docs/architecture.md).
     const std::uint64_t now = pages_.in_use_pages() + pages;
-    soft_limit_pages_ = std::max(soft_limit_pages_, now + pages_.idle_pages() + now / 16);
+    soft_limit_pages_ = std::max(soft_limit_pages_, now + pages_.idle_pages() + now / 6);
   }
   PageHeap::Result result = pages_.allocate(pages, align_pages, std::min(most, soft_limit_pages_));
   publish();
@@ -71,7 +71,7 @@ Block* Depot::carve_block(Span* slab) noexcept {
   if (block != nullptr) {
     slab->free_list = block->next;
   } else {
-    const std::uint32_t index = slab->carved.load(std::memory_order_relaxed);
+    const std::uint32_t index = slab->carved;
     block = &slab->blocks[index];
     const std::size_t size = class_size(slab->size_class);
     block->data = pages_.address(slab) + index * size;
@@ -79,8 +79,7 @@ Block* Depot::carve_block(Span* slab) noexcept {
     block->span = slab;
     block->bin = static_cast<std::uint16_t>(slab->size_class);
     block->zero = slab->zero;
-    // Relaxed: whoever has a block got it after this, and asks find() for no other.
-    slab->carved.store(index + 1, std::memory_order_relaxed);
+    slab->carved = index + 1;
   }
   --slab->free_blocks;
   return block;
@@ -120,7 +119,7 @@ Span* Depot::new_slab(unsigned size_class, Effort effort, bool& refused) {
   slab->kind = SpanKind::slab;
   slab->size_class = size_class;
   slab->count = slab->free_blocks = count;
-  slab->carved.store(0, std::memory_order_relaxed);
+  slab->carved = 0;
   slab->free_list = nullptr;
   slab->blocks = arrays_[size_class].back();
   arrays_[size_class].pop_back();
@@ -256,18 +255,16 @@ std::uint64_t Depot::trim() noexcept {
 }
 
 Block* Depot::find(const void* address) const noexcept {
+  const std::lock_guard lock(mutex_);
   Span* span = pages_.lookup(address);
   if (span == nullptr) return nullptr;
+  const auto* byte = static_cast<const std::byte*>(address);
   if (span->kind == SpanKind::large) return &span->large;
-  if (span->kind == SpanKind::arena) {
-    const std::lock_guard lock(mutex_);
-    return Reserves::find(span, static_cast<const std::byte*>(address));
-  }
+  if (span->kind == SpanKind::arena) return Reserves::find(span, byte);
   if (span->kind != SpanKind::slab) return nullptr;
-  const auto offset =
-      static_cast<std::size_t>(static_cast<const std::byte*>(address) - pages_.address(span));
+  const auto offset = static_cast<std::size_t>(byte - pages_.address(span));
   const std::size_t index = offset / class_size(span->size_class);
-  return index < span->carved.load(std::memory_order_relaxed) ? &span->blocks[index] : nullptr;
+  return index < span->carved ? &span->blocks[index] : nullptr;
 }
 
 const char* Depot::verify() noexcept {
@@ -277,7 +274,7 @@ const char* Depot::verify() noexcept {
     for (const Span* slab = partial_[c].front(); slab != nullptr; slab = slab->next) {
       if (slab->kind != SpanKind::slab || slab->size_class != c)
         return "a list of slabs holds something else";
-      std::uint32_t free = slab->count - slab->carved.load(std::memory_order_relaxed);
+      std::uint32_t free = slab->count - slab->carved;
       for (const Block* block = slab->free_list; block != nullptr; block = block->next) {
         if (block->span != slab) return "a block is on another slab's list";
         if (++free > slab->count) return "a slab's list of free blocks runs in a circle";

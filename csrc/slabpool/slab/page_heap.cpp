@@ -76,8 +76,12 @@ Span* FreeSpans::largest() const noexcept {
 // ---- PageHeap
 
 PageHeap::PageHeap(MemoryResource& memory, std::uint64_t grow_step)
-    : memory_(memory), map_((memory.reserved() >> kPageBits) + 2), grow_step_(grow_step) {
+    : memory_(memory),
+      map_((memory.reserved() >> kPageBits) + 2),
+      starts_(memory.reserved() >> kPageBits),
+      grow_step_(grow_step) {
   Span* all = new_span(0, total_pages(), SpanKind::uncommitted_free, true);
+  starts_.set(0);
   mark_ends(all);
   uncommitted_spans_.insert(all);
 }
@@ -110,15 +114,8 @@ void PageHeap::retire(Span* span) noexcept {
 }
 
 void PageHeap::mark_ends(Span* span) noexcept {
-  // Release pairs with lookup(): whoever finds the span there sees its fields.
-  slot(span->first_page).store(span, std::memory_order_release);
-  slot(span->first_page + span->pages - 1).store(span, std::memory_order_release);
-}
-
-// Every page, not the ends alone: a pointer into the middle of a tensor finds its span.
-void PageHeap::mark_all(Span* span) noexcept {
-  for (std::uint64_t page = 0; page < span->pages; ++page)
-    slot(span->first_page + page).store(span, std::memory_order_release);
+  slot(span->first_page) = span;
+  slot(span->first_page + span->pages - 1) = span;
 }
 
 void PageHeap::unlist(Span* span) noexcept {
@@ -130,6 +127,7 @@ void PageHeap::make_free(Span* span) noexcept {
   Span* before = at(span->first_page - 1);
   if (span->first_page > 0 && before != nullptr && before->kind == span->kind) {
     unlist(before);
+    starts_.clear(span->first_page);
     span->first_page = before->first_page;
     span->pages += before->pages;
     span->zero = span->zero && before->zero;
@@ -138,6 +136,7 @@ void PageHeap::make_free(Span* span) noexcept {
   Span* after = at(span->first_page + span->pages);
   if (after != nullptr && after->kind == span->kind) {
     unlist(after);
+    starts_.clear(after->first_page);
     span->pages += after->pages;
     span->zero = span->zero && after->zero;
     retire(after);
@@ -151,6 +150,7 @@ void PageHeap::make_free(Span* span) noexcept {
 Span* PageHeap::split_tail(Span* span, std::uint64_t pages) {
   Span* tail = new_span(span->first_page + span->pages - pages, pages, span->kind, span->zero);
   span->pages -= pages;
+  starts_.set(tail->first_page);
   mark_ends(span);
   mark_ends(tail);
   return tail;
@@ -190,7 +190,7 @@ PageHeap::Result PageHeap::allocate(std::uint64_t pages, std::uint64_t align_pag
     if (result.span == nullptr) return result;
   }
   result.span->kind = SpanKind::large;
-  mark_all(result.span);
+  mark_ends(result.span);
   return result;
 }
 
@@ -230,6 +230,7 @@ PageHeap::Result PageHeap::grow(std::uint64_t pages, std::uint64_t align_pages,
   peak_committed_ = std::max(peak_committed_, committed_);
   if (below != nullptr) {
     unlist(below);
+    starts_.clear(span->first_page);
     span->first_page = below->first_page;
     span->pages += below->pages;
     span->zero = span->zero && below->zero;
@@ -286,8 +287,7 @@ Span* PageHeap::lookup(const void* address) const noexcept {
   const auto offset =
       static_cast<std::uint64_t>(static_cast<const std::byte*>(address) - memory_.base());
   const std::uint64_t page = offset >> kPageBits;
-  if (page >= total_pages()) return nullptr;
-  return map_[page + 1].load(std::memory_order_acquire);
+  return page < total_pages() ? at(starts_.floor(page)) : nullptr;
 }
 
 const char* PageHeap::verify() const noexcept {
@@ -298,6 +298,7 @@ const char* PageHeap::verify() const noexcept {
     const Span* span = at(page);
     if (span == nullptr || span->first_page != page) return "a page belongs to no span";
     if (at(page + span->pages - 1) != span) return "a span's last page does not point to it";
+    if (starts_.floor(page + span->pages - 1) != page) return "a span is not found from its last page";
     const bool is_free =
         span->kind == SpanKind::committed_free || span->kind == SpanKind::uncommitted_free;
     if (last != nullptr && is_free && last->kind == span->kind)

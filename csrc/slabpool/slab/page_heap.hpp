@@ -5,10 +5,9 @@
 // allocation takes the smallest committed span that fits, else commits new pages, giving back other
 // cached pages first where `commit_limit` would be passed: the range is many times larger than the
 // capacity, so address space is never what runs out. Nothing here is thread-safe: the depot's mutex
-// guards every call but lookup().
+// guards every call.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -16,6 +15,7 @@
 #include "slabpool/memory/memory_resource.hpp"
 #include "slabpool/memory/virtual_array.hpp"
 #include "slabpool/slab/block.hpp"
+#include "slabpool/slab/page_bits.hpp"
 
 namespace slabpool {
 
@@ -35,9 +35,9 @@ struct Span {
 
   // A slab's part. blocks[0..carved) have been handed out at least once since the slab was made.
   std::uint32_t size_class = 0;
-  std::uint32_t count = 0;               // of its blocks; of an arena's, those that are live
-  std::atomic<std::uint32_t> carved{0};  // changed under the depot's mutex, read by find() without
-  std::uint32_t free_blocks = 0;         // the uncarved ones included
+  std::uint32_t count = 0;  // of its blocks; of an arena's, those that are live
+  std::uint32_t carved = 0;
+  std::uint32_t free_blocks = 0;  // the uncarved ones included
   Block* blocks = nullptr;
   Block* free_list = nullptr;
 
@@ -123,8 +123,7 @@ class PageHeap {
   // `keep`. Returns how many.
   std::uint64_t decommit(std::uint64_t pages, const Span* keep = nullptr) noexcept;
 
-  // The span that holds an address of the range, null if none was ever handed out there. Lock-free:
-  // right for any address inside a block that the caller keeps.
+  // The span that holds an address, null if that is outside the range.
   Span* lookup(const void* address) const noexcept;
 
   std::uint64_t total_pages() const noexcept { return map_.size() - 2; }
@@ -152,15 +151,17 @@ class PageHeap {
   void mark_ends(Span* span) noexcept;
   Span* carve(Span* span, std::uint64_t pages, std::uint64_t align_pages);
   Span* split_tail(Span* span, std::uint64_t pages);
-  void mark_all(Span* span) noexcept;
   Result grow(std::uint64_t pages, std::uint64_t align_pages, std::uint64_t commit_limit);
 
-  // The map has a null guard at each end, so that neighbours can be looked up without a test.
-  std::atomic<Span*>& slot(std::uint64_t page) noexcept { return map_[page + 1]; }
-  Span* at(std::uint64_t page) const noexcept { return map_[page + 1].load(std::memory_order_relaxed); }
+  // The map knows the first and the last page of each span, which is what merging needs; starts_ finds the
+  // first page from any other, so that a tensor of 64 MiB does not take 4,096 stores. A null guard at each
+  // end lets neighbours be looked up without a test.
+  Span*& slot(std::uint64_t page) noexcept { return map_[page + 1]; }
+  Span* at(std::uint64_t page) const noexcept { return map_[page + 1]; }
 
   MemoryResource& memory_;
-  VirtualArray<std::atomic<Span*>> map_;
+  VirtualArray<Span*> map_;
+  PageBits starts_;
   FreeSpans committed_spans_;
   FreeSpans uncommitted_spans_;
   Span* spare_ = nullptr;  // records without a span

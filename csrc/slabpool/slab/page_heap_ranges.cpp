@@ -29,7 +29,7 @@ Span* PageHeap::take_range(std::uint64_t pages) {
   span->committed = committed ? pages : 0;
   span->drawn = 0;
   idle_ += span->committed;
-  mark_all(span);
+  mark_ends(span);
   return span;
 }
 
@@ -95,7 +95,6 @@ Span* PageHeap::split_range(Span* range, std::uint64_t pages) noexcept {
   rest->count = 0;
   rest->committed = rest->drawn = rest->pages;
   range->committed = range->drawn = pages;
-  mark_all(rest);
   return rest;
 }
 

@@ -157,6 +157,8 @@ Reserves::Cut Reserves::cut(ReserveRef ref, unsigned size_class, std::uint64_t a
   const auto start = [&](const Arena& arena) { return (arena.used + align - 1) & ~(align - 1); };
   const auto fits = [&](const Arena* arena) {
     if (arena == nullptr || arena->span == nullptr) return false;
+    // An empty one that spans once took pages from gives way to one for all that is left now.
+    if (arena->used == 0 && arena->span->pages < reserve.pages_left) return false;
     const std::uint64_t pages = pages_for(start(*arena) + size);
     return pages <= arena->span->pages && pages - arena->span->drawn <= reserve.pages_left;
   };

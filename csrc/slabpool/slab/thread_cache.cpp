@@ -90,10 +90,12 @@ CacheSet::CacheSet(Depot& depot, std::uint64_t capacity)
         r.sets.emplace(serial, this);
         return serial;
       }()),
-      // 1/16 of the capacity a thread, and never more than 512 MiB: enough for the tensors of a few
-      // layers to come and go without the depot, little enough that idle threads matter little.
-      byte_budget_(std::min<std::uint64_t>(capacity / 16, std::uint64_t{512} << 20)),
-      peak_step_(static_cast<std::int64_t>(capacity / 64)),
+      // A thread keeps 64 MiB (in small pools 1/16 of the capacity), in large pools 1/64 of the capacity up
+      // to 1 GiB: the tensors of a few layers come and go without the depot. More would leave the page heap
+      // less to merge, and the spans it cuts more scattered.
+      byte_budget_(std::max(std::min<std::uint64_t>(capacity / 64, std::uint64_t{1} << 30),
+                            std::min<std::uint64_t>(capacity / 16, std::uint64_t{64} << 20))),
+      peak_step_(static_cast<std::int64_t>(capacity / 256)),
       epoch_(fork_epoch()) {}
 
 CacheSet::~CacheSet() {
