@@ -156,7 +156,7 @@ Allocation Pool::allocate_slowly(const AllocateSpec& spec) noexcept {
   return result;
 }
 
-inline Allocation Pool::try_allocate_inline(const AllocateSpec& spec) noexcept {
+Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
   // Relaxed: a thread that closes the pool and one that allocates at that moment may come in any order.
   if ((quirks_.load(std::memory_order_relaxed) & (kClosed | kDebug)) != 0) [[unlikely]]
     return allocate_slowly(spec);
@@ -191,16 +191,30 @@ inline Allocation Pool::try_allocate_inline(const AllocateSpec& spec) noexcept {
   return {nullptr, status};
 }
 
-Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept { return try_allocate_inline(spec); }
-
-Allocation Pool::allocate(const AllocateSpec& spec) noexcept {
-  const Allocation result = try_allocate_inline(spec);
+// All but the first lines of allocate(), apart so that those need no registers saved.
+Allocation Pool::allocate_further(const AllocateSpec& spec) noexcept {
+  const Allocation result = try_allocate(spec);
   if (result.block != nullptr) [[likely]] {
     log(EventKind::allocate, spec.request.generation, kNoDevice, result.block->bytes);
   } else if (result.status == Status::exhausted || result.status == Status::system_refused) {
     note_exhausted(spec.request.generation, spec.nbytes);
   }
   return result;
+}
+
+Allocation Pool::allocate(const AllocateSpec& spec) noexcept {
+  // Relaxed: as in try_allocate().
+  if ((quirks_.load(std::memory_order_relaxed) & (kClosed | kDebug | kLog)) != 0 ||
+      spec.request.generation != 0 || spec.zero) [[unlikely]] {
+    return allocate_further(spec);
+  }
+  Block* block = take_first(spec);
+  if (block == nullptr) [[unlikely]]
+    return allocate_further(spec);
+  block->request = 0;
+  block->start(1);
+  block->zero = false;
+  return {block, Status::ok};
 }
 
 void Pool::note_exhausted(std::uint64_t generation, std::uint64_t nbytes) noexcept {

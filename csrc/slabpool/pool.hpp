@@ -136,11 +136,11 @@ class SLABPOOL_API Pool {
   [[gnu::always_inline]] Block* take_first(const AllocateSpec& spec) noexcept;
   [[gnu::noinline]] void drop_view_slowly(Block& block) noexcept;
   [[gnu::noinline]] void return_retained(Block& block) noexcept;
+  [[gnu::noinline]] Allocation allocate_further(const AllocateSpec& spec) noexcept;
   [[gnu::noinline]] Allocation allocate_slowly(const AllocateSpec& spec) noexcept;
   Allocation take(const Plan& plan, ReserveRef reserve, bool exact);
   [[gnu::noinline]] Allocation take_promised(const Plan& plan, ReserveRef reserve, std::uint64_t align);
   // As allocate() and open(), but a failure is neither counted nor logged.
-  [[gnu::always_inline]] Allocation try_allocate_inline(const AllocateSpec& spec) noexcept;
   Allocation try_allocate(const AllocateSpec& spec) noexcept;
   Status try_open(const OpenSpec& spec, Handle& handle) noexcept;
   [[gnu::noinline]] void note_exhausted(std::uint64_t generation, std::uint64_t nbytes) noexcept;

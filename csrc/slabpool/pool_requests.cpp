@@ -114,23 +114,37 @@ bool Pool::finish(Handle handle) noexcept {
   // Blocks without views go back in one chain; the others count as retained until their views are gone.
   Block* free_first = nullptr;
   Block** free_last = &free_first;
+  Block* viewed = nullptr;
+  std::uint32_t viewed_blocks = 0;
   std::uint64_t freed = 0;
   std::uint64_t kept = 0;
   while (chain != nullptr) {
     Block* block = chain;
     chain = block->next;
-    const std::uint64_t bytes = block->bytes;
-    if (!block->drop_if_alone()) {
-      // Counted first: the view may be gone, and the count taken back, the moment this hold is.
-      record.keep.fetch_add(1, std::memory_order_relaxed);
-      retained_.fetch_add(bytes, std::memory_order_relaxed);
-      if (!block->drop()) {
-        kept += bytes;
-        continue;
-      }
-      retained_.fetch_sub(bytes, std::memory_order_relaxed);
-      record.keep.fetch_sub(1, std::memory_order_relaxed);  // never the last: retire() has not run
+    if (block->drop_if_alone()) {
+      freed += block->bytes;
+      *free_last = block;
+      free_last = &block->next;
+    } else {
+      kept += block->bytes;
+      ++viewed_blocks;
+      block->next = viewed;
+      viewed = block;
     }
+  }
+  if (viewed != nullptr) {
+    // Counted first: a view may be gone, and its count taken back, the moment this hold is.
+    record.keep.fetch_add(viewed_blocks, std::memory_order_relaxed);
+    retained_.fetch_add(kept, std::memory_order_relaxed);
+  }
+  while (viewed != nullptr) {
+    Block* block = viewed;
+    viewed = block->next;
+    const std::uint64_t bytes = block->bytes;
+    if (!block->drop()) continue;
+    retained_.fetch_sub(bytes, std::memory_order_relaxed);
+    record.keep.fetch_sub(1, std::memory_order_relaxed);  // never the last: retire() has not run
+    kept -= bytes;
     freed += bytes;
     *free_last = block;
     free_last = &block->next;

@@ -32,19 +32,7 @@ class OwnerLock {
     if (!try_enter()) [[unlikely]]
       enter_after(revokers);
   }
-  // Release: what the owner did is visible to a revoker that waits for this.
-  void leave() noexcept { inside_.store(0, std::memory_order_release); }
-
-  // By whoever holds the revokers' mutex: revoke() on every lock wanted, barrier_all_threads() once,
-  // wait() on each; then the cache is the caller's until restore().
-  void revoke() noexcept { revoked_.store(1, std::memory_order_seq_cst); }
-  void wait() const noexcept {
-    // A handful of instructions, unless the owner was descheduled inside them.
-    while (inside_.load(std::memory_order_seq_cst) != 0) std::this_thread::yield();
-  }
-  void restore() noexcept { revoked_.store(0, std::memory_order_release); }
-
- private:
+  // As enter(), but false where that would wait; leave() all the same.
   bool try_enter() noexcept {
     if (asymmetric_) [[likely]] {
       // Relaxed, kept in this order by the compiler fence. The processor may still let the load below
@@ -59,6 +47,19 @@ class OwnerLock {
     // belongs to the exchange above.
     return revoked_.load(std::memory_order_seq_cst) == 0;
   }
+  // Release: what the owner did is visible to a revoker that waits for this.
+  void leave() noexcept { inside_.store(0, std::memory_order_release); }
+
+  // By whoever holds the revokers' mutex: revoke() on every lock wanted, barrier_all_threads() once,
+  // wait() on each; then the cache is the caller's until restore().
+  void revoke() noexcept { revoked_.store(1, std::memory_order_seq_cst); }
+  void wait() const noexcept {
+    // A handful of instructions, unless the owner was descheduled inside them.
+    while (inside_.load(std::memory_order_seq_cst) != 0) std::this_thread::yield();
+  }
+  void restore() noexcept { revoked_.store(0, std::memory_order_release); }
+
+ private:
   [[gnu::noinline]] void enter_after(std::mutex& revokers) noexcept {
     do {
       leave();

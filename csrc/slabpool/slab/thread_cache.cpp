@@ -188,25 +188,30 @@ void CacheSet::raise_peak(std::int64_t live) const noexcept {
 
 // ---- ThreadCache
 
-// Each thread looks when its own live bytes have moved by peak_step_ since it last did. So the peak is
-// exact while one thread works; while several do it is never too high, and too low by less than their steps.
+// Each thread looks when its own live bytes have risen by peak_step_ since anybody last did. So the peak is
+// exact while one thread works; while several do it is never too high, and too low by their steps at most.
 void ThreadCache::look_at_peak() noexcept {
   const std::int64_t live = live_.load(std::memory_order_relaxed);
+  const std::unique_lock lock(set_.revokers_, std::try_to_lock);
   // Not waited for: whoever has the mutex is looking, or about to empty all caches.
-  if (std::unique_lock lock(set_.revokers_, std::try_to_lock); lock.owns_lock()) {
-    std::int64_t sum = 0;
-    std::uint64_t others = 0;
+  if (lock.owns_lock()) {
+    std::int64_t others_live = 0;
+    std::uint64_t others_did = 0;
     for (const auto& cache : set_.caches_) {
-      sum += cache->live_.load(std::memory_order_relaxed);
-      if (cache.get() != this) others += cache->done();
+      if (cache.get() == this) continue;
+      const std::int64_t its = cache->live_.load(std::memory_order_relaxed);
+      others_live += its;
+      others_did += cache->done();
+      // It may have been higher, but not together with this thread. Relaxed, as all of this: a figure.
+      cache->high_.store(its, std::memory_order_relaxed);
+      cache->look_above_.store(its + set_.peak_step_, std::memory_order_relaxed);
     }
-    const bool alone = others == others_did_.load(std::memory_order_relaxed);
-    set_.raise_peak(alone ? sum + high_.load(std::memory_order_relaxed) - live : sum);
-    others_did_.store(others, std::memory_order_relaxed);
+    const bool alone = others_did == others_did_.load(std::memory_order_relaxed);
+    set_.raise_peak(others_live + (alone ? high_.load(std::memory_order_relaxed) : live));
+    others_did_.store(others_did, std::memory_order_relaxed);
   }
   high_.store(live, std::memory_order_relaxed);
-  look_above_ = live + set_.peak_step_;
-  look_below_ = live - set_.peak_step_;
+  look_above_.store(live + set_.peak_step_, std::memory_order_relaxed);
 }
 
 Block* ThreadCache::pop_bin(unsigned bin, std::uint64_t need, bool exact) noexcept {

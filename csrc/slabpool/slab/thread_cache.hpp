@@ -33,7 +33,8 @@ class alignas(64) ThreadCache {
  public:
   explicit ThreadCache(CacheSet& set) noexcept;
 
-  // By the owner. The first block of a list if it has at least `need` bytes; null if not. The hot path.
+  // By the owner. The first block of a list if it has at least `need` bytes and nothing unusual is to be
+  // done with it; null if not. The hot path: it calls nothing.
   Block* pop_first(unsigned bin, std::uint64_t need) noexcept;
   // By the owner. A block of at least `need` bytes from the lists or the inbox; null if there is none.
   // `exact`: of that many bytes and no more.
@@ -85,12 +86,11 @@ class alignas(64) ThreadCache {
   // Bytes handed out less bytes taken back by this thread, ever; below zero for a thread that frees what
   // others allocate. The sum over all threads is what is live.
   std::atomic<std::int64_t> live_{0};
-  // Highest live_ since this thread last looked at the set's peak, what all others had done by then, and
-  // where to look again.
+  // Highest live_ since the set's peak was last looked at, where to look again, and what all others had done
+  // when this thread last looked. Others that look write the first two.
   std::atomic<std::int64_t> high_{0};
+  std::atomic<std::int64_t> look_above_;
   std::atomic<std::uint64_t> others_did_{0};
-  std::int64_t look_above_;
-  std::int64_t look_below_;
   Bin bins_[kBins];  // guarded by lock_
 
   // Written by other threads: on a line of its own.
@@ -151,10 +151,7 @@ struct LastCache {
 extern constinit thread_local LastCache t_last_cache;
 
 inline ThreadCache::ThreadCache(CacheSet& set) noexcept
-    : set_(set),
-      byte_budget_(set.byte_budget_),
-      look_above_(set.peak_step_),
-      look_below_(-set.peak_step_) {}
+    : set_(set), byte_budget_(set.byte_budget_), look_above_(set.peak_step_) {}
 
 inline ThreadCache* CacheSet::last() const noexcept {
   return t_last_cache.serial == serial_ ? t_last_cache.cache : nullptr;
@@ -167,17 +164,25 @@ inline ThreadCache& CacheSet::mine() {
 }
 
 inline Block* ThreadCache::pop_first(unsigned bin, std::uint64_t need) noexcept {
-  lock_.enter(set_.revokers_);
-  Bin& list = bins_[bin];
-  Block* block = list.head;
-  if (block == nullptr || block->bytes < need) [[unlikely]] {
-    lock_.leave();
-    return nullptr;
+  Block* block = nullptr;
+  if (lock_.try_enter()) [[likely]] {
+    Bin& list = bins_[bin];
+    Block* const first = list.head;
+    if (first != nullptr && first->bytes >= need) [[likely]] {
+      const std::int64_t live =
+          live_.load(std::memory_order_relaxed) + static_cast<std::int64_t>(first->bytes);
+      const std::int64_t high = high_.load(std::memory_order_relaxed);
+      if (live <= high || live <= look_above_.load(std::memory_order_relaxed)) [[likely]] {
+        block = first;
+        list.head = block->next;
+        --list.blocks;
+        bytes_ -= block->bytes;
+        count(Count::allocations);
+        live_.store(live, std::memory_order_relaxed);
+        if (live > high) high_.store(live, std::memory_order_relaxed);
+      }
+    }
   }
-  list.head = block->next;
-  --list.blocks;
-  bytes_ -= block->bytes;
-  count_allocated(block->bytes);
   lock_.leave();
   return block;
 }
@@ -206,17 +211,15 @@ inline void ThreadCache::count_allocated(std::uint64_t bytes) noexcept {
   live_.store(live, std::memory_order_relaxed);
   if (live > high_.load(std::memory_order_relaxed)) {
     high_.store(live, std::memory_order_relaxed);
-    if (live > look_above_) [[unlikely]]
+    if (live > look_above_.load(std::memory_order_relaxed)) [[unlikely]]
       look_at_peak();
   }
 }
 
 inline void ThreadCache::count_freed(std::uint64_t bytes) noexcept {
   count(Count::frees);
-  const std::int64_t live = live_.load(std::memory_order_relaxed) - static_cast<std::int64_t>(bytes);
-  live_.store(live, std::memory_order_relaxed);
-  if (live < look_below_) [[unlikely]]
-    look_at_peak();
+  live_.store(live_.load(std::memory_order_relaxed) - static_cast<std::int64_t>(bytes),
+              std::memory_order_relaxed);
 }
 
 }  // namespace slabpool
