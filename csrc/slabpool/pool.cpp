@@ -1,6 +1,8 @@
 // Blocks: handing them out, taking them back, and what stats() says of them. Requests are in
-// pool_requests.cpp, waiting is in pool_wait.cpp.
+// pool_requests.cpp, waiting is in pool_wait.cpp, devices in other processes in pool_shared.cpp.
 #include "slabpool/pool.hpp"
+
+#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -9,6 +11,7 @@
 
 #include "slabpool/fork.hpp"
 #include "slabpool/memory/host_memory.hpp"
+#include "slabpool/memory/shared_memory.hpp"
 #include "slabpool/observe/clock.hpp"
 
 namespace slabpool {
@@ -37,6 +40,15 @@ std::unique_ptr<Pool> Pool::create(const PoolOptions& options, Status& status) {
   memory.numa_node = options.numa_node;
   status = Status::system_refused;
   try {
+    if (options.shared) {
+      auto data = SharedMemory::create(memory.reserve, memory.minimum);
+      if (data == nullptr) return nullptr;
+      auto shared = SharedOwner::create(data->file());
+      if (shared == nullptr) return nullptr;
+      auto pool = std::make_unique<Pool>(options, std::move(data), std::move(shared));
+      status = Status::ok;
+      return pool;
+    }
     auto host = HostMemory::create(memory);
     if (host == nullptr) return nullptr;
     auto pool = std::make_unique<Pool>(options, std::move(host));
@@ -48,18 +60,23 @@ std::unique_ptr<Pool> Pool::create(const PoolOptions& options, Status& status) {
   }
 }
 
-Pool::Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory)
+Pool::Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory,
+           std::unique_ptr<SharedOwner> shared)
     : options_(options),
       epoch_(fork_epoch()),
       quirks_((options.scrub_on_release ? kScrub : 0) | (options.debug > 0 ? kDebug : 0) |
-              (options.events != 0 ? kLog : 0)),
+              (options.events != 0 ? kLog : 0) | (shared != nullptr ? kShared : 0)),
       memory_(std::move(memory)),
+      shared_(std::move(shared)),
       depot_(*memory_, options.capacity, options.debug > 1),
       caches_(depot_, options.capacity),
-      table_(depot_, devices_),
+      table_(depot_, devices_, shared_ != nullptr ? shared_->slots() : nullptr,
+             shared_ != nullptr ? shared_->secret() : 0),
       log_(options.events != 0 ? std::make_unique<EventLog>(options.events) : nullptr) {}
 
-Pool::~Pool() = default;
+Pool::~Pool() {
+  for (const int fd : spare_wakeups_) (void)::close(fd);
+}
 
 bool Pool::usable_here() const noexcept { return epoch_ == fork_epoch(); }
 
@@ -158,8 +175,11 @@ Allocation Pool::allocate_slowly(const AllocateSpec& spec) noexcept {
 
 Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
   // Relaxed: a thread that closes the pool and one that allocates at that moment may come in any order.
-  if ((quirks_.load(std::memory_order_relaxed) & (kClosed | kDebug)) != 0) [[unlikely]]
-    return allocate_slowly(spec);
+  const std::uint32_t quirks = quirks_.load(std::memory_order_relaxed);
+  if ((quirks & (kClosed | kDebug | kShared)) != 0) [[unlikely]] {
+    if ((quirks & kShared) != 0) collect_acks_slowly();
+    if ((quirks & (kClosed | kDebug)) != 0) return allocate_slowly(spec);
+  }
   if (spec.request.generation == 0) {
     Block* block = take_first(spec);
     if (block == nullptr) [[unlikely]]
@@ -269,7 +289,7 @@ Status Pool::open_view(Block& block, std::uint32_t serial, Handle request) noexc
 
 void Pool::drop_view(Block& block) noexcept {
   ThreadCache* cache = caches_.last();
-  if (cache == nullptr || quirks_.load(std::memory_order_relaxed) != 0) [[unlikely]]
+  if (cache == nullptr || (quirks_.load(std::memory_order_relaxed) & ~kShared) != 0) [[unlikely]]
     return drop_view_slowly(block);
   if (block.request != 0) {
     table_.record(block.request - 1)->other_views.fetch_sub(1, std::memory_order_relaxed);
@@ -326,6 +346,7 @@ Block* Pool::find(const void* address) const noexcept { return depot_.find(addre
 // ---- looking inside
 
 Stats Pool::stats() noexcept {
+  collect_acks();
   const CacheSet::Sums sums = caches_.sums();
   const auto count = [&](Count what) { return sums.counts[static_cast<unsigned>(what)]; };
   // After the sums: bytes counted as live were committed before.
@@ -377,6 +398,7 @@ const char* Pool::verify() noexcept { return depot_.verify(); }
 
 std::uint64_t Pool::trim() noexcept {
   if (epoch_ != fork_epoch()) return 0;
+  collect_acks();
   caches_.collect();
   return depot_.trim();
 }
@@ -384,6 +406,7 @@ std::uint64_t Pool::trim() noexcept {
 Status Pool::close(bool force) noexcept {
   if (epoch_ != fork_epoch()) return Status::forked;
   if (closed()) return Status::ok;
+  collect_acks();
   if (!force) {
     const RequestTable::Counts requests = table_.counts();
     if (requests.open + requests.draining != 0 || caches_.sums().live != 0) return Status::pool_busy;

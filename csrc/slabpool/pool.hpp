@@ -22,6 +22,7 @@
 #include "slabpool/observe/stats.hpp"
 #include "slabpool/request/device_registry.hpp"
 #include "slabpool/request/request_table.hpp"
+#include "slabpool/shared/shared_owner.hpp"
 #include "slabpool/slab/depot.hpp"
 #include "slabpool/slab/thread_cache.hpp"
 #include "slabpool/status.hpp"
@@ -38,6 +39,8 @@ struct PoolOptions {
   std::size_t events = 0;  // entries of the event log, 0: none
   bool huge_pages = true;
   int numa_node = -1;
+  bool shared =
+      false;  // memory that other processes map (Linux); then huge_pages and numa_node are not used
 };
 
 // A block handed out, and why not if it is null.
@@ -60,7 +63,8 @@ class SLABPOOL_API Pool {
  public:
   // Null on failure; `status` says why, and errno for system_refused.
   static std::unique_ptr<Pool> create(const PoolOptions& options, Status& status);
-  explicit Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory);
+  explicit Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory,
+                std::unique_ptr<SharedOwner> shared = nullptr);
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
   ~Pool();
@@ -95,7 +99,7 @@ class SLABPOOL_API Pool {
   // Requests that held the device; it holds none of them any more.
   std::uint64_t device_lost(std::uint32_t device) noexcept;
   void heartbeat(std::uint32_t device) noexcept;
-  bool released(Handle handle) const noexcept;
+  bool released(Handle handle) noexcept;
   bool is_open(Handle handle) const noexcept;  // the host holds it
   bool cancelled(Handle handle) const noexcept;
   // True once released; false if `deadline_ns` came first.
@@ -104,6 +108,29 @@ class SLABPOOL_API Pool {
   bool describe(Handle handle, RequestInfo& info);
 
   DeviceRegistry& devices() noexcept { return devices_; }
+
+  // ---- devices in other processes; only in pools of shared memory (pool_shared.cpp)
+  bool shared() const noexcept { return shared_ != nullptr; }
+  std::uint64_t shared_id() const noexcept { return shared_->pool_id(); }
+  // False if the device is attached already (errno EEXIST), or the system refuses.
+  bool attach_peer(std::uint32_t device, PeerFiles& files) noexcept;
+  int writable_data() const noexcept { return shared_->writable_data(); }
+  // The peer is gone: what it acknowledged counts, and it lets go of all else. Returns how many requests.
+  std::uint64_t detach_peer(std::uint32_t device) noexcept;
+  // Peers find the pool closed.
+  void dismiss_peers() noexcept { shared_->close(); }
+  // Where bytes are for a peer, and the mark of a reference to them. request_closed: the request is over;
+  // invalid_argument: the bytes are in no block of it. None (nbytes 0) refer to the request itself.
+  Status refer(Handle handle, const void* data, std::uint64_t nbytes, std::uint64_t& offset,
+               std::uint64_t& seal) noexcept;
+  // Takes in the acks of peers that came since. Done by whatever allocates, opens, waits or looks.
+  void collect_acks() noexcept {
+    if (shared_ != nullptr) collect_acks_slowly();
+  }
+  // For event loops: readable when a peer rang while somebody waits (-1: not shared). Whoever finds it so
+  // calls answer_bell().
+  int bell() const noexcept { return shared_ != nullptr ? shared_->bell() : -1; }
+  void answer_bell() noexcept;
 
   // ---- looking inside
   Stats stats() noexcept;
@@ -159,13 +186,19 @@ class SLABPOOL_API Pool {
   [[gnu::noinline]] void wake_waiters() noexcept;
   template <typename Try>
   bool wait_for(std::int64_t deadline_ns, Try&& attempt) noexcept;
+  template <typename Try>
+  bool wait_for_peers(std::int64_t deadline_ns, Try&& attempt) noexcept;
+  void collect_acks_slowly() noexcept;
+  int take_wakeup() noexcept;
+  void keep_wakeup(int fd) noexcept;
 
   const PoolOptions options_;
   const std::uint32_t epoch_;
   // All that keeps an allocation or a return off the hot path, in one word.
-  static constexpr std::uint32_t kClosed = 1, kDebug = 2, kScrub = 4, kLog = 8;
+  static constexpr std::uint32_t kClosed = 1, kDebug = 2, kScrub = 4, kLog = 8, kShared = 16;
   std::atomic<std::uint32_t> quirks_;
   std::unique_ptr<MemoryResource> memory_;
+  std::unique_ptr<SharedOwner> shared_;  // null unless peers may attach
   Depot depot_;
   CacheSet caches_;
   DeviceRegistry devices_;
@@ -180,6 +213,7 @@ class SLABPOOL_API Pool {
   std::condition_variable wait_condition_;
   std::uint64_t wait_epoch_ = 0;
   std::vector<int> wakeups_;
+  std::vector<int> spare_wakeups_;  // eventfds of threads that waited; only in shared pools
 };
 
 }  // namespace slabpool

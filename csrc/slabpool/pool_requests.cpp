@@ -87,6 +87,7 @@ Status Pool::try_open(const OpenSpec& spec, Handle& handle) noexcept {
   if (closed()) return Status::pool_closed;
   if (pages_for(spec.reserve) > options_.capacity >> kPageBits) return Status::too_large;
   if (spec.quota != 0 && spec.reserve > spec.quota) return Status::invalid_argument;
+  collect_acks();
   try {
     OpenSpec now = spec;
     now.now_ns = now_ns();
@@ -210,6 +211,7 @@ Pool::Acked Pool::ack(Handle handle, std::uint32_t device) noexcept {
 Pool::Acked Pool::ack_id(std::string_view id, std::uint32_t device,
                          std::optional<std::uint64_t> generation) noexcept {
   if (!usable_here()) return {Status::forked, AckResult::late};
+  collect_acks();
   const RequestTable::Waiting waiting = table_.find_waiting(id, device, generation);
   if (waiting.count > 1) return {Status::ambiguous, AckResult::late};
   if (waiting.count == 1) return ack(waiting.handle, device);
@@ -231,11 +233,20 @@ void Pool::close_request(Handle handle, bool cancel) noexcept {
 
 Status Pool::add_device(Handle handle, std::uint32_t device) noexcept {
   if (!usable_here()) return Status::forked;
+  if (shared_ != nullptr) {
+    collect_acks();
+    const HolderSet& holders = table_.holders(handle.slot);
+    if (device < kMaxDevices && !table_.is_over(handle) &&
+        !holders.holds(static_cast<std::uint32_t>(handle.generation), device_bit(device))) {
+      shared_->forget_ack(device, handle.slot, handle.generation);
+    }
+  }
   return table_.add_device(handle, device);
 }
 
 std::uint64_t Pool::device_lost(std::uint32_t device) noexcept {
   if (!usable_here()) return 0;
+  collect_acks();
   // A request opened on the device while this runs names it anew: the device is back.
   std::vector<Handle> held = table_.held_by(device);
   std::vector<Handle> over;
@@ -262,7 +273,10 @@ void Pool::heartbeat(std::uint32_t device) noexcept { devices_.heard(device, now
 
 // ---- telling
 
-bool Pool::released(Handle handle) const noexcept { return table_.has_ended(handle); }
+bool Pool::released(Handle handle) noexcept {
+  collect_acks();
+  return table_.has_ended(handle);
+}
 
 bool Pool::is_open(Handle handle) const noexcept { return table_.is_open(handle); }
 
@@ -298,6 +312,7 @@ RequestInfo info_of(const RequestTable& table, const RequestRecord& r, const Hol
 
 bool Pool::describe(Handle handle, RequestInfo& info) {
   bool found = false;
+  collect_acks();
   const std::int64_t now = now_ns();
   table_.at(handle, [&](const RequestRecord& r, const HolderSet& set) {
     info = info_of(table_, r, set, now);
@@ -308,6 +323,7 @@ bool Pool::describe(Handle handle, RequestInfo& info) {
 
 std::vector<RequestInfo> Pool::requests(std::int64_t older_than_ns) {
   std::vector<RequestInfo> all;
+  collect_acks();
   const std::int64_t now = now_ns();
   table_.each([&](const RequestRecord& r, const HolderSet& set) {
     if (now - r.opened_ns >= older_than_ns) all.push_back(info_of(table_, r, set, now));

@@ -27,6 +27,7 @@ void Pool::wake_waiters() noexcept {
 // Calls attempt() until it is true or the deadline has passed; between two calls memory came back.
 template <typename Try>
 bool Pool::wait_for(std::int64_t deadline_ns, Try&& attempt) noexcept {
+  if (shared_ != nullptr) return wait_for_peers(deadline_ns, attempt);
   // Counted before the first attempt: see give_back().
   waiters_.fetch_add(1, std::memory_order_seq_cst);
   bool done = false;
@@ -52,6 +53,63 @@ bool Pool::wait_for(std::int64_t deadline_ns, Try&& attempt) noexcept {
   }
   waiters_.fetch_sub(1, std::memory_order_relaxed);
   return done;
+}
+
+// The same for a pool with devices in other processes: the thread sleeps on a descriptor of its own,
+// which wake_waiters() writes to, and on the bell, which peers ring. Whoever hears the bell takes in all
+// acks; what ends by them wakes the others.
+template <typename Try>
+bool Pool::wait_for_peers(std::int64_t deadline_ns, Try&& attempt) noexcept {
+  // Heard from before the first attempt on, so that nothing that comes after it is missed.
+  const int own = take_wakeup();
+  bool done = false;
+  for (;;) {
+    collect_acks();
+    done = attempt();
+    const std::int64_t left = deadline_ns - now_ns();
+    if (done || left <= 0) break;
+    shared_->listen(own, left);
+  }
+  keep_wakeup(own);
+  return done;
+}
+
+// A descriptor that is on the list of wake-ups; below zero if there is none to be had, and then the caller
+// is counted as waiting all the same.
+int Pool::take_wakeup() noexcept {
+  int fd = -1;
+  {
+    const std::lock_guard lock(wait_mutex_);
+    if (!spare_wakeups_.empty()) {
+      fd = spare_wakeups_.back();
+      spare_wakeups_.pop_back();
+    }
+  }
+  if (fd < 0) fd = SharedOwner::new_wakeup();
+  try {
+    const std::lock_guard lock(wait_mutex_);
+    if (fd >= 0) {
+      spare_wakeups_.reserve(spare_wakeups_.size() + wakeups_.size() + 1);  // keep_wakeup() cannot fail
+      wakeups_.push_back(fd);
+    }
+  } catch (const std::bad_alloc&) {
+    (void)::close(fd);
+    fd = -1;
+  }
+  // Sequentially consistent, both: see give_back() and AckBoard::publish().
+  waiters_.fetch_add(1, std::memory_order_seq_cst);
+  shared_->wait_begins();
+  return fd;
+}
+
+void Pool::keep_wakeup(int fd) noexcept {
+  shared_->wait_ends();
+  waiters_.fetch_sub(1, std::memory_order_relaxed);
+  if (fd < 0) return;
+  const std::lock_guard lock(wait_mutex_);
+  wakeups_.erase(std::find(wakeups_.begin(), wakeups_.end(), fd));
+  // What was written to it may wake its next user once for nothing.
+  spare_wakeups_.push_back(fd);
 }
 
 Allocation Pool::allocate_until(const AllocateSpec& spec, std::int64_t deadline_ns, bool last) noexcept {
@@ -93,6 +151,7 @@ void Pool::add_wakeup(int fd) {
     wakeups_.push_back(fd);
   }
   waiters_.fetch_add(1, std::memory_order_seq_cst);
+  if (shared_ != nullptr) shared_->wait_begins();
 }
 
 void Pool::remove_wakeup(int fd) {
@@ -103,6 +162,7 @@ void Pool::remove_wakeup(int fd) {
     wakeups_.erase(found);
   }
   waiters_.fetch_sub(1, std::memory_order_relaxed);
+  if (shared_ != nullptr) shared_->wait_ends();
 }
 
 }  // namespace slabpool

@@ -1,7 +1,8 @@
 // A fixed-capacity array of zero bytes that costs memory only where it is touched.
 //
 // For the pool's own tables (page map, request slots): they are sized for the largest pool, never
-// move, and must be readable without a lock while they fill.
+// move, and must be readable without a lock while they fill. May stand on memory of somebody else's,
+// who keeps it.
 #pragma once
 
 #include <sys/mman.h>
@@ -17,14 +18,16 @@ class VirtualArray {
   static_assert(std::is_trivially_destructible_v<T>);
 
  public:
-  explicit VirtualArray(std::size_t count) : count_(count) {
-    void* mapping = mmap(nullptr, bytes(), PROT_READ | PROT_WRITE, kFlags, -1, 0);
-    if (mapping == MAP_FAILED) throw std::bad_alloc();
-    data_ = static_cast<T*>(mapping);
+  explicit VirtualArray(std::size_t count) : count_(count) { reserve(); }
+  // Over `borrowed`, zero bytes as well, or over memory of its own if that is null.
+  VirtualArray(std::size_t count, T* borrowed) : data_(borrowed), count_(count) {
+    if (borrowed == nullptr) reserve();
   }
   VirtualArray(const VirtualArray&) = delete;
   VirtualArray& operator=(const VirtualArray&) = delete;
-  ~VirtualArray() { (void)munmap(data_, bytes()); }
+  ~VirtualArray() {
+    if (own_) (void)munmap(data_, bytes());
+  }
 
   T& operator[](std::size_t index) noexcept { return data_[index]; }
   const T& operator[](std::size_t index) const noexcept { return data_[index]; }
@@ -37,9 +40,16 @@ class VirtualArray {
   static constexpr int kFlags = MAP_PRIVATE | MAP_ANON;
 #endif
   std::size_t bytes() const noexcept { return count_ * sizeof(T); }
+  void reserve() {
+    void* mapping = mmap(nullptr, bytes(), PROT_READ | PROT_WRITE, kFlags, -1, 0);
+    if (mapping == MAP_FAILED) throw std::bad_alloc();
+    data_ = static_cast<T*>(mapping);
+    own_ = true;
+  }
 
   T* data_ = nullptr;
   std::size_t count_;
+  bool own_ = false;
 };
 
 }  // namespace slabpool

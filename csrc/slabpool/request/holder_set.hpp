@@ -118,6 +118,19 @@ class HolderSet {
   bool holds(std::uint32_t tag, HolderBit bit) const noexcept { return has(pending_, tag, bit); }
   bool was_named(std::uint32_t tag, HolderBit bit) const noexcept { return has(named_, tag, bit); }
 
+  // Calls f(word, bits) for each word of holders while it is of this generation; false if one was not.
+  // For peers, who compare the holders with what devices have acknowledged since.
+  template <typename F>
+  bool each_word(std::uint32_t tag, F&& f) const {
+    const std::uint32_t words = words_.load(std::memory_order_acquire);
+    for (std::uint32_t w = 0; w < words && w < kWords; ++w) {
+      const std::uint64_t now = pending_[w].load(std::memory_order_seq_cst);
+      if (tag_of(now) != tag) return false;
+      f(w, bits_of(now));
+    }
+    return true;
+  }
+
   // Calls f(device) for each device that holds, in order of their numbers.
   template <typename F>
   void each_device(std::uint32_t tag, F&& f) const {

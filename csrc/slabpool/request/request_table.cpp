@@ -5,10 +5,12 @@
 
 namespace slabpool {
 
-RequestTable::RequestTable(Depot& depot, DeviceRegistry& devices)
+RequestTable::RequestTable(Depot& depot, DeviceRegistry& devices, RequestSlot* slots,
+                           std::uint64_t secret)
     : depot_(depot),
       devices_(devices),
-      holders_(kMaxRequests),
+      slots_(kMaxRequests, slots),
+      secret_(secret),
       chunks_(new std::atomic<RequestRecord*>[kMaxRequests / kChunk] {}),
       buckets_(8192) {}
 
@@ -96,7 +98,7 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
     parent = live_record(*spec.parent);
     if (parent == nullptr || parent->host_left) return Status::request_closed;
     for (const std::uint32_t device : spec.devices) {
-      if (!holders_[parent->slot].holds(tag(spec.parent->generation), device_bit(device))) {
+      if (!holders(parent->slot).holds(tag(spec.parent->generation), device_bit(device))) {
         return Status::unknown_device;
       }
     }
@@ -106,7 +108,7 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   undo.slot = r;
   r->id.assign(spec.id);
   const std::uint64_t generation = next_generation_++;
-  HolderSet& set = holders_[r->slot];
+  HolderSet& set = holders(r->slot);
   set.open(tag(generation), 1);
   for (const std::uint32_t device : spec.devices) {
     if (set.was_named(tag(generation), device_bit(device))) {
@@ -143,8 +145,11 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
     r->reserve = reserve;
     r->charged = r->used = 0;
   }
-  // Release: whoever reads this generation sees the record as it was opened.
+  // Release: whoever reads this generation sees the record as it was opened, and a peer the slot.
   r->generation.store(generation, std::memory_order_release);
+  // Release: whoever reads this nonce no longer finds the generation before it.
+  slots_[r->slot].nonce.store(nonce(generation), std::memory_order_release);
+  slots_[r->slot].generation.store(generation, std::memory_order_release);
   if (parent != nullptr) {
     r->parent = parent->slot + 1;
     r->parent_generation = spec.parent->generation;
@@ -154,7 +159,7 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
     // not see this child is seen by it.
     parent->first_child.store(r->slot + 1, std::memory_order_seq_cst);
     for (const std::uint32_t device : spec.devices) {
-      if (!holders_[parent->slot].holds(tag(spec.parent->generation), device_bit(device))) {
+      if (!holders(parent->slot).holds(tag(spec.parent->generation), device_bit(device))) {
         (void)set.leave(tag(generation), device_bit(device));  // never the last: the host holds
       }
     }
@@ -172,7 +177,7 @@ void RequestTable::bit_leaves_below(RequestRecord& r, HolderBit bit, std::vector
     const std::uint64_t generation = child.generation.load(std::memory_order_relaxed);
     if ((generation & RequestRecord::kReleased) != 0) continue;
     bit_leaves_below(child, bit, over);
-    if (holders_[child.slot].leave(tag(generation), bit) == HolderSet::Left::last) {
+    if (holders(child.slot).leave(tag(generation), bit) == HolderSet::Left::last) {
       over.push_back({child.slot, generation});
     }
   }
@@ -195,7 +200,7 @@ bool RequestTable::host_leaves(RequestRecord& r, bool cancel, std::vector<Handle
   r.cancelled = cancel;
   open_.fetch_sub(1, std::memory_order_relaxed);
   draining_.fetch_add(1, std::memory_order_relaxed);
-  if (holders_[r.slot].leave(tag(generation), kHost) == HolderSet::Left::last)
+  if (holders(r.slot).leave(tag(generation), kHost) == HolderSet::Left::last)
     over.push_back({r.slot, generation});
   return true;
 }
@@ -215,7 +220,7 @@ void RequestTable::cut_locked(RequestRecord& r, std::vector<Handle>& over) {
     next = child.next_sibling;
     cut_locked(child, over);
   }
-  (void)holders_[r.slot].cut(tag(generation));
+  (void)holders(r.slot).cut(tag(generation));
   over.push_back({r.slot, generation});  // maybe twice; claim() lets one through
 }
 
@@ -229,13 +234,13 @@ Status RequestTable::add_device(Handle handle, std::uint32_t device) {
   const std::lock_guard lock(mutex_);
   RequestRecord* r = live_record(handle);
   if (r == nullptr || r->host_left) return Status::request_closed;
-  HolderSet& set = holders_[handle.slot];
+  HolderSet& set = holders(handle.slot);
   if (set.holds(tag(handle.generation), device_bit(device))) return Status::duplicate_device;
   const auto holds_parent = [&] {
     if (r->parent == 0) return true;
     const RequestRecord& parent = *record(r->parent - 1);
-    return holders_[parent.slot].holds(tag(parent.generation.load(std::memory_order_relaxed)),
-                                       device_bit(device));
+    return holders(parent.slot)
+        .holds(tag(parent.generation.load(std::memory_order_relaxed)), device_bit(device));
   };
   if (!holds_parent()) return Status::unknown_device;
   set.add(tag(handle.generation), device_bit(device));
@@ -246,11 +251,16 @@ Status RequestTable::add_device(Handle handle, std::uint32_t device) {
 
 bool RequestTable::claim(Handle handle) noexcept {
   RequestRecord* r = record(handle.slot);
-  if (r == nullptr || !holders_[handle.slot].empty(tag(handle.generation))) return false;
+  if (r == nullptr || !holders(handle.slot).empty(tag(handle.generation))) return false;
   std::uint64_t expected = handle.generation;
   // Acquire and release: the winner goes on with all that the holders did; is_over() sees it ended.
-  return r->generation.compare_exchange_strong(expected, handle.generation | RequestRecord::kReleased,
-                                               std::memory_order_acq_rel, std::memory_order_relaxed);
+  if (!r->generation.compare_exchange_strong(expected, handle.generation | RequestRecord::kReleased,
+                                             std::memory_order_acq_rel, std::memory_order_relaxed)) {
+    return false;
+  }
+  // Peers are told before the slot can get another request. Relaxed: they ask the holders as well.
+  slots_[handle.slot].generation.store(0, std::memory_order_relaxed);
+  return true;
 }
 
 void RequestTable::unlink_child(RequestRecord& r) noexcept {
@@ -298,7 +308,7 @@ void RequestTable::recycle(RequestRecord& r) noexcept {
 // ---- questions
 
 bool RequestTable::is_open(Handle handle) const noexcept {
-  return live_record(handle) != nullptr && holders_[handle.slot].holds(tag(handle.generation), kHost);
+  return live_record(handle) != nullptr && holders(handle.slot).holds(tag(handle.generation), kHost);
 }
 
 bool RequestTable::is_over(Handle handle) const noexcept { return live_record(handle) == nullptr; }
@@ -344,7 +354,7 @@ RequestTable::Waiting RequestTable::find_waiting(std::string_view id, std::uint3
     if (r.hash != hash || r.id != id || (own & RequestRecord::kReleased) != 0) continue;
     if (generation ? own != *generation : r.parent_generation != 0) continue;
     waiting.found = true;
-    const HolderSet& set = holders_[r.slot];
+    const HolderSet& set = holders(r.slot);
     waiting.named = waiting.named || set.was_named(tag(own), device_bit(device));
     if (generation || set.holds(tag(own), device_bit(device))) {
       ++waiting.count;

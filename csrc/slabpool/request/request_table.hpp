@@ -20,12 +20,11 @@
 #include "slabpool/request/device_registry.hpp"
 #include "slabpool/request/holder_set.hpp"
 #include "slabpool/request/request_record.hpp"
+#include "slabpool/request/request_slot.hpp"
 #include "slabpool/slab/depot.hpp"
 #include "slabpool/status.hpp"
 
 namespace slabpool {
-
-inline constexpr std::uint32_t kMaxRequests = 65536;  // open, draining or retaining at one time
 
 enum class AckResult : std::int32_t { pending = 0, released = 1, duplicate = 2, late = 3 };
 
@@ -42,14 +41,21 @@ struct OpenSpec {
 
 class RequestTable {
  public:
-  RequestTable(Depot& depot, DeviceRegistry& devices);
+  // With `slots` the part that peers may read stands there, kMaxRequests zeroed slots that the caller
+  // keeps; `secret` is what nonces are made from.
+  RequestTable(Depot& depot, DeviceRegistry& devices, RequestSlot* slots = nullptr,
+               std::uint64_t secret = 0);
   RequestTable(const RequestTable&) = delete;
   RequestTable& operator=(const RequestTable&) = delete;
   ~RequestTable();
 
   RequestRecord* record(std::uint32_t slot) const noexcept;  // null: no such slot yet
-  HolderSet& holders(std::uint32_t slot) noexcept { return holders_[slot]; }
-  const HolderSet& holders(std::uint32_t slot) const noexcept { return holders_[slot]; }
+  HolderSet& holders(std::uint32_t slot) noexcept { return slots_[slot].holders; }
+  const HolderSet& holders(std::uint32_t slot) const noexcept { return slots_[slot].holders; }
+  // The mark of a reference to bytes of a request that is not over; see RequestSlot.
+  std::uint64_t seal(Handle handle, std::uint64_t offset, std::uint64_t nbytes) const noexcept {
+    return RequestSlot::seal(nonce(handle.generation), handle.generation, offset, nbytes);
+  }
 
   // exhausted: the reserve is not to be had now. A child has no reserve or quota of its own.
   Status open(const OpenSpec& spec, Handle& handle);
@@ -103,7 +109,7 @@ class RequestTable {
     const std::lock_guard lock(mutex_);
     for (std::uint32_t slot = 0; slot < slots_made_; ++slot) {
       RequestRecord& r = *record(slot);
-      if (r.generation.load(std::memory_order_acquire) != 0) f(r, holders_[slot]);
+      if (r.generation.load(std::memory_order_acquire) != 0) f(r, holders(slot));
     }
   }
   // The same for one request, if it is not over or still retains bytes.
@@ -114,7 +120,7 @@ class RequestTable {
     if (r == nullptr) return;
     const std::uint64_t generation = r->generation.load(std::memory_order_acquire);
     if ((generation & ~RequestRecord::kReleased) == handle.generation && handle.generation != 0)
-      f(*r, holders_[handle.slot]);
+      f(*r, holders(handle.slot));
   }
   // Device silent for longer than the request's lease that still holds it?
   bool in_doubt(const RequestRecord& record, const HolderSet& holders,
@@ -136,6 +142,9 @@ class RequestTable {
     return static_cast<std::uint32_t>(generation);
   }
 
+  std::uint64_t nonce(std::uint64_t generation) const noexcept {
+    return mix_bits(secret_ + mix_bits(generation));
+  }
   RequestRecord* live_record(Handle handle) const noexcept;  // null unless not over
   RequestRecord* budget_of(Handle root) const noexcept;      // null once it was returned
   RequestRecord* new_slot();
@@ -148,7 +157,8 @@ class RequestTable {
 
   Depot& depot_;
   DeviceRegistry& devices_;
-  VirtualArray<HolderSet> holders_;
+  VirtualArray<RequestSlot> slots_;
+  const std::uint64_t secret_;
   std::unique_ptr<std::atomic<RequestRecord*>[]> chunks_;
   mutable std::mutex mutex_;
   std::uint32_t slots_made_ = 0;

@@ -1,0 +1,73 @@
+// Devices in other processes: handing them the pool's files, taking in their acks, letting them go.
+#include <algorithm>
+#include <cerrno>
+
+#include "slabpool/observe/clock.hpp"
+#include "slabpool/pool.hpp"
+
+namespace slabpool {
+
+// What peers wrote is a wish to acknowledge, and nothing more: it goes the way of any ack, if a request of
+// exactly that generation has the slot.
+void Pool::collect_acks_slowly() noexcept {
+  if (!usable_here()) return;
+  shared_->collect([&](std::uint32_t device, std::uint32_t slot, std::uint64_t generation) {
+    const RequestRecord* record = table_.record(slot);
+    if (record == nullptr || generation == 0 ||
+        record->generation.load(std::memory_order_acquire) != generation) {
+      return;
+    }
+    (void)ack({slot, generation}, device);
+  });
+  if (!table_.any_lease()) return;
+  const std::int64_t now = now_ns();
+  shared_->each_heard([&](std::uint32_t device, std::int64_t claimed) {
+    // A peer that claims to have been heard in the future would never fall silent.
+    const std::int64_t heard = std::min(claimed, now);
+    if (heard > devices_.last_heard(device)) devices_.heard(device, heard);
+  });
+}
+
+bool Pool::attach_peer(std::uint32_t device, PeerFiles& files) noexcept {
+  if (!usable_here() || closed() || shared_ == nullptr) {
+    errno = ESHUTDOWN;
+    return false;
+  }
+  return shared_->attach(device, files);
+}
+
+std::uint64_t Pool::detach_peer(std::uint32_t device) noexcept {
+  if (!usable_here()) return 0;
+  collect_acks();  // those it made while it lived
+  shared_->detach(device);
+  return device_lost(device);
+}
+
+void Pool::answer_bell() noexcept {
+  if (!usable_here()) return;
+  shared_->silence();
+  collect_acks();
+}
+
+Status Pool::refer(Handle handle, const void* data, std::uint64_t nbytes, std::uint64_t& offset,
+                   std::uint64_t& seal) noexcept {
+  if (!usable_here()) return Status::forked;
+  offset = 0;
+  if (nbytes != 0) {
+    // The caller has a view of what it asks for, so the block stays what it is.
+    const Block* block = depot_.find(data);
+    const auto* first = static_cast<const std::byte*>(data);
+    if (block == nullptr || block->request != handle.slot + 1 || first < block->data ||
+        nbytes > block->bytes || first + nbytes > block->data + block->bytes) {
+      return Status::invalid_argument;
+    }
+    offset = static_cast<std::uint64_t>(first - memory_->base());
+  }
+  // A block of a request before this one in the slot is no block of this one, but while it is retained
+  // the slot stays that request's: it is enough that this one is not over.
+  if (table_.is_over(handle)) return Status::request_closed;
+  seal = table_.seal(handle, offset, nbytes);
+  return Status::ok;
+}
+
+}  // namespace slabpool

@@ -1,0 +1,78 @@
+// Where one attached device acknowledges: written by that peer, read by the owner, seen by nobody else.
+//
+// For each slot of the request table the generation acknowledged last, and marks that say where to look.
+// The owner believes none of it: a value is the wish "I, this device, acknowledge this generation of this
+// slot", which it puts to the same test as an ack of its own process. Random bytes are random acks of
+// this one device; marks lead to a bounded search, and no index goes beyond the table.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "slabpool/request/request_slot.hpp"
+
+namespace slabpool {
+
+class AckBoard {
+ public:
+  // ---- the peer
+
+  // False if this very generation was posted before; else publish() must follow.
+  bool post(std::uint32_t slot, std::uint64_t generation) noexcept {
+    // An exchange, because threads of the peer may acknowledge at once and only one is first. Release:
+    // what the peer did with the memory comes before.
+    return acked_[slot].exchange(generation, std::memory_order_release) != generation;
+  }
+  bool posted(std::uint32_t slot, std::uint64_t generation) const noexcept {
+    return acked_[slot].load(std::memory_order_relaxed) == generation;
+  }
+  void publish(std::uint32_t slot) noexcept {
+    // Release, here and below: whoever takes the mark off sees what it stands for.
+    marks_[slot / 64].fetch_or(std::uint64_t{1} << (slot % 64), std::memory_order_release);
+    // Sequentially consistent, as is the look for somebody who waits that follows, and the other way
+    // round in the owner: one of the two sees the other.
+    dirty_.fetch_or(std::uint64_t{1} << (slot / kSlotsPerBit), std::memory_order_seq_cst);
+  }
+  void alive(std::int64_t now_ns) noexcept { heard_ns_.store(now_ns, std::memory_order_relaxed); }
+
+  // ---- the owner
+
+  bool news() const noexcept { return dirty_.load(std::memory_order_seq_cst) != 0; }
+  // The device is named again for a request that it has acknowledged: its next ack is a first one.
+  void forget(std::uint32_t slot, std::uint64_t generation) noexcept {
+    // Relaxed: the device learns of it through the holders, which are told after this.
+    (void)acked_[slot].compare_exchange_strong(generation, 0, std::memory_order_relaxed);
+  }
+  std::int64_t heard_ns() const noexcept { return heard_ns_.load(std::memory_order_relaxed); }
+
+  // Calls f(slot, generation) for each mark, which it takes off first: an ack that comes meanwhile marks
+  // again. Several threads may do this at once, and each mark goes to one of them.
+  template <typename F>
+  void collect(F&& f) {
+    for (std::uint64_t groups = dirty_.exchange(0, std::memory_order_acquire); groups != 0;
+         groups &= groups - 1) {
+      const auto group = static_cast<std::uint32_t>(__builtin_ctzll(groups));
+      for (std::uint32_t word = group * kWordsPerBit; word < (group + 1) * kWordsPerBit; ++word) {
+        if (marks_[word].load(std::memory_order_relaxed) == 0) continue;
+        for (std::uint64_t bits = marks_[word].exchange(0, std::memory_order_acquire); bits != 0;
+             bits &= bits - 1) {
+          const std::uint32_t slot = word * 64 + static_cast<std::uint32_t>(__builtin_ctzll(bits));
+          f(slot, acked_[slot].load(std::memory_order_acquire));
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr std::uint32_t kSlotsPerBit = kMaxRequests / 64;
+  static constexpr std::uint32_t kWordsPerBit = kSlotsPerBit / 64;
+  static_assert(kSlotsPerBit % 64 == 0);
+
+  std::atomic<std::uint64_t> dirty_;  // a bit for every kSlotsPerBit slots
+  std::atomic<std::int64_t> heard_ns_;
+  std::uint64_t unused_[6];
+  std::atomic<std::uint64_t> marks_[kMaxRequests / 64];  // a bit for every slot
+  std::atomic<std::uint64_t> acked_[kMaxRequests];
+};
+
+}  // namespace slabpool
