@@ -13,41 +13,56 @@ that was reading it has said so.
 from importlib.metadata import version as _version
 
 from slabpool._core.layout import Layout, Tensors
+from slabpool._core.peer import Peer
 from slabpool._core.pool import Pool
+from slabpool._core.ref import TensorRef
 from slabpool._core.request import Request
 from slabpool._paths import get_cmake_dir, get_include, get_lib
 from slabpool.errors import (
     AmbiguousRequestError,
+    AttachError,
+    DeviceAttachedError,
     DeviceUnavailableError,
     DuplicateDeviceError,
     ForkedPoolError,
     InvalidArgumentError,
+    InvalidReferenceError,
     InvalidTypeError,
+    NameInUseError,
+    OwnerLostError,
     PoolBusyError,
     PoolClosedError,
     PoolExhausted,
     QuotaExceededError,
     RequestClosedError,
     SlabpoolError,
+    StaleReferenceError,
     TensorTooLargeError,
     TooManyDevicesError,
     UnknownDeviceError,
 )
 from slabpool.records import Ack, Corruption, Event, RequestRecord, RequestState, Stats
+from slabpool.shared.attach import attach
 
 __version__ = _version("slabpool")
 
 __all__ = [
     "Ack",
     "AmbiguousRequestError",
+    "AttachError",
     "Corruption",
+    "DeviceAttachedError",
     "DeviceUnavailableError",
     "DuplicateDeviceError",
     "Event",
     "ForkedPoolError",
     "InvalidArgumentError",
+    "InvalidReferenceError",
     "InvalidTypeError",
     "Layout",
+    "NameInUseError",
+    "OwnerLostError",
+    "Peer",
     "Pool",
     "PoolBusyError",
     "PoolClosedError",
@@ -58,12 +73,15 @@ __all__ = [
     "RequestRecord",
     "RequestState",
     "SlabpoolError",
+    "StaleReferenceError",
     "Stats",
+    "TensorRef",
     "TensorTooLargeError",
     "Tensors",
     "TooManyDevicesError",
     "UnknownDeviceError",
     "__version__",
+    "attach",
     "get_cmake_dir",
     "get_include",
     "get_lib",

@@ -46,6 +46,9 @@ class _Wakeup:
         try:
             self._loop.add_reader(self._read, self._wake)
             self._pool._add_wakeup(self._write)
+            if self._pool._bell >= 0:
+                # What ends by the acks that are taken in then, wakes.
+                self._loop.add_reader(self._pool._bell, self._pool._answer_bell)
         except BaseException:
             self._close()
             raise
@@ -55,6 +58,8 @@ class _Wakeup:
         # Off the pool first: from then on nobody writes to a number that may soon be another file's.
         self._pool._remove_wakeup(self._write)
         self._loop.remove_reader(self._read)
+        if self._pool._bell >= 0:
+            self._loop.remove_reader(self._pool._bell)
         for fd in {self._read, self._write}:
             os.close(fd)
 

@@ -16,17 +16,22 @@ from slabpool.errors import (
     DuplicateDeviceError,
     ForkedPoolError,
     InvalidArgumentError,
+    InvalidReferenceError,
+    OwnerLostError,
     PoolClosedError,
     PoolExhausted,
     QuotaExceededError,
     RequestClosedError,
     SlabpoolError,
+    StaleReferenceError,
     TensorTooLargeError,
     UnknownDeviceError,
 )
 
 if TYPE_CHECKING:
+    from slabpool._core.peer import Peer
     from slabpool._core.pool import Pool
+    from slabpool._core.ref import TensorRef
     from slabpool._core.request import Request
 
 _INVALID = 1
@@ -152,6 +157,77 @@ def not_the_parents(device: object, child: Request) -> NoReturn:
     raise UnknownDeviceError(
         f"device {device!r} cannot be added{_who(child)}, a child: its parent, generation {child.parent}, "
         "does not wait for it. Add it to the parent first"
+    )
+
+
+def not_shared(request: Request) -> NoReturn:
+    """Raises for a reference to memory that no other process can see."""
+    raise InvalidArgumentError(
+        f"the memory{_who(request)} is private to this process; "
+        "references need a pool made with memory='shared'"
+    )
+
+
+def not_of_the_request(array: object, request: Request) -> NoReturn:
+    """Raises for a reference to an array somewhere else."""
+    shape = getattr(array, "shape", None)
+    raise InvalidArgumentError(
+        f"the array of shape {shape} is not in the memory of request {request.id!r} generation "
+        f"{request.generation}; refer to one that this request made, or copy() it into the request"
+    )
+
+
+_PEER_CLOSED = 1
+_PEER_OTHER_POOL = 2
+_PEER_OVER = 3
+_PEER_FORGED = 4
+_PEER_RANGE = 5
+_PEER_UNKNOWN = 6
+_PEER_ACKNOWLEDGED = 7
+
+
+def peer_failed(peer: Peer, status: int, ref: TensorRef | None) -> NoReturn:
+    """Raises for a reference that a peer cannot open or acknowledge."""
+    if status == _PEER_CLOSED or ref is None:
+        raise OwnerLostError(
+            f"the owner of pool {peer.name!r} has closed it or is gone; what device {peer.device!r} has open "
+            "stays readable. attach() again once there is a new owner"
+        )
+    if status == _PEER_OTHER_POOL:
+        raise InvalidReferenceError(
+            f"{ref!r} is of another pool than {peer.name!r}, which this peer is attached to, or of one that "
+            "had the name before; open it with a peer of the pool that made it"
+        )
+    if status == _PEER_OVER:
+        raise StaleReferenceError(
+            f"{ref!r}: its request is over and its memory may be another's. A device has to be named in "
+            "devices= and open what it gets before it acknowledges"
+        )
+    if status == _PEER_ACKNOWLEDGED:
+        raise StaleReferenceError(
+            f"{ref!r}: device {peer.device!r} has acknowledged this request (or was reported lost), so its "
+            "memory may be another's"
+        )
+    if status == _PEER_UNKNOWN:
+        raise UnknownDeviceError(
+            f"{ref!r}: device {peer.device!r} was never named for this request. The owner names it in "
+            "devices= when it opens the request, or with add_device()"
+        )
+    if status == _PEER_RANGE:
+        raise InvalidReferenceError(f"{ref!r} leads out of the memory of pool {peer.name!r}")
+    raise InvalidReferenceError(
+        f"{ref!r} was not made by the owner of pool {peer.name!r}, or was changed on the way. Pass on what "
+        "Request.ref() gave"
+    )
+
+
+def peer_unusable(peer: Peer, closed: bool) -> NoReturn:
+    """Raises for a peer that is closed, or was attached by the parent of this process."""
+    if closed:
+        raise PoolClosedError(f"this peer of pool {peer.name!r} is closed; attach() makes a new one")
+    raise ForkedPoolError(
+        f"the peer of pool {peer.name!r} was inherited through fork; in this process its views may only be "
+        "read. attach() in the process that is the device"
     )
 
 

@@ -61,5 +61,29 @@ class ForkedPoolError(SlabpoolError, RuntimeError):
     """A pool inherited through ``fork``: only views may be used, and read. Make a pool of your own."""
 
 
+class NameInUseError(InvalidArgumentError):
+    """A shared pool of this name lives already, in this process or another."""
+
+
+class DeviceAttachedError(SlabpoolError, RuntimeError):
+    """The device's process is attached and alive, so its memory cannot be taken from it."""
+
+
+class AttachError(SlabpoolError, ConnectionError):
+    """The owner of a shared pool is not there, or does not let this process attach."""
+
+
+class OwnerLostError(SlabpoolError, ConnectionError):
+    """The owner has closed the shared pool, or its process is gone. Views stay readable."""
+
+
+class InvalidReferenceError(InvalidArgumentError):
+    """A reference that is none of this pool's: truncated, forged, out of range, or another pool's."""
+
+
+class StaleReferenceError(InvalidReferenceError):
+    """A reference to a request that is over, or that this device has acknowledged."""
+
+
 class DeviceUnavailableError(SlabpoolError, RuntimeError):
     """The kind of memory asked for is not available on this machine."""

@@ -10,6 +10,7 @@ from libcpp.vector cimport vector
 from slabpool._core.cpp_block cimport Block
 from slabpool._core.cpp_request cimport AckResult, DeviceRegistry, Handle, OpenSpec, SourceLocation
 from slabpool._core.cpp_observe cimport Corruption, Event, RequestInfo, Stats
+from slabpool._core.cpp_shared cimport PeerFiles
 from slabpool._core.cpp_status cimport Status
 
 
@@ -24,6 +25,7 @@ cdef extern from "slabpool/pool.hpp" namespace "slabpool" nogil:
         size_t events
         bool huge_pages
         int numa_node
+        bool shared
 
     cdef cppclass Allocation:
         Block* block
@@ -65,6 +67,15 @@ cdef extern from "slabpool/pool.hpp" namespace "slabpool" nogil:
         bool wait_released(Handle handle, int64_t deadline_ns)
         bool describe(Handle handle, RequestInfo& info) except +
         DeviceRegistry& devices()
+        bool shared()
+        uint64_t shared_id()
+        bool attach_peer(uint32_t device, PeerFiles& files)
+        int writable_data()
+        uint64_t detach_peer(uint32_t device)
+        void dismiss_peers()
+        Status refer(Handle handle, const void* data, uint64_t nbytes, uint64_t& offset, uint64_t& seal)
+        int bell()
+        void answer_bell()
         Stats stats()
         vector[RequestInfo] requests(int64_t older_than_ns) except +
         vector[Event] events() except +

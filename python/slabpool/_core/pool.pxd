@@ -4,12 +4,16 @@ from slabpool._core.array cimport Core
 from slabpool._core.request cimport Request
 
 
+cdef bytes name_key(object name, str what)
+
+
 cdef class Pool:
     cdef Core core
     cdef dict devices           # name -> number; names are never forgotten
     cdef list device_names      # number -> name
     cdef readonly str name
     cdef readonly object capacity
+    cdef object service         # of a shared pool: slabpool.shared.owner.Service
     cdef object __weakref__
     cdef dict __dict__          # for what Python modules keep with a pool (event loops' wake-ups)
 

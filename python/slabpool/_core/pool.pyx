@@ -52,7 +52,7 @@ cdef object STATS_NEW = tuple.__new__  # what Stats._make does, without its chec
 _pool_numbers = itertools.count(1)
 
 
-cdef bytes _key(object name, str what):
+cdef bytes name_key(object name, str what):
     """Names as the core knows them: a letter for the kind, then the bytes."""
     if isinstance(name, str):
         return b"s" + (<str>name).encode("utf-8", "surrogatepass")
@@ -85,10 +85,12 @@ cdef class Pool:
     ----------
     capacity : int or str
         Bytes that the pool never exceeds; a number, or text such as ``"2GiB"``, ``"512 MB"``.
-    memory : {"host"}, optional
-        Where the bytes come from.
+    memory : {"host", "shared"}, optional
+        Where the bytes come from. "shared" (Linux): devices in other processes of this user may `attach`
+        by the pool's name, read its memory without a copy, and acknowledge.
     name : str, optional
-        For messages; by default ``pool-1``, ``pool-2``, ...
+        For messages, and what peers attach to; by default ``pool-1``, ``pool-2``, ..., with the process
+        id in front of the number if shared. Of one name only one shared pool lives at a time.
     scrub : {"never", "release"}, default "never"
         With "release" every block is zeroed before anybody else can get it.
     debug : {0, 1, 2}, default 0
@@ -97,9 +99,10 @@ cdef class Pool:
     events : int, default 0
         Entries of the event log; 0 turns it off.
     huge_pages : bool, optional
-        Ask the system for huge pages (Linux); by default for pools of 64 MiB and more.
+        Ask the system for huge pages (Linux); by default for pools of 64 MiB and more. Not for shared
+        memory.
     numa_node : int, optional
-        Take memory from this NUMA node only (Linux).
+        Take memory from this NUMA node only (Linux). Not for shared memory.
 
     Raises
     ------
@@ -107,6 +110,8 @@ cdef class Pool:
         An argument that cannot be served.
     DeviceUnavailableError
         The system does not give the address space, or not from that NUMA node.
+    NameInUseError
+        A shared pool of this name lives already.
 
     Examples
     --------
@@ -123,8 +128,13 @@ cdef class Pool:
         cdef PoolOptions options
         cdef Status status = Status.ok
         options.capacity = parse_size(capacity, "capacity", least=16384, most=1 << 42)
-        if memory != "host":
-            raise InvalidArgumentError(f"memory must be 'host', got {memory!r}; no other kind is built in")
+        if memory not in ("host", "shared"):
+            raise InvalidArgumentError(f"memory must be 'host' or 'shared', got {memory!r}; no other kind is built in")
+        options.shared = memory == "shared"
+        if options.shared and (huge_pages or numa_node is not None):
+            raise InvalidArgumentError(
+                "huge_pages and numa_node are for memory='host'; shared memory is allocated page by page as it is "
+                "committed")
         if scrub not in ("never", "release"):
             raise InvalidArgumentError(f"scrub must be 'never' or 'release', got {scrub!r}")
         if debug not in (0, 1, 2):
@@ -145,7 +155,7 @@ cdef class Pool:
         if self.core.owned.get() is NULL:
             error = errno
             raise DeviceUnavailableError(
-                f"the system does not give a host pool of {capacity!r}"
+                f"the system does not give a {memory} pool of {capacity!r}"
                 + (f" on NUMA node {numa_node}" if numa_node is not None else "")
                 + f": {os.strerror(error)}"
             )
@@ -153,11 +163,19 @@ cdef class Pool:
         self.core.filenames = {}
         self.core.records_lines = debug > 0
         self.core.cleans = debug > 0 or options.scrub_on_release
-        self.name = name if name is not None else f"pool-{next(_pool_numbers)}"
+        if name is not None:
+            self.name = name
+        else:
+            self.name = f"pool-{os.getpid()}-" if options.shared else "pool-"
+            self.name += str(next(_pool_numbers))
         self.capacity = options.capacity
         self.devices = {}
         self.device_names = []
         self.core.report = _report.Reporter(self)
+        if options.shared:
+            from slabpool.shared.owner import serve
+
+            self.service = serve(self)
 
     # ---- memory without a request
 
@@ -314,7 +332,7 @@ cdef class Pool:
             spec.devices = device_span(&few[0], <size_t>count)
         else:
             spec.devices = device_span(many.data(), <size_t>count)
-        key = _key(request_id, "request_id")
+        key = name_key(request_id, "request_id")
         spec.id = string_view(PyBytes_AS_STRING(key), <size_t>PyBytes_GET_SIZE(key))
         if reserve is not None:
             spec.reserve = parse_size(reserve, "reserve", least=0, most=1 << 62)
@@ -383,7 +401,7 @@ cdef class Pool:
         cdef optional[uint64_t] wanted
         cdef Acked acked
         cdef uint32_t number = self._known_device(device, None)
-        cdef string id = _key(request_id, "request_id")
+        cdef string id = name_key(request_id, "request_id")
         if generation is not None:
             wanted = _generation(generation)
         if self.core.cleans:
@@ -395,12 +413,17 @@ cdef class Pool:
             return ack_answer(<int>acked.result)
         _report.ack_failed(self, <int>acked.status, request_id, device)
 
-    def device_lost(self, device):
+    def device_lost(self, device, *, kill=False):
         """A device is dead: lets go of everything it held.
+
+        Devices that are attached from another process need not be reported: their end is noticed.
 
         Parameters
         ----------
         device : str or int
+        kill : bool, default False
+            If the device is attached, kill its process (SIGKILL) and wait for its end first: the only
+            safe way to take memory from a process that hangs.
 
         Returns
         -------
@@ -411,10 +434,18 @@ cdef class Pool:
         ------
         UnknownDeviceError
             No request ever named it.
+        DeviceAttachedError
+            Its process is attached and alive, and `kill` was not asked for; or it is this process.
         """
-        cdef uint32_t number = self._known_device(device, None)
+        cdef uint32_t number
         cdef uint64_t lost
         check_here(self.core)
+        if self.service is not None:
+            name_key(device, "device")
+            count = self.service.device_lost(device, bool(kill))
+            if count is not None:
+                return count
+        number = self._known_device(device, None)
         with nogil:
             lost = self.core.pool.device_lost(number)
         return lost
@@ -442,7 +473,7 @@ cdef class Pool:
         if number is not None:
             return number
         check_here(self.core)
-        cdef optional[uint32_t] added = self.core.pool.devices().add(_key(device, "device"))
+        cdef optional[uint32_t] added = self.core.pool.devices().add(name_key(device, "device"))
         if not added.has_value():
             raise TooManyDevicesError(
                 f"device {device!r} would be name {kMaxDevices + 1} in pool {self.name!r}; a pool tells at most "
@@ -461,7 +492,7 @@ cdef class Pool:
     def _room_for(self, devices):
         """True; raises if these names and those known are more than a pool can tell apart."""
         for device in devices:
-            _key(device, "device")
+            name_key(device, "device")
         known = len(self.devices)
         named = len({device for device in devices if device not in self.devices})
         if known + named > kMaxDevices:
@@ -473,7 +504,7 @@ cdef class Pool:
 
     def _known_device(self, device, request):
         """The number of a device that this pool knows; else raises, for the request if one is given."""
-        _key(device, "device")  # a wrong type is an error of its own, although True == 1 == 1.0
+        name_key(device, "device")  # a wrong type is an error of its own, although True == 1 == 1.0
         number = self.devices.get(device)
         if number is None:
             if request is None:
@@ -638,6 +669,8 @@ cdef class Pool:
             raise PoolBusyError(_report.busy(self))
         if status != Status.ok:
             self.core.report(None, <int>status, 0, None)
+        if self.service is not None:
+            self.service.stop()
 
     def __enter__(self):
         return self
@@ -647,6 +680,15 @@ cdef class Pool:
         if self.core.pool.usable_here():
             # After an error its traceback keeps views alive; refusing to close would hide it.
             self.close(force=kind is not None)
+
+    @property
+    def _bell(self):
+        """For event loops: a descriptor that is readable once a peer acknowledged, or -1."""
+        return self.core.pool.bell()
+
+    def _answer_bell(self):
+        """Takes in what peers acknowledged; whoever finds `_bell` readable calls it."""
+        self.core.pool.answer_bell()
 
     def _add_wakeup(self, int fd):
         check_here(self.core)

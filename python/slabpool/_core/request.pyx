@@ -17,6 +17,7 @@ from slabpool._core.cpp_pool cimport Acked
 from slabpool._core.cpp_request cimport AckResult, Handle
 from slabpool._core.cpp_status cimport Status
 from slabpool._core.layout cimport Layout, Tensors, new_tensors
+from slabpool._core.ref cimport new_ref
 
 import warnings
 
@@ -174,6 +175,40 @@ cdef class Request:
         0.0
         """
         return new_tensors(self.core, self.handle, layout, zero, timeout, self)
+
+    def ref(self, array=None):
+        """A reference that another process can open; for pools of ``memory="shared"``.
+
+        Parameters
+        ----------
+        array : numpy.ndarray, optional
+            In this request's memory; slices and transposed views too. By default the reference is to the
+            request alone: an empty tensor, good for an ack.
+
+        Returns
+        -------
+        TensorRef
+            Small, and may be pickled. It keeps nothing: the request does, until the device acknowledges.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The pool is not shared, or the array is not in this request's memory.
+        RequestClosedError
+            The request is over.
+        InvalidTypeError
+            Not an array, or of a dtype that other processes cannot know.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> with slabpool.Pool("1MiB", memory="shared") as pool, pool.request("r") as req:
+        ...     x = req.zeros((4, 4), "f4")
+        ...     req.ref(x[1:]).shape
+        (3, 4)
+        """
+        check_here(self.core)
+        return new_ref(self.core, self.handle, array, self)
 
     # ---- holders
 

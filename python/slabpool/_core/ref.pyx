@@ -1,0 +1,271 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, binding=False
+# cython: embedsignature=True, embedsignature.format=clinic
+"""References to tensors of a shared pool: small values that any process may carry and none can bend.
+
+What must stay true: a TensorRef that exists has a shape and strides that stay within the bytes its seal
+stands for; whether those bytes are a request's, only the pool's owner or a peer can say.
+"""
+
+cimport cython
+cimport numpy as cnp
+from cpython.object cimport Py_EQ, Py_NE
+from libc.stdint cimport uint64_t
+
+from slabpool._core.array cimport MAX_DIMS, Core
+from slabpool._core.cpp_request cimport Handle
+from slabpool._core.cpp_status cimport Status
+
+import ast
+import functools
+import struct
+import zlib
+
+import numpy as np
+
+from slabpool import _report
+from slabpool.errors import InvalidReferenceError, InvalidTypeError
+
+cnp.import_array()
+
+# Magic and version; pool, generation, seal, offset, nbytes, slot, dimensions, length of the dtype, first
+# element. Then the shape, the strides, the dtype as text, and a checksum of all before it.
+cdef object _HEAD = struct.Struct("<4sQQQQQIHHQ")
+cdef bytes _MAGIC = b"SPR\x01"
+cdef object _MOST = 1 << 62
+cdef bint _making = False
+
+
+@functools.lru_cache(maxsize=256)
+def _dtype_text(dtype):
+    """A dtype as text that gives the same dtype in any process."""
+    text = dtype.str if dtype.names is None else repr(np.lib.format.dtype_to_descr(dtype))
+    if dtype.hasobject or _dtype_of(text) != dtype:
+        raise InvalidTypeError(
+            f"dtype {dtype} cannot be told to another process by its name; refer to a view of the same bytes, "
+            f"such as .view('u{dtype.itemsize}')"
+        )
+    return text.encode()
+
+
+@functools.lru_cache(maxsize=256)
+def _dtype_of(text):
+    if text.startswith("["):
+        return np.lib.format.descr_to_dtype(ast.literal_eval(text))
+    return np.dtype(text)
+
+
+cdef object _bad(str what):
+    return InvalidReferenceError(
+        f"not a reference of slabpool: {what}. Pass on what TensorRef.to_bytes() gave, whole and unchanged")
+
+
+@cython.final
+cdef class TensorRef:
+    """Where a tensor of a shared pool is, for another process: made by `Request.ref`, opened by `Peer.open`.
+
+    A small value that may be pickled, or carried as bytes; it keeps no memory alive. It stands for one
+    request's bytes and says so: a reference that was changed on the way, or whose request is over, is
+    refused where it is opened.
+
+    Attributes
+    ----------
+    shape, strides : tuple of int
+        Of the tensor; strides in bytes.
+    dtype : numpy.dtype
+    nbytes : int
+        Bytes from the tensor's lowest to its highest.
+    generation : int
+        Of the request it belongs to.
+
+    Examples
+    --------
+    >>> import numpy as np, slabpool
+    >>> with slabpool.Pool("1MiB", memory="shared") as pool, pool.request("chat-42") as req:
+    ...     ref = req.ref(req.zeros((2, 3), np.float32))
+    ...     slabpool.TensorRef.from_bytes(ref.to_bytes()) == ref, ref.shape
+    (True, (2, 3))
+    """
+
+    def __cinit__(self):
+        if not _making:
+            raise InvalidTypeError("a TensorRef is made by Request.ref(array) or TensorRef.from_bytes(data)")
+
+    @property
+    def shape(self):
+        """Dimensions of the tensor (tuple of int)."""
+        return tuple([self.dims[i] for i in range(self.nd)])
+
+    @property
+    def strides(self):
+        """Bytes from one element to the next, for each dimension (tuple of int)."""
+        return tuple([self.steps[i] for i in range(self.nd)])
+
+    @property
+    def dtype(self):
+        """The tensor's data type."""
+        return self.descr
+
+    @property
+    def nbytes(self):
+        """Bytes from the tensor's lowest to its highest."""
+        return self.target.nbytes
+
+    @property
+    def generation(self):
+        """Generation of the request it belongs to."""
+        return self.target.generation
+
+    def to_bytes(self):
+        """The reference as bytes, for engines with a wire of their own.
+
+        Returns
+        -------
+        bytes
+            Some 80 to 100 of them for a plain tensor.
+        """
+        text = _dtype_text(self.descr)
+        body = _HEAD.pack(_MAGIC, self.target.pool_id, self.target.generation, self.target.seal,
+                          self.target.offset, self.target.nbytes, self.target.slot, self.nd, len(text), self.first)
+        body += struct.pack(f"<{2 * self.nd}q", *self.shape, *self.strides) + text
+        return body + zlib.crc32(body).to_bytes(4, "little")
+
+    @staticmethod
+    def from_bytes(data):
+        """The reference that gave these bytes.
+
+        Parameters
+        ----------
+        data : bytes-like
+            What `to_bytes` returned.
+
+        Returns
+        -------
+        TensorRef
+
+        Raises
+        ------
+        InvalidReferenceError
+            Truncated, changed, or never a reference.
+        """
+        return _from_bytes(data)
+
+    def __reduce__(self):
+        return _from_bytes, (self.to_bytes(),)
+
+    def __richcmp__(self, other, int op):
+        if not isinstance(other, TensorRef) or op not in (Py_EQ, Py_NE):
+            return NotImplemented
+        return (self.to_bytes() == (<TensorRef>other).to_bytes()) == (op == Py_EQ)
+
+    def __hash__(self):
+        return hash((self.target.seal, self.target.offset, self.target.nbytes))
+
+    def __repr__(self):
+        return (f"<TensorRef {self.shape} {self.descr}: {self.target.nbytes} bytes at {self.target.offset}, "
+                f"generation {self.target.generation}>")
+
+
+def _from_bytes(data):
+    """`TensorRef.from_bytes`, also for pickle."""
+    global _making
+    try:
+        raw = bytes(memoryview(data))
+    except TypeError:
+        raise InvalidTypeError(f"a reference is bytes, got {type(data).__name__}") from None
+    if len(raw) < _HEAD.size + 4 or raw[:4] != _MAGIC:
+        raise _bad(f"{len(raw)} bytes that do not begin like one")
+    if zlib.crc32(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
+        raise _bad("its checksum is wrong, so it was truncated or changed")
+    _, pool_id, generation, seal, offset, nbytes, slot, nd, length, first = _HEAD.unpack_from(raw)
+    if nd > MAX_DIMS or len(raw) != _HEAD.size + 16 * nd + length + 4:
+        raise _bad(f"its length, {len(raw)} bytes, is not that of {nd} dimensions")
+    numbers = struct.unpack_from(f"<{2 * nd}q", raw, _HEAD.size)
+    shape, strides = numbers[:nd], numbers[nd:]
+    try:
+        dtype = _dtype_of(raw[_HEAD.size + 16 * nd : -4].decode())
+    except Exception as error:
+        raise _bad(f"its dtype is none: {error}") from None
+    if dtype.hasobject or dtype.itemsize == 0:
+        raise _bad(f"dtype {dtype} is not one of plain values")
+    low, high = _extent(shape, strides, dtype.itemsize)
+    if low + first != 0 or high - low != nbytes or min(shape, default=0) < 0 or high - low >= _MOST:
+        raise _bad(f"shape {shape} with strides {strides} is not {nbytes} bytes")
+    _making = True
+    cdef TensorRef ref = TensorRef.__new__(TensorRef)
+    _making = False
+    ref.target.pool_id = pool_id
+    ref.target.generation = generation
+    ref.target.seal = seal
+    ref.target.offset = offset
+    ref.target.nbytes = nbytes
+    ref.target.slot = slot
+    ref.descr = dtype
+    ref.first = first
+    ref.nd = nd
+    cdef int i
+    for i in range(ref.nd):
+        ref.dims[i] = shape[i]
+        ref.steps[i] = strides[i]
+    return ref
+
+
+cdef tuple _extent(object shape, object strides, object itemsize):
+    """Lowest and highest byte that an array touches, from its first element."""
+    if 0 in shape:
+        return 0, 0
+    low, high = 0, itemsize
+    for dim, step in zip(shape, strides):
+        if step < 0:
+            low += (dim - 1) * step
+        else:
+            high += (dim - 1) * step
+    return low, high
+
+
+cdef TensorRef new_ref(Core core, Handle request, object array, object who):
+    global _making
+    cdef Status status
+    cdef int i
+    cdef Py_ssize_t low = 0, high = 0, reach
+    if not core.pool.shared():
+        _report.not_shared(who)
+    if array is not None and not isinstance(array, cnp.ndarray):
+        raise InvalidTypeError(f"a reference is to a numpy array of the request, got {type(array).__name__}")
+    _making = True
+    cdef TensorRef ref = TensorRef.__new__(TensorRef)
+    _making = False
+    cdef cnp.ndarray source
+    cdef char* data = NULL
+    if array is None:
+        ref.descr = cnp.dtype("u1")
+        ref.nd = 1
+        ref.dims[0] = 0
+        ref.steps[0] = 1
+    else:
+        source = array
+        ref.descr = source.descr
+        _dtype_text(ref.descr)  # refused here, and not when it is sent
+        ref.nd = cnp.PyArray_NDIM(source)
+        data = <char*>cnp.PyArray_DATA(source)
+        high = cnp.PyArray_ITEMSIZE(source)
+        for i in range(ref.nd):
+            ref.dims[i] = cnp.PyArray_DIM(source, i)
+            ref.steps[i] = cnp.PyArray_STRIDE(source, i)
+            reach = (ref.dims[i] - 1) * ref.steps[i]
+            if reach < 0:
+                low += reach
+            else:
+                high += reach
+        if cnp.PyArray_SIZE(source) == 0:
+            low = high = 0
+    ref.first = -low
+    ref.target.pool_id = core.pool.shared_id()
+    ref.target.generation = request.generation
+    ref.target.slot = request.slot
+    ref.target.nbytes = <uint64_t>(high - low)
+    status = core.pool.refer(request, data + low, ref.target.nbytes, ref.target.offset, ref.target.seal)
+    if status == Status.invalid_argument:
+        _report.not_of_the_request(array, who)
+    if status != Status.ok:
+        core.report(who, <int>status, 0, None)
+    return ref

@@ -1,0 +1,181 @@
+"""Becoming a device of a pool that another process owns, and noticing when that process is gone.
+
+A thread for each peer sleeps until the connection ends; nothing else ever goes through it. What must stay
+true: the connection is open exactly as long as this process is the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import select
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from slabpool._core.peer import Peer, new_peer
+from slabpool.errors import (
+    AttachError,
+    DeviceAttachedError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    OwnerLostError,
+)
+from slabpool.shared import forks, wire
+from slabpool.shared.rendezvous import connect
+
+if TYPE_CHECKING:
+    from slabpool._core.peer import Maps
+
+_PATIENCE = 30.0  # seconds that an owner which is there may take to answer
+_GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
+
+
+class Connection:
+    """A peer's line to the owner, and the thread that waits for its end."""
+
+    def __init__(self, line: socket.socket, maps: Maps, name: str) -> None:
+        self._line = line
+        self._name = name
+        self._asking = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, args=(maps,), name="slabpool-peer", daemon=True)
+        self._thread.start()
+
+    def _watch(self, maps: Maps) -> None:
+        poll = select.poll()
+        poll.register(self._line, _GONE)
+        while not poll.poll():
+            pass
+        maps.lose()
+        self._ended.set()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Whether the line ended within so many seconds."""
+        return self._ended.wait(timeout)
+
+    def writable_file(self) -> int:
+        """A descriptor for a writable map of the pool's memory, the caller's to close."""
+        with self._asking:
+            try:
+                wire.send(self._line, {"writable": True})
+                message, files = wire.receive(self._line)
+            except OSError:
+                message, files = None, []
+        if message is None or len(files) != 1:
+            wire.close(files)
+            raise OwnerLostError(f"the owner of pool {self._name!r} is gone, and with it the way to write")
+        return files[0]
+
+    def close(self) -> None:
+        """End the line, and with it what the device holds."""
+        with contextlib.suppress(OSError):  # it ended before
+            self._line.shutdown(socket.SHUT_RDWR)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        forks.release(self._line)
+
+
+def attach(name: str, device: str | int, *, timeout: float | None = None) -> Peer:
+    """Become a device of a shared pool in another process.
+
+    Parameters
+    ----------
+    name : str
+        Of the pool, which its owner made with ``memory="shared"``.
+    device : str or int
+        As the owner names it in ``devices=``. One living process at a time is a device.
+    timeout : float, optional
+        Seconds to wait for the owner to be there, and for another process to be the device no more. By
+        default either is an error at once.
+
+    Returns
+    -------
+    Peer
+
+    Raises
+    ------
+    AttachError
+        No such pool lives, it is another user's, or of another version of slabpool.
+    DeviceAttachedError
+        Another living process is the device.
+
+    Examples
+    --------
+    >>> import slabpool
+    >>> with slabpool.Pool("1MiB", memory="shared", name="doc-attach") as pool:
+    ...     with slabpool.attach("doc-attach", device="gpu0") as peer:
+    ...         peer.device, peer.lost
+    ('gpu0', False)
+    """
+    if not isinstance(name, str):
+        raise InvalidTypeError(f"name must be a str, got {name!r} of type {type(name).__name__}")
+    if not isinstance(device, (str, int)) or isinstance(device, bool):
+        raise InvalidTypeError(f"device must be a str or an int, got {device!r} of type {type(device).__name__}")
+    deadline = time.monotonic() + _seconds(timeout)
+    pause = 0.001
+    while True:
+        try:
+            return _attach(name, device, deadline if timeout is not None else None)
+        except (AttachError, DeviceAttachedError):
+            # There is nothing to wait on: the owner is not there, or has nothing to say about the other
+            # process until that is gone.
+            if time.monotonic() + pause >= deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 0.02)
+
+
+def _seconds(timeout: object) -> float:
+    if timeout is None:
+        return 0.0
+    if not isinstance(timeout, (int, float)):
+        raise InvalidTypeError(f"timeout must be seconds or None, got {timeout!r}")
+    if not timeout >= 0 or math.isinf(timeout):
+        raise InvalidArgumentError(f"timeout must be seconds from 0 on, or None; got {timeout!r}")
+    return float(timeout)
+
+
+def _attach(name: str, device: str | int, deadline: float | None) -> Peer:
+    line = connect(name)
+    files: list[int] = []
+    try:
+        line.settimeout(_PATIENCE if deadline is None else max(deadline - time.monotonic(), 0.001))
+        try:
+            wire.send(line, {"attach": device, "version": wire.VERSION})
+            message, files = wire.receive(line)
+        except TimeoutError:
+            raise AttachError(f"the owner of pool {name!r} does not answer; is its process stopped?") from None
+        except OSError:  # it ended while we asked
+            message = None
+        if message is None:
+            raise AttachError(f"the owner of pool {name!r} ended the connection; it may be closing")
+        _raise_refusal(name, device, message)
+        if len(files) != 5 or not isinstance(message.get("number"), int):
+            raise AttachError(f"what the owner of pool {name!r} answers is not slabpool's: {message!r}")
+        line.settimeout(_PATIENCE)
+        return new_peer(name, device, message["number"], files, lambda maps: Connection(line, maps, name))
+    except BaseException:
+        forks.release(line)
+        raise
+    finally:
+        for fd in files:
+            os.close(fd)
+
+
+def _raise_refusal(name: str, device: str | int, message: dict[str, object]) -> None:
+    error = message.get("error")
+    if error == "attached":
+        raise DeviceAttachedError(
+            f"device {device!r} of pool {name!r} is attached already, as process {message.get('pid')}; one "
+            "process at a time is a device. End that one, or close its peer"
+        )
+    if error == "version":
+        raise AttachError(
+            f"the owner of pool {name!r} speaks version {message.get('owner')} and this process {wire.VERSION}; "
+            "install the same slabpool in both"
+        )
+    if error is not None:
+        raise AttachError(f"the owner of pool {name!r} refuses device {device!r}: {message.get('text')}")

@@ -1,0 +1,61 @@
+"""Descriptors that a fork must not inherit.
+
+A socket tells by its end of file that a process is gone, and a lock that its owner is: neither works while
+a forked child has a copy. What is `held` here is closed in every child, before its own code runs. Order of
+locks: this one is outermost; nothing is waited for while it is held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from typing import Protocol
+
+
+class Closable(Protocol):
+    """A socket, or anything else with a descriptor to close."""
+
+    def close(self) -> None:
+        """Close the descriptor."""
+
+
+#: Held by whoever makes such a descriptor until it is in `held`, and by a fork.
+lock = threading.RLock()
+held: set[Closable] = set()
+
+
+class Descriptor:
+    """A bare descriptor that is closed once."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def fileno(self) -> int:
+        """The descriptor's number."""
+        return self.fd
+
+    def close(self) -> None:
+        """Close it, if that was not done."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def release(thing: Closable) -> None:
+    """Close it, in this process."""
+    with lock:
+        held.discard(thing)
+        thing.close()
+
+
+def _close_in_child() -> None:
+    for thing in held:
+        with contextlib.suppress(OSError):
+            thing.close()
+    held.clear()
+    lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=_close_in_child)

@@ -1,0 +1,175 @@
+"""Where the owner of a shared pool and its devices meet: a Unix socket in a directory of this user alone.
+
+What must stay true: nobody but this user can make, see or replace a name there; a name whose owner lives is
+never taken over, and one whose owner died, however it died, is free. Each name has a socket and a file whose
+lock says that the owner lives; the system lets a lock go with its process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import socket
+import stat
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from slabpool.errors import AttachError, InvalidArgumentError, NameInUseError
+from slabpool.shared import forks
+
+_PLAIN = re.compile(r"(?!h-)[A-Za-z0-9_][A-Za-z0-9._-]{0,39}")
+_LONGEST = 107  # bytes of a socket's path
+_CREDENTIALS = struct.Struct("3i")
+
+
+def directory() -> Path:
+    """The directory of the names: in ``$XDG_RUNTIME_DIR``, else for this user in that for temporary files.
+
+    Examples
+    --------
+    >>> directory().name.startswith("slabpool")
+    True
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime and os.path.isabs(runtime) and os.access(runtime, os.W_OK):
+        return Path(runtime, "slabpool")
+    return Path(tempfile.gettempdir(), f"slabpool-{os.geteuid()}")
+
+
+def _trusted(path: Path) -> None:
+    """Raises unless the directory is this user's, and nobody else's to look into."""
+    found = os.lstat(path)
+    if (
+        not stat.S_ISDIR(found.st_mode)
+        or found.st_uid != os.geteuid()
+        or stat.S_IMODE(found.st_mode) & 0o077
+    ):
+        raise AttachError(
+            f"{path} must be a directory of user {os.geteuid()} with mode 0700; it is "
+            f"{stat.filemode(found.st_mode)} of user {found.st_uid}. Remove it, or set XDG_RUNTIME_DIR to a "
+            "directory of yours"
+        )
+
+
+def _file(name: str) -> str:
+    # Names with anything but plain characters, and long ones, by their hash.
+    return (
+        name
+        if _PLAIN.fullmatch(name)
+        else "h-" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    )
+
+
+def credentials(connection: socket.socket) -> tuple[int, int]:
+    """Process and user at the other end of a connection, as the system says."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(raw)
+    return pid, uid
+
+
+@contextlib.contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """The path of a socket, by its directory's descriptor where it is too long for one."""
+    if len(os.fsencode(path)) <= _LONGEST:
+        yield str(path)
+        return
+    fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{path.name}"
+    finally:
+        os.close(fd)
+
+
+class Claim:
+    """A name that this process has: a locked file and a listening socket, until `release`."""
+
+    def __init__(self, name: str) -> None:
+        if not name:
+            raise InvalidArgumentError("name must not be empty for a shared pool: peers attach by it")
+        place = directory()
+        with contextlib.suppress(FileExistsError):
+            place.mkdir(mode=0o700)
+        _trusted(place)
+        file = _file(name)
+        self._socket_path = place / f"{file}.sock"
+        self._lock_path = place / f"{file}.lock"
+        self._pid = os.getpid()
+        with forks.lock:
+            self._lock = forks.Descriptor(self._locked(name))
+            forks.held.add(self._lock)
+            self.listener = socket.socket(
+                socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+            )
+            forks.held.add(self.listener)
+        try:
+            # The lock is ours, so a socket that is there is a dead owner's.
+            self._socket_path.unlink(missing_ok=True)
+            with _short(self._socket_path) as path:
+                self.listener.bind(path)
+            self._socket_path.chmod(0o600)
+            self.listener.listen(128)
+        except BaseException:
+            self.release()
+            raise
+
+    def _locked(self, name: str) -> int:
+        while True:
+            fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Somebody may have removed the file between our opening and our locking it.
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(fd), os.stat(self._lock_path, follow_symlinks=False)):
+                        return fd
+            except BlockingIOError:
+                os.close(fd)
+                raise NameInUseError(
+                    f"a shared pool named {name!r} lives already; close it, or give this one another name"
+                ) from None
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+    def release(self) -> None:
+        """Give the name back; nothing of it stays in the directory."""
+        if os.getpid() != self._pid:
+            return
+        forks.release(self.listener)
+        # Ours until the lock goes, and the lock last.
+        self._socket_path.unlink(missing_ok=True)
+        self._lock_path.unlink(missing_ok=True)
+        forks.release(self._lock)
+
+
+def connect(name: str) -> socket.socket:
+    """A connection to the owner of a name. Raises `AttachError` where there is none, or not this user's."""
+    place = directory()
+    path = place / f"{_file(name)}.sock"
+    try:
+        _trusted(place)
+        with forks.lock:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+            forks.held.add(connection)
+        try:
+            with _short(path) as short:
+                connection.connect(short)
+            _, uid = credentials(connection)
+            if uid != os.geteuid():
+                raise AttachError(
+                    f"the owner of pool {name!r} is user {uid}, and this process user {os.geteuid()}"
+                )
+        except BaseException:
+            forks.release(connection)
+            raise
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise AttachError(
+            f"no shared pool named {name!r} lives here (looked for {path}: {error.strerror}). Start its owner "
+            "first, or give attach() a timeout; both need the same XDG_RUNTIME_DIR or TMPDIR"
+        ) from None
+    return connection
