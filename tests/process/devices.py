@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import slabpool
+from tests.waiting import until
 
 PATIENCE = 60  # seconds after which a process counts as hung
 METHODS = ["fork", "spawn", "forkserver"]
@@ -79,7 +80,8 @@ class Device:
     def kill(self) -> None:
         """SIGKILL, and its end waited for."""
         self.process.kill()
-        self.process.join(PATIENCE)
+        # Not join(): processes that it forked have copies of the pipe that it looks at.
+        until(lambda: self.process.exitcode is not None)
         assert self.process.exitcode == -signal.SIGKILL
         self.pipe.close()
 

@@ -17,6 +17,7 @@ from slabpool._core.cpp_status cimport Status
 
 import ast
 import functools
+import re
 import struct
 import zlib
 
@@ -33,13 +34,18 @@ cdef object _HEAD = struct.Struct("<4sQQQQQIHHQ")
 cdef bytes _MAGIC = b"SPR\x01"
 cdef object _MOST = 1 << 62
 cdef bint _making = False
+_PLAIN_DTYPE = re.compile(r"[<>|][biufcmMSUV?][0-9]{0,9}(\[[0-9]{0,9}[A-Za-z]{1,2}\])?")
 
 
 @functools.lru_cache(maxsize=256)
 def _dtype_text(dtype):
     """A dtype as text that gives the same dtype in any process."""
     text = dtype.str if dtype.names is None else repr(np.lib.format.dtype_to_descr(dtype))
-    if dtype.hasobject or _dtype_of(text) != dtype:
+    try:
+        same = not dtype.hasobject and _dtype_of(text) == dtype
+    except (TypeError, ValueError):
+        same = False
+    if not same:
         raise InvalidTypeError(
             f"dtype {dtype} cannot be told to another process by its name; refer to a view of the same bytes, "
             f"such as .view('u{dtype.itemsize}')"
@@ -51,6 +57,8 @@ def _dtype_text(dtype):
 def _dtype_of(text):
     if text.startswith("["):
         return np.lib.format.descr_to_dtype(ast.literal_eval(text))
+    if not _PLAIN_DTYPE.fullmatch(text):  # numpy would take many other things for a dtype
+        raise ValueError(f"{text[:40]!r} is no dtype's name")
     return np.dtype(text)
 
 
