@@ -222,6 +222,7 @@ Pool::Acked Pool::ack_id(std::string_view id, std::uint32_t device,
 
 void Pool::close_request(Handle handle, bool cancel) noexcept {
   if (!usable_here()) return;
+  collect_acks();  // or a request that nobody holds any more would stay until the next call
   std::vector<Handle> over;
   if (!table_.close(handle, cancel, over)) return;
   log(EventKind::close, handle.generation, kNoDevice, 0);

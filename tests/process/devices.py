@@ -1,4 +1,4 @@
-"""Devices in processes of their own, that do what a test asks: a function of this file or of the test's, by name.
+"""Devices in processes of their own, which do what a test asks: a function of this file or of the test's.
 
 Devices are daemons, so that a test that fails leaves nothing running.
 """

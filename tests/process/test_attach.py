@@ -28,7 +28,6 @@ from slabpool import (
     PoolClosedError,
     UnknownDeviceError,
 )
-from slabpool.shared import rendezvous
 from tests.process import devices
 from tests.process.devices import METHODS, Device, ack, attached, fill, total
 from tests.process.test_fork import in_child
@@ -77,7 +76,9 @@ def test_an_ack_wakes_a_thread_that_waits(shared_pool: slabpool.Pool) -> None:
         with shared_pool.request("r", devices=["gpu0"]) as req:
             ref = req.ref(req.empty(12 << 20, "u1"))
         made: list[int] = []
-        waiter = threading.Thread(target=lambda: made.append(shared_pool.empty(12 << 20, "u1", timeout=60).nbytes))
+        waiter = threading.Thread(
+            target=lambda: made.append(shared_pool.empty(12 << 20, "u1", timeout=60).nbytes)
+        )
         waiter.start()
         assert waiter.ident is not None
         until(waits(waiter.ident))
@@ -209,7 +210,9 @@ def test_a_link_in_place_of_the_directory_is_refused(meeting_place: Path, tmp_pa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-def test_another_user_is_refused_by_the_system_s_word(shared_pool: slabpool.Pool, meeting_place: Path) -> None:
+def test_another_user_is_refused_by_the_system_s_word(
+    shared_pool: slabpool.Pool, meeting_place: Path
+) -> None:
     # Even where the modes would let it in.
     path = meeting_place / "engine.sock"
     for parent in [path, *list(path.parents)[:-1]]:
@@ -479,7 +482,10 @@ def test_a_lost_device_that_lives_is_not_let_go(shared_pool: slabpool.Pool) -> N
         device.process.join(devices.PATIENCE)
         assert device.process.exitcode == -9
         device.pipe.close()
-    with slabpool.attach("engine", device="gpu0"), pytest.raises(DeviceAttachedError, match="this very process"):
+    with (
+        slabpool.attach("engine", device="gpu0"),
+        pytest.raises(DeviceAttachedError, match="this very process"),
+    ):
         shared_pool.device_lost("gpu0", kill=True)
     with pytest.raises(UnknownDeviceError):
         shared_pool.device_lost("never", kill=True)
@@ -507,13 +513,16 @@ def test_a_multiprocessing_child_may_hold_the_owner(meeting_place: Path) -> None
         owner.join(devices.PATIENCE)  # until all of its files are closed, its name is still its own
         with pytest.raises(AttachError, match="no shared pool"):
             slabpool.attach("theirs", device="gpu1")
-        with slabpool.Pool("1MiB", memory="shared", name="theirs") as pool:
-            with slabpool.attach("theirs", device="gpu0") as again, pool.request("r", ["gpu0"]) as req:
-                with pytest.raises(slabpool.InvalidReferenceError, match="of another pool"):
-                    again.open(ref)
-                with pytest.raises(slabpool.InvalidReferenceError, match="of another pool"):
-                    again.ack(ref)
-                assert again.ack(req.ref()) is Ack.PENDING
+        with (
+            slabpool.Pool("1MiB", memory="shared", name="theirs") as pool,
+            slabpool.attach("theirs", device="gpu0") as again,
+            pool.request("r", ["gpu0"]) as req,
+        ):
+            with pytest.raises(slabpool.InvalidReferenceError, match="of another pool"):
+                again.open(ref)
+            with pytest.raises(slabpool.InvalidReferenceError, match="of another pool"):
+                again.ack(ref)
+            assert again.ack(req.ref()) is Ack.PENDING
     assert list(meeting_place.iterdir()) == []
 
 

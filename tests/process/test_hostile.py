@@ -65,7 +65,7 @@ def test_what_is_not_a_peer_s_to_write_cannot_be_mapped_for_writing(shared_pool:
     for fd in (raw.table, raw.data):
         with pytest.raises(PermissionError):
             mmap.mmap(fd, mmap.PAGESIZE)
-        with pytest.raises(OSError, match="Bad file|Operation not"):
+        with pytest.raises(OSError, match=r"Bad file|Operation not"):
             os.write(fd, b"x")
     # Not even root, who may open the file anew whatever its mode, writes the table: it is sealed.
     try:

@@ -125,7 +125,9 @@ def test_it_compares_prints_and_hashes(req: slabpool.Request) -> None:
     assert hash(ref) == hash(same)
     assert {ref, same, other} == {ref, other}
     assert ref != 3
-    assert repr(ref) == f"<TensorRef (2, 3) float64: 48 bytes at {ref_offset(ref)}, generation {req.generation}>"
+    assert (
+        repr(ref) == f"<TensorRef (2, 3) float64: 48 bytes at {ref_offset(ref)}, generation {req.generation}>"
+    )
     assert ref.nbytes == 48
     assert len(ref.to_bytes()) < 120
 
@@ -254,9 +256,12 @@ def test_of_arrays_that_are_none_of_the_request_s(shared_pool: slabpool.Pool, re
     with pytest.raises(InvalidTypeError, match="numpy array of the request, got list"):
         req.ref([1, 2])  # type: ignore[arg-type]
     other.close()
-    with slabpool.Pool("1MiB") as private, private.request("r") as mine:
-        with pytest.raises(InvalidArgumentError, match="is private to this process"):
-            mine.ref(mine.zeros(3))
+    with (
+        slabpool.Pool("1MiB") as private,
+        private.request("r") as mine,
+        pytest.raises(InvalidArgumentError, match="is private to this process"),
+    ):
+        mine.ref(mine.zeros(3))
 
 
 def test_of_a_view_that_outlived_its_request(shared_pool: slabpool.Pool) -> None:

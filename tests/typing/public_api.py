@@ -191,13 +191,57 @@ def of_state(state: slabpool.RequestState) -> str:
 
 
 #: Each error, under the built-in one that a program would already be catching.
+def share() -> None:
+    with slabpool.Pool("1MiB", memory="shared", name=f"sample-{os.getpid()}") as pool:
+        req = pool.request("r", ["gpu0"])
+        refer(req, req.full(3, 7, np.int32))
+        peer = slabpool.attach(pool.name, device="gpu0", timeout=10)
+        assert_type(peer, slabpool.Peer)
+        be_a_device(peer, req.ref())
+        req.close()
+        assert_type(pool.device_lost("gpu0", kill=True), int)
+
+
+def refer(req: slabpool.Request, array: NDArray[np.int32]) -> None:
+    ref = req.ref(array)
+    assert_type(ref, slabpool.TensorRef)
+    carry(ref)
+
+
+def carry(ref: slabpool.TensorRef) -> None:
+    assert_type(ref.to_bytes(), bytes)
+    assert_type(slabpool.TensorRef.from_bytes(ref.to_bytes()), slabpool.TensorRef)
+    assert_type(ref.shape, tuple[int, ...])
+    assert_type(ref.strides, tuple[int, ...])
+    assert_type(ref.dtype, np.dtype[Any])
+    assert_type(ref.nbytes, int)
+    assert_type(ref.generation, int)
+
+
+def be_a_device(peer: slabpool.Peer, ref: slabpool.TensorRef) -> None:
+    with peer:
+        assert_type(peer.name, str)
+        assert_type(peer.device, str | int)
+        assert_type(peer.open(ref), NDArray[Any])
+        assert_type(peer.open(ref, writable=True), NDArray[Any])
+        assert_type(peer.heartbeat(), None)
+        assert_type(peer.lost, bool)
+        assert_type(peer.wait_lost(timeout=0.0), bool)
+        assert_type(peer.ack(ref), slabpool.Ack)
+    peer.close()
+
+
 ERRORS: dict[type[Exception], list[type[slabpool.SlabpoolError]]] = {
     ValueError: [
         slabpool.InvalidArgumentError,
         slabpool.TooManyDevicesError,
         slabpool.DuplicateDeviceError,
         slabpool.TensorTooLargeError,
+        slabpool.NameInUseError,
+        slabpool.InvalidReferenceError,
+        slabpool.StaleReferenceError,
     ],
+    ConnectionError: [slabpool.AttachError, slabpool.OwnerLostError],
     TypeError: [slabpool.InvalidTypeError],
     MemoryError: [slabpool.PoolExhausted, slabpool.QuotaExceededError, slabpool.TensorTooLargeError],
     LookupError: [slabpool.UnknownDeviceError, slabpool.AmbiguousRequestError],
@@ -207,6 +251,7 @@ ERRORS: dict[type[Exception], list[type[slabpool.SlabpoolError]]] = {
         slabpool.PoolBusyError,
         slabpool.ForkedPoolError,
         slabpool.DeviceUnavailableError,
+        slabpool.DeviceAttachedError,
     ],
 }
 
@@ -247,6 +292,7 @@ def main() -> None:
         open_requests(pool)
         asyncio.run(open_in_a_loop(pool))
         leave(pool)
+    share()
 
 
 if __name__ == "__main__":

@@ -202,7 +202,8 @@ cdef class Request:
         Examples
         --------
         >>> import slabpool
-        >>> with slabpool.Pool("1MiB", memory="shared") as pool, pool.request("r") as req:
+        >>> pool = slabpool.Pool("1MiB", memory="shared")
+        >>> with pool.request("r") as req:
         ...     x = req.zeros((4, 4), "f4")
         ...     req.ref(x[1:]).shape
         (3, 4)

@@ -113,7 +113,9 @@ def attach(name: str, device: str | int, *, timeout: float | None = None) -> Pee
     if not isinstance(name, str):
         raise InvalidTypeError(f"name must be a str, got {name!r} of type {type(name).__name__}")
     if not isinstance(device, (str, int)) or isinstance(device, bool):
-        raise InvalidTypeError(f"device must be a str or an int, got {device!r} of type {type(device).__name__}")
+        raise InvalidTypeError(
+            f"device must be a str or an int, got {device!r} of type {type(device).__name__}"
+        )
     deadline = time.monotonic() + _seconds(timeout)
     pause = 0.001
     while True:
@@ -147,7 +149,9 @@ def _attach(name: str, device: str | int, deadline: float | None) -> Peer:
             wire.send(line, {"attach": device, "version": wire.VERSION})
             message, files = wire.receive(line)
         except TimeoutError:
-            raise AttachError(f"the owner of pool {name!r} does not answer; is its process stopped?") from None
+            raise AttachError(
+                f"the owner of pool {name!r} does not answer; is its process stopped?"
+            ) from None
         except OSError:  # it ended while we asked
             message = None
         if message is None:
@@ -174,8 +178,8 @@ def _raise_refusal(name: str, device: str | int, message: dict[str, object]) -> 
         )
     if error == "version":
         raise AttachError(
-            f"the owner of pool {name!r} speaks version {message.get('owner')} and this process {wire.VERSION}; "
-            "install the same slabpool in both"
+            f"the owner of pool {name!r} speaks version {message.get('owner')} and this process "
+            f"{wire.VERSION}; install the same slabpool in both"
         )
     if error is not None:
         raise AttachError(f"the owner of pool {name!r} refuses device {device!r}: {message.get('text')}")

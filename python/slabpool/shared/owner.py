@@ -85,8 +85,8 @@ class Service:
             return None
         if not kill:
             raise DeviceAttachedError(
-                f"device {device!r} is attached to pool {self._name!r} as process {client.pid}, which is alive "
-                "and may be using its memory; pass kill=True to end that process, or close its peer there"
+                f"device {device!r} is attached to pool {self._name!r} as process {client.pid}, which is "
+                "alive and may be using its memory; pass kill=True to end that process, or close its peer there"
             )
         if client.pid == os.getpid():
             raise DeviceAttachedError(

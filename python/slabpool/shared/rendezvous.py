@@ -32,6 +32,7 @@ def directory() -> Path:
 
     Examples
     --------
+    >>> from slabpool.shared.rendezvous import directory
     >>> directory().name.startswith("slabpool")
     True
     """
@@ -44,11 +45,7 @@ def directory() -> Path:
 def _trusted(path: Path) -> None:
     """Raises unless the directory is this user's, and nobody else's to look into."""
     found = os.lstat(path)
-    if (
-        not stat.S_ISDIR(found.st_mode)
-        or found.st_uid != os.geteuid()
-        or stat.S_IMODE(found.st_mode) & 0o077
-    ):
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise AttachError(
             f"{path} must be a directory of user {os.geteuid()} with mode 0700; it is "
             f"{stat.filemode(found.st_mode)} of user {found.st_uid}. Remove it, or set XDG_RUNTIME_DIR to a "
@@ -169,7 +166,7 @@ def connect(name: str) -> socket.socket:
             raise
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise AttachError(
-            f"no shared pool named {name!r} lives here (looked for {path}: {error.strerror}). Start its owner "
-            "first, or give attach() a timeout; both need the same XDG_RUNTIME_DIR or TMPDIR"
+            f"no shared pool named {name!r} lives here (looked for {path}: {error.strerror}). Start its "
+            "owner first, or give attach() a timeout; both need the same XDG_RUNTIME_DIR or TMPDIR"
         ) from None
     return connection

@@ -1,4 +1,4 @@
-"""What owner and peer say to each other when they meet: one small JSON text a packet, and descriptors with it.
+"""What owner and peer say when they meet: one small JSON text a packet, and descriptors with it.
 
 The owner reads what anybody of the same user may have sent, so everything is checked and nothing is large.
 """
