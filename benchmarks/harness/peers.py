@@ -37,6 +37,7 @@ PEERS = {
             "lmcache", module="lmcache.v1.memory_allocators.tensor_memory_allocator", distribution="lmcache"
         ),
         Peer("mooncake", module="mooncake.store", distribution="mooncake-transfer-engine-non-cuda"),
+        Peer("ray", module="ray", distribution="ray"),
         Peer("mimalloc", library="mimalloc", package="libmimalloc2.0"),
         Peer("jemalloc", library="jemalloc", package="libjemalloc2"),
         Peer("tcmalloc", library="tcmalloc_minimal", package="libtcmalloc-minimal4"),

@@ -8,6 +8,7 @@ from benchmarks.suite import (
     allocators,
     churn,
     create_drop,
+    hand_over,
     native,
     replay,
     request64,
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         replay.BENCHMARK,
         sequential.BENCHMARK,
         ack.BENCHMARK,
+        hand_over.BENCHMARK,
         stats.BENCHMARK,
     )
 }

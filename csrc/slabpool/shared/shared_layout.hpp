@@ -3,7 +3,7 @@
 //   data   the reserved range                       owner writes; peers read, or write if they ask to
 //   table  SharedHeader, then kMaxRequests slots    owner writes, sealed; peers read
 //   board  AckBoard, one file for each peer         that peer writes; the owner reads
-//   tally  kMaxRequests AckTally                    peers write; nothing the owner does hangs on it
+//   tally  AckTally                                 peers write; nothing the owner does hangs on it
 //   bell   eventfd, one for each peer               that peer writes where the owner says it waits
 #pragma once
 
@@ -39,7 +39,7 @@ static_assert(sizeof(SharedHeader) <= kSlotsOffset);
 inline constexpr std::size_t kTableBytes =
     kSlotsOffset + round_to_pages(kMaxRequests * sizeof(RequestSlot));
 inline constexpr std::size_t kBoardBytes = round_to_pages(sizeof(AckBoard));
-inline constexpr std::size_t kTallyBytes = round_to_pages(kMaxRequests * sizeof(AckTally));
+inline constexpr std::size_t kTallyBytes = round_to_pages(sizeof(AckTally));
 
 // Plain words at the same place for everybody: what processes share must need no lock of its own.
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free);

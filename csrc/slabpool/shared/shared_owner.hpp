@@ -64,7 +64,7 @@ class SharedOwner {
   // Before a device is named again for a request that it may have acknowledged.
   void forget_ack(std::uint32_t device, std::uint32_t slot, std::uint64_t generation) noexcept {
     board(device).forget(slot, generation);
-    tally_map_[slot].rejoin(generation, device_bit(device));
+    tally_map_->rejoin(slot, generation, device_bit(device));
   }
   // Calls f(device, ns) with the last sign of life of each attached device, as it claims.
   template <typename F>

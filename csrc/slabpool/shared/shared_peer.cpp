@@ -126,7 +126,7 @@ SharedPeer::Acked SharedPeer::ack(const Reference& reference) noexcept {
   }
   if (!board_->post(reference.slot, reference.generation)) return {PeerStatus::ok, again()};
   // Before the owner can see the ack: once it does, the slot may be another request's.
-  const bool last = tally_[reference.slot].leave(slot->holders, reference.generation, bit_);
+  const bool last = tally_->leave(reference.slot, slot->holders, reference.generation, bit_);
   board_->publish(reference.slot);
   // Sequentially consistent: see AckBoard::publish().
   if (header_->waiting.load(std::memory_order_seq_cst) != 0) {

@@ -10,6 +10,7 @@ cimport cython
 cimport numpy as cnp
 from cpython.object cimport Py_EQ, Py_NE
 from libc.stdint cimport uint64_t
+from libc.stdlib cimport free, malloc
 
 from slabpool._core.array cimport MAX_DIMS, Core
 from slabpool._core.cpp_request cimport Handle
@@ -68,6 +69,7 @@ cdef object _bad(str what):
 
 
 @cython.final
+@cython.freelist(64)
 cdef class TensorRef:
     """Where a tensor of a shared pool is, for another process: made by `Request.ref`, opened by `Peer.open`.
 
@@ -97,6 +99,10 @@ cdef class TensorRef:
     def __cinit__(self):
         if not _making:
             raise InvalidTypeError("a TensorRef is made by Request.ref(array) or TensorRef.from_bytes(data)")
+
+    def __dealloc__(self):
+        if self.dims is not NULL and self.dims != self.few:
+            free(self.dims)
 
     @property
     def shape(self):
@@ -175,7 +181,6 @@ cdef class TensorRef:
 
 def _from_bytes(data):
     """`TensorRef.from_bytes`, also for pickle."""
-    global _making
     try:
         raw = bytes(memoryview(data))
     except TypeError:
@@ -198,9 +203,7 @@ def _from_bytes(data):
     low, high = _extent(shape, strides, dtype.itemsize)
     if low + first != 0 or high - low != nbytes or min(shape, default=0) < 0 or high - low >= _MOST:
         raise _bad(f"shape {shape} with strides {strides} is not {nbytes} bytes")
-    _making = True
-    cdef TensorRef ref = TensorRef.__new__(TensorRef)
-    _making = False
+    cdef TensorRef ref = _blank()
     ref.target.pool_id = pool_id
     ref.target.generation = generation
     ref.target.seal = seal
@@ -209,12 +212,35 @@ def _from_bytes(data):
     ref.target.slot = slot
     ref.descr = dtype
     ref.first = first
-    ref.nd = nd
+    _make_room(ref, nd)
     cdef int i
     for i in range(ref.nd):
         ref.dims[i] = shape[i]
         ref.steps[i] = strides[i]
     return ref
+
+
+cdef TensorRef _blank():
+    global _making
+    _making = True
+    cdef TensorRef ref = TensorRef.__new__(TensorRef)
+    _making = False
+    ref.dims = ref.few
+    ref.steps = ref.few + FEW
+    return ref
+
+
+cdef int _make_room(TensorRef ref, int nd) except -1:
+    """For so many dimensions; once."""
+    cdef cnp.npy_intp* room
+    if nd > FEW:
+        room = <cnp.npy_intp*>malloc(2 * nd * sizeof(cnp.npy_intp))
+        if room is NULL:
+            raise MemoryError
+        ref.dims = room
+        ref.steps = room + nd
+    ref.nd = nd
+    return 0
 
 
 cdef tuple _extent(object shape, object strides, object itemsize):
@@ -231,7 +257,6 @@ cdef tuple _extent(object shape, object strides, object itemsize):
 
 
 cdef TensorRef new_ref(Core core, Handle request, object array, object who):
-    global _making
     cdef Status status
     cdef int i
     cdef Py_ssize_t low = 0, high = 0, reach
@@ -239,21 +264,19 @@ cdef TensorRef new_ref(Core core, Handle request, object array, object who):
         _report.not_shared(who)
     if array is not None and not isinstance(array, cnp.ndarray):
         raise InvalidTypeError(f"a reference is to a numpy array of the request, got {type(array).__name__}")
-    _making = True
-    cdef TensorRef ref = TensorRef.__new__(TensorRef)
-    _making = False
+    cdef TensorRef ref = _blank()
     cdef cnp.ndarray source
     cdef char* data = NULL
     if array is None:
         ref.descr = cnp.dtype("u1")
-        ref.nd = 1
+        _make_room(ref, 1)
         ref.dims[0] = 0
         ref.steps[0] = 1
     else:
         source = array
         ref.descr = source.descr
         _dtype_text(ref.descr)  # refused here, and not when it is sent
-        ref.nd = cnp.PyArray_NDIM(source)
+        _make_room(ref, cnp.PyArray_NDIM(source))
         data = <char*>cnp.PyArray_DATA(source)
         high = cnp.PyArray_ITEMSIZE(source)
         for i in range(ref.nd):

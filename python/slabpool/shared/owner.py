@@ -86,7 +86,8 @@ class Service:
         if not kill:
             raise DeviceAttachedError(
                 f"device {device!r} is attached to pool {self._name!r} as process {client.pid}, which is "
-                "alive and may be using its memory; pass kill=True to end that process, or close its peer there"
+                "alive and may be using its memory; pass kill=True to end that process, or close its peer "
+                "there"
             )
         if client.pid == os.getpid():
             raise DeviceAttachedError(

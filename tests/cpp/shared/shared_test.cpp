@@ -1,0 +1,256 @@
+// A shared pool's owner and its peers in one process: what is told through the files, and what is believed.
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "slabpool/shared/shared_peer.hpp"
+#include "support/pool_help.hpp"
+
+namespace slabpool::test {
+namespace {
+
+class SharedPool : public PoolFixture {
+ protected:
+  SharedPool() {
+    pool.reset();
+    PoolOptions options;
+    options.capacity = kCapacity;
+    options.shared = true;
+    pool = make_pool(options);
+  }
+  std::uint32_t device(std::string_view name) { return pool->devices().add(name).value(); }
+  std::unique_ptr<SharedPeer> attach(std::uint32_t number) {
+    PeerFiles files;
+    EXPECT_TRUE(pool->attach_peer(number, files)) << strerror(errno);
+    auto peer =
+        SharedPeer::create(number, files.data, files.table, files.board, files.tally, files.bell);
+    EXPECT_NE(peer, nullptr) << strerror(errno);
+    return peer;
+  }
+  Reference refer(Handle handle, const Block* block) {
+    Reference reference;
+    reference.pool_id = pool->shared_id();
+    reference.slot = handle.slot;
+    reference.generation = handle.generation;
+    reference.nbytes = block != nullptr ? block->bytes : 0;
+    EXPECT_EQ(pool->refer(handle, block != nullptr ? block->data : nullptr, reference.nbytes,
+                          reference.offset, reference.seal),
+              Status::ok);
+    return reference;
+  }
+  static AckResult ack(SharedPeer& peer, const Reference& reference) {
+    const SharedPeer::Acked acked = peer.ack(reference);
+    EXPECT_EQ(acked.status, PeerStatus::ok);
+    return acked.result;
+  }
+};
+
+TEST_F(SharedPool, TheSameBytesInBothMaps) {
+  const std::uint32_t gpu = device("sgpu0");
+  auto peer = attach(gpu);
+  const Handle handle = open(*pool, {.devices = {gpu}});
+  Block* block = take(kept(5000, handle));
+  std::memset(block->data, 7, 5000);
+  std::byte* data = nullptr;
+  const Reference reference = refer(handle, block);
+  ASSERT_EQ(peer->open(reference, false, data), PeerStatus::ok);
+  EXPECT_NE(data, block->data);
+  EXPECT_EQ(std::memcmp(data, block->data, 5000), 0);
+  ASSERT_EQ(peer->open(reference, true, data), PeerStatus::read_only);
+  ASSERT_TRUE(peer->map_writable(pool->writable_data()));
+  ASSERT_EQ(peer->open(reference, true, data), PeerStatus::ok);
+  data[17] = std::byte{9};
+  EXPECT_EQ(block->data[17], std::byte{9});
+  close(handle);
+  EXPECT_EQ(ack(*peer, reference), AckResult::released);
+  expect_all_returned(*pool);
+}
+
+TEST_F(SharedPool, WhatGoesBackToTheSystemReadsAsZero) {
+  Block* block = take(bytes(1 << 20));
+  std::memset(block->data, 7, 1 << 20);
+  const std::byte* data = block->data;
+  pool->drop_view(*block);
+  EXPECT_GE(pool->trim(), std::uint64_t{1} << 20);
+  AllocateSpec again = bytes(1 << 20);
+  again.zero = true;
+  block = take(again);
+  EXPECT_EQ(block->data, data);
+  for (std::size_t i = 0; i < (1 << 20); ++i) ASSERT_EQ(block->data[i], std::byte{0}) << i;
+  pool->drop_view(*block);
+  expect_all_returned(*pool);
+}
+
+TEST_F(SharedPool, AnswersOfEveryKind) {
+  const std::uint32_t a = device("sa"), b = device("sb"), c = device("sc");
+  auto first = attach(a), second = attach(b), stranger = attach(c);
+  const Handle handle = open(*pool, {.devices = {a, b}});
+  const Reference reference = refer(handle, take(kept(100, handle)));
+  EXPECT_EQ(ack(*first, reference), AckResult::pending);
+  EXPECT_EQ(ack(*first, reference), AckResult::duplicate);
+  EXPECT_EQ(pool->stats().acks, 1U);
+  EXPECT_EQ(ack(*first, reference), AckResult::duplicate);
+  EXPECT_EQ(stranger->ack(reference).status, PeerStatus::unknown_device);
+  std::byte* data = nullptr;
+  EXPECT_EQ(first->open(reference, false, data), PeerStatus::acknowledged);
+  EXPECT_EQ(stranger->open(reference, false, data), PeerStatus::unknown_device);
+  close(handle);
+  EXPECT_EQ(ack(*second, reference), AckResult::released);
+  // The owner has not looked yet, and then it has.
+  EXPECT_EQ(ack(*second, reference), AckResult::duplicate);
+  EXPECT_TRUE(pool->released(handle));
+  EXPECT_EQ(ack(*second, reference), AckResult::late);
+  EXPECT_EQ(ack(*stranger, reference), AckResult::late);
+  EXPECT_EQ(second->open(reference, false, data), PeerStatus::over);
+  expect_all_returned(*pool);
+}
+
+TEST_F(SharedPool, EveryFieldOfAReferenceIsSealed) {
+  const std::uint32_t gpu = device("sgpu0");
+  auto peer = attach(gpu);
+  const Handle other = open(*pool, {.id = "sother", .devices = {gpu}});
+  (void)take(kept(100, other));
+  const Handle handle = open(*pool, {.devices = {gpu}});
+  const Reference right = refer(handle, take(kept(5000, handle)));
+  std::byte* data = nullptr;
+  const auto tried = [&](auto&& change) {
+    Reference wrong = right;
+    change(wrong);
+    return peer->open(wrong, false, data);
+  };
+  EXPECT_EQ(tried([](Reference&) {}), PeerStatus::ok);
+  EXPECT_EQ(tried([](Reference& r) { ++r.pool_id; }), PeerStatus::other_pool);
+  EXPECT_EQ(tried([](Reference& r) { ++r.generation; }), PeerStatus::over);
+  EXPECT_EQ(tried([](Reference& r) { r.generation |= std::uint64_t{1} << 32; }), PeerStatus::over);
+  EXPECT_EQ(tried([](Reference& r) { r.generation = 0; }), PeerStatus::forged);
+  EXPECT_EQ(tried([&](Reference& r) { r.slot = other.slot; }), PeerStatus::over);
+  EXPECT_EQ(tried([](Reference& r) { r.slot = kMaxRequests; }), PeerStatus::forged);
+  EXPECT_EQ(tried([](Reference& r) { r.slot = 0xffffffff; }), PeerStatus::forged);
+  EXPECT_EQ(tried([](Reference& r) { r.offset += 64; }), PeerStatus::forged);
+  EXPECT_EQ(tried([](Reference& r) { r.nbytes += 1; }), PeerStatus::forged);
+  EXPECT_EQ(tried([](Reference& r) { r.seal ^= 1; }), PeerStatus::forged);
+  EXPECT_EQ(tried([&](Reference& r) {
+              // With the slot's own nonce, as a peer that reads the table could.
+              r.generation = other.generation;
+              r.slot = other.slot;
+            }),
+            PeerStatus::forged);
+  EXPECT_EQ(pool->refer(handle, data, 10, *std::make_unique<std::uint64_t>(),
+                        *std::make_unique<std::uint64_t>()),
+            Status::invalid_argument);  // an address in another map
+}
+
+TEST_F(SharedPool, RandomBytesOnABoardAreAcksOfThatDeviceAtMost) {
+  const std::uint32_t good = device("sgood"), evil = device("sevil");
+  PeerFiles files;
+  ASSERT_TRUE(pool->attach_peer(evil, files));
+  void* map = mmap(nullptr, kBoardBytes, PROT_READ | PROT_WRITE, MAP_SHARED, files.board, 0);
+  ASSERT_NE(map, MAP_FAILED);
+  auto* words = static_cast<std::uint64_t*>(map);
+  std::mt19937_64 random(1);
+  for (int round = 0; round < 30; ++round) {
+    const Handle held = open(*pool, {.devices = {good}});
+    const Handle both = open(*pool, {.devices = {good, evil}});
+    (void)take(kept(100, held));
+    for (std::size_t i = 0; i < sizeof(AckBoard) / 8; ++i) words[i] = random();
+    (void)pool->stats();
+    words[0] = ~std::uint64_t{0};
+    for (std::size_t i = 8; i < 8 + 1024; ++i) words[i] = ~std::uint64_t{0};
+    for (std::size_t i = 8 + 1024; i < 8 + 1024 + 65536; ++i)
+      words[i] = random() % (2 * both.generation);
+    (void)pool->stats();
+    EXPECT_EQ(info(held).pending, std::vector<std::uint32_t>{good});
+    EXPECT_EQ(info(both).pending.front(), good);
+    close(held);
+    close(both);
+    EXPECT_EQ(pool->ack(held, good).result, AckResult::released);
+    (void)pool->ack(both, good);
+    EXPECT_EQ(pool->verify(), nullptr);
+  }
+  (void)munmap(map, kBoardBytes);
+  (void)pool->detach_peer(evil);
+  expect_all_returned(*pool);
+}
+
+TEST_F(SharedPool, TheBellRingsOnlyForThoseWhoWait) {
+  const std::uint32_t gpu = device("sgpu0");
+  auto peer = attach(gpu);
+  const auto rung = [&] {
+    pollfd source{pool->bell(), POLLIN, 0};
+    return poll(&source, 1, 0) == 1;
+  };
+  const Handle quiet = open(*pool, {.devices = {gpu}});
+  EXPECT_EQ(ack(*peer, refer(quiet, nullptr)), AckResult::pending);
+  EXPECT_FALSE(rung());
+  close(quiet);
+  const Handle handle = open(*pool, {.devices = {gpu}});
+  const Reference reference = refer(handle, nullptr);
+  close(handle);
+  std::thread waiter([&] { EXPECT_TRUE(pool->wait_released(handle, in_seconds(60))); });
+  std::thread other([&] { EXPECT_TRUE(pool->wait_released(handle, in_seconds(60))); });
+  EXPECT_EQ(ack(*peer, reference), AckResult::released);
+  waiter.join();
+  other.join();
+  pool->answer_bell();
+  EXPECT_FALSE(rung());
+  expect_all_returned(*pool);
+}
+
+TEST_F(SharedPool, TheLastOfManyIsToldOnce) {
+  constexpr std::uint32_t kDevices = 40;  // two words of holders
+  std::vector<std::uint32_t> numbers;
+  std::vector<std::unique_ptr<SharedPeer>> peers;
+  for (std::uint32_t i = 0; i < kDevices; ++i) {
+    numbers.push_back(device("s" + std::to_string(i)));
+    peers.push_back(attach(numbers.back()));
+  }
+  for (int round = 0; round < 200; ++round) {
+    const Handle handle = open(*pool, {.devices = numbers});
+    const Reference reference = refer(handle, take(kept(100, handle)));
+    close(handle);
+    std::atomic<int> last{0};
+    const auto work = [&](std::uint32_t first) {
+      for (std::uint32_t i = first; i < kDevices; i += 2)
+        last += ack(*peers[i], reference) == AckResult::released;
+    };
+    std::thread one(work, 0), two(work, 1);
+    while (!pool->released(handle)) std::this_thread::yield();
+    one.join();
+    two.join();
+    EXPECT_EQ(last, 1);
+  }
+  expect_all_returned(*pool);
+}
+
+TEST_F(SharedPool, ADeviceIsAttachedOnceAndItsBoardGoesWithIt) {
+  const std::uint32_t gpu = device("sgpu0");
+  auto peer = attach(gpu);
+  PeerFiles files;
+  EXPECT_FALSE(pool->attach_peer(gpu, files));
+  EXPECT_EQ(errno, EEXIST);
+  const Handle handle = open(*pool, {.devices = {gpu}});
+  const Reference reference = refer(handle, nullptr);
+  EXPECT_EQ(pool->detach_peer(gpu), 1U);
+  EXPECT_EQ(pool->detach_peer(gpu), 0U);
+  auto next = attach(gpu);
+  const Handle later = open(*pool, {.devices = {gpu}});
+  const Reference second = refer(later, nullptr);
+  // The old peer writes on a board that nobody reads.
+  EXPECT_EQ(ack(*peer, second), AckResult::pending);
+  EXPECT_EQ(info(later).pending, std::vector<std::uint32_t>{gpu});
+  EXPECT_EQ(ack(*next, reference), AckResult::duplicate);
+  (void)ack(*next, second);
+  EXPECT_TRUE(info(later).pending.empty());
+  pool->dismiss_peers();
+  EXPECT_TRUE(next->lost());
+  EXPECT_EQ(next->ack(second).status, PeerStatus::closed);
+}
+
+}  // namespace
+}  // namespace slabpool::test
