@@ -260,7 +260,7 @@ def ray_put_get(nbytes: int) -> Metrics:
             _check(ray.get(boxed[0]), first)
             return first
 
-    device = Device.remote()
+    device: Any = Device.remote()  # type: ignore[attr-defined]
 
     def round_trip(first: int) -> None:
         array = np.empty(nbytes, np.uint8)

@@ -22,8 +22,9 @@ PATIENCE = 60  # seconds after which a process counts as hung
 METHODS = ["fork", "spawn", "forkserver"]
 
 
-def _serve(pipe: multiprocessing.connection.Connection, pool: str, device: str | None) -> None:
+def _serve(pipe: multiprocessing.connection.Connection, pool: str, device: str | None, place: str) -> None:
     signal.alarm(10 * PATIENCE)
+    os.environ["XDG_RUNTIME_DIR"] = place  # a fork server has that of the test which started it
     peer = None
     try:
         if device is not None:
@@ -55,7 +56,9 @@ class Device:
         context = multiprocessing.get_context(method)
         self.pipe, theirs = context.Pipe()
         # A daemon: whatever becomes of the test, it ends with this process.
-        self.process = context.Process(target=_serve, args=(theirs, pool, device), daemon=True)
+        self.process = context.Process(
+            target=_serve, args=(theirs, pool, device, os.environ["XDG_RUNTIME_DIR"]), daemon=True
+        )
         self.process.start()
         theirs.close()
         self.device = device

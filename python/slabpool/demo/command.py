@@ -18,6 +18,7 @@ from slabpool.demo import reference
 from slabpool.demo.baseline import DictMemory
 from slabpool.demo.memory import Memory, MemoryFigures, PoolMemory
 from slabpool.demo.model import Decoder, ModelConfig
+from slabpool.demo.processes import ProcessRing, SharedMemory
 from slabpool.demo.progress import progress
 from slabpool.demo.report import Report, Setting, summarize
 from slabpool.demo.ring import Ring, RingFailed
@@ -69,6 +70,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--unique-ids",
         action="store_true",
         help=f"a new request id for each request (default: {_REQUEST_ID!r} for all)",
+    )
+    parser.add_argument(
+        "--processes",
+        action="store_true",
+        help="device processes instead of threads, attached to a shared pool; hidden states go by reference",
+    )
+    parser.add_argument(
+        "--kill-every",
+        type=number,
+        metavar="N",
+        help="with --processes: kill a device at random (kill -9) at every N-th request, and start it again",
     )
     parser.add_argument(
         "--baseline",
@@ -139,15 +151,29 @@ def _demonstrate(args: argparse.Namespace) -> Report:
         raise slabpool.InvalidArgumentError(
             f"--devices {args.devices}: the model has only {_MODEL.layers} layers"
         )
+    if args.kill_every is not None and not args.processes:
+        raise slabpool.InvalidArgumentError("--kill-every is for --processes")
+    if args.processes and args.baseline:
+        raise slabpool.InvalidArgumentError("--processes needs a pool, and --baseline has none")
     model = Decoder(_MODEL, args.seed)
     jobs = make_jobs(args.requests, read_prompts(args.prompts), read_lengths(args.trace))
     names = [f"device{number}" for number in range(args.devices)]
+    kills, interrupted = 0, set[int]()
     if args.baseline:
-        result, memory = _serve(args, jobs, DictMemory(model, names, args.baseline_limit), model, names)
+        ring = Ring(model, names)
+        result, memory = _serve(args, jobs, DictMemory(model, names, args.baseline_limit), ring)
+    elif args.processes:
+        pool = slabpool.Pool(args.capacity, memory="shared")
+        try:
+            crew = ProcessRing(_MODEL, args.seed, names, pool, args.kill_every)
+            result, memory = _serve(args, jobs, SharedMemory(pool, model, names), crew)
+            kills, interrupted = crew.kills, crew.interrupted
+        finally:
+            pool.close(force=True)
     else:
         pool = slabpool.Pool(args.capacity)
         try:
-            result, memory = _serve(args, jobs, PoolMemory(pool, model, names), model, names)
+            result, memory = _serve(args, jobs, PoolMemory(pool, model, names), Ring(model, names))
         finally:
             # By force: what is still held then is in the figures, or an error is on its way out.
             pool.close(force=True)
@@ -163,18 +189,19 @@ def _demonstrate(args: argparse.Namespace) -> Report:
         concurrency=args.concurrency,
         seed=args.seed,
         unique_ids=args.unique_ids,
+        processes=args.processes,
     )
-    return summarize(setting, jobs, result, memory, expected)
+    return summarize(setting, jobs, result, memory, expected, kills, interrupted)
 
 
 def _serve(
-    args: argparse.Namespace, jobs: list[Job], memory: Memory, model: Decoder, names: list[str]
+    args: argparse.Namespace, jobs: list[Job], memory: Memory, devices: Ring | ProcessRing
 ) -> tuple[Run, MemoryFigures]:
     def request_id(job: Job) -> str:
         return f"chat-{job.index}" if args.unique_ids else _REQUEST_ID
 
     label = "baseline" if args.baseline else "pool"
-    with progress(label, len(jobs), enabled=not args.no_progress) as advance, Ring(model, names) as ring:
+    with progress(label, len(jobs), enabled=not args.no_progress) as advance, devices as ring:
         result = serve(jobs, memory, ring, args.concurrency, request_id, advance)
     return result, memory.figures()  # only now: the device threads have ended
 

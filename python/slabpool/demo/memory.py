@@ -115,6 +115,9 @@ class PoolMemory:
                 request.remove_device(device)
             raise
         self._peak_live = max(self._peak_live, self._pool.stats().live)
+        return self._session(job, request, tensors)
+
+    def _session(self, job: Job, request: slabpool.Request, tensors: slabpool.Tensors) -> Session:
         return _PoolSession(job, request, tensors)
 
     def figures(self) -> MemoryFigures:

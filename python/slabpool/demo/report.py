@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ class Setting:
     concurrency: int
     seed: int
     unique_ids: bool
+    #: Devices are processes, and not threads.
+    processes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,10 @@ class Report:
     #: Requests with at least one token that differs from the reference, and how many tokens do.
     wrong_requests: int
     wrong_tokens: int
+    #: Device processes killed on purpose, and requests that ended early by it: their missing tokens are
+    #: not wrong, those that came must be right.
+    kills: int = 0
+    interrupted_requests: int = 0
 
     @property
     def ok(self) -> bool:
@@ -98,6 +105,8 @@ class Report:
             "leaks": list(memory.leaks),
             "wrong_requests": self.wrong_requests,
             "wrong_tokens": self.wrong_tokens,
+            "kills": self.kills,
+            "interrupted_requests": self.interrupted_requests,
             "tokens_equal_reference": self.wrong_tokens == 0,
             "ok": self.ok,
         }
@@ -106,9 +115,10 @@ class Report:
         """Label and value of each line of the table."""
         s, latency, memory = self.setting, self.latency, self.memory
         ids = "a new one each time" if s.unique_ids else "the same for all"
+        kind = "device processes" if s.processes else "devices"
         rows = [
             ("memory", s.memory),
-            ("requests", f"{s.requests} over {s.devices} devices; id: {ids}"),
+            ("requests", f"{s.requests} over {s.devices} {kind}; id: {ids}"),
             ("schedule", _schedule(s)),
             ("most requests at once", f"{self.most_at_once} (those waiting for acks included)"),
             ("answered", f"{self.answered} of {s.requests} in {self.seconds:.1f} s"),
@@ -122,6 +132,14 @@ class Report:
         ]
         if latency.in_bursts is not None:
             rows.append(("latency in bursts", f"{latency.in_bursts * 1e3:.2f} ms (median)"))
+        if self.kills:
+            rows.append(
+                (
+                    "killed",
+                    f"{_count(self.kills, 'device')}; {_count(self.interrupted_requests, 'request')} of "
+                    "theirs ended early, as reported",
+                )
+            )
         rows += [
             ("live bytes, peak", format_bytes(memory.peak_live)),
             ("live bytes, final", format_bytes(memory.final_live)),
@@ -130,7 +148,7 @@ class Report:
             ("leaked", f"{_count(memory.leaked_requests, 'request')}, {format_bytes(memory.leaked_bytes)}"),
             (
                 "tokens",
-                f"all {self.tokens} equal the reference"
+                f"all {self.tokens_given if self.kills else self.tokens} equal the reference"
                 if not self.wrong_tokens
                 else f"{self.wrong_tokens} of {self.tokens} differ from the reference or never came, "
                 f"in {self.wrong_requests} of {s.requests} requests",
@@ -163,11 +181,17 @@ def summarize(
     run: Run,
     memory: MemoryFigures,
     expected: list[list[int]],
+    kills: int = 0,
+    interrupted: Set[int] = frozenset(),
 ) -> Report:
-    """Put the figures of a run together; `expected` has the reference's tokens of each job."""
+    """Put the figures of a run together; `expected` has the reference's tokens of each job, `interrupted`
+    the jobs that were ended early by a kill."""
     wrong = [
-        sum(int(got) != want for got, want in zip(row, tokens, strict=False))
-        for row, tokens in zip(run.tokens, expected, strict=True)
+        sum(
+            int(got) != want and not (got < 0 and index in interrupted)
+            for got, want in zip(row, tokens, strict=False)
+        )
+        for index, (row, tokens) in enumerate(zip(run.tokens, expected, strict=True))
     ]
     return Report(
         setting=setting,
@@ -182,6 +206,8 @@ def summarize(
         process_peak_growth=run.resident_peak - run.resident_after_tenth,
         wrong_requests=sum(count > 0 for count in wrong),
         wrong_tokens=sum(wrong),
+        kills=kills,
+        interrupted_requests=len(interrupted),
     )
 
 

@@ -9,15 +9,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from slabpool.demo.memory import Memory, Session
 from slabpool.demo.process import resident_bytes
-from slabpool.demo.ring import Acknowledged, Ring
+from slabpool.demo.ring import Acknowledged, Finished
 from slabpool.demo.workload import Job, batches
 from slabpool.errors import PoolExhausted
+
+
+class Devices(Protocol):
+    """Who serves: `ring.Ring` or `processes.ProcessRing`."""
+
+    size: int
+
+    def submit(self, session: Session) -> None:
+        """Start serving a session."""
+
+    def acknowledge(self, session: Session) -> None:
+        """Tell every device that the host is done."""
+
+    def wait(self) -> Finished | Acknowledged:
+        """The next thing that happened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +59,7 @@ class Run:
 def serve(
     jobs: Sequence[Job],
     memory: Memory,
-    ring: Ring,
+    ring: Devices,
     concurrency: int,
     request_id: Callable[[Job], str],
     advance: Callable[[int], None],
@@ -92,7 +108,7 @@ def serve(
 
 class _Host:
     def __init__(
-        self, jobs: Sequence[Job], memory: Memory, ring: Ring, request_id: Callable[[Job], str]
+        self, jobs: Sequence[Job], memory: Memory, ring: Devices, request_id: Callable[[Job], str]
     ) -> None:
         longest = max(job.generate for job in jobs)
         # `full`, not `empty`: the pages are there before the first measurement.
