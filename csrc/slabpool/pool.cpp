@@ -224,7 +224,7 @@ Allocation Pool::allocate_further(const AllocateSpec& spec) noexcept {
 
 Allocation Pool::allocate(const AllocateSpec& spec) noexcept {
   // Relaxed: as in try_allocate().
-  if ((quirks_.load(std::memory_order_relaxed) & (kClosed | kDebug | kLog)) != 0 ||
+  if ((quirks_.load(std::memory_order_relaxed) & (kClosed | kDebug | kLog | kShared)) != 0 ||
       spec.request.generation != 0 || spec.zero) [[unlikely]] {
     return allocate_further(spec);
   }

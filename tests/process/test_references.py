@@ -87,6 +87,17 @@ def test_a_layout_s_tensors(peer: slabpool.Peer, req: slabpool.Request) -> None:
     assert (peer.open(req.ref(t.k)) == 0).all()
 
 
+def test_a_request_with_a_reserve(shared_pool: slabpool.Pool, peer: slabpool.Peer) -> None:
+    with shared_pool.request("r", devices=["gpu0"], reserve="1MiB") as req:
+        arrays = [req.full(n, n % 251, "u1") for n in (1, 100, 5000, 200_000)]
+        refs = [req.ref(x[-3:]) for x in arrays]
+        for x, ref in zip(arrays, refs, strict=True):
+            np.testing.assert_array_equal(peer.open(ref), x[-3:])
+        del arrays, x
+    assert peer.ack(refs[0]) is Ack.RELEASED
+    assert (shared_pool.stats().live, shared_pool.stats().set_aside) == (0, 0)
+
+
 def test_writes_of_either_side_are_seen_by_the_other(peer: slabpool.Peer, req: slabpool.Request) -> None:
     x = req.zeros(10)
     ref = req.ref(x)
