@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
+import resource
 import socket
 import stat
 import subprocess
@@ -242,6 +244,46 @@ def test_nobody_there() -> None:
         slabpool.attach("engine", device="gpu0")
     with pytest.raises(AttachError, match="no shared pool"):
         slabpool.attach("engine", device="gpu0", timeout=0.05)
+
+
+def test_an_owner_that_is_stopped(meeting_place: Path) -> None:
+    code = (
+        "import slabpool, signal; p = slabpool.Pool('1MiB', memory='shared', name='stopped'); signal.pause()"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        slabpool.attach("stopped", device="gpu0", timeout=devices.PATIENCE).close()
+        owner.send_signal(19)  # SIGSTOP
+        with pytest.raises(AttachError, match="does not answer"):
+            slabpool.attach("stopped", device="gpu1", timeout=0.1)
+    finally:
+        owner.kill()
+        owner.wait()
+
+
+def test_an_owner_without_descriptors_serves_when_it_has_some(shared_pool: slabpool.Pool) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with attached(shared_pool, "gpu0") as (device,):
+        # Just what is open: no connection can be accepted.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, devices.descriptors())) + 1, limits[1]))
+        filler = []
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    filler.append(os.dup(0))
+            device.tell(attaches_again, "engine")
+            assert not device.pipe.poll(0.3)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for fd in filler:
+                os.close(fd)
+        assert device._answer() == "attached"
+
+
+def attaches_again(peer: slabpool.Peer, name: str) -> str:
+    """As another device."""
+    with slabpool.attach(name, device="other", timeout=devices.PATIENCE):
+        return "attached"
 
 
 def test_attach_waits_for_the_owner(meeting_place: Path) -> None:

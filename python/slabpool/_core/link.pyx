@@ -13,7 +13,7 @@ from slabpool._core.pool cimport Pool, name_key
 
 import os
 
-from slabpool.errors import AttachError, TooManyDevicesError
+from slabpool.errors import AttachError, InvalidArgumentError, TooManyDevicesError
 
 
 @cython.final
@@ -23,6 +23,8 @@ cdef class Link:
     cdef Core core
 
     def __cinit__(self, Pool pool not None):
+        if not pool.core.pool.shared():
+            raise InvalidArgumentError(f"pool {pool.name!r} is not shared: no peer can attach")
         self.core = pool.core
 
     def attach(self, device):

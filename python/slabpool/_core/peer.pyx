@@ -49,7 +49,8 @@ cdef bint _making = False
 cdef class Maps:
     def lose(self):
         """The owner is gone: every call says so from now on."""
-        self.peer.lose()
+        if self.peer is not NULL:
+            self.peer.lose()
 
     def __dealloc__(self):
         with nogil:  # the system takes its time to take a large map back

@@ -69,6 +69,7 @@ cdef object _bad(str what):
 
 
 @cython.final
+@cython.no_gc  # a dtype leads to no reference
 @cython.freelist(64)
 cdef class TensorRef:
     """Where a tensor of a shared pool is, for another process: made by `Request.ref`, opened by `Peer.open`.

@@ -141,10 +141,9 @@ def _seconds(timeout: object) -> float:
 
 
 def _attach(name: str, device: str | int, deadline: float | None) -> Peer:
-    line = connect(name)
+    line = connect(name, _PATIENCE if deadline is None else max(deadline - time.monotonic(), 0.001))
     files: list[int] = []
     try:
-        line.settimeout(_PATIENCE if deadline is None else max(deadline - time.monotonic(), 0.001))
         try:
             wire.send(line, {"attach": device, "version": wire.VERSION})
             message, files = wire.receive(line)

@@ -9,6 +9,7 @@ the `Pool`; it ends when the pool is closed or dropped.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 # Connections that have not said who they are; beyond, the oldest is dropped.
 _STRANGERS = 64
+# Milliseconds that connections wait where the process has no descriptor left.
+_PAUSE = 100
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
 
 
@@ -55,6 +58,7 @@ class Service:
         self._clients: dict[int, _Client] = {}  # by descriptor
         self._attached: dict[str | int, _Client] = {}
         self._stopped = False
+        self._crowded = False  # there was no descriptor for a connection: none is accepted for a moment
         self._claim = Claim(pool.name)
         with forks.lock:
             self._alarm, self._ring = socket.socketpair()
@@ -108,7 +112,11 @@ class Service:
     def _run(self) -> None:
         try:
             while not self._stopped:
-                for fd, events in self._poll.poll():
+                heard = self._poll.poll(_PAUSE if self._crowded else None)
+                if self._crowded:
+                    self._crowded = False
+                    self._poll.register(self._claim.listener, select.POLLIN)
+                for fd, events in heard:
                     if fd == self._alarm.fileno():
                         break
                     if fd == self._claim.listener.fileno():
@@ -126,8 +134,12 @@ class Service:
         with forks.lock:
             try:
                 connection, _ = self._claim.listener.accept()
-            except OSError:  # it went away again, or there is no descriptor to be had
-                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                    # It stays in the queue, and the listener readable: not looked at for a moment.
+                    self._poll.unregister(self._claim.listener)
+                    self._crowded = True
+                return  # else it went away again
             forks.held.add(connection)
         connection.setblocking(False)
         pid, uid = credentials(connection)

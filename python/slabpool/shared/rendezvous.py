@@ -144,8 +144,11 @@ class Claim:
         forks.release(self._lock)
 
 
-def connect(name: str) -> socket.socket:
-    """A connection to the owner of a name. Raises `AttachError` where there is none, or not this user's."""
+def connect(name: str, timeout: float | None = None) -> socket.socket:
+    """A connection to the owner of a name, whose calls take so many seconds at most.
+
+    Raises `AttachError` where there is no owner, or not this user's.
+    """
     place = directory()
     path = place / f"{_file(name)}.sock"
     try:
@@ -154,6 +157,7 @@ def connect(name: str) -> socket.socket:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
             forks.held.add(connection)
         try:
+            connection.settimeout(timeout)
             with _short(path) as short:
                 connection.connect(short)
             _, uid = credentials(connection)
@@ -164,6 +168,8 @@ def connect(name: str) -> socket.socket:
         except BaseException:
             forks.release(connection)
             raise
+    except (BlockingIOError, TimeoutError):  # as many are waiting as it lets wait
+        raise AttachError(f"the owner of pool {name!r} does not answer; is its process stopped?") from None
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise AttachError(
             f"no shared pool named {name!r} lives here (looked for {path}: {error.strerror}). Start its "
