@@ -259,6 +259,10 @@ def test_an_owner_that_is_stopped(meeting_place: Path) -> None:
     finally:
         owner.kill()
         owner.wait()
+    assert len(list(meeting_place.iterdir())) == 2
+    # The next pool, of whatever name, clears away what it left.
+    with slabpool.Pool("1MiB", memory="shared", name="next"):
+        assert {path.stem for path in meeting_place.iterdir()} == {"next"}
 
 
 def test_an_owner_without_descriptors_serves_when_it_has_some(shared_pool: slabpool.Pool) -> None:

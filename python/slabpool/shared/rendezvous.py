@@ -2,7 +2,8 @@
 
 What must stay true: nobody but this user can make, see or replace a name there; a name whose owner lives is
 never taken over, and one whose owner died, however it died, is free. Each name has a socket and a file whose
-lock says that the owner lives; the system lets a lock go with its process.
+lock says that the owner lives; the system lets a lock go with its process. Whoever takes a name clears away
+those of the dead, under the lock of the directory itself: none that is being taken is mistaken for one.
 """
 
 from __future__ import annotations
@@ -82,6 +83,30 @@ def _short(path: Path) -> Iterator[str]:
         os.close(fd)
 
 
+@contextlib.contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """No other process is in here at the same time."""
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _clear(place: Path) -> None:
+    """Remove what dead owners left."""
+    for path in place.glob("*.lock"):
+        with contextlib.suppress(OSError):  # its owner lives, or has just removed it
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.with_suffix(".sock").unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+            finally:
+                os.close(fd)
+
+
 class Claim:
     """A name that this process has: a locked file and a listening socket, until `release`."""
 
@@ -97,7 +122,9 @@ class Claim:
         self._lock_path = place / f"{file}.lock"
         self._pid = os.getpid()
         with forks.lock:
-            self._lock = forks.Descriptor(self._locked(name))
+            with _alone(place):
+                _clear(place)
+                self._lock = forks.Descriptor(self._locked(name))
             forks.held.add(self._lock)
             self.listener = socket.socket(
                 socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
