@@ -7,12 +7,14 @@ then a missing part is a failure, so that nothing goes untested unnoticed.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import hypothesis
 import pytest
@@ -27,8 +29,22 @@ hypothesis.settings.register_profile("slabpool", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("slabpool")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--pool-memory=shared``: the same tests on pools of shared memory, which promise the same."""
+    parser.addoption("--pool-memory", choices=["host", "shared"], default="host")
+
+
+def _make_shared(make: Callable[..., slabpool.Pool], capacity: object, **options: Any) -> slabpool.Pool:
+    # Where a test asks for what only host memory has, it gets that.
+    if not options.get("huge_pages") and options.get("numa_node") is None:
+        options.setdefault("memory", "shared")
+    return make(capacity, **options)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse to test the source tree in place of what is installed."""
+    """Refuse to test the source tree in place of what is installed; exchange the pools if asked to."""
+    if config.getoption("--pool-memory") == "shared":
+        slabpool.Pool = functools.partial(_make_shared, slabpool.Pool)  # type: ignore[misc, assignment]
     if Path(slabpool.__file__).resolve().is_relative_to(ROOT / "python"):
         raise pytest.UsageError(
             f"{slabpool.__file__} is the source tree (an editable install, or on PYTHONPATH): "
