@@ -7,6 +7,7 @@ copies the tensor unless his way of handing over does.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import statistics
@@ -252,7 +253,7 @@ def pickle_pipe(nbytes: int) -> Metrics:
 def ray_put_get(nbytes: int) -> Metrics:
     import ray
 
-    ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR", object_store_memory=256 << 20)
+    ray.init(num_cpus=1, include_dashboard=False, logging_level=logging.ERROR, object_store_memory=256 << 20)
 
     @ray.remote
     class Device:
@@ -316,6 +317,8 @@ BENCHMARK = Benchmark(
     _cases,
     _bars,
     (
+        "All of these wake a process twice. On virtual machines that idle, waking the other core was seen to cost "
+        "up to 50 us each time, whoever asks, and whole processes of a case had it or had it not: look at the rounds.",
         "Round: memory for a tensor, first and last byte written, handed over (ours: 100 bytes of reference "
         "through a pipe), both read there, acknowledged, memory back. Medians of round trips.",
         "`shared_memory kept` uses one block, attached beforehand, again and again: it manages no memory, "
