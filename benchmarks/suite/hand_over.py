@@ -317,8 +317,8 @@ BENCHMARK = Benchmark(
     _cases,
     _bars,
     (
-        "All of these wake a process twice. On virtual machines that idle, waking the other core was seen to cost "
-        "up to 50 us each time, whoever asks, and whole processes of a case had it or had it not: look at the rounds.",
+        "All of these wake a process twice. On virtual machines that idle, waking the other core was seen to "
+        "cost up to 50 us each time; whole processes of any case had it or had it not: look at the rounds.",
         "Round: memory for a tensor, first and last byte written, handed over (ours: 100 bytes of reference "
         "through a pipe), both read there, acknowledged, memory back. Medians of round trips.",
         "`shared_memory kept` uses one block, attached beforehand, again and again: it manages no memory, "
