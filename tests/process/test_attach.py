@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import resource
+import signal
 import socket
 import stat
 import subprocess
@@ -253,7 +254,8 @@ def test_an_owner_that_is_stopped(meeting_place: Path) -> None:
     owner = subprocess.Popen([sys.executable, "-c", code])
     try:
         slabpool.attach("stopped", device="gpu0", timeout=devices.PATIENCE).close()
-        owner.send_signal(19)  # SIGSTOP
+        owner.send_signal(signal.SIGSTOP)
+        os.waitpid(owner.pid, os.WUNTRACED)  # until all its threads have stopped
         with pytest.raises(AttachError, match="does not answer"):
             slabpool.attach("stopped", device="gpu1", timeout=0.1)
     finally:
@@ -522,7 +524,7 @@ def test_a_lost_device_that_lives_is_not_let_go(shared_pool: slabpool.Pool) -> N
             shared_pool.device_lost("gpu0")
         assert shared_pool.stats().requests_draining == 1
         device.process.join(0)
-        os.kill(device.pid, 19)  # SIGSTOP: it hangs, and lives
+        os.kill(device.pid, signal.SIGSTOP)  # it hangs, and lives
         assert shared_pool.device_lost("gpu0", kill=True) == 1
         assert shared_pool.stats().live == 0
         device.process.join(devices.PATIENCE)
