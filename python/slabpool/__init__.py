@@ -10,7 +10,9 @@ that was reading it has said so.
 (<Ack.PENDING: 'pending'>, <Ack.RELEASED: 'released'>)
 """
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
+from typing import Any as _Any
 
 from slabpool._core.layout import Layout, Tensors
 from slabpool._core.peer import Peer
@@ -45,6 +47,20 @@ from slabpool.records import Ack, Corruption, Event, RequestRecord, RequestState
 from slabpool.shared.attach import attach
 
 __version__ = _version("slabpool")
+
+# Modules that need another library: imported when first asked for, so that slabpool itself needs numpy only.
+_LAZY: tuple[str, ...] = ()
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _LAZY:
+        return _import_module(f"slabpool.{name}")
+    raise AttributeError(f"module 'slabpool' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
 
 __all__ = [
     "Ack",
