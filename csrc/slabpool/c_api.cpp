@@ -32,6 +32,7 @@ SLABPOOL_SAME(SLABPOOL_POOL_CLOSED, Status::pool_closed);
 SLABPOOL_SAME(SLABPOOL_POOL_BUSY, Status::pool_busy);
 SLABPOOL_SAME(SLABPOOL_FORKED, Status::forked);
 SLABPOOL_SAME(SLABPOOL_TIMED_OUT, Status::timed_out);
+SLABPOOL_SAME(SLABPOOL_NO_ADDRESSES, Status::no_addresses);
 SLABPOOL_SAME(SLABPOOL_ACK_PENDING, slabpool::AckResult::pending);
 SLABPOOL_SAME(SLABPOOL_ACK_RELEASED, slabpool::AckResult::released);
 SLABPOOL_SAME(SLABPOOL_ACK_DUPLICATE, slabpool::AckResult::duplicate);
@@ -132,6 +133,8 @@ const char* slabpool_status_string(slabpool_status status) {
       return "the pool belongs to the parent process";
     case Status::timed_out:
       return "timed out";
+    case Status::no_addresses:
+      return "no run of addresses for all that the block may grow to";
   }
   return "not a status of slabpool";
 }
@@ -202,6 +205,24 @@ slabpool_status slabpool_allocate(slabpool_pool* pool, const slabpool_allocate_o
                                         : of(pool).allocate_until(spec, deadline(o.timeout_ns));
   if (made.block != nullptr) *block = reinterpret_cast<slabpool_block*>(made.block);
   return code(made.status);
+}
+
+slabpool_status slabpool_growing_open(slabpool_pool* pool, slabpool_request request, uint64_t most,
+                                      slabpool_block** block) {
+  if (pool == nullptr || block == nullptr) return SLABPOOL_INVALID_ARGUMENT;
+  const slabpool::Allocation made = of(pool).open_growing(of(request), most);
+  if (made.block != nullptr) *block = reinterpret_cast<slabpool_block*>(made.block);
+  return code(made.status);
+}
+
+slabpool_status slabpool_growing_grow(slabpool_pool* pool, slabpool_request request,
+                                      slabpool_block* block, uint64_t nbytes, int64_t timeout_ns,
+                                      uint64_t* usable) {
+  if (pool == nullptr || block == nullptr || usable == nullptr || timeout_ns < 0)
+    return SLABPOOL_INVALID_ARGUMENT;
+  return code(timeout_ns == 0
+                  ? of(pool).grow(of(block), of(request), nbytes, *usable)
+                  : of(pool).grow_until(of(block), of(request), nbytes, *usable, deadline(timeout_ns)));
 }
 
 void* slabpool_block_data(const slabpool_block* block) { return of(block).data; }

@@ -45,7 +45,8 @@ enum {
   SLABPOOL_POOL_CLOSED = 12,
   SLABPOOL_POOL_BUSY = 13,
   SLABPOOL_FORKED = 14, /* the pool belongs to the parent process */
-  SLABPOOL_TIMED_OUT = 15
+  SLABPOOL_TIMED_OUT = 15,
+  SLABPOOL_NO_ADDRESSES = 16 /* no run of addresses for all that a block may grow to */
 };
 
 /* What an acknowledgement changed. */
@@ -141,6 +142,17 @@ typedef struct slabpool_allocate_options {
 SLABPOOL_API slabpool_status slabpool_allocate(slabpool_pool* pool,
                                                const slabpool_allocate_options* options,
                                                slabpool_block** block);
+/* A block of a request that may grow: `most` bytes of addresses that never move, none of them usable yet. The
+ * caller has a view of it. no_addresses: the pool's range has no such run. request_closed, pool_closed. */
+SLABPOOL_API slabpool_status slabpool_growing_open(slabpool_pool* pool, slabpool_request request,
+                                                   uint64_t most, slabpool_block** block);
+/* Makes the first `nbytes` bytes of such a block usable, waiting `timeout_ns` at most for memory; only what is
+ * committed counts. `usable` gets how many bytes may be touched now, after a failure as many as before; it is not
+ * written if the request or the pool is closed.
+ * invalid_argument: more than `most`. Errors as of slabpool_allocate. */
+SLABPOOL_API slabpool_status slabpool_growing_grow(slabpool_pool* pool, slabpool_request request,
+                                                   slabpool_block* block, uint64_t nbytes,
+                                                   int64_t timeout_ns, uint64_t* usable);
 /* Where its memory starts. Of a block that the caller, or a request of the caller's, holds. */
 SLABPOOL_API void* slabpool_block_data(const slabpool_block* block);
 /* What it takes from the pool: at least what was asked for. Only as much may be written in pools with

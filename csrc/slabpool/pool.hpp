@@ -76,6 +76,16 @@ class SLABPOOL_API Pool {
   // counts as a failure.
   Allocation allocate_until(const AllocateSpec& spec, std::int64_t deadline_ns,
                             bool last = true) noexcept;
+  // Tensors that grow (pool_growing.cpp). A block of a request for up to `most` bytes of addresses that never
+  // move; the caller has a view of it. It has no bytes yet: grow() makes its first `nbytes` usable, and only
+  // what is committed counts. quota_exceeded, exhausted, request_closed: it is as it was.
+  Allocation open_growing(Handle request, std::uint64_t most) noexcept;
+  // `usable`: how many bytes may be touched now; written unless the request or the pool is closed.
+  // cancel_growing() takes one back that never got any.
+  Status grow(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable) noexcept;
+  Status grow_until(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable,
+                    std::int64_t deadline_ns, bool last = true) noexcept;
+  void cancel_growing(Block& block, Handle request) noexcept;
   // One more view of a block that the caller has a view of.
   void hold_view(Block& block) noexcept;
   // A view of a block by its serial, if the request it belongs to is still that generation and not over.
@@ -172,6 +182,9 @@ class SLABPOOL_API Pool {
   Status try_open(const OpenSpec& spec, Handle& handle) noexcept;
   [[gnu::noinline]] void note_exhausted(std::uint64_t generation, std::uint64_t nbytes) noexcept;
   [[gnu::noinline]] Allocation allocate_in_request(const AllocateSpec& spec, const Plan& plan) noexcept;
+  Status try_grow(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable) noexcept;
+  Status grow_to(Block& block, RequestRecord& record, Handle request, std::uint64_t pages,
+                 ThreadCache& cache, bool hard) noexcept;
   Status attach(RequestRecord& record, Handle handle, Block& block, bool view) noexcept;
   void ready(Block& block, const AllocateSpec& spec);
   void give_back(Block* chain, bool to_depot = false) noexcept;
@@ -206,6 +219,9 @@ class SLABPOOL_API Pool {
   std::unique_ptr<EventLog> log_;
   Guard guard_;
   std::atomic<std::uint64_t> retained_{0};
+  // One tensor grows at a time: a block's size is then nobody else's to change. Before the table in the
+  // order of locks; taken when a page is passed, not at every step.
+  std::mutex growing_mutex_;
 
   // Waiting for memory or for a request's end. waiters_ counts threads and wake-up descriptors.
   std::atomic<std::uint32_t> waiters_{0};

@@ -54,11 +54,16 @@ Status Pool::refer(Handle handle, const void* data, std::uint64_t nbytes, std::u
   if (!usable_here()) return Status::forked;
   offset = 0;
   if (nbytes != 0) {
-    // The caller has a view of what it asks for, so the block stays what it is.
+    // The caller has a view of what it asks for, so the block stays what it is. It may grow meanwhile.
     const Block* block = depot_.find(data);
+    if (block == nullptr || block->request != handle.slot + 1) return Status::invalid_argument;
+    std::uint64_t bytes = 0;
+    {
+      const std::lock_guard lock(table_.record(handle.slot)->lock);
+      bytes = block->bytes;
+    }
     const auto* first = static_cast<const std::byte*>(data);
-    if (block == nullptr || block->request != handle.slot + 1 || first < block->data ||
-        nbytes > block->bytes || first + nbytes > block->data + block->bytes) {
+    if (first < block->data || nbytes > bytes || first + nbytes > block->data + bytes) {
       return Status::invalid_argument;
     }
     offset = static_cast<std::uint64_t>(first - memory_->base());

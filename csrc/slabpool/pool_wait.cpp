@@ -128,6 +128,19 @@ Allocation Pool::allocate_until(const AllocateSpec& spec, std::int64_t deadline_
   return result;
 }
 
+Status Pool::grow_until(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable,
+                        std::int64_t deadline_ns, bool last) noexcept {
+  if (!usable_here()) return Status::forked;
+  Status status = Status::exhausted;
+  (void)wait_for(deadline_ns, [&] {
+    status = try_grow(block, request, nbytes, usable);
+    return status != Status::exhausted;
+  });
+  if (status == Status::system_refused || (status == Status::exhausted && last))
+    note_exhausted(request.generation, nbytes);
+  return status;
+}
+
 Status Pool::open_until(const OpenSpec& spec, Handle& handle, std::int64_t deadline_ns,
                         bool last) noexcept {
   if (!usable_here()) return Status::forked;

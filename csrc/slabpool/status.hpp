@@ -22,6 +22,7 @@ enum class Status : std::int32_t {
   pool_busy = 13,
   forked = 14,  // the pool belongs to the parent process
   timed_out = 15,
+  no_addresses = 16,  // of the reserved range, for all that a tensor may grow to
 };
 
 }  // namespace slabpool

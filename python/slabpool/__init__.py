@@ -14,6 +14,7 @@ from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 from typing import Any as _Any
 
+from slabpool._core.growable import GrowableTensor
 from slabpool._core.layout import Layout, Tensors
 from slabpool._core.peer import Peer
 from slabpool._core.pool import Pool
@@ -72,6 +73,7 @@ __all__ = [
     "DuplicateDeviceError",
     "Event",
     "ForkedPoolError",
+    "GrowableTensor",
     "InvalidArgumentError",
     "InvalidReferenceError",
     "InvalidTypeError",

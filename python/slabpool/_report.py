@@ -48,6 +48,7 @@ _AMBIGUOUS = 11
 _POOL_CLOSED = 12
 _POOL_BUSY = 13
 _FORKED = 14
+_NO_ADDRESSES = 16
 
 _SHOWN = 5
 
@@ -114,6 +115,12 @@ class Reporter:
         if status == _EXHAUSTED:
             waited = f" within {extra} s" if extra is not None else ""
             raise PoolExhausted(f"cannot allocate {what}{waited}: {usage(pool)}. Held by:{holders(pool)}")
+        if status == _NO_ADDRESSES:
+            raise PoolExhausted(
+                f"cannot reserve addresses for a tensor of up to {what}: pool {pool.name!r} has "
+                f"{show_size(pool.stats().reserved)} of them, for the limits of all its growing tensors. "
+                f"Lower limit=, or make the pool larger. Held by:{holders(pool)}"
+            )
         if status == _SYSTEM:
             raise PoolExhausted(
                 f"cannot allocate {what}: the system refuses more memory or mappings (see overcommit_memory "

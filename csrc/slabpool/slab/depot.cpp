@@ -53,17 +53,25 @@ void Depot::publish() noexcept {
 PageHeap::Result Depot::take_pages(std::uint64_t pages, std::uint64_t align_pages, Effort effort,
                                    std::uint64_t own) {
   if (effort == Effort::hard) drop_empty_slabs();
-  const std::uint64_t most = capacity_ >> kPageBits;
-  if (pages_.in_use_pages() + pages + reserves_.aside_pages() - own > most) return {};
+  if (!has_room(pages, own)) return {};
+  PageHeap::Result result = pages_.allocate(pages, align_pages, commit_limit(pages, effort));
+  publish();
+  return result;
+}
+
+bool Depot::has_room(std::uint64_t pages, std::uint64_t own) const noexcept {
+  return pages_.in_use_pages() + pages + reserves_.aside_pages() - own <= capacity_ >> kPageBits;
+}
+
+// How far pages may be committed for `pages` more in use.
+std::uint64_t Depot::commit_limit(std::uint64_t pages, Effort effort) noexcept {
   if (effort == Effort::hard) {
     // The caches are empty now, so this is what is really in use. Room of a sixth beyond it before the caches
     // are looked into again: that bounds both the waste and how often it happens (docs/architecture.md).
     const std::uint64_t now = pages_.in_use_pages() + pages;
     soft_limit_pages_ = std::max(soft_limit_pages_, now + pages_.idle_pages() + now / 6);
   }
-  PageHeap::Result result = pages_.allocate(pages, align_pages, std::min(most, soft_limit_pages_));
-  publish();
-  return result;
+  return std::min(capacity_ >> kPageBits, soft_limit_pages_);
 }
 
 Block* Depot::carve_block(Span* slab) noexcept {
@@ -173,6 +181,39 @@ Depot::Taken Depot::take_span(std::uint64_t bytes, std::uint64_t align, Effort e
   return taken;
 }
 
+Depot::Taken Depot::take_growing(std::uint64_t most) {
+  Taken taken;
+  const std::lock_guard lock(mutex_);
+  Span* span = pages_.take_growing(pages_for(most));
+  if (span == nullptr) return taken;
+  Block* block = &span->large;
+  block->data = pages_.address(span);
+  block->bytes = 0;
+  block->span = span;
+  block->bin = kBins;  // no thread caches it
+  block->zero = false;
+  block->next = nullptr;
+  taken.chain = block;
+  taken.count = 1;
+  return taken;
+}
+
+bool Depot::grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef reserve,
+                 bool& refused) noexcept {
+  const std::lock_guard lock(mutex_);
+  Span* span = block.span;
+  const std::uint64_t more = pages - span->drawn;
+  if (!Reserves::may_draw(reserve, *span)) reserve = {};
+  const std::uint64_t own = reserves_.prepare(reserve, more);
+  if (effort == Effort::hard) drop_empty_slabs();
+  if (!has_room(more, own)) return false;
+  const bool grown = pages_.grow(span, pages, commit_limit(more, effort));
+  if (grown) reserves_.draw(reserve, own, span);
+  refused = !grown && effort == Effort::hard;  // there was room, and pages to give back for it
+  publish();
+  return grown;
+}
+
 Depot::Taken Depot::take_reserved(ReserveRef reserve, unsigned size_class, std::uint64_t align) {
   Taken taken;
   const std::lock_guard lock(mutex_);
@@ -199,6 +240,10 @@ void Depot::give_one(Block* block) noexcept {
     return reserves_.refund(span);
   }
   if (span->kind == SpanKind::arena) return reserves_.give(block);
+  if (span->kind == SpanKind::growing) {
+    pages_.free_growing(span);
+    return reserves_.refund(span);
+  }
   block->next = span->free_list;
   span->free_list = block;
   if (span->free_blocks++ == 0) partial_[span->size_class].push(span);
@@ -249,7 +294,7 @@ void Depot::close_reserve(ReserveRef reserve) noexcept {
 std::uint64_t Depot::trim() noexcept {
   const std::lock_guard lock(mutex_);
   drop_empty_slabs();
-  const std::uint64_t pages = pages_.decommit(pages_.cached_pages());
+  const std::uint64_t pages = pages_.decommit(pages_.unused_pages());
   publish();
   return pages << kPageBits;
 }
@@ -259,7 +304,7 @@ Block* Depot::find(const void* address) const noexcept {
   Span* span = pages_.lookup(address);
   if (span == nullptr) return nullptr;
   const auto* byte = static_cast<const std::byte*>(address);
-  if (span->kind == SpanKind::large) return &span->large;
+  if (span->kind == SpanKind::large || span->kind == SpanKind::growing) return &span->large;
   if (span->kind == SpanKind::arena) return Reserves::find(span, byte);
   if (span->kind != SpanKind::slab) return nullptr;
   const auto offset = static_cast<std::size_t>(byte - pages_.address(span));

@@ -46,6 +46,11 @@ class Depot {
   // One small block out of a promise, aligned to `align` bytes (up to a page). No chain and not refused:
   // the promise does not cover it.
   Taken take_reserved(ReserveRef reserve, unsigned size_class, std::uint64_t align);
+  // A block that may grow up to `most` bytes, and has none yet. No chain: no such run of addresses.
+  Taken take_growing(std::uint64_t most);
+  // Makes its first `pages` pages, more than it has, usable. `refused`: the system said no, not the capacity.
+  bool grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef reserve,
+            bool& refused) noexcept;
   // Takes a chain of blocks back, of any sizes.
   void give(Block* chain) noexcept;
 
@@ -85,6 +90,8 @@ class Depot {
   // `own`: pages of what is set aside that the caller may count as room.
   PageHeap::Result take_pages(std::uint64_t pages, std::uint64_t align_pages, Effort effort,
                               std::uint64_t own = 0);
+  bool has_room(std::uint64_t pages, std::uint64_t own) const noexcept;
+  std::uint64_t commit_limit(std::uint64_t pages, Effort effort) noexcept;
   void give_one(Block* block) noexcept;
   void drop_slab(Span* slab) noexcept;
   void drop_empty_slabs() noexcept;

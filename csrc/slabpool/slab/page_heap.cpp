@@ -186,7 +186,7 @@ PageHeap::Result PageHeap::allocate(std::uint64_t pages, std::uint64_t align_pag
     unlist(span);
     result.span = carve(span, pages, align_pages);
   } else {
-    result = grow(pages, align_pages, commit_limit);
+    result = commit_more(pages, align_pages, commit_limit);
     if (result.span == nullptr) return result;
   }
   result.span->kind = SpanKind::large;
@@ -194,8 +194,8 @@ PageHeap::Result PageHeap::allocate(std::uint64_t pages, std::uint64_t align_pag
   return result;
 }
 
-PageHeap::Result PageHeap::grow(std::uint64_t pages, std::uint64_t align_pages,
-                                std::uint64_t commit_limit) {
+PageHeap::Result PageHeap::commit_more(std::uint64_t pages, std::uint64_t align_pages,
+                                       std::uint64_t commit_limit) {
   Result result;
   Span* fresh = uncommitted_spans_.best_fit(pages + align_pages - 1);
   if (fresh == nullptr) return result;
@@ -206,13 +206,13 @@ PageHeap::Result PageHeap::grow(std::uint64_t pages, std::uint64_t align_pages,
   const std::uint64_t need = pages - reuse;
   if (committed_ + need > commit_limit) {
     const std::uint64_t excess = committed_ + need - commit_limit;
-    if (cached_ - reuse < excess) return result;
+    if (unused_pages() - reuse < excess) return result;
     (void)decommit(excess, below);
     if (committed_ + need > commit_limit) {
       result.system_refused = true;
       return result;
     }
-    return grow(pages, align_pages, commit_limit);  // the holes just made may fit better
+    return commit_more(pages, align_pages, commit_limit);  // the holes just made may fit better
   }
   // A little more than asked for where the limit allows, so that small slabs share a system call.
   const std::uint64_t commit =
@@ -280,7 +280,7 @@ std::uint64_t PageHeap::decommit(std::uint64_t pages, const Span* keep) noexcept
     make_free(span);
   }
   if (kept) committed_spans_.insert(const_cast<Span*>(keep));
-  return done;
+  return done < pages ? done + decommit_ahead(pages - done) : done;
 }
 
 Span* PageHeap::lookup(const void* address) const noexcept {
@@ -293,6 +293,7 @@ Span* PageHeap::lookup(const void* address) const noexcept {
 const char* PageHeap::verify() const noexcept {
   std::uint64_t committed = 0;
   std::uint64_t cached = 0;
+  std::uint64_t ahead = 0;
   const Span* last = nullptr;
   for (std::uint64_t page = 0; page < total_pages();) {
     const Span* span = at(page);
@@ -305,12 +306,18 @@ const char* PageHeap::verify() const noexcept {
       return "two free neighbours are not merged";
     if (span->kind != SpanKind::uncommitted_free) committed += span->pages;
     if (span->kind == SpanKind::committed_free) cached += span->pages;
-    if (span->kind == SpanKind::arena) committed -= span->pages - span->committed;
+    if (span->kind == SpanKind::arena || span->kind == SpanKind::growing)
+      committed -= span->pages - span->committed;
+    if (span->kind == SpanKind::growing) {
+      if (span->drawn > span->committed) return "a growing tensor has pages that are not committed";
+      ahead += span->committed - span->drawn;
+    }
     last = span;
     page += span->pages;
   }
   if (committed != committed_) return "committed pages do not add up";
   if (cached != cached_) return "cached pages do not add up";
+  if (ahead != ahead_) return "pages that tensors may grow into do not add up";
   return nullptr;
 }
 

@@ -8,6 +8,7 @@
 // guards every call.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -19,7 +20,7 @@
 
 namespace slabpool {
 
-enum class SpanKind : std::uint8_t { committed_free, uncommitted_free, slab, large, arena };
+enum class SpanKind : std::uint8_t { committed_free, uncommitted_free, slab, large, arena, growing };
 
 struct Arena;
 struct Reserve;
@@ -41,7 +42,8 @@ struct Span {
   Block* blocks = nullptr;
   Block* free_list = nullptr;
 
-  // An arena's part: the first `committed` pages are, and the first `drawn` of them count as in use.
+  // A range's part (an arena, or a tensor that grows): the first `committed` pages are, and the first
+  // `drawn` of them count as in use.
   Arena* arena = nullptr;
   std::uint64_t committed = 0;
   std::uint64_t drawn = 0;
@@ -80,6 +82,21 @@ class FreeSpans {
   void remove(Span* span) noexcept;
   Span* best_fit(std::uint64_t pages) const noexcept;
   Span* largest() const noexcept;
+  // The first that `fits`, from the largest down, of at most `tries`.
+  template <typename Fits>
+  Span* search(int tries, Fits&& fits) const noexcept {
+    for (unsigned word = kLists / 64; word-- > 0;) {
+      for (std::uint64_t bits = used_[word]; bits != 0;) {
+        const unsigned top = 63 - static_cast<unsigned>(std::countl_zero(bits));
+        bits &= ~(std::uint64_t{1} << top);
+        for (Span* span = lists_[word * 64 + top].front(); span != nullptr; span = span->next) {
+          if (fits(*span)) return span;
+          if (--tries == 0) return nullptr;
+        }
+      }
+    }
+    return nullptr;
+  }
 
  private:
   static constexpr unsigned kLists = 640;  // up to 2^40 pages
@@ -119,8 +136,16 @@ class PageHeap {
   Span* split_range(Span* range, std::uint64_t pages) noexcept;  // of one that is all drawn: the rest
   bool can_split() noexcept;
 
-  // Gives at least `pages` cached pages back to the system if there are as many, never touching
-  // `keep`. Returns how many.
+  // Tensors that grow (page_heap_growing.cpp): spans of kind growing, committed from the front as they are
+  // drawn. take_growing() prefers addresses whose first pages are committed already; until they are drawn
+  // those stay at hand for anybody who runs short. Null if there is no such run of addresses.
+  Span* take_growing(std::uint64_t pages);
+  // More pages than are drawn. False, and nothing has changed, if `commit_limit` or the system says no.
+  bool grow(Span* growing, std::uint64_t pages, std::uint64_t commit_limit) noexcept;
+  void free_growing(Span* growing) noexcept;
+
+  // Gives at least `pages` unused pages back to the system if there are as many, never touching `keep`:
+  // cached ones first, then those that tensors have not grown into yet. Returns how many.
   std::uint64_t decommit(std::uint64_t pages, const Span* keep = nullptr) noexcept;
 
   // The span that holds an address, null if that is outside the range.
@@ -128,8 +153,9 @@ class PageHeap {
 
   std::uint64_t total_pages() const noexcept { return map_.size() - 2; }
   std::uint64_t committed_pages() const noexcept { return committed_; }
-  std::uint64_t cached_pages() const noexcept { return cached_; }  // idle ones of ranges not included
-  std::uint64_t idle_pages() const noexcept { return idle_; }      // committed in ranges, not drawn
+  std::uint64_t unused_pages() const noexcept { return cached_ + ahead_; }  // what decommit() can give
+  std::uint64_t idle_pages() const noexcept { return idle_; }  // committed in ranges, not drawn
+  std::uint64_t arena_idle_pages() const noexcept { return idle_ - ahead_; }
   std::uint64_t in_use_pages() const noexcept { return committed_ - cached_ - idle_; }
   std::uint64_t peak_committed_pages() const noexcept { return peak_committed_; }
   std::byte* address(const Span* span) const noexcept {
@@ -151,7 +177,9 @@ class PageHeap {
   void mark_ends(Span* span) noexcept;
   Span* carve(Span* span, std::uint64_t pages, std::uint64_t align_pages);
   Span* split_tail(Span* span, std::uint64_t pages);
-  Result grow(std::uint64_t pages, std::uint64_t align_pages, std::uint64_t commit_limit);
+  Result commit_more(std::uint64_t pages, std::uint64_t align_pages, std::uint64_t commit_limit);
+  void set_ahead(Span* growing, std::uint64_t committed, std::uint64_t drawn) noexcept;
+  std::uint64_t decommit_ahead(std::uint64_t pages) noexcept;
 
   // The map knows the first and the last page of each span, which is what merging needs; starts_ finds the
   // first page from any other, so that a tensor of 64 MiB does not take 4,096 stores. A null guard at each
@@ -171,6 +199,8 @@ class PageHeap {
   std::uint64_t committed_ = 0;
   std::uint64_t cached_ = 0;
   std::uint64_t idle_ = 0;
+  std::uint64_t ahead_ = 0;  // of idle_: in growing spans
+  SpanList ahead_spans_;     // growing spans with idle pages
   std::uint64_t peak_committed_ = 0;
 };
 

@@ -317,8 +317,8 @@ std::uint64_t Reserves::prepare(ReserveRef ref, std::uint64_t pages) noexcept {
 }
 
 void Reserves::draw(ReserveRef ref, std::uint64_t pages, Span* span) noexcept {
-  span->reserve_pages = pages;
   if (pages == 0) return;
+  span->reserve_pages += pages;
   set_left(*ref.reserve, ref.reserve->pages_left - pages);
   span->reserve = ref.reserve;
   span->reserve_serial = ref.serial;
@@ -347,7 +347,7 @@ const char* Reserves::verify() const noexcept {
     if (own > reserve->pages_left) return "arenas keep more pages than their promise covers";
   }
   if (left != aside_pages()) return "promises do not add up";
-  if (idle != pages_.idle_pages()) return "idle pages of arenas do not add up";
+  if (idle != pages_.arena_idle_pages()) return "idle pages of arenas do not add up";
   if (pages_.in_use_pages() + left > capacity_pages_)
     return "pages in use and pages set aside exceed the capacity";
   return nullptr;

@@ -66,10 +66,13 @@ class Reserves {
   };
   Cut cut(ReserveRef ref, unsigned size_class, std::uint64_t align);
 
-  // For a tensor that is a span: how many of its pages the promise covers, and, once it has them, taking
-  // them off what is left.
+  // For a tensor that is a span, or grows: how many of its new pages the promise covers, and, once it has
+  // them, taking them off what is left. One span draws from one promise.
   std::uint64_t prepare(ReserveRef ref, std::uint64_t pages) noexcept;
   void draw(ReserveRef ref, std::uint64_t pages, Span* span) noexcept;
+  static bool may_draw(ReserveRef ref, const Span& span) noexcept {
+    return span.reserve_pages == 0 || (span.reserve == ref.reserve && span.reserve_serial == ref.serial);
+  }
 
   // Takes back a block of an arena; what the promise has back of a span that is about to be freed.
   void give(Block* block) noexcept;

@@ -54,6 +54,7 @@ class alignas(64) ThreadCache {
   }
   void count_allocated(std::uint64_t bytes) noexcept;
   void count_freed(std::uint64_t bytes) noexcept;
+  void count_grown(std::uint64_t bytes) noexcept;  // of a block that was counted before
 
  private:
   friend class CacheSet;
@@ -207,6 +208,10 @@ inline bool ThreadCache::push_own(Block& block) noexcept {
 
 inline void ThreadCache::count_allocated(std::uint64_t bytes) noexcept {
   count(Count::allocations);
+  count_grown(bytes);
+}
+
+inline void ThreadCache::count_grown(std::uint64_t bytes) noexcept {
   const std::int64_t live = live_.load(std::memory_order_relaxed) + static_cast<std::int64_t>(bytes);
   live_.store(live, std::memory_order_relaxed);
   if (live > high_.load(std::memory_order_relaxed)) {

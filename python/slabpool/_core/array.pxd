@@ -40,6 +40,8 @@ cdef uint64_t parse_shape(object shape, Py_ssize_t itemsize, Shape* out) except?
 cdef int64_t deadline_of(object timeout) except? -1
 cdef int64_t next_slice(int64_t deadline) noexcept
 cdef uint64_t check_align(object align) except 0
+cdef object own(Core core, Block* block, bint bulk)
+cdef object wrap_strided(object owner, void* data, cnp.dtype dtype, Shape* shape, cnp.npy_intp* strides)
 cdef object wrap(Core core, Block* block, void* data, cnp.dtype dtype, Shape* shape)
 cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align, bint view, bint zero,
                      object timeout, object who) except NULL

@@ -58,6 +58,10 @@ cdef extern from *:
     static inline PyObject* slabpool_new_array(PyObject* dtype, int nd, npy_intp* dims, void* data) {
       return PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr*)dtype, nd, dims, NULL, data, NPY_ARRAY_CARRAY, NULL);
     }
+    static inline PyObject* slabpool_new_strided(PyObject* dtype, int nd, npy_intp* dims, npy_intp* strides, void* data) {
+      return PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr*)dtype, nd, dims, strides, data, NPY_ARRAY_WRITEABLE,
+                                  NULL);
+    }
     // For an array that has no base yet and an object that is no array: PyArray_SetBaseObject without
     // the questions. Takes over the reference.
     static inline void slabpool_set_base(PyObject* array, PyObject* base) {
@@ -69,6 +73,8 @@ cdef extern from *:
     """
     Py_ssize_t as_dim "slabpool_dim"(PyObject* item)
     PyObject* new_over "slabpool_new_array"(PyObject* dtype, int nd, cnp.npy_intp* dims, void* data) except NULL
+    PyObject* new_strided "slabpool_new_strided"(PyObject* dtype, int nd, cnp.npy_intp* dims, cnp.npy_intp* strides,
+                                                 void* data) except NULL
     void set_base "slabpool_set_base"(PyObject* array, PyObject* base)
     bint holds_objects "slabpool_holds_objects"(PyObject* dtype)
     int slabpool_mul_overflows(unsigned long long a, unsigned long long b, unsigned long long* r) nogil
@@ -243,10 +249,10 @@ cdef uint64_t check_align(object align) except 0:
     return value
 
 
-cdef object wrap(Core core, Block* block, void* data, cnp.dtype dtype, Shape* shape):
-    """Array over `data`, inside `block`, whose view hold the array takes over; dropped on failure."""
+cdef object own(Core core, Block* block, bint bulk):
+    """What stands for a view hold, which it takes over; `bulk`: the block may be large when it comes back."""
     cdef object owner
-    if core.cleans and block.bytes >= BULK:
+    if core.cleans and bulk:
         owner = _BulkOwner.__new__(_BulkOwner)
         (<_BulkOwner>owner).core = core
         (<_BulkOwner>owner).block = block
@@ -254,6 +260,23 @@ cdef object wrap(Core core, Block* block, void* data, cnp.dtype dtype, Shape* sh
         owner = _Owner.__new__(_Owner)
         (<_Owner>owner).core = core
         (<_Owner>owner).hold.take(core.pool[0], block[0])
+    return owner
+
+
+cdef object wrap_strided(object owner, void* data, cnp.dtype dtype, Shape* shape, cnp.npy_intp* strides):
+    """One more array over what `owner` keeps."""
+    Py_INCREF(dtype)  # taken over by the call, also when it fails
+    cdef PyObject* made = new_strided(<PyObject*>dtype, shape.nd, shape.dims, strides, data)
+    array = <object>made
+    Py_DECREF(array)
+    Py_INCREF(owner)  # likewise
+    set_base(made, <PyObject*>owner)
+    return array
+
+
+cdef object wrap(Core core, Block* block, void* data, cnp.dtype dtype, Shape* shape):
+    """Array over `data`, inside `block`, whose view hold the array takes over; dropped on failure."""
+    cdef object owner = own(core, block, block.bytes >= BULK)
     Py_INCREF(dtype)  # taken over by the call, also when it fails
     cdef PyObject* made = new_over(<PyObject*>dtype, shape.nd, shape.dims, data)
     array = <object>made

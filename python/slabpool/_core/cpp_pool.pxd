@@ -49,6 +49,11 @@ cdef extern from "slabpool/pool.hpp" namespace "slabpool" nogil:
         unique_ptr[Pool] create(const PoolOptions& options, Status& status)
         Allocation allocate(const AllocateSpec& spec)
         Allocation allocate_until(const AllocateSpec& spec, int64_t deadline_ns, bool last)
+        Allocation open_growing(Handle request, uint64_t most)
+        Status grow(Block& block, Handle request, uint64_t nbytes, uint64_t& usable)
+        Status grow_until(Block& block, Handle request, uint64_t nbytes, uint64_t& usable, int64_t deadline_ns,
+                          bool last)
+        void cancel_growing(Block& block, Handle request)
         void hold_view(Block& block)
         Status open_view(Block& block, uint32_t serial, Handle request)
         void drop_view(Block& block)

@@ -19,3 +19,4 @@ cdef extern from "slabpool/status.hpp" namespace "slabpool" nogil:
         pool_busy
         forked
         timed_out
+        no_addresses

@@ -5,6 +5,7 @@ from typing import Any, SupportsIndex, TypeVar, final, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from slabpool._core.growable import GrowableTensor
 from slabpool._core.layout import Layout, Tensors, _Shape
 from slabpool._core.ref import TensorRef
 from slabpool.records import Ack, RequestState
@@ -96,6 +97,15 @@ class Request:
     def copy(
         self, array: ArrayLike, *, align: SupportsIndex | None = None, timeout: float | None = None
     ) -> NDArray[Any]: ...
+    def growable(
+        self,
+        shape: _Shape,
+        dtype: DTypeLike = ...,
+        *,
+        limit: SupportsIndex,
+        axis: SupportsIndex = 0,
+        timeout: float | None = None,
+    ) -> GrowableTensor: ...
     def allocate(self, layout: Layout, *, zero: bool = False, timeout: float | None = None) -> Tensors: ...
     def ref(self, array: NDArray[Any] | None = None) -> TensorRef: ...
     # ---- holders

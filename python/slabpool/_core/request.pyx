@@ -16,6 +16,7 @@ from slabpool._core.cpp_observe cimport RequestInfo
 from slabpool._core.cpp_pool cimport Acked
 from slabpool._core.cpp_request cimport AckResult, Handle
 from slabpool._core.cpp_status cimport Status
+from slabpool._core.growable cimport new_growable
 from slabpool._core.layout cimport Layout, Tensors, new_tensors
 from slabpool._core.ref cimport new_ref
 
@@ -144,6 +145,44 @@ cdef class Request:
     def copy(self, array, *, align=None, timeout=None):
         """As `empty`, with shape, dtype and contents of `array`, in C order."""
         return new_copy(self.core, self.handle, array, align, timeout, self)
+
+    def growable(self, shape, dtype=float, *, limit, axis=0, timeout=None):
+        """A tensor that can become longer along one axis without being copied: a KV cache.
+
+        Parameters
+        ----------
+        shape : int or tuple of ints
+            What it is at first; 0 along the axis will do.
+        dtype : data-type, default float64
+            Any that holds no Python objects.
+        limit : int
+            The most it may come to along the axis. Costs addresses, and no memory.
+        axis : int, default 0
+            The axis that grows.
+        timeout : float, optional
+            Seconds to wait for the first memory; `GrowableTensor.extend` has its own.
+
+        Returns
+        -------
+        GrowableTensor
+            Its `extend` returns views. It keeps the request's handle, and its views keep its memory.
+
+        Raises
+        ------
+        PoolExhausted, QuotaExceededError, RequestClosedError
+            As for `empty`. `PoolExhausted` also where the pool's range has no run of addresses for the limit.
+        InvalidArgumentError, InvalidTypeError
+            A bad shape, dtype, axis or limit.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> with slabpool.Pool("1MiB") as pool, pool.request("r") as req:
+        ...     keys = req.growable((4, 0, 8), "f4", axis=1, limit=100_000)
+        ...     keys.extend(16).shape, keys.nbytes
+        ((4, 16, 8), 16384)
+        """
+        return new_growable(self.core, self.handle, shape, dtype, axis, limit, timeout, self)
 
     def allocate(self, Layout layout not None, *, bint zero=False, timeout=None):
         """All tensors of a layout, in one call; views are made when asked for.
