@@ -18,10 +18,10 @@ namespace slabpool {
 namespace {
 
 // Address space for each byte of capacity, and the least and most of it. Much more than the capacity,
-// so that a large tensor finds a run of addresses whatever the live ones look like; 16 TiB leaves room
-// for others in the 128 TiB that a process has.
-constexpr std::uint64_t kReserveFactor = 32;
-constexpr std::uint64_t kLeastReserve = std::uint64_t{64} << 20;
+// so that a large tensor finds a run of addresses whatever the live ones look like, and that tensors which
+// grow can be given their limits; 16 TiB leaves room for others in the 128 TiB that a process has.
+constexpr std::uint64_t kReserveFactor = 64;
+constexpr std::uint64_t kLeastReserve = std::uint64_t{64} << 30;
 constexpr std::uint64_t kMostReserve = std::uint64_t{16} << 40;
 
 // Bytes of small blocks a thread takes from the depot at once.

@@ -39,6 +39,7 @@ Allocation Pool::open_growing(Handle request, std::uint64_t most) noexcept {
   }
   block->request = request.slot + 1;
   block->start(2);
+  if (options_.debug > 0) Guard::skip(*block);
   const Status status = attach(*record, request, *block, true);
   if (status == Status::ok) return {block, status};
   block->abandon();

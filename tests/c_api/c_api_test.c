@@ -192,7 +192,35 @@ static void test_blocks_that_only_the_request_holds(void) {
   CHECK(slabpool_pool_destroy(pool) == SLABPOOL_OK);
 }
 
+static void test_growing(void) {
+  slabpool_pool* pool = new_pool(1 << 20, 0);
+  slabpool_request request;
+  slabpool_request_options opening = request_options("r", NULL, 0);
+  slabpool_block* block = NULL;
+  uint64_t usable = 0;
+  CHECK(slabpool_request_open(pool, &opening, &request) == SLABPOOL_OK);
+  CHECK(slabpool_growing_open(pool, request, (uint64_t)1 << 60, &block) == SLABPOOL_NO_ADDRESSES);
+  CHECK(slabpool_growing_open(pool, request, 8 << 20, &block) == SLABPOOL_OK);
+  CHECK(stats_of(pool).live == 0);
+  CHECK(slabpool_growing_grow(pool, request, block, 100000, 0, &usable) == SLABPOOL_OK);
+  CHECK(usable >= 100000 && usable == slabpool_block_size(block));
+  memset(slabpool_block_data(block), 7, usable);
+  CHECK(stats_of(pool).live == usable);
+  CHECK(slabpool_growing_grow(pool, request, block, 2 << 20, 0, &usable) == SLABPOOL_TOO_LARGE);
+  CHECK(slabpool_growing_grow(pool, request, block, 9 << 20, 0, &usable) == SLABPOOL_INVALID_ARGUMENT);
+  CHECK(slabpool_growing_grow(pool, request, block, 1 << 20, 1000000, &usable) == SLABPOOL_OK);
+  CHECK(slabpool_growing_grow(pool, request, NULL, 1, 0, &usable) == SLABPOOL_INVALID_ARGUMENT);
+  CHECK(slabpool_request_close(pool, request, 0) == SLABPOOL_OK);
+  CHECK(slabpool_growing_grow(pool, request, block, 1, 0, &usable) == SLABPOOL_REQUEST_CLOSED);
+  CHECK(slabpool_growing_open(pool, request, 1, &block) == SLABPOOL_REQUEST_CLOSED);
+  CHECK(stats_of(pool).retained == 1 << 20);
+  slabpool_view_drop(pool, block);
+  CHECK(stats_of(pool).retained == 0);
+  CHECK(slabpool_pool_destroy(pool) == SLABPOOL_OK);
+}
+
 int main(void) {
+  test_growing();
   test_versions_and_words();
   test_blocks();
   test_requests();

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from slabpool import Ack, Layout, Pool, Request, RequestState, Stats, Tensors
+from slabpool import Ack, GrowableTensor, Layout, Pool, Request, RequestState, Stats, Tensors
 
 PAGE = 16 << 10
 SMALL = 128 << 10  # up to here blocks share slabs
@@ -67,6 +67,7 @@ class View:
     block: Block
     stamp: int
     arrays: list[tuple[npt.NDArray[np.generic], int]]  # each with the offset of its first byte in the tensor
+    growing: GrowableTensor | None = None  # keeps the block as well as they do
 
     def intact(self) -> bool:
         """Whether every byte is as it was written."""
@@ -199,6 +200,28 @@ class PoolModel:
                 assert pages(root.used) + root.reserve_left >= pages(root.reserve), "drawn but not used"
         return block
 
+    def open_growing(self, request: RequestModel) -> Block:
+        block = Block(0, request)
+        self.blocks.append(block)
+        request.blocks.append(block)
+        self.allocations += 1
+        return block
+
+    def grown(self, block: Block, size: int, set_aside: int) -> None:
+        """A block has `size` bytes now."""
+        request = block.request
+        assert request is not None and block.size <= size == pages(size)
+        drawn = self.set_aside() - set_aside
+        more = size - block.size
+        block.size = size
+        self.peak = max(self.peak, self.held())
+        root = request.root
+        assert drawn == min(root.reserve_left, more)
+        request.charged += more
+        root.used += more
+        block.outside += more - drawn
+        root.reserve_left -= drawn
+
     def let_go(self, block: Block) -> None:
         """After a hold on the block is gone: it may be free now."""
         if not block.held:
@@ -312,7 +335,8 @@ class PoolModel:
 
     def check_requests(self, pool: Pool) -> None:
         """What the pool tells of each request, in its list and through the handles."""
-        kept = sorted((r for r in self.requests if not r.over or r.nbytes), key=lambda r: r.generation)
+        kept = (r for r in self.requests if not r.over or any(b.held for b in r.blocks))
+        kept = sorted(kept, key=lambda r: r.generation)
         listed = pool.requests()
         assert [r.generation for r in listed] == [r.generation for r in kept]
         for record, request in zip(listed, kept, strict=True):

@@ -203,13 +203,81 @@ class MemoryRules(Machine):
     @rule(pick=PICK, start=PICK, length=PICK)
     def slice_view(self, pick: int, start: int, length: int) -> None:
         view = self.views[pick % len(self.views)]
+        if not view.arrays:
+            return
         array, offset = view.arrays[start % len(view.arrays)]
         start %= array.nbytes + 1
         view.arrays.append((flat(array)[start : start + length % 5000], offset + start))
 
+    @precondition(lambda self: self.model.requests)
+    @rule(pick=PICK, nbytes=NBYTES, limit=st.integers(0, CAPACITY), alive=MOSTLY)
+    def growable(self, pick: int, nbytes: int, limit: int, alive: bool) -> None:
+        if (request := self._request(pick, alive, host=True)) is None:
+            return
+        assert request.handle is not None
+        try:
+            tensor = request.handle.growable(nbytes, "u1", limit=nbytes + limit)
+        except slabpool.SlabpoolError as error:
+            self._refused_growth(error, request, 0, nbytes)
+            if not isinstance(error, slabpool.RequestClosedError):
+                self.model.allocations += 1  # of no bytes, and back at once
+                self.model.frees += 1
+            return
+        view = View(self.model.open_growing(request), self.model.new_stamp(), [], tensor)
+        view.block.views += 1
+        self.views.append(view)
+        self._grown(view, 0)
+
+    @precondition(lambda self: any(view.growing is not None for view in self.views))
+    @rule(pick=PICK, nbytes=NBYTES, back=st.integers(0, 5000))
+    def extend(self, pick: int, nbytes: int, back: int) -> None:
+        some = [view for view in self.views if view.growing is not None]
+        view = some[pick % len(some)]
+        assert view.growing is not None and view.block.request is not None
+        length = max(view.growing.length - back, 0)
+        view.growing.truncate(length)
+        nbytes = min(nbytes, view.growing.limit - length)
+        try:
+            view.growing.extend(nbytes)
+        except slabpool.SlabpoolError as error:
+            assert view.growing.length == length
+            self._refused_growth(error, view.block.request, view.block.size, length + nbytes)
+            return
+        self._grown(view, length)
+
+    def _grown(self, view: View, before: int) -> None:
+        tensor, block = view.growing, view.block
+        assert tensor is not None
+        need = pages(tensor.length)
+        # At most an eighth more than it had; what it does not use after a truncate stays its own.
+        assert max(need, block.size) <= tensor.nbytes <= max(need + block.size // 8, block.size)
+        self.model.grown(block, tensor.nbytes, self.pool.stats().set_aside)
+        array = tensor.array
+        assert array.shape == (tensor.length,)
+        array[before:] = stamped(view.stamp, before, tensor.length - before)
+        view.arrays.append((array, 0))
+
+    def _refused_growth(self, error: Exception, request: RequestModel, had: int, nbytes: int) -> None:
+        more = pages(nbytes) - had
+        root = request.root
+        if isinstance(error, slabpool.RequestClosedError):
+            assert not request.host
+        elif isinstance(error, slabpool.QuotaExceededError):
+            assert root.quota is not None and root.used + more > root.quota
+        elif isinstance(error, slabpool.TensorTooLargeError):
+            assert pages(nbytes) > CAPACITY
+        else:
+            assert isinstance(error, slabpool.PoolExhausted), error
+            free = CAPACITY - self.model.pinned() - self.model.set_aside()
+            assert more > free + min(root.reserve_left, more), "refused what must fit"
+            self.model.exhaustions += 1
+
     def _drop(self, view: View, index: int) -> None:
-        del view.arrays[index % len(view.arrays)]
-        if not view.arrays:
+        if view.growing is not None and index % 2:
+            view.growing = None
+        elif view.arrays:
+            del view.arrays[index % len(view.arrays)]
+        if not view.arrays and view.growing is None:
             self.views.remove(view)
             view.block.views -= 1
             self.model.let_go(view.block)

@@ -99,6 +99,7 @@ def use_request(req: slabpool.Request) -> None:
     tensors = req.allocate(layout, zero=True, timeout=0.5)
     assert_type(tensors, slabpool.Tensors)
     use_layout(layout, tensors)
+    use_growable(req.growable((2, 0, 8), np.float16, axis=1, limit=64, timeout=0.5), req)
     with req.child(devices=["gpu0"]) as step:
         assert_type(step, slabpool.Request)
     assert_type(step.ack("gpu0"), slabpool.Ack)
@@ -118,6 +119,19 @@ def use_new_device(req: slabpool.Request) -> None:
     assert_type(req.add_device("gpu9"), None)
     assert_type(req.cancel(), None)
     assert_type(req.remove_device("gpu9"), slabpool.Ack)
+
+
+def use_growable(tensor: slabpool.GrowableTensor, req: slabpool.Request) -> None:
+    assert_type(tensor.extend(2, timeout=0.5), NDArray[Any])
+    assert_type(tensor.extend(), NDArray[Any])
+    assert_type(tensor.truncate(1), NDArray[Any])
+    assert_type(tensor.array, NDArray[Any])
+    assert_type(tensor.shape, tuple[int, ...])
+    assert_type(tensor.dtype, np.dtype[Any])
+    assert_type(tensor.request, slabpool.Request)
+    assert tensor.request is req
+    assert_type((tensor.axis, tensor.length, tensor.limit, tensor.nbytes), tuple[int, int, int, int])
+    assert_type(len(tensor), int)
 
 
 def use_layout(layout: slabpool.Layout, tensors: slabpool.Tensors) -> None:

@@ -9,6 +9,7 @@ namespace {
 
 constexpr unsigned char kPattern = 0xA5;
 constexpr unsigned char kPoison = 0xDB;
+constexpr std::uint64_t kUnguarded = ~std::uint64_t{0};  // as BlockDebug::nbytes
 
 }  // namespace
 
@@ -27,8 +28,15 @@ void Guard::arm(Block& block, std::uint64_t nbytes, std::uint64_t generation, So
   std::memset(block.data + nbytes, kPattern, kGuard);
 }
 
+void Guard::skip(Block& block) noexcept {
+  if (block.debug != nullptr) block.debug->nbytes = kUnguarded;
+}
+
 void Guard::disarm(Block& block) noexcept {
-  if (block.debug == nullptr) return;
+  if (block.debug == nullptr || block.debug->nbytes == kUnguarded) {
+    std::memset(block.data, kPoison, block.bytes);
+    return;
+  }
   const BlockDebug& debug = *block.debug;
   const auto* tail = reinterpret_cast<const unsigned char*>(block.data) + debug.nbytes;
   for (std::size_t i = 0; i < kGuard; ++i) {

@@ -165,7 +165,7 @@ cdef class Request:
         Returns
         -------
         GrowableTensor
-            Its `extend` returns views. It keeps the request's handle, and its views keep its memory.
+            Its `extend` returns views. It keeps the request's handle, and counts as one view together with its arrays.
 
         Raises
         ------
@@ -177,7 +177,8 @@ cdef class Request:
         Examples
         --------
         >>> import slabpool
-        >>> with slabpool.Pool("1MiB") as pool, pool.request("r") as req:
+        >>> pool = slabpool.Pool("1MiB")
+        >>> with pool.request("r") as req:
         ...     keys = req.growable((4, 0, 8), "f4", axis=1, limit=100_000)
         ...     keys.extend(16).shape, keys.nbytes
         ((4, 16, 8), 16384)
