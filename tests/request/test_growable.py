@@ -177,7 +177,7 @@ def test_it_is_of_the_requests_quota_and_reserve(pool):
         (lambda r: r.growable((2,), object, limit=9), slabpool.InvalidTypeError, "Python objects"),
         (lambda r: r.growable((2,), limit=9).extend(-1), slabpool.InvalidArgumentError, "n must be 0"),
         (lambda r: r.growable((2,), limit=9).extend(1.5), slabpool.InvalidTypeError, "n must be an int"),
-        (lambda r: r.growable((0, 4096), limit=9).extend(9, timeout=-1), slabpool.InvalidArgumentError, "from 0"),
+        (lambda r: r.growable((0, 4096), limit=9).extend(9, timeout=-1), ValueError, "seconds from 0"),
         (lambda r: r.growable((2,), limit=9).truncate(-1), slabpool.InvalidArgumentError, "length must be 0"),
         (lambda _: slabpool.GrowableTensor(), slabpool.InvalidTypeError, "Request.growable"),
     ],

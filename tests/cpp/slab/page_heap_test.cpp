@@ -111,7 +111,7 @@ TEST_F(PageHeapTest, CommitsAStepAtATime) {
   PageHeap steps(memory, 16);
   const Span* first = steps.allocate(1, 1, kNoLimit).span;
   EXPECT_EQ(steps.committed_pages(), 16U);
-  EXPECT_EQ(steps.cached_pages(), 15U);
+  EXPECT_EQ(steps.unused_pages(), 15U);
   const Span* second = steps.allocate(15, 1, kNoLimit).span;
   EXPECT_EQ(second->first_page, first->first_page + 1);
   EXPECT_TRUE(second->zero) << "nobody has touched what was committed along";
@@ -202,7 +202,7 @@ TEST_F(PageHeapTest, DecommitLeavesTheSpanItIsToldToKeep) {
   give(small);
   EXPECT_EQ(heap.decommit(54, large), 4U);
   EXPECT_EQ(heap.verify(), nullptr);
-  EXPECT_EQ(heap.cached_pages(), 50U);
+  EXPECT_EQ(heap.unused_pages(), 50U);
   EXPECT_EQ(take(50), large) << "and can still find it";
   give(wall);
   give(end);
@@ -215,7 +215,7 @@ TEST_F(PageHeapTest, ARefusedDecommitKeepsThePagesAndForgetsTheyWereZero) {
   EXPECT_EQ(heap.decommit(6), 0U);
   EXPECT_EQ(heap.verify(), nullptr);
   EXPECT_EQ(heap.committed_pages(), 6U);
-  EXPECT_EQ(heap.cached_pages(), 6U);
+  EXPECT_EQ(heap.unused_pages(), 6U);
   Span* again = take(6);
   ASSERT_NE(again, nullptr);
   EXPECT_FALSE(again->zero) << "a refused call leaves the contents undefined";
@@ -224,7 +224,7 @@ TEST_F(PageHeapTest, ARefusedDecommitKeepsThePagesAndForgetsTheyWereZero) {
 TEST_F(PageHeapTest, ARefusedDecommitOfFreshPagesForgetsTheyWereZero) {
   PageHeap steps(memory, 16);
   Span* first = steps.allocate(1, 1, kNoLimit).span;
-  ASSERT_EQ(steps.cached_pages(), 15U);
+  ASSERT_EQ(steps.unused_pages(), 15U);
   memory.refuse_decommits_after = 0;
   EXPECT_EQ(steps.decommit(15), 0U);
   memory.refuse_decommits_after = -1;
@@ -283,8 +283,12 @@ class RandomHeap {
       if (random_() % 64 == 0) memory_.refuse_commits_after = random_() % 2 == 0 ? 0 : -1;
       if (random_() % 64 == 0) memory_.refuse_decommits_after = random_() % 2 == 0 ? 0 : -1;
       const auto dice = random_() % 100;
-      if (dice < 50) {
+      if (dice < 42) {
         allocate();
+      } else if (dice < 46) {
+        open_growing();
+      } else if (dice < 54) {
+        grow_one();
       } else if (dice < 97) {
         free_one();
       } else {
@@ -294,7 +298,7 @@ class RandomHeap {
     }
     while (!out_.empty() && !testing::Test::HasFailure()) free_one();
     memory_.refuse_decommits_after = -1;
-    (void)heap_.decommit(heap_.cached_pages());
+    (void)heap_.decommit(heap_.unused_pages());
     EXPECT_EQ(heap_.committed_pages(), 0U);
     EXPECT_EQ(memory_.committed_pages(), 0U);
     EXPECT_EQ(heap_.verify(), nullptr);
@@ -306,7 +310,52 @@ class RandomHeap {
   struct Out {
     Span* span;
     unsigned char fill;
+    std::uint64_t pages;  // in use: of a growing one, those drawn
   };
+
+  void fill(const Out& out, std::uint64_t from) {
+    // The ends of each page stand for the whole of it.
+    for (std::uint64_t page = from; page < out.pages; ++page) {
+      std::memset(heap_.address(out.span) + page * kPageSize, out.fill, 64);
+      std::memset(heap_.address(out.span) + (page + 1) * kPageSize - 64, out.fill, 64);
+    }
+  }
+
+  void expect_apart(const Span* span) {
+    for (const Out& other : out_) {
+      EXPECT_TRUE(span->first_page + span->pages <= other.span->first_page ||
+                  other.span->first_page + other.span->pages <= span->first_page)
+          << "two owners of one page";
+    }
+  }
+
+  void open_growing() {
+    const std::uint64_t pages = std::uint64_t{1} + random_() % 60;
+    Span* span = heap_.take_growing(pages);
+    ASSERT_NE(span, nullptr) << "address space is plenty";
+    EXPECT_EQ(span->pages, pages);
+    EXPECT_EQ(span->drawn, 0U);
+    expect_apart(span);
+    out_.push_back({span, static_cast<unsigned char>(random_() % 255 + 1), 0});
+  }
+
+  void grow_one() {
+    if (out_.empty()) return;
+    Out& out = out_[random_() % out_.size()];
+    if (out.span->kind != SpanKind::growing || out.pages == out.span->pages) return;
+    const std::uint64_t pages = out.pages + 1 + random_() % (out.span->pages - out.pages);
+    const std::uint64_t in_use = heap_.in_use_pages();
+    if (heap_.grow(out.span, pages, kLimit)) {
+      EXPECT_EQ(heap_.in_use_pages(), in_use + pages - out.pages);
+      const std::uint64_t before = out.pages;
+      out.pages = pages;
+      fill(out, before);
+      return;
+    }
+    EXPECT_EQ(heap_.in_use_pages(), in_use);
+    const bool refuses = memory_.refuse_commits_after == 0 || memory_.refuse_decommits_after == 0;
+    EXPECT_TRUE(in_use + pages - out.pages > kLimit || refuses) << pages << " pages";
+  }
 
   void allocate() {
     const std::uint64_t pages = std::uint64_t{1} + random_() % (random_() % 8 == 0 ? 120 : 12);
@@ -323,42 +372,38 @@ class RandomHeap {
     Span* span = result.span;
     EXPECT_EQ(span->pages, pages);
     EXPECT_EQ(span->first_page % align, 0U);
-    for (const Out& other : out_) {
-      EXPECT_TRUE(span->first_page + pages <= other.span->first_page ||
-                  other.span->first_page + other.span->pages <= span->first_page)
-          << "two owners of one page";
-    }
+    expect_apart(span);
     if (span->zero) {
       EXPECT_TRUE(test::all_bytes(heap_.address(span), 0, pages * kPageSize)) << "not zero";
     }
-    const auto fill = static_cast<unsigned char>(random_() % 255 + 1);
-    // The ends of each page stand for the whole of it.
-    for (std::uint64_t page = 0; page < pages; ++page) {
-      std::memset(heap_.address(span) + page * kPageSize, fill, 64);
-      std::memset(heap_.address(span) + (page + 1) * kPageSize - 64, fill, 64);
-    }
-    out_.push_back({span, fill});
+    out_.push_back({span, static_cast<unsigned char>(random_() % 255 + 1), pages});
+    fill(out_.back(), 0);
   }
 
   void free_one() {
     if (out_.empty()) return;
     const std::size_t i = random_() % out_.size();
     const Out one = out_[i];
-    for (std::uint64_t page = 0; page < one.span->pages; ++page) {
+    for (std::uint64_t page = 0; page < one.pages; ++page) {
       EXPECT_TRUE(test::all_bytes(heap_.address(one.span) + page * kPageSize, one.fill, 64));
       EXPECT_TRUE(test::all_bytes(heap_.address(one.span) + (page + 1) * kPageSize - 64, one.fill, 64));
-      EXPECT_EQ(heap_.lookup(heap_.address(one.span) + page * kPageSize), one.span);
     }
-    heap_.free(one.span);
+    for (std::uint64_t page = 0; page < one.span->pages; ++page)
+      EXPECT_EQ(heap_.lookup(heap_.address(one.span) + page * kPageSize), one.span);
+    if (one.span->kind == SpanKind::growing) {
+      heap_.free_growing(one.span);
+    } else {
+      heap_.free(one.span);
+    }
     out_[i] = out_.back();
     out_.pop_back();
   }
 
   void decommit() {
-    const std::uint64_t cached = heap_.cached_pages();
+    const std::uint64_t cached = heap_.unused_pages();
     const std::uint64_t want = random_() % 200;
     const std::uint64_t done = heap_.decommit(want);
-    EXPECT_EQ(heap_.cached_pages(), cached - done);
+    EXPECT_EQ(heap_.unused_pages(), cached - done);
     if (memory_.refuse_decommits_after < 0) {
       EXPECT_GE(done, std::min(want, cached));
     }
@@ -369,8 +414,8 @@ class RandomHeap {
     EXPECT_EQ(wrong, nullptr) << wrong;
     std::uint64_t in_use = 0;
     for (const Out& out : out_) {
-      in_use += out.span->pages;
-      for (std::uint64_t page = 0; page < out.span->pages; ++page) {
+      in_use += out.pages;
+      for (std::uint64_t page = 0; page < out.pages; ++page) {
         EXPECT_TRUE(memory_.committed(out.span->first_page + page));
       }
     }
