@@ -30,6 +30,7 @@ Allocation Pool::open_growing(Handle request, std::uint64_t most) noexcept {
   try {
     block = depot_.take_growing(std::max<std::uint64_t>(most, 1)).chain;
     if (block == nullptr) return {nullptr, Status::no_addresses};
+    if (options_.debug > 0) guard_.skip(*block);
     ThreadCache& cache = caches_.mine();
     cache.count_allocated(0);
     block->home = &cache;
@@ -39,7 +40,6 @@ Allocation Pool::open_growing(Handle request, std::uint64_t most) noexcept {
   }
   block->request = request.slot + 1;
   block->start(2);
-  if (options_.debug > 0) Guard::skip(*block);
   const Status status = attach(*record, request, *block, true);
   if (status == Status::ok) return {block, status};
   block->abandon();

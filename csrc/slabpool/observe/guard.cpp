@@ -17,23 +17,28 @@ Guard::~Guard() {
   for (BlockDebug* debug : all_) delete debug;
 }
 
+void Guard::add_record(Block& block) {
+  if (block.debug != nullptr) return;
+  const std::lock_guard lock(mutex_);
+  auto debug = std::make_unique<BlockDebug>();
+  all_.push_back(debug.get());
+  block.debug = debug.release();
+}
+
 void Guard::arm(Block& block, std::uint64_t nbytes, std::uint64_t generation, SourceLocation where) {
-  if (block.debug == nullptr) {
-    const std::lock_guard lock(mutex_);
-    auto debug = std::make_unique<BlockDebug>();
-    all_.push_back(debug.get());
-    block.debug = debug.release();
-  }
+  add_record(block);
   *block.debug = {nbytes, generation, where};
   std::memset(block.data + nbytes, kPattern, kGuard);
 }
 
-void Guard::skip(Block& block) noexcept {
-  if (block.debug != nullptr) block.debug->nbytes = kUnguarded;
+void Guard::skip(Block& block) {
+  add_record(block);
+  block.debug->nbytes = kUnguarded;
 }
 
 void Guard::disarm(Block& block) noexcept {
-  if (block.debug == nullptr || block.debug->nbytes == kUnguarded) {
+  if (block.debug == nullptr) return;
+  if (block.debug->nbytes == kUnguarded) {
     std::memset(block.data, kPoison, block.bytes);
     return;
   }

@@ -36,13 +36,15 @@ class Guard {
 
   // Called for a block with at least nbytes + kGuard bytes. May throw std::bad_alloc; nothing is then done.
   void arm(Block& block, std::uint64_t nbytes, std::uint64_t generation, SourceLocation where);
-  // Instead of arm(), for a block whose end moves: it will only be poisoned.
-  static void skip(Block& block) noexcept;
+  // Instead of arm(), for a block whose end moves: it will only be poisoned. May throw as well.
+  void skip(Block& block);
   // Checks and poisons a block that nobody holds any more.
   void disarm(Block& block) noexcept;
   std::vector<Corruption> found() const;
 
  private:
+  void add_record(Block& block);
+
   mutable std::mutex mutex_;  // a leaf in the order of locks
   std::vector<Corruption> found_;
   std::vector<BlockDebug*> all_;
