@@ -98,15 +98,15 @@ Pool::Plan Pool::plan(std::uint64_t nbytes, std::uint64_t align) noexcept {
 
 // The hot path of both kinds of allocation: the first block of this thread's list, if nothing unusual is
 // asked for.
-inline Block* Pool::take_first(const AllocateSpec& spec) noexcept {
+inline Block* Pool::take_first(std::uint64_t nbytes) noexcept {
   ThreadCache* cache = caches_.last();
-  if (cache == nullptr || spec.align > kDefaultAlign || spec.nbytes - 1 >= kMaxBinned) [[unlikely]]
+  if (cache == nullptr || nbytes - 1 >= kMaxBinned) [[unlikely]]
     return nullptr;
   Block* block = nullptr;
-  if (spec.nbytes <= kMaxSlabBlock) {
-    block = cache->pop_first(bin_of(spec.nbytes), 0);
+  if (nbytes <= kMaxSlabBlock) {
+    block = cache->pop_first(bin_of(nbytes), 0);
   } else {
-    const std::uint64_t need = pages_for(spec.nbytes) << kPageBits;
+    const std::uint64_t need = pages_for(nbytes) << kPageBits;
     block = cache->pop_first(bin_of(need), need);
   }
   if (block != nullptr) [[likely]]
@@ -180,8 +180,10 @@ Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
     if ((quirks & kShared) != 0) collect_acks_slowly();
     if ((quirks & (kClosed | kDebug)) != 0) return allocate_slowly(spec);
   }
+  if (spec.align > kDefaultAlign) [[unlikely]]
+    return allocate_slowly(spec);
   if (spec.request.generation == 0) {
-    Block* block = take_first(spec);
+    Block* block = take_first(spec.nbytes);
     if (block == nullptr) [[unlikely]]
       return allocate_slowly(spec);
     block->request = 0;
@@ -196,7 +198,7 @@ Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
       record->has_budget.load(std::memory_order_relaxed)) [[unlikely]] {
     return allocate_slowly(spec);
   }
-  Block* block = take_first(spec);
+  Block* block = take_first(spec.nbytes);
   if (block == nullptr) [[unlikely]]
     return allocate_slowly(spec);
   block->request = spec.request.slot + 1;
@@ -222,19 +224,25 @@ Allocation Pool::allocate_further(const AllocateSpec& spec) noexcept {
   return result;
 }
 
-Allocation Pool::allocate(const AllocateSpec& spec) noexcept {
+Block* Pool::allocate_quickly(std::uint64_t nbytes) noexcept {
   // Relaxed: as in try_allocate().
-  if ((quirks_.load(std::memory_order_relaxed) & (kClosed | kDebug | kLog | kShared)) != 0 ||
-      spec.request.generation != 0 || spec.zero) [[unlikely]] {
-    return allocate_further(spec);
-  }
-  Block* block = take_first(spec);
+  if ((quirks_.load(std::memory_order_relaxed) & (kClosed | kDebug | kLog | kShared)) != 0) [[unlikely]]
+    return nullptr;
+  Block* block = take_first(nbytes);
   if (block == nullptr) [[unlikely]]
-    return allocate_further(spec);
+    return nullptr;
   block->request = 0;
   block->start(1);
   block->zero = false;
-  return {block, Status::ok};
+  return block;
+}
+
+Allocation Pool::allocate(const AllocateSpec& spec) noexcept {
+  if (spec.request.generation == 0 && !spec.zero && spec.align <= kDefaultAlign) [[likely]] {
+    if (Block* block = allocate_quickly(spec.nbytes)) [[likely]]
+      return {block, Status::ok};
+  }
+  return allocate_further(spec);
 }
 
 void Pool::note_exhausted(std::uint64_t generation, std::uint64_t nbytes) noexcept {

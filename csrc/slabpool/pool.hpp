@@ -71,6 +71,9 @@ class SLABPOOL_API Pool {
 
   // ---- blocks
   Allocation allocate(const AllocateSpec& spec) noexcept;
+  // The first lines of allocate(), for bindings that count instructions: `nbytes` without a request and
+  // nothing else asked for, from this thread's list. Null where that takes more: allocate() then says why.
+  Block* allocate_quickly(std::uint64_t nbytes) noexcept;
   // As allocate(), waiting until `deadline_ns` (monotonic) for memory to come back.
   // Whoever waits in slices, to look at other things in between, says which is the last: only that one
   // counts as a failure.
@@ -170,7 +173,7 @@ class SLABPOOL_API Pool {
   };
 
   static Plan plan(std::uint64_t nbytes, std::uint64_t align) noexcept;
-  [[gnu::always_inline]] Block* take_first(const AllocateSpec& spec) noexcept;
+  [[gnu::always_inline]] Block* take_first(std::uint64_t nbytes) noexcept;
   [[gnu::noinline]] void drop_view_slowly(Block& block) noexcept;
   [[gnu::noinline]] void return_retained(Block& block) noexcept;
   [[gnu::noinline]] Allocation allocate_further(const AllocateSpec& spec) noexcept;

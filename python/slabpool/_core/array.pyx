@@ -54,6 +54,26 @@ cdef extern from *:
       if (dim == -1 && PyErr_Occurred()) PyErr_Clear();
       return dim;
     }
+    // Bytes of a shape that is a tuple of plain ints, its dimensions in `dims`; below zero for all else, and
+    // for what is wrong, without an error set.
+    static inline long long slabpool_plain_shape(PyObject* shape, Py_ssize_t itemsize, npy_intp* dims) {
+      if (!PyTuple_CheckExact(shape)) return -1;
+      const Py_ssize_t nd = PyTuple_GET_SIZE(shape);
+      if (nd > 64) return -1;
+      long long nbytes = itemsize;
+      for (Py_ssize_t i = 0; i < nd; ++i) {
+        PyObject* item = PyTuple_GET_ITEM(shape, i);
+        if (!PyLong_CheckExact(item)) return -1;
+        const Py_ssize_t dim = PyLong_AsSsize_t(item);
+        if (dim < 0) {
+          PyErr_Clear();
+          return -1;
+        }
+        dims[i] = dim;
+        if (__builtin_mul_overflow(nbytes, (long long)dim, &nbytes)) return -1;
+      }
+      return nbytes;
+    }
     // PyArray_NewFromDescr over memory that exists; takes over the reference to the dtype, as that does.
     static inline PyObject* slabpool_new_array(PyObject* dtype, int nd, npy_intp* dims, void* data) {
       return PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr*)dtype, nd, dims, NULL, data, NPY_ARRAY_CARRAY, NULL);
@@ -77,6 +97,7 @@ cdef extern from *:
                                                  void* data) except NULL
     void set_base "slabpool_set_base"(PyObject* array, PyObject* base)
     bint holds_objects "slabpool_holds_objects"(PyObject* dtype)
+    long long plain_shape "slabpool_plain_shape"(PyObject* shape, Py_ssize_t itemsize, cnp.npy_intp* dims)
     int slabpool_mul_overflows(unsigned long long a, unsigned long long b, unsigned long long* r) nogil
     PyObject* slabpool_caller(int* line)
 
@@ -204,6 +225,14 @@ cdef _bad_shape(object shape):
 
 
 cdef uint64_t parse_shape(object shape, Py_ssize_t itemsize, Shape* out) except? 0xFFFFFFFFFFFFFFFF:
+    cdef long long plain = plain_shape(<PyObject*>shape, itemsize, out.dims)
+    if plain >= 0:
+        out.nd = <int>PyTuple_GET_SIZE(shape)
+        return <uint64_t>plain
+    return _parse_shape(shape, itemsize, out)
+
+
+cdef uint64_t _parse_shape(object shape, Py_ssize_t itemsize, Shape* out) except? 0xFFFFFFFFFFFFFFFF:
     cdef unsigned long long nbytes = <unsigned long long>itemsize
     cdef Py_ssize_t dim
     cdef int i
@@ -251,6 +280,10 @@ cdef uint64_t check_align(object align) except 0:
 
 cdef object own(Core core, Block* block, bint bulk):
     """What stands for a view hold, which it takes over; `bulk`: the block may be large when it comes back."""
+    return _own(core, block, bulk)
+
+
+cdef inline object _own(Core core, Block* block, bint bulk):
     cdef object owner
     if core.cleans and bulk:
         owner = _BulkOwner.__new__(_BulkOwner)
@@ -276,7 +309,7 @@ cdef object wrap_strided(object owner, void* data, cnp.dtype dtype, Shape* shape
 
 cdef object wrap(Core core, Block* block, void* data, cnp.dtype dtype, Shape* shape):
     """Array over `data`, inside `block`, whose view hold the array takes over; dropped on failure."""
-    cdef object owner = own(core, block, block.bytes >= BULK)
+    cdef object owner = _own(core, block, block.bytes >= BULK)
     Py_INCREF(dtype)  # taken over by the call, also when it fails
     cdef PyObject* made = new_over(<PyObject*>dtype, shape.nd, shape.dims, data)
     array = <object>made
@@ -343,8 +376,11 @@ cdef object new_array(Core core, Handle request, object shape, object dtype, obj
     cdef Shape parsed
     cdef cnp.dtype descr = as_dtype(dtype)
     cdef uint64_t nbytes = parse_shape(shape, descr.itemsize, &parsed)
-    cdef uint64_t alignment = 64 if align is None else check_align(align)
-    cdef Block* block = allocate(core, request, nbytes, alignment, True, zero, timeout, who)
+    cdef Block* block = NULL
+    if align is None and timeout is None and not zero and request.generation == 0:
+        block = core.pool.allocate_quickly(nbytes)
+    if block is NULL:
+        block = allocate(core, request, nbytes, 64 if align is None else check_align(align), True, zero, timeout, who)
     return wrap(core, block, block.data, descr, &parsed)
 
 

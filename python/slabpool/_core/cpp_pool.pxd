@@ -48,6 +48,7 @@ cdef extern from "slabpool/pool.hpp" namespace "slabpool" nogil:
         @staticmethod
         unique_ptr[Pool] create(const PoolOptions& options, Status& status)
         Allocation allocate(const AllocateSpec& spec)
+        Block* allocate_quickly(uint64_t nbytes)
         Allocation allocate_until(const AllocateSpec& spec, int64_t deadline_ns, bool last)
         Allocation open_growing(Handle request, uint64_t most)
         Status grow(Block& block, Handle request, uint64_t nbytes, uint64_t& usable)
