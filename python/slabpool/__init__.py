@@ -50,7 +50,7 @@ from slabpool.shared.attach import attach
 __version__ = _version("slabpool")
 
 # Modules that need another library: imported when first asked for, so that slabpool itself needs numpy only.
-_LAZY: tuple[str, ...] = ()
+_LAZY: tuple[str, ...] = ("exo", "tinygrad")
 
 
 def __getattr__(name: str) -> _Any:
