@@ -14,6 +14,7 @@ from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 from typing import Any as _Any
 
+from slabpool._active import active_request
 from slabpool._core.growable import GrowableTensor
 from slabpool._core.layout import Layout, Tensors
 from slabpool._core.peer import Peer
@@ -99,6 +100,7 @@ __all__ = [
     "TooManyDevicesError",
     "UnknownDeviceError",
     "__version__",
+    "active_request",
     "attach",
     "get_cmake_dir",
     "get_include",

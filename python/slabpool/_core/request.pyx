@@ -22,7 +22,7 @@ from slabpool._core.ref cimport new_ref
 
 import warnings
 
-from slabpool import _aio, _report
+from slabpool import _active, _aio, _report
 from slabpool.errors import InvalidTypeError
 from slabpool.records import Ack, RequestState
 
@@ -378,6 +378,28 @@ cdef class Request:
         self.closed = True
         self.gave_up = self.gave_up or self.core.pool.is_open(self.handle)
         self._leave(True)
+
+    def activate(self):
+        """What other libraries allocate inside the block counts to this request.
+
+        That is what their integrations install: `slabpool.tinygrad.install`, for one. Nested blocks: the
+        inner request. Asyncio tasks that are made inside have it too; it ends with the block for them as well.
+
+        Returns
+        -------
+        context manager
+            Gives the request; for one ``with``.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> pool = slabpool.Pool("1MiB")
+        >>> with pool.request("chat-42") as req:
+        ...     with req.activate():
+        ...         slabpool.active_request() is req
+        True
+        """
+        return _active.Activation(self)
 
     def __enter__(self):
         return self
