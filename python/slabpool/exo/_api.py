@@ -101,13 +101,14 @@ class Clients:
         """Token queues there are."""
         return len(self._api.token_queues)
 
-    def enter(self, request_id: str) -> Client | None:
-        """A prompt starts; its client, if the handler of an HTTP request has started it."""
-        client = _client.get()
-        if client is not None:
-            client.requests.add(request_id)
-            self._by_request[request_id] = client
-        return client
+    def caller(self) -> Client | None:
+        """The client of the HTTP request that is being handled, if there is one."""
+        return _client.get()
+
+    def attach(self, request_id: str, client: Client) -> None:
+        """The client's prompt has begun: tokens of this id are its."""
+        client.requests.add(request_id)
+        self._by_request[request_id] = client
 
     def fail(self, request_id: str, reason: str) -> None:
         """The prompt has come to nothing: its client is told at once."""

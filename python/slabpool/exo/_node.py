@@ -175,14 +175,16 @@ class Adapter:
         self, base_shard: Any, prompt: str, request_id: str | None = None, inference_state: Any = None
     ) -> Any:
         request_id, tag = untagged(request_id or str(uuid.uuid4()))
-        client = self._clients.enter(request_id) if self._clients is not None and tag is None else None
+        client = self._clients.caller() if self._clients is not None and tag is None else None
         run = await (self._runs.begin(request_id) if tag is None else self._runs.join(request_id, tag))
         self._engines.adopt(self._node.inference_engine)
         self._runs.hold(run)
         try:
-            if client is not None and client.gone:
-                self._runs.end(run, CLIENT_GONE)
-                raise RunRefusedError(f"request {request_id!r}: {CLIENT_GONE}")
+            if client is not None and self._clients is not None:
+                if client.gone:
+                    self._runs.end(run, CLIENT_GONE)
+                    raise RunRefusedError(f"request {request_id!r}: {CLIENT_GONE}")
+                self._clients.attach(request_id, client)
             if run.ring[0] == self._node.id:
                 run.steps += 1
             state = {} if inference_state is None else inference_state

@@ -1,0 +1,478 @@
+"""Stand-ins for what slabpool.exo is put into: objects of the same shape as exo 0.0.15's, not exo itself.
+
+Written for these tests. They have the methods, the entries by request id, and the faults of exo's Node, engine,
+peers and API: entries that nobody removes, an LRU of two states, errors that are printed and swallowed. The real
+thing is run by benchmarks/exo.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+
+from slabpool.exo import Adapter
+
+LAYERS = 4
+CONTEXT = 64
+TOKENS = 5  # of every answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Layers of one node."""
+
+    start_layer: int
+    end_layer: int
+    n_layers: int = LAYERS
+
+    def is_first_layer(self) -> bool:
+        return self.start_layer == 0
+
+    def is_last_layer(self) -> bool:
+        return self.end_layer == self.n_layers - 1
+
+
+class Callback:
+    """A named observer of events."""
+
+    def __init__(self) -> None:
+        self.observers: list[Callable[..., object]] = []
+
+    def on_next(self, observer: Callable[..., object]) -> None:
+        self.observers.append(observer)
+
+
+class Callbacks:
+    """Events by name."""
+
+    def __init__(self) -> None:
+        self.callbacks: dict[str, Callback] = {}
+
+    def register(self, name: str) -> Callback:
+        return self.callbacks.setdefault(name, Callback())
+
+    def deregister(self, name: str) -> None:
+        self.callbacks.pop(name, None)
+
+    def trigger_all(self, *args: object) -> None:
+        for callback in list(self.callbacks.values()):
+            for observer in callback.observers:
+                observer(*args)
+
+
+@dataclasses.dataclass
+class Hidden:
+    """What the engine's model works on: numbers with the looks of a tinygrad tensor."""
+
+    values: np.ndarray[Any, Any]
+    device: str = "CPU"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.values.dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Sizes of a layer's cache."""
+
+    max_context: int = CONTEXT
+    n_kv_heads: int = 1
+    head_dim: int = 1
+
+
+class Layer:
+    """Adds up all that it has seen of a request; what it saw is in the cache."""
+
+    attention = Attention()
+
+    def __call__(self, x: np.ndarray[Any, Any], cache: np.ndarray[Any, Any], start: int) -> np.ndarray[Any, Any]:
+        n = x.shape[1]
+        cache[0, 0, start : start + n, 0, 0] = x[0]
+        sums = np.cumsum(cache[0, 0, : start + n, 0, 0])[start:]
+        return np.asarray((3 * sums + 7) % 251)[None]
+
+
+class Model:
+    """The layers of a shard."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.layers = [Layer() for _ in range(shard.start_layer, shard.end_layer + 1)]
+
+
+def reference(prompt: str) -> list[int]:
+    """The tokens of a prompt, by one node that has nothing else to do."""
+    layers = [Layer() for _ in range(LAYERS)]
+    caches = [np.zeros((2, 1, CONTEXT, 1, 1)) for _ in layers]
+    tokens: list[int] = []
+    x, start = np.array([list(prompt.encode())], float), 0
+    while len(tokens) < TOKENS:
+        y = x
+        for layer, cache in zip(layers, caches, strict=True):
+            y = layer(y, cache, start)
+        start += x.shape[1]
+        tokens.append(int(y[0, -1]))
+        x = np.array([[tokens[-1]]], float)
+    return tokens
+
+
+class State:
+    """A request's caches."""
+
+    def __init__(self, cache: list[Any]) -> None:
+        self.cache = cache
+        self.start = 0
+
+
+class Engine:
+    """Runs the layers of a shard, on a thread; keeps two states, whoever is running."""
+
+    def __init__(self) -> None:
+        self.shard: Shard | None = None
+        self.states: collections.OrderedDict[str, State] = collections.OrderedDict()
+        self.model: Any = None
+        #: Awaited before each step, with the request's id: for tests to stop it, or to make it fail.
+        self.before: Callable[[str], Awaitable[None]] | None = None
+        self.steps: collections.Counter[str] = collections.Counter()
+
+    def poll_state(self, x: Hidden, request_id: str, max_states: int = 2) -> dict[str, Any]:
+        if request_id not in self.states:
+            if len(self.states) >= max_states:
+                self.states.popitem(last=False)
+            self.states[request_id] = State([np.zeros((2, 1, CONTEXT, 1, 1)) for _ in self.model.layers])
+        state = self.states[request_id]
+        return {"start_pos": state.start, "cache": state.cache}
+
+    async def infer_prompt(
+        self, request_id: str, shard: Shard, prompt: str, state: Any = None
+    ) -> tuple[np.ndarray[Any, Any], Any]:
+        tokens = np.array([list(prompt.encode())], float)
+        result: tuple[np.ndarray[Any, Any], Any] = await self.infer_tensor(request_id, shard, tokens, state)
+        return result
+
+    async def infer_tensor(
+        self, request_id: str, shard: Shard, input_data: np.ndarray[Any, Any], state: Any = None
+    ) -> tuple[np.ndarray[Any, Any], Any]:
+        if self.shard != shard:
+            self.shard, self.model = shard, Model(shard)
+        if self.before is not None:
+            await self.before(request_id)
+
+        def work() -> np.ndarray[Any, Any]:
+            x = input_data
+            polled = self.poll_state(Hidden(x), request_id)
+            for layer, cache in zip(self.model.layers, polled["cache"], strict=True):
+                x = layer(x, cache, polled["start_pos"])
+            self.states[request_id].start += input_data.shape[1]
+            self.steps[request_id] += 1
+            return x
+
+        return await asyncio.get_running_loop().run_in_executor(None, work), state
+
+    async def sample(self, result: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.array([int(result[0, -1])])
+
+
+class Lost(Exception):
+    """What a transport raises when the other end is gone."""
+
+
+class Peer:
+    """One node as another sees it."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.down = False
+        #: Opaque statuses that this says yes to get lost.
+        self.loses: Callable[[str], bool] = lambda status: False
+
+    def id(self) -> str:
+        return self.node.id
+
+    async def _cross(self) -> None:
+        await asyncio.sleep(0)  # another task may be first, as on a network
+        if self.down:
+            raise Lost(f"node {self.node.id} does not answer")
+
+    async def send_prompt(self, shard: Shard, prompt: str, request_id: str, inference_state: Any) -> None:
+        await self._cross()
+        await self.node.process_prompt(shard, prompt, request_id, inference_state)
+
+    async def send_tensor(
+        self, shard: Shard, tensor: np.ndarray[Any, Any], request_id: str, inference_state: Any
+    ) -> None:
+        await self._cross()
+        received = np.frombuffer(tensor.tobytes(), tensor.dtype).reshape(tensor.shape)
+        await self.node.process_tensor(shard, received, request_id, inference_state)
+
+    async def send_result(self, request_id: str, result: list[int], is_finished: bool) -> None:
+        await self._cross()
+        self.node.on_token.trigger_all(request_id, result, is_finished)
+
+    async def send_opaque_status(self, request_id: str, status: str) -> None:
+        await self._cross()
+        if not self.loses(status):
+            self.node.on_opaque_status.trigger_all(request_id, status)
+
+
+@dataclasses.dataclass
+class Partition:
+    """A node's part of the layers."""
+
+    node_id: str
+
+
+class Strategy:
+    """Layers in equal parts, by the nodes' names."""
+
+    def partition(self, topology: set[str]) -> list[Partition]:
+        return [Partition(name) for name in sorted(topology)]
+
+
+class Node:
+    """A member of a ring."""
+
+    def __init__(self, name: str) -> None:
+        self.id = name
+        self.inference_engine = Engine()
+        self.peers: list[Peer] = []
+        self.discovered: list[Peer] = []
+        self.topology = {name}
+        self.partitioning_strategy = Strategy()
+        self.outstanding_requests: dict[str, str] = {}
+        self.buffered_token_output: dict[str, tuple[list[int], bool]] = {}
+        self.on_token = Callbacks()
+        self.on_opaque_status = Callbacks()
+        self.tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, work: Any) -> None:
+        """A task that nobody asks for its result."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self.tasks.discard(task)
+        task.cancelled() or task.exception()
+
+    def get_current_shard(self, base_shard: Shard, index: int | None = None) -> Shard:
+        names = [part.node_id for part in self.partitioning_strategy.partition(self.topology)]
+        if index is None:
+            index = names.index(self.id)
+        each = LAYERS // len(names)
+        last = LAYERS - 1 if index == len(names) - 1 else (index + 1) * each - 1
+        return Shard(index * each, last)
+
+    def _target(self, index: int) -> tuple[str, Peer | None]:
+        parts = self.partitioning_strategy.partition(self.topology)
+        name = parts[index % len(parts)].node_id
+        return name, next((peer for peer in self.peers if peer.id() == name), None)
+
+    async def process_prompt(
+        self, base_shard: Shard, prompt: str, request_id: str | None = None, inference_state: Any = None
+    ) -> None:
+        shard = self.get_current_shard(base_shard)
+        self.start(self.broadcast_status(str(request_id), json.dumps({"type": "node_status", "node_id": self.id})))
+        assert request_id is not None
+        if not shard.is_first_layer():
+            self.outstanding_requests[request_id] = "waiting"
+            await self.forward_prompt(shard, prompt, request_id, 0, inference_state)
+            return
+        self.outstanding_requests[request_id] = "processing"
+        engine = self.inference_engine
+        result, state = await engine.infer_prompt(request_id, shard, prompt, inference_state)
+        await self.process_inference_result(shard, result, request_id, state)
+
+    async def process_tensor(
+        self,
+        base_shard: Shard,
+        tensor: np.ndarray[Any, Any],
+        request_id: str | None = None,
+        inference_state: Any = None,
+    ) -> None:
+        await self._process_tensor(self.get_current_shard(base_shard), tensor, request_id, inference_state)
+
+    async def _process_tensor(
+        self,
+        base_shard: Shard,
+        tensor: np.ndarray[Any, Any],
+        request_id: str | None = None,
+        inference_state: Any = None,
+    ) -> Any:
+        assert request_id is not None
+        try:
+            self.outstanding_requests[request_id] = "processing"
+            engine = self.inference_engine
+            result, state = await engine.infer_tensor(request_id, base_shard, tensor, inference_state)
+            return await self.process_inference_result(base_shard, result, request_id, state)
+        except Exception as error:
+            self.outstanding_requests.pop(request_id)
+            print(f"node {self.id}: {error}")
+            return None
+
+    async def process_inference_result(
+        self, shard: Shard, result: np.ndarray[Any, Any], request_id: str, inference_state: Any = None
+    ) -> Any:
+        tokens, _ = self.buffered_token_output.setdefault(request_id, ([], False))
+        finished = len(tokens) >= TOKENS
+        forward = result
+        if shard.is_last_layer() and not finished:
+            token = await self.inference_engine.sample(result)
+            tokens.append(int(token[0]))
+            finished = len(tokens) >= TOKENS
+            new = [tokens[-1]]
+            forward = token.astype(float).reshape(1, -1)
+        if shard.is_last_layer():
+            self.trigger_on_token_callbacks(request_id, new, finished)
+            self.start(self.broadcast_result(request_id, new, finished))
+        if finished:
+            self.buffered_token_output[request_id] = (tokens, True)
+            self.outstanding_requests.pop(request_id)
+        else:
+            self.outstanding_requests[request_id] = "waiting"
+            names = [part.node_id for part in self.partitioning_strategy.partition(self.topology)]
+            self.start(
+                self.forward_tensor(shard, forward, request_id, names.index(self.id) + 1, inference_state)
+            )
+        return np.array(self.buffered_token_output[request_id][0])
+
+    def trigger_on_token_callbacks(self, request_id: str, tokens: list[int], is_finished: bool) -> None:
+        self.on_token.trigger_all(request_id, tokens, is_finished)
+
+    async def broadcast_result(self, request_id: str, result: list[int], is_finished: bool) -> None:
+        sends = [peer.send_result(request_id, result, is_finished) for peer in self.peers]
+        await asyncio.gather(*sends, return_exceptions=True)
+
+    async def broadcast_status(self, request_id: str, status: str) -> None:
+        sends = [peer.send_opaque_status(request_id, status) for peer in self.peers]
+        await asyncio.gather(*sends, return_exceptions=True)
+        self.on_opaque_status.trigger_all(request_id, status)
+
+    async def forward_prompt(
+        self, base_shard: Shard, prompt: str, request_id: str, target_index: int, inference_state: Any = None
+    ) -> None:
+        name, peer = self._target(target_index)
+        if peer is None:
+            raise ValueError(f"no peer {name}")
+        await peer.send_prompt(self.get_current_shard(base_shard, target_index), prompt, request_id, inference_state)
+
+    async def forward_tensor(
+        self,
+        base_shard: Shard,
+        tensor: np.ndarray[Any, Any],
+        request_id: str,
+        target_index: int,
+        inference_state: Any = None,
+    ) -> None:
+        name, peer = self._target(target_index)
+        if name == self.id:
+            await self.process_tensor(base_shard, tensor, request_id, inference_state)
+        elif peer is None:
+            raise ValueError(f"no peer {name}")
+        else:
+            await peer.send_tensor(base_shard, tensor, request_id, inference_state)
+
+    async def update_peers(self, wait_for_peers: int = 0) -> bool:
+        changed = {peer.id() for peer in self.peers} != {peer.id() for peer in self.discovered}
+        self.peers = list(self.discovered)
+        return changed
+
+    async def collect_topology(self) -> None:
+        self.topology = {self.id, *(peer.id() for peer in self.peers)}
+
+
+class Api:
+    """An HTTP API over a node; a queue for every request that anybody makes, and no end to it."""
+
+    def __init__(self, node: Node) -> None:
+        from aiohttp import web
+
+        self.node = node
+        self.handled = 0
+        self.app = web.Application()
+        self.app.router.add_post("/chat", self.chat)
+        self.token_queues: collections.defaultdict[str, asyncio.Queue[Any]] = collections.defaultdict(asyncio.Queue)
+        callback = node.on_token.register("api")
+        callback.on_next(lambda name, tokens, done: node.start(self.handle_tokens(name, tokens, done)))
+
+    async def handle_tokens(self, request_id: str, tokens: list[int], is_finished: bool) -> None:
+        await self.token_queues[request_id].put((tokens, is_finished))
+
+    async def chat(self, request: Any) -> Any:
+        from aiohttp import web
+
+        asked = await request.json()
+        self.handled += 1
+        work = asyncio.get_running_loop().create_task(
+            self.node.process_prompt(Shard(0, 0), asked["prompt"], asked["id"])
+        )
+        try:
+            await asyncio.shield(work)
+            response = web.StreamResponse()
+            await response.prepare(request)
+            finished = False
+            while not finished:
+                tokens, finished = await self.token_queues[asked["id"]].get()
+                await response.write(json.dumps(tokens).encode() + b"\n")
+            return response
+        except Exception as error:
+            return web.json_response({"detail": str(error)}, status=500)
+
+    async def run(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        raise NotImplementedError("the adapter's takes its place")
+
+
+def make_ring(*names: str) -> list[Node]:
+    """Nodes that know each other."""
+    nodes = [Node(name) for name in names]
+    for node in nodes:
+        node.discovered = [Peer(other) for other in nodes if other is not node]
+        node.peers = list(node.discovered)
+        node.topology = set(names)
+    return nodes
+
+
+async def answer(node: Node, request_id: str, prompt: str) -> list[int]:
+    """The tokens of a prompt that comes in at the node; raises what process_prompt does."""
+    tokens: list[int] = []
+    done = asyncio.Event()
+
+    def on_token(name: str, new: list[int], finished: bool) -> None:
+        if name == request_id:
+            tokens.extend(new)
+            if finished:
+                done.set()
+
+    observer = f"answer-{id(done)}"
+    node.on_token.register(observer).on_next(on_token)
+    try:
+        await node.process_prompt(Shard(0, 0), prompt, request_id)
+        await asyncio.wait_for(done.wait(), 30)
+    finally:
+        node.on_token.deregister(observer)
+    return tokens
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Returns once the condition holds; fails when it has not after half a minute."""
+
+    async def look() -> None:
+        while not condition():
+            await asyncio.sleep(0.001)
+
+    await asyncio.wait_for(look(), 30)
+
+
+def nothing_kept(*adapters: Adapter) -> bool:
+    """Whether every count of all nodes is 0."""
+    return not any(any(adapter.counts().values()) for adapter in adapters)
