@@ -11,6 +11,7 @@ Known versions: tinygrad 0.14.0.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import weakref
@@ -25,7 +26,13 @@ from numpy.typing import NDArray
 from slabpool import _active
 from slabpool._core.pool import Pool
 from slabpool._core.request import Request
-from slabpool.errors import InvalidArgumentError, PoolExhausted, SlabpoolError
+from slabpool.errors import (
+    InvalidArgumentError,
+    PoolClosedError,
+    PoolExhausted,
+    SlabpoolError,
+    UnknownDeviceError,
+)
 from slabpool.records import RequestState
 
 try:
@@ -72,16 +79,50 @@ class Retained(NamedTuple):
 
 
 class _Block:
-    """What a buffer of ours has as its `meta`: keeps the memory for as long as anything of tinygrad's could."""
+    """What a buffer of ours has as its `meta`: keeps the memory until tinygrad has let go of the buffer.
 
-    __slots__ = ("array", "generation", "request", "request_id")
+    A request's memory comes back with the request, and a buffer's before that: so it is of a child.
+    """
 
-    def __init__(self, array: NDArray[np.uint8], request: Request | None) -> None:
-        self.array = array
-        # Not the request itself: a buffer must not keep it open.
-        self.request = None if request is None else weakref.ref(request)
-        self.generation = 0 if request is None else request.generation
-        self.request_id = None if request is None else request.id
+    __slots__ = ("array", "child", "devices", "generation", "request", "request_id")
+
+    def __init__(self, size: int, zero: bool, pool: Pool, request: Request | None) -> None:
+        self.child: Request | None = None
+        self.devices: frozenset[str | int] = frozenset()
+        self.generation = 0
+        self.request_id: str | int | bytes | None = None
+        self.request: weakref.ref[Request] | None = None  # not the request: a buffer must not keep it open
+        if request is None:
+            self.array: NDArray[np.uint8] | None = (pool.zeros if zero else pool.empty)(size, np.uint8)
+            return
+        self.request = weakref.ref(request)
+        self.generation = request.generation
+        self.request_id = request.id
+        while True:
+            self.devices = request.pending  # who may still read it when the host has closed the request
+            try:
+                self.child = request.child(self.devices)
+                break
+            except UnknownDeviceError:
+                if self.devices <= request.pending:
+                    raise  # not because one has acknowledged in between
+        try:
+            self.array = (self.child.zeros if zero else self.child.empty)(size, np.uint8)
+        except BaseException:
+            self._end_child()
+            raise
+
+    def release(self) -> None:
+        """tinygrad does not touch it any more."""
+        self.array = None
+        self._end_child()
+
+    def _end_child(self) -> None:
+        if self.child is not None:
+            with contextlib.suppress(PoolClosedError):
+                self.child.close()
+                for device in self.devices:  # they could only read it through the buffer that is gone
+                    self.child.ack(device)
 
 
 class _PoolAllocator:
@@ -118,16 +159,15 @@ class _PoolAllocator:
                 parked = self._parked.get(activation, {}).get(size)
                 if parked:
                     return parked.pop()
-        source: Pool | Request = self.pool if request is None else request
-        make = source.zeros if zero else source.empty
         try:
-            array = make(size, np.uint8)
+            block = _Block(size, zero, self.pool, request)
         except PoolExhausted:
             if not self.give_back(None):
                 raise
-            array = make(size, np.uint8)
-        opaque = self.original.alloc(size, BufferSpec(external_ptr=array.ctypes.data))
-        opaque.meta = _Block(array, request)
+            block = _Block(size, zero, self.pool, request)
+        assert block.array is not None
+        opaque = self.original.alloc(size, BufferSpec(external_ptr=block.array.ctypes.data))
+        opaque.meta = block
         return opaque
 
     def free(self, opaque: Any, size: int, options: Any = None) -> None:
@@ -143,7 +183,7 @@ class _PoolAllocator:
                     self._parked.setdefault(activation, {}).setdefault(size, []).append(opaque)
                     return
         self.dev.synchronize()
-        opaque.meta = None  # drops the array, unless another buffer on the same memory has it too
+        block.release()
 
     def give_back(self, activation: _active.Activation | None) -> bool:
         """Buffers parked in the activation, or in all, go back to the pool; whether there were any."""
@@ -157,7 +197,7 @@ class _PoolAllocator:
         if opaques:
             self.dev.synchronize()
             for opaque in opaques:
-                opaque.meta = None
+                opaque.meta.release()
         return bool(opaques)
 
 
@@ -204,8 +244,9 @@ _installed: dict[str, Installed] = {}
 def install(pool: Pool, device: str = "CPU") -> Installed:
     """New buffers of tinygrad's CPU device come from the pool.
 
-    While a request is active (``with req.activate():``) they are the request's; otherwise the pool's own,
-    kept until tinygrad lets go of them. Buffers that exist stay where they are.
+    While a request is active (``with req.activate():``) they are the request's: each is a child of it, so that
+    its memory comes back when tinygrad frees it, and the request's end does not wait for that. Otherwise they
+    are the pool's own, kept until tinygrad lets go of them. Buffers that exist stay where they are.
 
     Parameters
     ----------
@@ -233,9 +274,10 @@ def install(pool: Pool, device: str = "CPU") -> Installed:
     ...     req = pool.request("chat-42")
     ...     with req.activate():
     ...         x = Tensor.ones(1000, device="CPU").contiguous().realize()
-    ...     print(req.nbytes)
+    ...     print([record.nbytes for record in pool.requests() if record.parent == req.generation])
     ...     del x
     ...     req.close()
+    [4096]
     >>> pool.stats().live
     0
     """
@@ -332,17 +374,18 @@ def retained(pool: Pool) -> list[Retained]:
     >>> slabpool.tinygrad.retained(slabpool.Pool("1MiB"))
     []
     """
-    over = {record.generation for record in pool.requests() if record.state is RequestState.RELEASED}
+    # A buffer's child is over together with its request, unless the buffer went first.
+    over = {record.parent for record in pool.requests() if record.state is RequestState.RELEASED}
     if not over:
         return []
     objects = gc.get_objects()
     keepers = _keepers(objects)
-    sums: Counter[tuple[Any, int, str]] = Counter()
+    sums: Counter[tuple[Any, int, str]] = Counter()  # by id, generation and keeper
     counts: Counter[tuple[Any, int, str]] = Counter()
     for buffer in objects:
         if isinstance(buffer, Buffer):
             block = _ours(buffer)
-            if block is not None and block.generation in over:
+            if block is not None and block.array is not None and block.generation in over:
                 key = (block.request_id, block.generation, keepers.get(id(buffer), "Buffer"))
                 sums[key] += block.array.nbytes
                 counts[key] += 1
