@@ -1,8 +1,8 @@
 """The request that allocations of other libraries count to: the one that is active where they happen.
 
-A context variable: each thread has its own, and asyncio tasks begin with that of the code that made them. What
-must stay true: an activation ends with its ``with`` block, in tasks made inside it too, and integrations that
-park memory for reuse within one are told.
+A context variable: each thread has its own, and asyncio tasks begin with that of the code that made them.
+What must stay true: an activation ends with its ``with`` block, in tasks made inside it too, and integrations
+that park memory for reuse within one are told.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Activation:
 
 _active: ContextVar[Activation | None] = ContextVar("slabpool_active_request", default=None)
 #: Called with each activation that ends.
-on_leave: list[Callable[[Activation], None]] = []
+on_leave: list[Callable[[Activation], object]] = []
 
 
 def current() -> Activation | None:

@@ -1,6 +1,6 @@
 """tinygrad's CPU buffers in a pool, counted to the active request.
 
-tinygrad runs kernels on a thread of its own and keeps freed buffers for the next tensor of the same size. What
+tinygrad runs kernels on a thread of its own and keeps freed buffers for the next tensor of that size. What
 must stay true: memory goes back to the pool only after the device was synchronised, so that no queued kernel
 still writes it; until then it may be reused by tinygrad alone, whose kernels run in order. A request that is
 released while something of tinygrad's (a TinyJit above all) still has one of its buffers keeps those bytes as
@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterator
+from importlib import import_module
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -35,17 +36,21 @@ from slabpool.errors import (
 )
 from slabpool.records import RequestState
 
+# As Any: mypy sees the same with tinygrad and without.
 try:
-    from tinygrad import Device, Tensor
-    from tinygrad.device import Buffer, BufferSpec
-    from tinygrad.engine.jit import _TinyJit
-    from tinygrad.tensor import all_tensors
-    from tinygrad.uop.ops import Ops, buffers
+    Device: Any = import_module("tinygrad").Device
+    Tensor: Any = import_module("tinygrad").Tensor
+    Buffer: Any = import_module("tinygrad.device").Buffer
+    BufferSpec: Any = import_module("tinygrad.device").BufferSpec
+    TinyJit: Any = import_module("tinygrad.engine.jit")._TinyJit
+    all_tensors: Any = import_module("tinygrad.tensor").all_tensors
+    Ops: Any = import_module("tinygrad.uop.ops").Ops
+    buffers_of: Any = import_module("tinygrad.uop.ops").buffers
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"slabpool.tinygrad needs tinygrad ({error}): pip install 'tinygrad==0.14.0'", name=error.name
     ) from error
-except ImportError as error:
+except (ImportError, AttributeError) as error:
     raise ImportError(
         f"slabpool.tinygrad knows tinygrad 0.14.0; the one installed is of another shape ({error}): "
         "pip install 'tinygrad==0.14.0'"
@@ -67,14 +72,14 @@ class Retained(NamedTuple):
     request_id: str | int | bytes
     generation: int
     nbytes: int
-    count: int
+    buffers: int
     #: "TinyJit <name of its function>", "Tensor" or "Buffer".
     keeper: str
 
     def __str__(self) -> str:
         return (
-            f"request {self.request_id!r} generation {self.generation}: {self.nbytes} bytes in {self.count} "
-            f"buffer{'s' if self.count != 1 else ''}, kept by {self.keeper}"
+            f"request {self.request_id!r} generation {self.generation}: {self.nbytes} bytes in "
+            f"{self.buffers} buffer{'s' if self.buffers != 1 else ''}, kept by {self.keeper}"
         )
 
 
@@ -138,7 +143,7 @@ class _PoolAllocator:
     @classmethod
     def over(cls, original: Any, pool: Pool) -> _PoolAllocator:
         """In place of `original`, and in all else (copying, mapping, views) the same."""
-        kind = type("PoolAllocator", (cls, type(original)), {})
+        kind: Any = type("PoolAllocator", (cls, type(original)), {})
         allocator: _PoolAllocator = kind.__new__(kind)
         vars(allocator).update(vars(original))
         allocator.original = original
@@ -244,9 +249,10 @@ _installed: dict[str, Installed] = {}
 def install(pool: Pool, device: str = "CPU") -> Installed:
     """New buffers of tinygrad's CPU device come from the pool.
 
-    While a request is active (``with req.activate():``) they are the request's: each is a child of it, so that
-    its memory comes back when tinygrad frees it, and the request's end does not wait for that. Otherwise they
-    are the pool's own, kept until tinygrad lets go of them. Buffers that exist stay where they are.
+    While a request is active (``with req.activate():``) they are the request's: each is a child of it, so
+    that its memory comes back when tinygrad frees it, and at the request's end at the latest, or is retained.
+    Otherwise they are the pool's own, kept until tinygrad lets go of them. Buffers that exist stay where they
+    are.
 
     Parameters
     ----------
@@ -283,10 +289,13 @@ def install(pool: Pool, device: str = "CPU") -> Installed:
     """
     name = Device.canonicalize(device)
     if name.split(":")[0] != "CPU":
-        raise InvalidArgumentError(f"device must be a CPU device of tinygrad, got {device!r}; pools are host memory")
+        raise InvalidArgumentError(
+            f"device must be a CPU device of tinygrad, got {device!r}; pools are host memory"
+        )
     if name in _installed:
         raise SlabpoolError(
-            f"pool {_installed[name].pool.name!r} is installed on tinygrad's device {name}; uninstall it first"
+            f"pool {_installed[name].pool.name!r} is installed on tinygrad's device {name}; "
+            "uninstall it first"
         )
     # The device's own queues are made with its first kernel, and stay: before the pool is there.
     (Tensor([1.0], device=name) + 1).realize()
@@ -331,8 +340,8 @@ def _ours(buffer: Any) -> _Block | None:
 def _under(uop: Any) -> Iterator[int]:
     """Ids of the buffers that a graph of operations refers to, the base of each view."""
     for node in uop.toposort():
-        if node.op is Ops.BUFFER and node in buffers:
-            found = buffers[node]
+        if node.op is Ops.BUFFER and node in buffers_of:
+            found = buffers_of[node]
             for buffer in getattr(found, "bufs", (found,)):
                 yield id(buffer.base)
 
@@ -341,7 +350,7 @@ def _keepers(objects: list[Any]) -> dict[int, str]:
     """What keeps each buffer, by the buffer's id."""
     keepers: dict[int, str] = {}
     for jit in objects:
-        if isinstance(jit, _TinyJit) and jit.captured is not None:
+        if isinstance(jit, TinyJit) and jit.captured is not None:
             name = f"TinyJit {getattr(jit.fxn, '__qualname__', jit.fxn)}"
             for uop in (jit.captured._linear, jit.captured.linear):
                 for buffer in _under(uop):

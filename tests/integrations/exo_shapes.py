@@ -1,8 +1,8 @@
 """Stand-ins for what slabpool.exo is put into: objects of the same shape as exo 0.0.15's, not exo itself.
 
-Written for these tests. They have the methods, the entries by request id, and the faults of exo's Node, engine,
-peers and API: entries that nobody removes, an LRU of two states, errors that are printed and swallowed. The real
-thing is run by benchmarks/exo.
+Written for these tests. They have the methods, the entries by request id, and the faults of exo's Node,
+engine, peers and API: entries that nobody removes, an LRU of two states, errors that are printed and
+swallowed. The real thing is run by benchmarks/exo.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ class Layer:
 
     attention = Attention()
 
-    def __call__(self, x: np.ndarray[Any, Any], cache: np.ndarray[Any, Any], start: int) -> np.ndarray[Any, Any]:
+    def __call__(
+        self, x: np.ndarray[Any, Any], cache: np.ndarray[Any, Any], start: int
+    ) -> np.ndarray[Any, Any]:
         n = x.shape[1]
         cache[0, 0, start : start + n, 0, 0] = x[0]
         sums = np.cumsum(cache[0, 0, : start + n, 0, 0])[start:]
@@ -282,7 +284,9 @@ class Node:
         self, base_shard: Shard, prompt: str, request_id: str | None = None, inference_state: Any = None
     ) -> None:
         shard = self.get_current_shard(base_shard)
-        self.start(self.broadcast_status(str(request_id), json.dumps({"type": "node_status", "node_id": self.id})))
+        self.start(
+            self.broadcast_status(str(request_id), json.dumps({"type": "node_status", "node_id": self.id}))
+        )
         assert request_id is not None
         if not shard.is_first_layer():
             self.outstanding_requests[request_id] = "waiting"
@@ -364,7 +368,9 @@ class Node:
         name, peer = self._target(target_index)
         if peer is None:
             raise ValueError(f"no peer {name}")
-        await peer.send_prompt(self.get_current_shard(base_shard, target_index), prompt, request_id, inference_state)
+        await peer.send_prompt(
+            self.get_current_shard(base_shard, target_index), prompt, request_id, inference_state
+        )
 
     async def forward_tensor(
         self,
@@ -401,7 +407,9 @@ class Api:
         self.handled = 0
         self.app = web.Application()
         self.app.router.add_post("/chat", self.chat)
-        self.token_queues: collections.defaultdict[str, asyncio.Queue[Any]] = collections.defaultdict(asyncio.Queue)
+        self.token_queues: collections.defaultdict[str, asyncio.Queue[Any]] = collections.defaultdict(
+            asyncio.Queue
+        )
         callback = node.on_token.register("api")
         callback.on_next(lambda name, tokens, done: node.start(self.handle_tokens(name, tokens, done)))
 

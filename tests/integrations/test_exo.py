@@ -125,7 +125,9 @@ async def test_many_at_once(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> N
 
 
 @scene
-async def test_the_same_id_at_once_is_one_after_the_other(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
+async def test_the_same_id_at_once_is_one_after_the_other(
+    a: Node, b: Node, at_a: Adapter, at_b: Adapter
+) -> None:
     finished: list[list[int]] = []
 
     def on_token(name: str, tokens: list[int], done: bool) -> None:
@@ -145,7 +147,9 @@ async def test_an_id_of_two_nodes_at_once_is_refused(a: Node, b: Node, at_a: Ada
     arrived, go = gate(a)
     first = asyncio.ensure_future(a.process_prompt(Shard(0, 0), PROMPTS[0], "one"))
     await arrived.wait()  # and b has not heard of it
-    with pytest.raises(RunRefusedError, match="'one' came in at node b while one of the same id, from node a"):
+    with pytest.raises(
+        RunRefusedError, match="'one' came in at node b while one of the same id, from node a"
+    ):
         await b.process_prompt(Shard(0, 0), PROMPTS[1], "one")
     go.set()
     await first
@@ -285,7 +289,7 @@ async def test_a_node_was_started_again(a: Node, b: Node, at_a: Adapter, at_b: A
     arrived, _ = gate(b)
     work = asyncio.ensure_future(a.process_prompt(Shard(0, 0), PROMPTS[0], "forgotten"))
     await arrived.wait()
-    for task in list(b.tasks) + [task for task in a.tasks]:
+    for task in [*b.tasks, *a.tasks]:
         task.cancel()
     await work
     (fresh,) = (node for node in make_ring("a", "b") if node.id == "b")
@@ -377,7 +381,9 @@ def test_uninstall_leaves_the_node_as_it_was() -> None:
 
 
 def test_what_cannot_be_installed_on() -> None:
-    with pytest.raises(slabpool.InvalidTypeError, match=r"must be an exo\.orchestration\.Node .* process_prompt"):
+    with pytest.raises(
+        slabpool.InvalidTypeError, match=r"must be an exo\.orchestration\.Node .* process_prompt"
+    ):
         slabpool.exo.install(object(), pool=slabpool.Pool("1MiB"))
     (node,) = make_ring("a")
     adapter = slabpool.exo.install(node)

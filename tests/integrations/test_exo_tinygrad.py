@@ -1,4 +1,4 @@
-"""KV states of slabpool.exo as real tinygrad tensors: in the request's memory, apart under a jit, kept while used."""
+"""KV states of slabpool.exo as real tinygrad tensors: in the request's memory, and each request's its own."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def test_states_are_in_the_requests_and_apart(tg: ModuleType) -> None:
         for i, name in enumerate(runs):
             x = tg.Tensor(np.array([[float(10 * i + step)]], np.float32), device="CPU").realize()
             state = poll(x, name)
-            out = model.forward_jit(x, tg.Variable("start", 0, 7).bind(state["start_pos"]), cache=state["cache"])
+            out = model.forward_jit(
+                x, tg.Variable("start", 0, 7).bind(state["start_pos"]), cache=state["cache"]
+            )
             seen[name].append(float(out.numpy()[0, 0]))
             engine.states[name].start += 1
     assert isinstance(model.forward_jit, _FlatJit)

@@ -44,7 +44,8 @@ def values(tg: ModuleType, seed: int, shape: tuple[int, ...] = (8, 64)) -> Any:
 def nbytes(pool: slabpool.Pool, *requests: slabpool.Request) -> list[int]:
     """What each request has, with its children: every buffer is one."""
     return [
-        sum(r.nbytes for r in pool.requests() if req.generation in (r.generation, r.parent)) for req in requests
+        sum(r.nbytes for r in pool.requests() if req.generation in (r.generation, r.parent))
+        for req in requests
     ]
 
 
@@ -112,13 +113,15 @@ def test_what_a_jit_keeps_is_retained_and_told(tg: ModuleType, pool: slabpool.Po
     kept = pool.stats().retained
     assert kept > 0
     records = pool.requests()
-    assert {(r.request_id, r.parent, r.state.value) for r in records} == {("chat-42", req.generation, "released")}
+    assert {(r.request_id, r.parent, r.state.value) for r in records} == {
+        ("chat-42", req.generation, "released")
+    }
     assert sum(r.nbytes for r in records) == kept
     told = slabpool.tinygrad.retained(pool)
     assert {(t.request_id, t.generation) for t in told} == {("chat-42", req.generation)}
     assert {t.keeper.rsplit(".", 1)[-1] for t in told} == {"step"}
     assert all(t.keeper.startswith("TinyJit ") for t in told)
-    assert sum(t.count for t in told) == len(records)
+    assert sum(t.buffers for t in told) == len(records)
     assert 0 < sum(t.nbytes for t in told) <= kept
     # A neighbour fills all that the pool hands out: nothing of the jit's is among it.
     with pool.request("neighbour") as other:

@@ -100,6 +100,9 @@ def use_request(req: slabpool.Request) -> None:
     assert_type(tensors, slabpool.Tensors)
     use_layout(layout, tensors)
     use_growable(req.growable((2, 0, 8), np.float16, axis=1, limit=64, timeout=0.5), req)
+    with req.activate() as active:
+        assert_type(active, slabpool.Request)
+        assert_type(slabpool.active_request(), slabpool.Request | None)
     with req.child(devices=["gpu0"]) as step:
         assert_type(step, slabpool.Request)
     assert_type(step.ack("gpu0"), slabpool.Ack)
@@ -132,6 +135,39 @@ def use_growable(tensor: slabpool.GrowableTensor, req: slabpool.Request) -> None
     assert tensor.request is req
     assert_type((tensor.axis, tensor.length, tensor.limit, tensor.nbytes), tuple[int, int, int, int])
     assert_type(len(tensor), int)
+
+
+def use_tinygrad(pool: slabpool.Pool) -> None:
+    from slabpool import tinygrad
+
+    with tinygrad.install(pool, device="CPU") as here:
+        assert_type(here, tinygrad.Installed)
+        assert_type(tinygrad.installed("CPU"), tinygrad.Installed | None)
+        assert_type(here.pool, slabpool.Pool)
+        assert_type(here.device, str)
+        here.uninstall()
+    for kept in tinygrad.retained(pool):
+        assert_type((kept.request_id, kept.generation), tuple[str | int | bytes, int])
+        assert_type((kept.nbytes, kept.buffers, kept.keeper), tuple[int, int, str])
+    tinygrad.uninstall()
+
+
+def use_exo(node: Any, api: Any, pool: slabpool.Pool) -> None:
+    from slabpool import exo
+
+    adapter = exo.install(node, pool=pool, api=api)
+    assert_type(adapter, exo.Adapter)
+    assert_type(adapter.pool, slabpool.Pool)
+    assert_type(adapter.counts(), dict[str, int])
+    assert_type(adapter.runs(), list[exo.RunRecord])
+    for run in adapter.runs():
+        assert_type((run.request_id, run.run, run.entry, run.reason), tuple[str, str, str, str])
+        assert_type((run.ring, run.pending), tuple[tuple[str, ...], frozenset[str]])
+        assert_type((run.generation, run.nbytes, run.idle), tuple[int, int, float])
+    try:
+        assert_type(adapter.cancel("chat-42"), bool)
+    except (exo.RunRefusedError, exo.RunFailedError):
+        adapter.uninstall()
 
 
 def use_layout(layout: slabpool.Layout, tensors: slabpool.Tensors) -> None:

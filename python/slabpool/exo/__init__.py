@@ -33,7 +33,7 @@ def install(node: Any, *, pool: Pool | None = None, api: Any = None) -> Adapter:
       (what the lost node held is let go);
     - KV states live in the request's memory until then, however many prompts run, and a prompt that finds no
       room fails with `PoolExhausted` in place of evicting another's;
-    - entries by request id (``outstanding_requests``, ``buffered_token_output``, ``token_queues``) go with it;
+    - entries by request id go with it: ``outstanding_requests``, ``buffered_token_output``, ``token_queues``;
     - a prompt under an id that is still running waits for its end;
     - a client whose prompt failed is told at once.
 

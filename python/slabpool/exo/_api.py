@@ -1,8 +1,8 @@
-"""HTTP clients of exo's ChatGPT API: their token queues live as long as they do, and their leaving is noticed.
+"""HTTP clients of exo's ChatGPT API: their token queues go with them, and their leaving is noticed.
 
-What must stay true: an entry in `token_queues` belongs to one HTTP request that is being handled on this node,
-and goes with it; tokens of other nodes' requests make none. A client that is gone before its prompt is over
-ends the prompt.
+What must stay true: an entry in `token_queues` belongs to one HTTP request that is being handled on this
+node, and goes with it; tokens of other nodes' requests make none. A client that is gone before its prompt is
+over ends the prompt.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """KV states of exo's tinygrad engine in the memory of their run, in place of a dictionary of the last two.
 
-What must stay true: a state lives from the run's first tensor on this node until the node lets go of the run,
-and its memory as long as any buffer of tinygrad's over it. Engines come and go (exo makes a new one when peers
-change); a run's state is the run's. `_poll_state` runs on the engine's thread while the run is held.
+What must stay true: a state lives from the run's first tensor on this node until the node lets go of the
+run, and its memory as long as any buffer of tinygrad's over it. Engines come and go (exo makes a new one when
+peers change); a run's state is the run's. `_poll_state` runs on the engine's thread while the run is held.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import inspect
 import sys
 import weakref
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,9 @@ class _FlatJit:
     """
 
     def __init__(self, forward: Callable[[Any, Any, list[Any]], Any]) -> None:
-        from tinygrad import TinyJit
-
-        self._jit = TinyJit(lambda x, start_pos, *cache: forward(x, start_pos, list(cache)))
+        self._jit = import_module("tinygrad").TinyJit(
+            lambda x, start_pos, *cache: forward(x, start_pos, list(cache))
+        )
 
     def __call__(self, x: Any, start_pos: Any, cache: Sequence[Any]) -> Any:
         return self._jit(x, start_pos, *cache)
@@ -49,11 +50,11 @@ class _FlatJit:
 
 def make_cache(request: Request, x: Any, attention: Any) -> Any:
     """One layer's cache, zeros in the memory of the request, as a tensor like exo's own."""
-    from tinygrad import Tensor
-
     shape = (2, x.shape[0], attention.max_context, attention.n_kv_heads, attention.head_dim)
     array = request.zeros(int(np.prod(shape)) * x.dtype.itemsize, np.uint8)
-    tensor = Tensor.from_blob(array.ctypes.data, shape, dtype=x.dtype, device=x.device)
+    tensor = import_module("tinygrad").Tensor.from_blob(
+        array.ctypes.data, shape, dtype=x.dtype, device=x.device
+    )
     # Views and kernels refer to this buffer, so whoever could touch the memory keeps the array.
     _base(tensor).realized._slabpool_array = array
     return tensor
@@ -126,11 +127,11 @@ class Engines:
         if engine is None or run is None:  # training and evaluation have no run
             return original(x, request_id, max_states)
         if run.state is None:
-            if x.device.split(":")[0] in _HOST_DEVICES:
+            if isinstance(x.device, str) and x.device.split(":")[0] in _HOST_DEVICES:
                 run.state = State(
                     [make_cache(run.handle, x, layer.attention) for layer in engine.model.layers]
                 )
-            else:  # memory of a device that the pool does not have: tinygrad's own, and the run's all the same
+            else:  # on a device that the pool has no memory of: tinygrad's own, and the run's all the same
                 original(x, request_id, sys.maxsize)
                 run.state = engine.states[request_id]
         self._flatten(engine.model)

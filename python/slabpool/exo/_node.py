@@ -201,7 +201,7 @@ class Adapter:
         request_id, tag = untagged(request_id or str(uuid.uuid4()))
         if tag is None:
             raise RunRefusedError(
-                f"a tensor of request {request_id!r} came to node {self._node.id} from a node without slabpool; "
+                f"a tensor of request {request_id!r} came to node {self._node.id} from one without slabpool; "
                 "call slabpool.exo.install on every node of the ring"
             )
         run = await self._runs.join(request_id, tag)

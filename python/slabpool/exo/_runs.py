@@ -124,7 +124,7 @@ class Runs:
                 if not other.over and other.entry != tag.entry:
                     raise RunRefusedError(
                         f"request {request_id!r} came in at node {tag.entry} while one of the same id, from "
-                        f"node {other.entry}, is running on node {self.me}; use ids that are unique in the ring"
+                        f"node {other.entry}, is running on node {self.me}; use ids unique in the ring"
                     )
                 # The entry lets one run of an id at a time into the ring: it has seen the end of this one.
                 self.end(other, "the next prompt of the same id is here")

@@ -3,7 +3,7 @@
 A *run* is one prompt on its way round the ring: its own name, made by the node that it came in at, tells it
 from every other prompt of the same ``request_id``. The name travels as a tag on the id that exo passes along
 (exo's own place for extra state cannot be sent on Linux: its gRPC handle fails on anything in it). What must
-stay true: every node takes the tag off before exo's code sees the id, so all that exo keeps is by the plain id.
+stay true: every node takes the tag off before exo's code sees the id, so that all exo keeps is by plain ids.
 """
 
 from __future__ import annotations
