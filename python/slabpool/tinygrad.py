@@ -138,7 +138,8 @@ class _PoolAllocator:
     pool: Pool
     # Freed during an activation of their request, by size: not yet the pool's, see the head of this file.
     _parked: dict[_active.Activation, dict[int, list[Any]]]
-    _lock: threading.Lock  # tinygrad's garbage is freed on any thread
+    # tinygrad's garbage is freed on any thread, and by the collector on this one inside of what it guards.
+    _lock: threading.RLock
 
     @classmethod
     def over(cls, original: Any, pool: Pool) -> _PoolAllocator:
@@ -149,7 +150,7 @@ class _PoolAllocator:
         allocator.original = original
         allocator.pool = pool
         allocator._parked = {}
-        allocator._lock = threading.Lock()
+        allocator._lock = threading.RLock()
         return allocator
 
     def alloc(self, size: int, options: Any = None) -> Any:
@@ -194,8 +195,8 @@ class _PoolAllocator:
         """Buffers parked in the activation, or in all, go back to the pool; whether there were any."""
         with self._lock:
             if activation is None:
-                by_size = list(self._parked.values())
-                self._parked.clear()
+                taken, self._parked = self._parked, {}
+                by_size = list(taken.values())
             else:
                 by_size = [self._parked.pop(activation, {})]
         opaques = [opaque for sizes in by_size for parked in sizes.values() for opaque in parked]

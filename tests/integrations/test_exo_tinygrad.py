@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -18,7 +19,10 @@ ATTENTION = SimpleNamespace(max_context=8, n_kv_heads=2, head_dim=4)
 
 
 @pytest.fixture(scope="module")
-def tg(require_module: Callable[[str], ModuleType]) -> ModuleType:
+def tg(require_module: Callable[[str], ModuleType], require_program: Callable[..., str]) -> ModuleType:
+    if sys.version_info < (3, 11):
+        pytest.skip("tinygrad 0.14 needs Python 3.11")
+    require_program("clang")  # its CPU device compiles with it
     return require_module("tinygrad")
 
 

@@ -18,7 +18,10 @@ import slabpool
 
 
 @pytest.fixture(scope="module")
-def tg(require_module: Callable[[str], ModuleType]) -> ModuleType:
+def tg(require_module: Callable[[str], ModuleType], require_program: Callable[..., str]) -> ModuleType:
+    if sys.version_info < (3, 11):
+        pytest.skip("tinygrad 0.14 needs Python 3.11")
+    require_program("clang")  # its CPU device compiles with it
     return require_module("tinygrad")
 
 
@@ -278,16 +281,6 @@ def test_install_and_uninstall(tg: ModuleType) -> None:
     del ours
     gc.collect()
     assert pool.stats().live == 0
-
-
-def test_an_activation_is_for_one_block() -> None:
-    pool = slabpool.Pool("1MiB")
-    with pool.request("r") as req:
-        activation = req.activate()
-        with activation as given:
-            assert given is req
-        with pytest.raises(RuntimeError, match="for one `with` block"):
-            activation.__enter__()
 
 
 def test_without_tinygrad_the_error_says_what_to_install() -> None:

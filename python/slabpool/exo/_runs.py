@@ -236,7 +236,7 @@ class Runs:
                 self._remember(message.run)  # its work may still be on the way here: it will be refused
             else:
                 # A finish is told by the last node when it is done with it; all else is a failure.
-                self.end(run, message.reason, failed=message.reason != FINISHED)
+                self.end(run, message.reason or "over", failed=message.reason != FINISHED)
                 if message.done:
                     self._acknowledge(run, message.sender)
         if message.waits and (run is None or run.left):
