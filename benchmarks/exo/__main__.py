@@ -108,8 +108,15 @@ class Scenes:
                 threads.submit(self.first.generate, f"three-{i}", prompt)
                 for i, prompt in enumerate(PROMPTS[4:7])
             ]
+            most = 0
+            while not all(future.done() for future in futures):
+                most = max(most, self.first.counts().get("live", 0))
             answers = [future.result() for future in futures]
-        self._result("three at once", *compare(answers, self.wanted[4:7]))
+        good, text = compare(answers, self.wanted[4:7])
+        in_pool = (
+            f"; at most {most} bytes of KV in node {self.first.name}'s pool" if self.ring.slabpool else ""
+        )
+        self._result("three at once", good, text + in_pool)
 
     def through_http(self) -> None:
         """exo's own API, streaming and not."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ KV = 2 * CONTEXT * 8 * LAYERS // 2
 def numpy_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     def make(request: slabpool.Request, x: Any, attention: Any) -> Any:
         shape = (2, x.shape[0], attention.max_context, attention.n_kv_heads, attention.head_dim)
-        return request.zeros(shape, x.dtype)
+        return SimpleNamespace(length=attention.max_context), request.zeros(shape, x.dtype)
 
     monkeypatch.setattr(_engine, "make_cache", make)
 

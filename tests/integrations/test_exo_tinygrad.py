@@ -38,7 +38,8 @@ class Model:
             one.shrink((None, None, (start, start + 1), None, None)).assign(
                 x.reshape(1, 1, 1, 1, 1).expand(2, 1, 1, 2, 4).contiguous()
             ).realize()
-            x = x + one[0].sum().reshape(1, 1)
+            seen = one[0].shrink((None, (0, start + 1), None, None))
+            x = x + seen.sum().reshape(1, 1)
         return x.realize()
 
 
@@ -80,8 +81,12 @@ def test_states_are_in_the_requests_and_apart(tg: ModuleType) -> None:
     assert isinstance(model.forward_jit, _FlatJit)
     for i, name in enumerate(runs):
         assert seen[name] == expected(i)
-        assert runs[name].handle.nbytes == 2 * 2 * 8 * 2 * 4 * 4
+        # Two layers, of which each has grown to five positions of 2 * 2 * 4 floats: in one page.
+        assert runs[name].handle.nbytes == 2 * 16384
     assert engines.states() == 3
+    engine.states["one"].start = ATTENTION.max_context
+    with pytest.raises(slabpool.TensorTooLargeError):
+        poll(x, "one")
     for run in runs.values():
         run.handle.close()
         engines.forget(run)
@@ -112,17 +117,20 @@ def test_whoever_has_the_tensor_keeps_the_memory(tg: ModuleType) -> None:
     pool = slabpool.Pool("1MiB")
     request = pool.request("chat-42", ["a"])
     x = tg.Tensor(np.ones((1, 1), np.float32), device="CPU").realize()
-    cache = make_cache(request, x, ATTENTION)
+    array, cache = make_cache(request, x, ATTENTION)
     assert cache.shape == (2, 1, 8, 2, 4)
-    assert not cache.numpy().any()
-    view = cache[1]
+    array.extend(2)
+    places = cache.shrink((None, None, (0, 3), None, None))
+    places.assign(tg.Tensor.arange(48, dtype="float").reshape(2, 1, 3, 2, 4).contiguous()).realize()
+    view = cache[1, 0, 2]
     request.close()
     assert request.ack("a") is slabpool.Ack.RELEASED
-    assert pool.stats().retained == request.nbytes == 512
-    del cache
+    del array
+    assert pool.stats().retained == request.nbytes == 16384
+    del cache, places
     gc.collect()
-    assert pool.stats().retained == 512
-    assert not view.numpy().any()
+    assert pool.stats().retained == 16384
+    np.testing.assert_array_equal(view.numpy(), np.arange(40, 48).reshape(2, 4))
     del view
     gc.collect()
     assert pool.stats().retained == 0

@@ -2,7 +2,9 @@
 
 What must stay true: a state lives from the run's first tensor on this node until the node lets go of the
 run, and its memory as long as any buffer of tinygrad's over it. Engines come and go (exo makes a new one when
-peers change); a run's state is the run's. `_poll_state` runs on the engine's thread while the run is held.
+peers change); a run's state is the run's. A cache has memory for the positions in use and addresses for all:
+nobody may read beyond, and exo's attention does not. `_poll_state` runs on the engine's thread while the run
+is held.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from slabpool._core.growable import GrowableTensor
 from slabpool._core.request import Request
 from slabpool.exo._run import Run
 
@@ -27,9 +30,16 @@ _HOST_DEVICES = frozenset({"CLANG", "LLVM", "CPU"})
 class State:
     """What exo's engine keeps for a request: it reads `cache`, and advances `start`."""
 
-    def __init__(self, cache: Sequence[Any]) -> None:
-        self.cache = list(cache)
+    def __init__(self, layers: Sequence[tuple[GrowableTensor, Any]]) -> None:
+        self._grown = [array for array, _ in layers]
+        self.cache = [tensor for _, tensor in layers]
         self.start = 0
+
+    def reach(self, length: int) -> None:
+        """Has memory for so many positions."""
+        for array in self._grown:
+            if length > array.length:
+                array.extend(length - array.length)
 
 
 class _FlatJit:
@@ -48,16 +58,22 @@ class _FlatJit:
         return self._jit(x, start_pos, *cache)
 
 
-def make_cache(request: Request, x: Any, attention: Any) -> Any:
-    """One layer's cache, zeros in the memory of the request, as a tensor like exo's own."""
-    shape = (2, x.shape[0], attention.max_context, attention.n_kv_heads, attention.head_dim)
-    array = request.zeros(int(np.prod(shape)) * x.dtype.itemsize, np.uint8)
-    tensor = import_module("tinygrad").Tensor.from_blob(
-        array.ctypes.data, shape, dtype=x.dtype, device=x.device
+def make_cache(request: Request, x: Any, attention: Any) -> tuple[GrowableTensor, Any]:
+    """One layer's cache in the memory of the request: a tensor of the shape of exo's own.
+
+    Its addresses reach to the end of the context, its memory to the positions that were asked for by extending
+    what is returned with it.
+    """
+    rest = (2, x.shape[0], attention.n_kv_heads, attention.head_dim)
+    size = int(np.prod(rest)) * x.dtype.itemsize
+    array = request.growable((0, size), np.uint8, axis=0, limit=attention.max_context)
+    first = array.extend(1)
+    blob = import_module("tinygrad").Tensor.from_blob(
+        first.ctypes.data, (attention.max_context, *rest), dtype=x.dtype, device=x.device
     )
     # Views and kernels refer to this buffer, so whoever could touch the memory keeps the array.
-    _base(tensor).realized._slabpool_array = array
-    return tensor
+    _base(blob).realized._slabpool_array = first
+    return array, blob.permute(1, 2, 0, 3, 4)
 
 
 def _base(tensor: Any) -> Any:
@@ -134,6 +150,8 @@ class Engines:
             else:  # on a device that the pool has no memory of: tinygrad's own, and the run's all the same
                 original(x, request_id, sys.maxsize)
                 run.state = engine.states[request_id]
+        if isinstance(run.state, State):
+            run.state.reach(run.state.start + x.shape[1])
         self._flatten(engine.model)
         engine.states[request_id] = run.state
         return {"start_pos": run.state.start, "cache": run.state.cache}
