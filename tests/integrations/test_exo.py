@@ -19,18 +19,8 @@ from hypothesis import strategies as st
 import slabpool
 from slabpool.exo import Adapter, RunRefusedError, _engine, _runs
 from slabpool.exo._wire import Message, Tag, parse, tagged, untagged
-from tests.integrations.exo_shapes import (
-    CONTEXT,
-    LAYERS,
-    TOKENS,
-    Node,
-    Shard,
-    answer,
-    make_ring,
-    nothing_kept,
-    reference,
-    until,
-)
+from tests.integrations.exo_engine_shapes import CONTEXT, LAYERS, TOKENS, Shard, reference
+from tests.integrations.exo_shapes import Node, answer, make_ring, nothing_kept, until
 
 PROMPTS = [f"prompt number {i}" for i in range(8)]
 #: Bytes of a request's caches on one of two nodes.

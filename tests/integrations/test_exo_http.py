@@ -14,7 +14,8 @@ import pytest
 
 import slabpool
 from slabpool.exo import Adapter
-from tests.integrations.exo_shapes import Api, Node, make_ring, nothing_kept, reference, until
+from tests.integrations.exo_engine_shapes import reference
+from tests.integrations.exo_shapes import Api, Node, make_ring, nothing_kept, until
 from tests.integrations.test_exo import PROMPTS, gate, numpy_caches
 
 assert numpy_caches  # the fixture, for this module too

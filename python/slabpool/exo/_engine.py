@@ -61,8 +61,8 @@ class _FlatJit:
 def make_cache(request: Request, x: Any, attention: Any) -> tuple[GrowableTensor, Any]:
     """One layer's cache in the memory of the request: a tensor of the shape of exo's own.
 
-    Its addresses reach to the end of the context, its memory to the positions that were asked for by extending
-    what is returned with it.
+    Its addresses reach to the end of the context, its memory to the positions asked for by extending what is
+    returned with it.
     """
     rest = (2, x.shape[0], attention.n_kv_heads, attention.head_dim)
     size = int(np.prod(rest)) * x.dtype.itemsize
