@@ -95,7 +95,7 @@ class Adapter:
         return self._runs.records()
 
     def cancel(self, request_id: str) -> bool:
-        """Ends a request on all nodes, as if its client had gone away.
+        """Ends a request on all nodes, as if its client had gone away. On the event loop's thread.
 
         Returns
         -------
@@ -128,7 +128,7 @@ class Adapter:
         }
 
     def uninstall(self) -> None:
-        """Ends what runs here and makes the node as it was before `install`."""
+        """Ends what runs here and makes the node as it was before `install`. On the event loop's thread."""
         self._runs.end_all("slabpool was taken out of the node")
         for name in self._original:
             delattr(self._node, name)
@@ -177,9 +177,9 @@ class Adapter:
         request_id, tag = untagged(request_id or str(uuid.uuid4()))
         client = self._clients.caller() if self._clients is not None and tag is None else None
         run = await (self._runs.begin(request_id) if tag is None else self._runs.join(request_id, tag))
-        self._engines.adopt(self._node.inference_engine)
         self._runs.hold(run)
         try:
+            self._engines.adopt(self._node.inference_engine)
             if client is not None and self._clients is not None:
                 if client.gone:
                     self._runs.end(run, CLIENT_GONE)
@@ -205,10 +205,10 @@ class Adapter:
                 "call slabpool.exo.install on every node of the ring"
             )
         run = await self._runs.join(request_id, tag)
-        self._engines.adopt(self._node.inference_engine)
         self._runs.hold(run)
         run.steps += 1
         try:
+            self._engines.adopt(self._node.inference_engine)
             return await self._original["process_tensor"](base_shard, tensor, request_id, inference_state)
         except BaseException as error:
             self._runs.end(run, f"node {self._node.id}: {one_line(error)}")

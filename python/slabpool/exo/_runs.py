@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Protocol
@@ -95,7 +96,7 @@ class Runs:
 
     def records(self) -> list[RunRecord]:
         """All of them, oldest first."""
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         return [run.record(now) for run in self]
 
     # ---- a run's beginning
@@ -136,7 +137,7 @@ class Runs:
         if self._node.ring() != run.ring:
             self.end(run, f"the ring changed from {', '.join(run.ring)} to {', '.join(self._node.ring())}")
             raise RunRefusedError(f"request {request_id!r} cannot go on at node {self.me}: {run.reason}")
-        run.touched = asyncio.get_running_loop().time()
+        run.touched = time.monotonic()
         return run
 
     def _refuse_late(self, request_id: str, tag: Tag) -> None:
@@ -147,7 +148,7 @@ class Runs:
 
     def _open(self, request_id: str, name: str, entry: str, ring: tuple[str, ...]) -> Run:
         handle = self.pool.request(request_id, devices=ring)
-        run = Run(request_id, name, entry, ring, handle, asyncio.get_running_loop().time())
+        run = Run(request_id, name, entry, ring, handle, time.monotonic())
         self._runs[name] = run
         self._current[request_id] = run
         return run
@@ -252,7 +253,7 @@ class Runs:
 
         Called whenever the node has looked for its peers, which exo does every other second.
         """
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         peers = self._node.peers()
         for lost in {node for run in self for node in run.ring} - peers - {self.me}:
             self.lost(lost)
