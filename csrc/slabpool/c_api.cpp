@@ -41,6 +41,7 @@ SLABPOOL_SAME(SLABPOOL_REQUEST_OPEN, slabpool::RequestState::open);
 SLABPOOL_SAME(SLABPOOL_REQUEST_DRAINING, slabpool::RequestState::draining);
 SLABPOOL_SAME(SLABPOOL_REQUEST_IN_DOUBT, slabpool::RequestState::in_doubt);
 SLABPOOL_SAME(SLABPOOL_REQUEST_RELEASED, slabpool::RequestState::released);
+SLABPOOL_SAME(SLABPOOL_REQUEST_KEPT, slabpool::RequestState::kept);
 
 namespace {
 

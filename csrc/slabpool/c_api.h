@@ -64,7 +64,8 @@ enum {
   SLABPOOL_REQUEST_OPEN = 0,
   SLABPOOL_REQUEST_DRAINING = 1,
   SLABPOOL_REQUEST_IN_DOUBT = 2,
-  SLABPOOL_REQUEST_RELEASED = 3
+  SLABPOOL_REQUEST_RELEASED = 3,
+  SLABPOOL_REQUEST_KEPT = 4 /* by a session of another language's interface */
 };
 
 typedef struct slabpool_pool slabpool_pool;

@@ -1,5 +1,6 @@
 // Blocks: handing them out, taking them back, and what stats() says of them. Requests are in
-// pool_requests.cpp, waiting is in pool_wait.cpp, devices in other processes in pool_shared.cpp.
+// pool_requests.cpp, what sessions keep in pool_keep.cpp, waiting in pool_wait.cpp, devices in other
+// processes in pool_shared.cpp.
 #include "slabpool/pool.hpp"
 
 #include <unistd.h>
@@ -160,7 +161,7 @@ Allocation Pool::allocate_slowly(const AllocateSpec& spec) noexcept {
   try {
     result = take(p, {}, false);
     if (result.block == nullptr) return result;
-    result.block->request = 0;
+    result.block->request.store(0, std::memory_order_relaxed);
     result.block->start(1);
     ready(*result.block, spec);
   } catch (const std::bad_alloc&) {
@@ -186,7 +187,7 @@ Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
     Block* block = take_first(spec.nbytes);
     if (block == nullptr) [[unlikely]]
       return allocate_slowly(spec);
-    block->request = 0;
+    block->request.store(0, std::memory_order_relaxed);
     block->start(1);
     if (spec.zero && !block->zero) std::memset(block->data, 0, spec.nbytes);
     block->zero = false;
@@ -201,11 +202,11 @@ Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
   Block* block = take_first(spec.nbytes);
   if (block == nullptr) [[unlikely]]
     return allocate_slowly(spec);
-  block->request = spec.request.slot + 1;
-  block->start(spec.view ? 2 : 1);
+  block->request.store(spec.request.slot + 1, std::memory_order_relaxed);
+  block->start(Block::kRequest | (spec.view ? Block::kView : 0));
   if (spec.zero && !block->zero) std::memset(block->data, 0, spec.nbytes);
   block->zero = false;
-  const Status status = attach(*record, spec.request, *block, spec.view);
+  const Status status = attach(*record, spec.request, *block);
   if (status == Status::ok) [[likely]]
     return {block, Status::ok};
   block->abandon();
@@ -218,7 +219,8 @@ Allocation Pool::allocate_further(const AllocateSpec& spec) noexcept {
   const Allocation result = try_allocate(spec);
   if (result.block != nullptr) [[likely]] {
     log(EventKind::allocate, spec.request.generation, kNoDevice, result.block->bytes);
-  } else if (result.status == Status::exhausted || result.status == Status::system_refused) {
+  } else if (spec.counts &&
+             (result.status == Status::exhausted || result.status == Status::system_refused)) {
     note_exhausted(spec.request.generation, spec.nbytes);
   }
   return result;
@@ -231,7 +233,7 @@ Block* Pool::allocate_quickly(std::uint64_t nbytes) noexcept {
   Block* block = take_first(nbytes);
   if (block == nullptr) [[unlikely]]
     return nullptr;
-  block->request = 0;
+  block->request.store(0, std::memory_order_relaxed);
   block->start(1);
   block->zero = false;
   return block;
@@ -281,28 +283,31 @@ void Pool::give_back(Block* chain, bool to_depot) noexcept {
 }
 
 void Pool::hold_view(Block& block) noexcept {
-  block.hold();
-  if (block.request != 0) {
-    // Relaxed: a figure.
-    table_.record(block.request - 1)->other_views.fetch_add(1, std::memory_order_relaxed);
+  if (block.request.load(std::memory_order_relaxed) != 0) {
+    if (block.hold_with_request()) return;
+    retaining(block).retained_views.fetch_add(1, std::memory_order_relaxed);
   }
+  block.hold();
+}
+
+// The record of the request that let go of a retained block; it stays that request's while the block is
+// retained, so only whoever has a view may ask.
+RequestRecord& Pool::retaining(const Block& block) const noexcept {
+  return *table_.record(block.request.load(std::memory_order_relaxed) - 1);
 }
 
 Status Pool::open_view(Block& block, std::uint32_t serial, Handle request) noexcept {
   if (epoch_ != fork_epoch()) return Status::forked;
-  if (table_.is_over(request) || !block.hold_if(serial)) return Status::request_closed;
-  table_.record(request.slot)->other_views.fetch_add(1, std::memory_order_relaxed);
-  return Status::ok;
+  return table_.is_over(request) || !block.hold_if(serial) ? Status::request_closed : Status::ok;
 }
 
 void Pool::drop_view(Block& block) noexcept {
   ThreadCache* cache = caches_.last();
   if (cache == nullptr || (quirks_.load(std::memory_order_relaxed) & ~kShared) != 0) [[unlikely]]
     return drop_view_slowly(block);
-  if (block.request != 0) {
-    table_.record(block.request - 1)->other_views.fetch_sub(1, std::memory_order_relaxed);
-    if (block.drop()) [[unlikely]]
-      return_retained(block);
+  if (block.request.load(std::memory_order_relaxed) != 0) {
+    if (!block.drop_with_request()) [[unlikely]]
+      drop_retained(block);
     return;
   }
   if (!block.drop_private()) return;
@@ -317,7 +322,7 @@ void Pool::drop_view(Block& block) noexcept {
 
 void Pool::drop_view_slowly(Block& block) noexcept {
   if (epoch_ != fork_epoch()) return;  // the parent's business
-  if (block.request == 0) {
+  if (block.request.load(std::memory_order_relaxed) == 0) {
     if (!block.drop_private()) return;
     log(EventKind::free, 0, kNoDevice, block.bytes);
     block.next = nullptr;
@@ -325,14 +330,15 @@ void Pool::drop_view_slowly(Block& block) noexcept {
     if (closed()) (void)trim();  // nobody will ask for it again
     return;
   }
-  // The record is this request's until the hold is dropped: by the request's own hold, or by `keep`.
-  table_.record(block.request - 1)->other_views.fetch_sub(1, std::memory_order_relaxed);
-  if (block.drop()) return_retained(block);
+  if (!block.drop_with_request()) drop_retained(block);
 }
 
-// The last hold of a request's block is a view's only if the request let go before: it was retained.
-void Pool::return_retained(Block& block) noexcept {
-  RequestRecord& record = *table_.record(block.request - 1);
+// A view of a block that its request has let go of. The record is still that request's until the last such
+// view is gone: by `keep`.
+void Pool::drop_retained(Block& block) noexcept {
+  RequestRecord& record = retaining(block);
+  record.retained_views.fetch_sub(1, std::memory_order_relaxed);
+  if (!block.drop()) return;
   const std::uint64_t bytes = block.bytes;
   log(EventKind::free, record.generation.load(std::memory_order_relaxed) & ~RequestRecord::kReleased,
       kNoDevice, bytes);
@@ -417,7 +423,8 @@ Status Pool::close(bool force) noexcept {
   collect_acks();
   if (!force) {
     const RequestTable::Counts requests = table_.counts();
-    if (requests.open + requests.draining != 0 || caches_.sums().live != 0) return Status::pool_busy;
+    if (requests.open + requests.draining + requests.kept != 0 || caches_.sums().live != 0)
+      return Status::pool_busy;
   }
   // Release: a thread that is told of the closing finds it closed.
   quirks_.fetch_or(kClosed, std::memory_order_release);

@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -56,7 +57,19 @@ struct AllocateSpec {
   Handle request{};  // generation 0: memory without a request, held by the caller alone
   bool view = true;
   bool zero = false;
+  bool counts = true;      // whether running out is counted: not for whoever makes room and tries again
   SourceLocation where{};  // kept in pools with debug on
+};
+
+// What a session is to keep.
+struct KeepSpec {
+  std::string_view id;  // of the request that keeps it
+  Block* block = nullptr;
+  Handle from;     // whose it is
+  Handle session;  // from Pool::open_session()
+  std::optional<Handle>
+      instead_of;  // of this session; it is about to be closed, and not charged any more
+  SourceLocation where;
 };
 
 class SLABPOOL_API Pool {
@@ -122,6 +135,28 @@ class SLABPOOL_API Pool {
 
   DeviceRegistry& devices() noexcept { return devices_; }
 
+  // ---- what sessions keep (pool_keep.cpp)
+  // A kept request without memory of its own: `quota` bounds what is kept in it. Closing it, with
+  // close_request(), closes all that.
+  Status open_session(std::string_view id, std::uint64_t quota, SourceLocation where,
+                      Handle& session) noexcept;
+  // Moves a block, without a copy, from its request to a new one, `kept`; what else of the old request is
+  // left to its devices goes on. Closing `kept` gives the block back, but not before every request is over
+  // that pinned it: the one it came from, and those that pin() it. quota_exceeded: the session's quota;
+  // exhausted: set_kept_quota(); request_closed: `from` or the session is over; invalid_argument: the block
+  // is not a request's, or kept already. The caller has a view.
+  Status keep(const KeepSpec& spec, Handle& kept) noexcept;
+  // Whose block it is: generation 0 for nobody's. The caller has a view, and nobody moves it meanwhile.
+  Handle owner_of(const Block& block) const noexcept;
+  Status pin(Handle by, std::span<const Handle> kept) noexcept;
+  using Kept = RequestTable::Kept;
+  bool kept(Handle session, Kept& told) noexcept;  // false: it is closed
+  Status set_quota(Handle session, std::uint64_t quota) noexcept {
+    return table_.set_quota(session, quota);
+  }
+  void set_kept_quota(std::uint64_t quota) noexcept { table_.set_kept_quota(quota); }
+  std::uint64_t kept_bytes() const noexcept { return table_.kept_bytes(); }
+
   // ---- devices in other processes; only in pools of shared memory (pool_shared.cpp)
   bool shared() const noexcept { return shared_ != nullptr; }
   std::uint64_t shared_id() const noexcept { return shared_->pool_id(); }
@@ -175,7 +210,8 @@ class SLABPOOL_API Pool {
   static Plan plan(std::uint64_t nbytes, std::uint64_t align) noexcept;
   [[gnu::always_inline]] Block* take_first(std::uint64_t nbytes) noexcept;
   [[gnu::noinline]] void drop_view_slowly(Block& block) noexcept;
-  [[gnu::noinline]] void return_retained(Block& block) noexcept;
+  [[gnu::noinline]] void drop_retained(Block& block) noexcept;
+  RequestRecord& retaining(const Block& block) const noexcept;
   [[gnu::noinline]] Allocation allocate_further(const AllocateSpec& spec) noexcept;
   [[gnu::noinline]] Allocation allocate_slowly(const AllocateSpec& spec) noexcept;
   Allocation take(const Plan& plan, ReserveRef reserve, bool exact);
@@ -188,7 +224,7 @@ class SLABPOOL_API Pool {
   Status try_grow(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable) noexcept;
   Status grow_to(Block& block, RequestRecord& record, Handle request, std::uint64_t pages,
                  ThreadCache& cache, bool hard) noexcept;
-  Status attach(RequestRecord& record, Handle handle, Block& block, bool view) noexcept;
+  Status attach(RequestRecord& record, Handle handle, Block& block) noexcept;
   void ready(Block& block, const AllocateSpec& spec);
   void give_back(Block* chain, bool to_depot = false) noexcept;
   void clean(Block& block) noexcept;

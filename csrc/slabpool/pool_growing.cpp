@@ -38,9 +38,9 @@ Allocation Pool::open_growing(Handle request, std::uint64_t most) noexcept {
     if (block != nullptr) depot_.give(block);
     return {nullptr, Status::system_refused};
   }
-  block->request = request.slot + 1;
-  block->start(2);
-  const Status status = attach(*record, request, *block, true);
+  block->request.store(request.slot + 1, std::memory_order_relaxed);
+  block->start(Block::kRequest | Block::kView);
+  const Status status = attach(*record, request, *block);
   if (status == Status::ok) return {block, status};
   block->abandon();
   give_back(block);
@@ -57,8 +57,6 @@ void Pool::cancel_growing(Block& block, Handle request) noexcept {
       Block** link = &record.blocks;
       while (*link != &block) link = &(*link)->next;
       *link = block.next;
-      record.attached_views.store(record.attached_views.load(std::memory_order_relaxed) - 1,
-                                  std::memory_order_relaxed);
       found = true;
     }
   }
@@ -82,6 +80,8 @@ Status Pool::grow_to(Block& block, RequestRecord& record, Handle request, std::u
     // between, and the block go back with half of its figures changed.
     const std::lock_guard lock(record.lock);
     if (!record.takes(request)) return Status::request_closed;
+    // It moved to a session, in whose name it grows from then on.
+    if (block.request.load(std::memory_order_relaxed) != request.slot + 1) return Status::request_closed;
     bool refused = false;
     if (!depot_.grow(block, pages, effort, reserve, refused))
       return refused ? Status::system_refused : Status::exhausted;

@@ -9,7 +9,7 @@ namespace slabpool {
 
 // ---- blocks of a request
 
-Status Pool::attach(RequestRecord& record, Handle handle, Block& block, bool view) noexcept {
+Status Pool::attach(RequestRecord& record, Handle handle, Block& block) noexcept {
   const std::lock_guard lock(record.lock);
   // The lock makes this exact: a request that is claimed after this look takes the block along.
   if (!record.takes(handle)) return Status::request_closed;
@@ -18,10 +18,6 @@ Status Pool::attach(RequestRecord& record, Handle handle, Block& block, bool vie
   // Not a locked add: until the request is claimed only this changes it, under the lock.
   record.nbytes.store(record.nbytes.load(std::memory_order_relaxed) + block.bytes,
                       std::memory_order_relaxed);
-  if (view) {
-    record.attached_views.store(record.attached_views.load(std::memory_order_relaxed) + 1,
-                                std::memory_order_relaxed);
-  }
   return Status::ok;
 }
 
@@ -45,10 +41,10 @@ Allocation Pool::allocate_in_request(const AllocateSpec& spec, const Plan& p) no
                                                                   : take(p, reserve, budget);
     }
     if (result.block != nullptr) {
-      result.block->request = handle.slot + 1;
-      result.block->start(spec.view ? 2 : 1);
+      result.block->request.store(handle.slot + 1, std::memory_order_relaxed);
+      result.block->start(Block::kRequest | (spec.view ? Block::kView : 0));
       ready(*result.block, spec);
-      result.status = attach(*record, handle, *result.block, spec.view);
+      result.status = attach(*record, handle, *result.block);
     }
   } catch (const std::bad_alloc&) {
     result.status = Status::system_refused;
@@ -78,7 +74,7 @@ Allocation Pool::take_promised(const Plan& plan, ReserveRef reserve, std::uint64
 
 Status Pool::open(const OpenSpec& spec, Handle& handle) noexcept {
   const Status status = try_open(spec, handle);
-  if (status == Status::exhausted) note_exhausted(0, spec.reserve);
+  if (status == Status::exhausted && spec.counts) note_exhausted(0, spec.reserve);
   return status;
 }
 
@@ -122,7 +118,7 @@ bool Pool::finish(Handle handle) noexcept {
   while (chain != nullptr) {
     Block* block = chain;
     chain = block->next;
-    if (block->drop_if_alone()) {
+    if (block->let_go_if_alone()) {
       freed += block->bytes;
       *free_last = block;
       free_last = &block->next;
@@ -142,7 +138,10 @@ bool Pool::finish(Handle handle) noexcept {
     Block* block = viewed;
     viewed = block->next;
     const std::uint64_t bytes = block->bytes;
-    if (!block->drop()) continue;
+    if (const std::uint32_t views = block->let_go()) {
+      record.retained_views.fetch_add(static_cast<std::int32_t>(views), std::memory_order_relaxed);
+      continue;
+    }
     retained_.fetch_sub(bytes, std::memory_order_relaxed);
     record.keep.fetch_sub(1, std::memory_order_relaxed);  // never the last: retire() has not run
     kept -= bytes;
@@ -289,6 +288,7 @@ RequestState state_of(const RequestTable& table, const RequestRecord& r, const H
                       std::int64_t now) {
   if ((r.generation.load(std::memory_order_acquire) & RequestRecord::kReleased) != 0)
     return RequestState::released;
+  if (r.kept && !r.host_left) return RequestState::kept;
   if (table.in_doubt(r, set, now)) return RequestState::in_doubt;
   return r.host_left ? RequestState::draining : RequestState::open;
 }
@@ -304,8 +304,15 @@ RequestInfo info_of(const RequestTable& table, const RequestRecord& r, const Hol
   info.age_ns = now - r.opened_ns;
   set.each_device(static_cast<std::uint32_t>(info.handle.generation),
                   [&](std::uint32_t device) { info.pending.push_back(device); });
-  info.live_views = r.live_views();
+  std::int64_t views = r.retained_views.load(std::memory_order_relaxed);
+  {
+    const std::lock_guard lock(r.lock);
+    for (const Block* block = r.blocks; block != nullptr; block = block->next)
+      views += Block::views(block->state.load(std::memory_order_relaxed));
+  }
+  info.live_views = static_cast<std::uint32_t>(std::max<std::int64_t>(views, 0));
   info.opened_at = r.opened_at;
+  info.kept = r.kept;
   return info;
 }
 

@@ -54,12 +54,17 @@ Status Pool::refer(Handle handle, const void* data, std::uint64_t nbytes, std::u
   if (!usable_here()) return Status::forked;
   offset = 0;
   if (nbytes != 0) {
-    // The caller has a view of what it asks for, so the block stays what it is. It may grow meanwhile.
+    // The caller has a view of what it asks for, so the block stays what it is. It may grow meanwhile, and move
+    // to a session: what this request pins is there for its devices too, under its own seal.
     const Block* block = depot_.find(data);
-    if (block == nullptr || block->request != handle.slot + 1) return Status::invalid_argument;
+    if (block == nullptr) return Status::invalid_argument;
     std::uint64_t bytes = 0;
-    {
-      const std::lock_guard lock(table_.record(handle.slot)->lock);
+    for (bool moved = true; moved;) {
+      const std::uint32_t owner = block->request.load(std::memory_order_relaxed);
+      if (owner == 0 || (owner != handle.slot + 1 && !table_.pins(handle, owner - 1)))
+        return Status::invalid_argument;
+      const std::lock_guard lock(table_.record(owner - 1)->lock);
+      moved = block->request.load(std::memory_order_relaxed) != owner;
       bytes = block->bytes;
     }
     const auto* first = static_cast<const std::byte*>(data);

@@ -39,13 +39,15 @@ from slabpool.errors import (
     PoolExhausted,
     QuotaExceededError,
     RequestClosedError,
+    SessionLostError,
     SlabpoolError,
     StaleReferenceError,
     TensorTooLargeError,
     TooManyDevicesError,
     UnknownDeviceError,
 )
-from slabpool.records import Ack, Corruption, Event, RequestRecord, RequestState, Stats
+from slabpool.records import Ack, Corruption, Event, RequestRecord, RequestState, SessionRecord, Stats
+from slabpool.session import Session
 from slabpool.shared.attach import attach
 
 __version__ = _version("slabpool")
@@ -91,6 +93,9 @@ __all__ = [
     "RequestClosedError",
     "RequestRecord",
     "RequestState",
+    "Session",
+    "SessionLostError",
+    "SessionRecord",
     "SlabpoolError",
     "StaleReferenceError",
     "Stats",

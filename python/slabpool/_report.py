@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from slabpool._core.pool import Pool
     from slabpool._core.ref import TensorRef
     from slabpool._core.request import Request
+    from slabpool.records import RequestRecord
 
 _INVALID = 1
 _EXHAUSTED = 2
@@ -63,10 +64,18 @@ def names(devices: Iterable[object]) -> str:
 def holders(pool: Pool) -> str:
     """The requests that hold most, a line each."""
     records = sorted(pool.requests(), key=lambda r: r.nbytes, reverse=True)
-    lines = [f"\n  {record}" for record in records[:_SHOWN]]
+    idle = {record.session_id: record.idle for record in pool.sessions()}
+    lines = [f"\n  {record}{_idle(record, idle)}" for record in records[:_SHOWN]]
     if len(records) > _SHOWN:
         lines.append(f"\n  and {len(records) - _SHOWN} more requests")
     return "".join(lines) or "\n  no request; views without one"
+
+
+def _idle(record: RequestRecord, sessions: dict[str | int | bytes, float | None]) -> str:
+    if record.kept_as is None or record.request_id not in sessions:
+        return ""
+    idle = sessions[record.request_id]
+    return ", in use" if idle is None else f", idle for {idle:.1f} s"
 
 
 def usage(pool: Pool) -> str:

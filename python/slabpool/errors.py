@@ -49,6 +49,10 @@ class RequestClosedError(SlabpoolError, RuntimeError):
     """The host has let go of this request: nothing more can be allocated or changed on it."""
 
 
+class SessionLostError(SlabpoolError, RuntimeError):
+    """The session has been closed, has expired, or gave way to others. Open its id again for a new one."""
+
+
 class PoolClosedError(SlabpoolError, RuntimeError):
     """The pool is closed."""
 

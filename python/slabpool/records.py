@@ -57,6 +57,8 @@ class RequestState(enum.Enum):
     IN_DOUBT = "in_doubt"
     #: Every holder is gone. Bytes that live views keep count as retained.
     RELEASED = "released"
+    #: No request any more, but memory that a session keeps for the next one.
+    KEPT = "kept"
 
 
 class Stats(NamedTuple):
@@ -146,13 +148,67 @@ class RequestRecord:
     opened_at: str
     #: Generation of the request it is a child of, or None.
     parent: int | None
+    #: Name under which the session `request_id` keeps it (or kept it, until the requests that still read it
+    #: are over); None for a request.
+    kept_as: str | None = None
 
     def __str__(self) -> str:
+        if self.kept_as is not None:
+            return (
+                f"session {self.request_id!r} keeps {self.kept_as!r} (generation {self.generation}, "
+                f"{self.state.value}): {self.nbytes} bytes for {self.age:.1f} s, {self.live_views} live views, "
+                f"kept at {self.opened_at}"
+            )
         waiting = ", ".join(sorted(map(str, self.pending))) or "no device"
         return (
             f"request {self.request_id!r} generation {self.generation} ({self.state.value}): "
             f"{self.nbytes} bytes for {self.age:.1f} s, waits for {waiting}, "
             f"{self.live_views} live views, opened at {self.opened_at}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """One living session, as `Pool.sessions` reports it.
+
+    Examples
+    --------
+    >>> import slabpool
+    >>> pool = slabpool.Pool("1MiB")
+    >>> session = pool.session("chat-42", ttl=600)
+    >>> turn = session.request()
+    >>> (record,) = pool.sessions()
+    >>> record.idle, record.requests, record.ttl
+    (None, 1, 600.0)
+    >>> turn.close()
+    >>> pool.sessions()[0].idle >= 0
+    True
+    """
+
+    session_id: str | int | bytes
+    #: Bytes that it keeps, in whole blocks.
+    nbytes: int
+    #: Of the tensors that it keeps.
+    names: tuple[str, ...]
+    #: Seconds since the last request that used it was over (or since it was opened); None while one is.
+    idle: float | None
+    #: Requests that use it: those that are not released yet.
+    requests: int
+    #: Most bytes that it may keep, or None.
+    budget: int | None
+    #: Seconds after which it expires when idle, or None.
+    ttl: float | None
+    #: Seconds since it was opened.
+    age: float
+    #: ``file:line`` that opened it.
+    opened_at: str
+
+    def __str__(self) -> str:
+        state = f"in use by {self.requests} requests" if self.idle is None else f"idle for {self.idle:.1f} s"
+        names = ", ".join(self.names) or "nothing"
+        return (
+            f"session {self.session_id!r}: {state}, {self.nbytes} bytes ({names}), opened at {self.opened_at} "
+            f"{self.age:.1f} s ago"
         )
 
 
@@ -173,13 +229,13 @@ class Event:
     time_ns: int
     #: The system's id of the thread.
     thread: int
-    #: One of open, allocate, free, ack, close, lost, release, retain, exhausted.
+    #: One of open, allocate, free, ack, close, lost, release, retain, exhausted, keep.
     kind: str
     #: Generation of the request, 0 for memory without one.
     generation: int
     #: The device that acknowledged or was lost, else None.
     device: str | int | None
-    #: Bytes allocated, freed, released, retained or asked for in vain.
+    #: Bytes allocated, freed, released, retained, kept or asked for in vain.
     nbytes: int
 
 

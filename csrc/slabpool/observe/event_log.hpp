@@ -21,7 +21,8 @@ enum class EventKind : std::uint32_t {
   lost,
   release,
   retain,
-  exhausted
+  exhausted,
+  keep
 };
 
 inline constexpr std::uint32_t kNoDevice = 0xffffffff;

@@ -32,7 +32,8 @@ struct Stats {
   std::uint64_t exhaustions;
 };
 
-enum class RequestState : std::int32_t { open = 0, draining = 1, in_doubt = 2, released = 3 };
+// kept: by a session, until that lets go of it.
+enum class RequestState : std::int32_t { open = 0, draining = 1, in_doubt = 2, released = 3, kept = 4 };
 
 struct RequestInfo {
   std::string id;  // as given to open()
@@ -44,6 +45,8 @@ struct RequestInfo {
   std::vector<std::uint32_t> pending;
   std::uint32_t live_views;
   SourceLocation opened_at;
+  bool
+      kept;  // what a session keeps, or the session; `id` is then what open_session() or keep() was given
 };
 
 }  // namespace slabpool

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "slabpool/slab/block.hpp"
 #include "slabpool/slab/reserve.hpp"
@@ -47,18 +48,14 @@ struct alignas(64) RequestRecord {
   // Set while children are linked, so that an ack need not take the mutex to find that there are none.
   std::atomic<std::uint32_t> first_child{0};
 
-  SpinLock lock;            // guards blocks, and that generation does not change while one is linked
+  mutable SpinLock lock;    // guards blocks, and that generation does not change while one is linked
   Block* blocks = nullptr;  // chain of all its blocks; taken by whoever claims the release
   // Bytes it keeps from reuse; once released, those that views retain. Relaxed: a figure.
   std::atomic<std::uint64_t> nbytes{0};
-  // Views made by allocating, counted under the lock, and those made later less all that were dropped:
-  // apart, so that allocating needs no locked add. Their sum is how many live.
-  std::atomic<std::uint32_t> attached_views{0};
-  std::atomic<std::int32_t> other_views{0};
-  std::uint32_t live_views() const noexcept {
-    return attached_views.load(std::memory_order_relaxed) +
-           static_cast<std::uint32_t>(other_views.load(std::memory_order_relaxed));
-  }
+  // Views of retained blocks. Those of the others are counted in the blocks, where making and dropping a
+  // view needs no second word, and where they go along when a block moves. Signed: a view may be gone
+  // before whoever ended the request has counted it. Relaxed: a figure.
+  std::atomic<std::int32_t> retained_views{0};
   // 1 while the request is not over, and 1 for each retained block. At 0 the slot is free.
   std::atomic<std::uint32_t> keep{0};
   // Generation of the last request here whose blocks went back, all but those that views retain.
@@ -82,6 +79,13 @@ struct alignas(64) RequestRecord {
   // Written under the mutex, before the host's bit is cleared; attach() reads it without.
   std::atomic<bool> host_left{false};
   bool cancelled = false;
+
+  // A session's memory (request_keep.cpp), guarded by the table's mutex but for `kept` itself, which is
+  // written at open. Requests that may still read a kept one pin it: it is not over before they are.
+  bool kept = false;
+  std::uint32_t pins = 0;
+  std::int64_t idle_since_ns = 0;  // of a kept one without pins
+  std::vector<Handle> pinned;      // by this request
   // Whether blocks may be linked into this generation: it is not over, and the host holds. Exact under
   // `lock`.
   bool takes(Handle handle) const noexcept {

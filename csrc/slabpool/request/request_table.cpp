@@ -119,8 +119,7 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   }
   r->first_child.store(0, std::memory_order_relaxed);
   r->nbytes.store(0, std::memory_order_relaxed);
-  r->attached_views.store(0, std::memory_order_relaxed);
-  r->other_views.store(0, std::memory_order_relaxed);
+  r->retained_views.store(0, std::memory_order_relaxed);
   r->keep.store(1, std::memory_order_relaxed);
   r->blocks = nullptr;
   r->opened_ns = spec.now_ns;
@@ -131,6 +130,9 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   r->parent_generation = 0;
   r->host_left.store(false, std::memory_order_relaxed);
   r->cancelled = false;
+  r->kept = spec.kept;
+  r->pins = 0;
+  r->idle_since_ns = spec.now_ns;
   undo.reserve = {};
   undo.slot = nullptr;
   handle = {r->slot, generation};
@@ -164,9 +166,9 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
       }
     }
   }
-  index(*r);
+  if (!r->kept) index(*r);
   if (r->lease_ns != 0) leased_.fetch_add(1, std::memory_order_relaxed);
-  open_.fetch_add(1, std::memory_order_relaxed);
+  (r->kept ? kept_ : open_).fetch_add(1, std::memory_order_relaxed);
   return Status::ok;
 }
 
@@ -198,8 +200,14 @@ bool RequestTable::host_leaves(RequestRecord& r, bool cancel, std::vector<Handle
   }
   r.host_left.store(true, std::memory_order_relaxed);  // published by the clearing of the bit
   r.cancelled = cancel;
-  open_.fetch_sub(1, std::memory_order_relaxed);
-  draining_.fetch_add(1, std::memory_order_relaxed);
+  if (r.kept) {
+    const std::lock_guard budget_lock(budget_mutex_);
+    forget_charge(r);
+    if (r.pins != 0) return true;  // its bit goes with the last pin
+  } else {
+    open_.fetch_sub(1, std::memory_order_relaxed);
+    draining_.fetch_add(1, std::memory_order_relaxed);
+  }
   if (holders(r.slot).leave(tag(generation), kHost) == HolderSet::Left::last)
     over.push_back({r.slot, generation});
   return true;
@@ -286,8 +294,14 @@ std::vector<Handle> RequestTable::retire(RequestRecord& r) {
     unlink_child(c);
   }
   unlink_child(r);
-  unindex(r);
-  (r.host_left ? draining_ : open_).fetch_sub(1, std::memory_order_relaxed);
+  if (r.kept) {
+    kept_.fetch_sub(1, std::memory_order_relaxed);
+  } else {
+    unindex(r);
+    (r.host_left ? draining_ : open_).fetch_sub(1, std::memory_order_relaxed);
+  }
+  if (!r.pinned.empty()) [[unlikely]]
+    unpin_all(r, over);
   if (r.lease_ns != 0) leased_.fetch_sub(1, std::memory_order_relaxed);
   r.ended.store(r.generation.load(std::memory_order_relaxed) & ~RequestRecord::kReleased,
                 std::memory_order_release);
@@ -371,49 +385,6 @@ std::vector<Handle> RequestTable::held_by(std::uint32_t device) {
     if (set.holds(tag(generation), device_bit(device))) found.push_back({r.slot, generation});
   });
   return found;
-}
-
-// ---- budget
-
-RequestRecord* RequestTable::budget_of(Handle root) const noexcept {
-  RequestRecord* r = record(root.slot);
-  return r != nullptr && r->charged_for == root.generation ? r : nullptr;
-}
-
-Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes, ReserveRef& reserve) {
-  const std::lock_guard lock(budget_mutex_);
-  if (r.charged_for != handle.generation) return Status::request_closed;
-  RequestRecord* root = budget_of(r.root);
-  if (root == nullptr) return Status::request_closed;
-  if (root->quota != 0 && root->used + bytes > root->quota) return Status::quota_exceeded;
-  root->used += bytes;
-  r.charged += bytes;
-  reserve = root->reserve;
-  return Status::ok;
-}
-
-void RequestTable::uncharge(RequestRecord& r, Handle handle, std::uint64_t bytes) noexcept {
-  const std::lock_guard lock(budget_mutex_);
-  // Else the request ended meanwhile, and all that it had been charged was taken off then.
-  if (r.charged_for != handle.generation) return;
-  r.charged -= bytes;
-  if (RequestRecord* root = budget_of(r.root)) root->used -= bytes;
-}
-
-void RequestTable::return_budget(RequestRecord& r) noexcept {
-  ReserveRef over;
-  {
-    const std::lock_guard lock(budget_mutex_);
-    r.charged_for = 0;
-    if (r.root.slot == r.slot) {
-      over = r.reserve;
-      r.reserve = {};
-    } else {
-      if (RequestRecord* root = budget_of(r.root)) root->used -= r.charged;
-      r.charged = 0;
-    }
-  }
-  if (over.reserve != nullptr) depot_.close_reserve(over);
 }
 
 }  // namespace slabpool

@@ -36,6 +36,8 @@ struct OpenSpec {
   std::uint64_t quota = 0;
   std::int64_t lease_ns = 0;
   std::int64_t now_ns = 0;
+  bool kept = false;   // memory that a session keeps: found by no id, and counted apart
+  bool counts = true;  // whether running out is counted: not for whoever makes room and tries again
   SourceLocation where;
 };
 
@@ -91,6 +93,30 @@ class RequestTable {
   void uncharge(RequestRecord& record, Handle handle, std::uint64_t bytes) noexcept;
   void return_budget(RequestRecord& record) noexcept;  // at the end
 
+  // ---- what sessions keep (request_keep.cpp): a root for each session, whose quota is its budget, and in it
+  // a child for each block.
+
+  // Moves a block of a request that is not over to a kept child, which that request (and its root) is then
+  // pinned by; charges it there and not here. `instead_of`, a sibling that is about to be closed, is not
+  // charged any more. quota_exceeded: the root's quota; exhausted: the limit of all that is kept;
+  // invalid_argument: not a block of that request, or of one that is kept. Throws std::bad_alloc.
+  Status keep(Block& block, Handle from, Handle to, const Handle* instead_of);
+  // Kept requests live on until `by` is over. request_closed: one of them is over. Throws std::bad_alloc.
+  Status pin(Handle by, std::span<const Handle> kept);
+  bool pins(Handle by, std::uint32_t slot) const noexcept;  // whether it pins the one in this slot
+  struct Kept {
+    std::uint64_t bytes = 0;  // charged
+    std::uint64_t quota = 0;
+    std::uint32_t pins = 0;
+    std::int64_t idle_since_ns = 0;
+  };
+  bool kept(Handle root, Kept& told) const noexcept;  // false: over
+  // quota_exceeded: it has more.
+  Status set_quota(Handle root, std::uint64_t quota) noexcept;
+  // Of all that is kept: the limit, and how much it is.
+  void set_kept_quota(std::uint64_t quota) noexcept;
+  std::uint64_t kept_bytes() const noexcept;
+
   // All generations of an id not yet over that wait for a device. `named`: some live generation of the
   // id, or this very one, was opened with that device.
   struct Waiting {
@@ -129,10 +155,12 @@ class RequestTable {
   struct Counts {
     std::uint64_t open;
     std::uint64_t draining;
+    std::uint64_t kept;
   };
   Counts counts() const noexcept {
     // Relaxed: figures.
-    return {open_.load(std::memory_order_relaxed), draining_.load(std::memory_order_relaxed)};
+    return {open_.load(std::memory_order_relaxed), draining_.load(std::memory_order_relaxed),
+            kept_.load(std::memory_order_relaxed)};
   }
   bool any_lease() const noexcept { return leased_.load(std::memory_order_relaxed) != 0; }
 
@@ -154,6 +182,10 @@ class RequestTable {
   bool host_leaves(RequestRecord& record, bool cancel, std::vector<Handle>& over);
   void bit_leaves_below(RequestRecord& record, HolderBit bit, std::vector<Handle>& over);
   void cut_locked(RequestRecord& record, std::vector<Handle>& over);
+  void pin_locked(RequestRecord& by, RequestRecord& kept) noexcept;
+  void unpin_all(RequestRecord& by, std::vector<Handle>& over) noexcept;
+  void charge_kept(RequestRecord& kept, std::uint64_t bytes) noexcept;  // under the budget mutex
+  void forget_charge(RequestRecord& kept) noexcept;                     // likewise
 
   Depot& depot_;
   DeviceRegistry& devices_;
@@ -165,9 +197,12 @@ class RequestTable {
   std::vector<std::uint32_t> free_slots_;
   std::vector<std::uint32_t> buckets_;  // slot + 1, by hash of the id
   std::uint64_t next_generation_ = 1;
-  std::mutex budget_mutex_;
+  mutable std::mutex budget_mutex_;
+  std::uint64_t kept_quota_ = ~std::uint64_t{0};  // under the budget mutex, as is the next
+  std::uint64_t kept_bytes_ = 0;
   std::atomic<std::uint64_t> open_{0};
   std::atomic<std::uint64_t> draining_{0};
+  std::atomic<std::uint64_t> kept_{0};  // that are not over; in neither of the two above
   std::atomic<std::uint64_t> leased_{0};
 };
 

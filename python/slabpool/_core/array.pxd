@@ -27,12 +27,14 @@ cdef class Core:
     cdef bint records_lines           # debug: every block remembers the line that allocated it
     cdef bint cleans                  # blocks are scrubbed or poisoned as they come back: bulk work, without the GIL
     cdef object report                # (status, context...) -> raises; slabpool._report
+    cdef object give_way              # None, or a weak method: True if memory may have come back; slabpool._sessions
     cdef object __weakref__
 
 
 cdef Handle NO_REQUEST
 
 cdef int check_here(Core core) except -1
+cdef bint others_give_way(Core core, Status status) except -1
 cdef SourceLocation caller(Core core) except *
 cdef SourceLocation located(Core core, object file, int line) except *
 cdef cnp.dtype as_dtype(object dtype)

@@ -163,6 +163,14 @@ cdef int check_here(Core core) except -1:
     return 0
 
 
+cdef bint others_give_way(Core core, Status status) except -1:
+    """After a failure for lack of room: whether some may have come back, by what may be evicted."""
+    if status != Status.exhausted and status != Status.system_refused and status != Status.too_many_requests:
+        return False
+    make_room = core.give_way()
+    return make_room is not None and make_room(status == Status.too_many_requests)
+
+
 cdef SourceLocation caller(Core core) except *:
     cdef int line = 0
     cdef SourceLocation where
@@ -350,6 +358,14 @@ cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align,
     spec.zero = zero
     if core.records_lines:
         spec.where = caller(core)
+    if core.give_way is not None:
+        spec.counts = False
+        result = core.pool.allocate(spec)
+        while result.block is NULL and others_give_way(core, result.status):
+            result = core.pool.allocate(spec)
+        if result.block is not NULL:
+            return result.block
+        spec.counts = True
     if timeout is None:
         if zero and nbytes >= BULK:
             with nogil:
@@ -365,6 +381,8 @@ cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align,
             if result.block is not NULL or result.status != Status.exhausted or until == deadline:
                 break
             PyErr_CheckSignals()
+            if core.give_way is not None:
+                others_give_way(core, result.status)  # what has become idle meanwhile
     if result.block is NULL:
         core.report(who, <int>result.status, nbytes, timeout)
         raise SystemError("slabpool: an allocation failed without a reason")

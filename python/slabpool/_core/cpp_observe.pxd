@@ -1,6 +1,7 @@
 # slabpool/observe/*.hpp: what a pool reports, as plain values.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp cimport bool
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
@@ -42,6 +43,7 @@ cdef extern from "slabpool/observe/stats.hpp" namespace "slabpool" nogil:
         vector[uint32_t] pending
         uint32_t live_views
         SourceLocation opened_at
+        bool kept
 
 
 cdef extern from "slabpool/observe/event_log.hpp" namespace "slabpool" nogil:

@@ -8,7 +8,9 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from slabpool._core.cpp_block cimport Block
-from slabpool._core.cpp_request cimport AckResult, DeviceRegistry, Handle, OpenSpec, SourceLocation
+from slabpool._core.cpp_request cimport (
+    AckResult, DeviceRegistry, Handle, OpenSpec, SourceLocation, handle_span, string_view,
+)
 from slabpool._core.cpp_observe cimport Corruption, Event, RequestInfo, Stats
 from slabpool._core.cpp_shared cimport PeerFiles
 from slabpool._core.cpp_status cimport Status
@@ -38,7 +40,23 @@ cdef extern from "slabpool/pool.hpp" namespace "slabpool" nogil:
         Handle request
         bool view
         bool zero
+        bool counts
         SourceLocation where
+
+    cdef cppclass KeepSpec:
+        KeepSpec()
+        string_view id
+        Block* block
+        Handle from_ "from"
+        Handle session
+        optional[Handle] instead_of
+        SourceLocation where
+
+    cdef cppclass Kept "slabpool::Pool::Kept":
+        uint64_t bytes
+        uint64_t quota
+        uint32_t pins
+        int64_t idle_since_ns
 
     cdef cppclass Acked "slabpool::Pool::Acked":
         Status status
@@ -73,6 +91,14 @@ cdef extern from "slabpool/pool.hpp" namespace "slabpool" nogil:
         bool wait_released(Handle handle, int64_t deadline_ns)
         bool describe(Handle handle, RequestInfo& info) except +
         DeviceRegistry& devices()
+        Status open_session(string_view id, uint64_t quota, SourceLocation where, Handle& session)
+        Status keep(const KeepSpec& spec, Handle& kept)
+        Handle owner_of(const Block& block)
+        Status pin(Handle by, handle_span kept)
+        bool kept(Handle session, Kept& told)
+        Status set_quota(Handle session, uint64_t quota)
+        void set_kept_quota(uint64_t quota)
+        uint64_t kept_bytes()
         bool shared()
         uint64_t shared_id()
         bool attach_peer(uint32_t device, PeerFiles& files)

@@ -1,6 +1,7 @@
 # slabpool/request/*.hpp: handles on requests, and what opening one takes.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp cimport bool
 from libcpp.optional cimport optional
 from libcpp.string cimport string
 
@@ -25,6 +26,12 @@ cdef extern from "slabpool/request/request_record.hpp" namespace "slabpool" nogi
     cdef cppclass SourceLocation:
         const char* file
         uint32_t line
+
+
+cdef extern from "<span>" namespace "std" nogil:
+    cdef cppclass handle_span "std::span<const slabpool::Handle>":
+        handle_span()
+        handle_span(const Handle* data, size_t size)
 
 
 cdef extern from "slabpool/request/device_registry.hpp" namespace "slabpool" nogil:
@@ -55,4 +62,5 @@ cdef extern from "slabpool/request/request_table.hpp" namespace "slabpool" nogil
         uint64_t reserve
         uint64_t quota
         int64_t lease_ns
+        bool counts
         SourceLocation where

@@ -32,3 +32,4 @@ cdef class Tensors:
 
 
 cdef Tensors new_tensors(Core core, Handle request, Layout layout, bint zero, object timeout, object who)
+cdef Tensors tensors_of(Core core, Handle request, Layout layout, Block* block, uint32_t serial)

@@ -185,6 +185,11 @@ cdef class Tensors:
 
 cdef Tensors new_tensors(Core core, Handle request, Layout layout, bint zero, object timeout, object who):
     cdef Block* block = allocate(core, request, layout.nbytes, ALIGN, False, zero, timeout, who)
+    return tensors_of(core, request, layout, block, block.serial())
+
+
+cdef Tensors tensors_of(Core core, Handle request, Layout layout, Block* block, uint32_t serial):
+    """Of a block that has such a layout, and is held by that request."""
     global _making
     _making = True
     cdef Tensors tensors = Tensors.__new__(Tensors)
@@ -192,6 +197,6 @@ cdef Tensors new_tensors(Core core, Handle request, Layout layout, bint zero, ob
     tensors.core = core
     tensors.request = request
     tensors.block = block
-    tensors.serial = block.serial()
+    tensors.serial = serial
     tensors.layout = layout
     return tensors

@@ -7,7 +7,8 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from slabpool._core.layout import _Shape
 from slabpool._core.request import Request
-from slabpool.records import Ack, Corruption, Event, RequestRecord, Stats
+from slabpool.records import Ack, Corruption, Event, RequestRecord, SessionRecord, Stats
+from slabpool.session import Session
 
 _S = TypeVar("_S", bound=np.generic)
 
@@ -136,6 +137,18 @@ class Pool:
     def ack(
         self, request_id: str | int | bytes, device: str | int, *, generation: SupportsIndex | None = None
     ) -> Ack: ...
+    def session(
+        self,
+        session_id: str | int | bytes,
+        *,
+        budget: str | SupportsIndex | None = None,
+        ttl: float | None = None,
+    ) -> Session: ...
+    def sessions(self) -> list[SessionRecord]: ...
+    @property
+    def session_budget(self) -> int | None: ...
+    @session_budget.setter
+    def session_budget(self, budget: str | SupportsIndex | None) -> None: ...
     def device_lost(self, device: str | int, *, kill: bool = False) -> int: ...
     def heartbeat(self, device: str | int) -> None: ...
     # ---- looking inside
@@ -158,6 +171,19 @@ class Pool:
         /,
     ) -> None: ...
     # ---- for the package's own modules
+    def _check_here(self) -> None: ...
+    @property
+    def _usable_here(self) -> bool: ...
+    def _open_turn(
+        self,
+        request_id: str | int | bytes,
+        devices: Iterable[str | int],
+        reserve: str | SupportsIndex | None,
+        quota: str | SupportsIndex | None,
+        lease: float | None,
+        timeout: float | None,
+        opened_at: tuple[str, int],
+    ) -> Request: ...
     @property
     def _bell(self) -> int: ...
     def _answer_bell(self) -> None: ...

@@ -16,6 +16,7 @@ from libcpp.vector cimport vector
 
 from slabpool._core.array cimport (
     NO_REQUEST, Core, caller, check_here, deadline_of, located, new_array, new_copy, new_full, next_slice,
+    others_give_way,
 )
 from slabpool._core.cpp_observe cimport Corruption as CppCorruption
 from slabpool._core.cpp_observe cimport Event as CppEvent
@@ -32,6 +33,8 @@ from slabpool._core.request cimport Request, ack_answer, new_request
 import itertools
 import operator
 import os
+import sys
+import weakref
 
 from slabpool import _aio, _report
 from slabpool._sizes import parse_size
@@ -46,8 +49,9 @@ from slabpool.errors import (
 )
 from slabpool.records import Corruption, Event, RequestRecord, RequestState, Stats
 
-cdef tuple STATES = (RequestState.OPEN, RequestState.DRAINING, RequestState.IN_DOUBT, RequestState.RELEASED)
-cdef tuple KINDS = ("open", "allocate", "free", "ack", "close", "lost", "release", "retain", "exhausted")
+cdef tuple STATES = (RequestState.OPEN, RequestState.DRAINING, RequestState.IN_DOUBT, RequestState.RELEASED,
+                     RequestState.KEPT)
+cdef tuple KINDS = ("open", "allocate", "free", "ack", "close", "lost", "release", "retain", "exhausted", "keep")
 cdef object STATS_NEW = tuple.__new__  # what Stats._make does, without its checks
 _pool_numbers = itertools.count(1)
 
@@ -64,11 +68,24 @@ cdef bytes name_key(object name, str what):
     raise InvalidTypeError(f"{what} must be {allowed}, got {name!r} of type {type(name).__name__}")
 
 
-cdef object _unkey(string key):
-    cdef bytes raw = key
+cdef object _unkey(bytes raw):
     if raw[:1] == b"s":
         return raw[1:].decode("utf-8", "surrogatepass")
     return int(raw[1:]) if raw[:1] == b"i" else raw[1:]
+
+
+cdef tuple _identity(bytes raw, bint kept):
+    """(id, None) of a request or a session; (id, name) of what a session keeps."""
+    if not kept:
+        return _unkey(raw), None
+    end = 5 + int.from_bytes(raw[1:5], "little")
+    return _unkey(raw[5:end]), raw[end + 1:].decode("utf-8", "surrogatepass") if len(raw) > end else None
+
+
+cdef tuple _caller_of():
+    """File and line of the Python code that called."""
+    frame = sys._getframe()
+    return frame.f_code.co_filename, frame.f_lineno
 
 
 cdef object _location(SourceLocation where):
@@ -346,7 +363,16 @@ cdef class Pool:
             spec.where = caller(self.core)
         else:
             spec.where = located(self.core, opened_at[0], opened_at[1])
-        if timeout is None:
+        status = Status.exhausted
+        if self.core.give_way is not None:
+            spec.counts = False
+            status = self.core.pool.open(spec, handle)
+            while others_give_way(self.core, status):
+                status = self.core.pool.open(spec, handle)
+            spec.counts = True
+        if status not in (Status.exhausted, Status.too_many_requests):
+            pass
+        elif timeout is None:
             status = self.core.pool.open(spec, handle)
         else:
             deadline = deadline_of(timeout)
@@ -357,6 +383,8 @@ cdef class Pool:
                 if status not in (Status.exhausted, Status.too_many_requests) or until == deadline:
                     break
                 PyErr_CheckSignals()
+                if self.core.give_way is not None:
+                    others_give_way(self.core, status)  # what has become idle meanwhile
         if status != Status.ok:
             _report.open_failed(self, <int>status, request_id, devices, spec.reserve, spec.quota, timeout, parent)
         if parent is not None:
@@ -367,6 +395,104 @@ cdef class Pool:
 
     def _open_child(self, Request parent, devices):
         return self._open(parent.id, devices, None, None, None, None, parent, None)
+
+    def _open_turn(self, request_id, devices, reserve, quota, lease, timeout, opened_at):
+        """A request of a session, opened at (file, line)."""
+        return self._open(request_id, devices, reserve, quota, lease, timeout, None, opened_at)
+
+    # ---- sessions
+
+    def session(self, session_id, *, budget=None, ttl=None):
+        """The living session of this id, or a new one: memory that one request leaves to the next.
+
+        Parameters
+        ----------
+        session_id : str, int or bytes
+            Yours, as for `request`; its requests bear it.
+        budget : int or str, optional
+            Most bytes that it may keep, in whole blocks. Given for a living session it replaces the one it
+            has; by default a new session has none but the pool's.
+        ttl : float, optional
+            Seconds after which it expires when no request is using it. Given for a living session it
+            replaces the one it has; by default a new session does not expire.
+
+        Returns
+        -------
+        Session
+            An idle one gives way, oldest first, when the pool has no room left; one that a request is using
+            never does.
+
+        Raises
+        ------
+        QuotaExceededError
+            A living session keeps more than this budget.
+        PoolExhausted
+            Too many requests and sessions are alive.
+        PoolClosedError, ForkedPoolError
+            The pool is closed, or the parent process's.
+        InvalidArgumentError, InvalidTypeError
+            A bad id, size or time.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> pool = slabpool.Pool("1MiB")
+        >>> session = pool.session("chat-42", budget="512KiB", ttl=600)
+        >>> with session.request() as turn:
+        ...     session.keep("kv", turn.zeros((2, 4, 64), "f2"))
+        >>> with session.request() as turn:
+        ...     print(session["kv"].shape)
+        (2, 4, 64)
+        """
+        from slabpool.session import Session
+
+        where = _caller_of()
+        sessions = self._sessions()
+        return Session._of(self, sessions, sessions.open(session_id, budget, ttl, where))
+
+    def sessions(self):
+        """Every living session, the one that has been idle longest first; those in use last.
+
+        Returns
+        -------
+        list of SessionRecord
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> pool = slabpool.Pool("1MiB")
+        >>> session = pool.session("chat-42")
+        >>> with session.request() as turn:
+        ...     session.keep("kv", turn.zeros(1000, "u1"))
+        >>> [(s.session_id, s.names, s.nbytes) for s in pool.sessions()]
+        [('chat-42', ('kv',), 1024)]
+        """
+        check_here(self.core)
+        return [] if self.sessions_ is None else self.sessions_.records()
+
+    @property
+    def session_budget(self):
+        """Most bytes that all sessions together may keep (int), or None; settable, also as text.
+
+        Idle sessions give way, oldest first, when this is set and to what is kept later; what is kept by those
+        in use stays.
+        """
+        return None if self.sessions_ is None else self.sessions_.budget
+
+    @session_budget.setter
+    def session_budget(self, budget):
+        self._sessions().set_budget(budget)
+
+    def _sessions(self):
+        check_here(self.core)
+        if self.sessions_ is None:
+            from slabpool._sessions import Sessions
+
+            sessions = Sessions(self)
+            if self.sessions_ is None:  # nobody came first, while that was made
+                self.sessions_ = sessions
+                self.core.give_way = weakref.WeakMethod(sessions.give_way)
+        return self.sessions_
 
     def ack(self, request_id, device, *, generation=None):
         """An ack by an engine that carries only the id.
@@ -533,7 +659,8 @@ cdef class Pool:
             s.acks, s.duplicate_acks, s.late_acks, s.exhaustions))
 
     def requests(self):
-        """Every request that is not released, or whose bytes live views retain; oldest first.
+        """Every request that is not released, or whose bytes live views retain, and every tensor that a session
+        keeps; oldest first.
 
         Returns
         -------
@@ -543,7 +670,7 @@ cdef class Pool:
 
     def leaks(self, older_than=0):
         """Requests that have lived for at least `older_than` seconds, oldest first: what they keep, which
-        devices are missing, and the line that opened them.
+        devices are missing, and the line that opened them. What sessions keep is none; see `sessions`.
 
         Parameters
         ----------
@@ -563,15 +690,18 @@ cdef class Pool:
         >>> [(r.request_id, sorted(r.pending)) for r in pool.leaks()]
         [('chat-42', ['gpu0'])]
         """
-        return self._records(older_than)
+        return [record for record in self._records(older_than) if record.state is not RequestState.KEPT]
 
     cdef list _records(self, object older_than):
         check_here(self.core)
         cdef vector[RequestInfo] infos = self.core.pool.requests(_older_than(older_than))
         records = []
         for i in range(<Py_ssize_t>infos.size()):
+            id, name = _identity(infos[i].id, infos[i].kept)
+            if infos[i].kept and name is None:
+                continue  # a session, without memory of its own: see sessions()
             records.append(RequestRecord(
-                request_id=_unkey(infos[i].id),
+                request_id=id,
                 generation=infos[i].handle.generation,
                 state=STATES[<int>infos[i].state],
                 nbytes=infos[i].nbytes,
@@ -579,7 +709,8 @@ cdef class Pool:
                 pending=frozenset([self.device_names[number] for number in infos[i].pending]),
                 live_views=infos[i].live_views,
                 opened_at=_location(infos[i].opened_at),
-                parent=infos[i].parent_generation or None,
+                parent=None if infos[i].kept else infos[i].parent_generation or None,
+                kept_as=name,
             ))
         return records
 
@@ -631,6 +762,14 @@ cdef class Pool:
         """Whether `close` was called."""
         return self.core.pool.closed()
 
+    def _check_here(self):
+        """Raises in a child of fork."""
+        check_here(self.core)
+
+    @property
+    def _usable_here(self):
+        return self.core.pool.usable_here()
+
     # ---- giving back
 
     def trim(self):
@@ -663,12 +802,16 @@ cdef class Pool:
         """
         cdef bint forced = bool(force)
         cdef Status status
+        if self.sessions_ is not None and self.core.pool.usable_here():
+            self.sessions_.pool_closes(forced)
         with nogil:
             status = self.core.pool.close(forced)
         if status == Status.pool_busy:
             raise PoolBusyError(_report.busy(self))
         if status != Status.ok:
             self.core.report(None, <int>status, 0, None)
+        if self.sessions_ is not None:
+            self.sessions_.stop()
         if self.service is not None:
             self.service.stop()
 

@@ -28,7 +28,8 @@ from slabpool.records import Ack, RequestState
 
 cdef object PENDING = Ack.PENDING
 cdef tuple ANSWERS = (Ack.PENDING, Ack.RELEASED, Ack.DUPLICATE, Ack.LATE)  # in the order of AckResult
-cdef tuple STATES = (RequestState.OPEN, RequestState.DRAINING, RequestState.IN_DOUBT, RequestState.RELEASED)
+cdef tuple STATES = (RequestState.OPEN, RequestState.DRAINING, RequestState.IN_DOUBT, RequestState.RELEASED,
+                     RequestState.KEPT)
 cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
 cdef bint _making = False  # a Request by new_request(), and not by somebody who calls the type
 

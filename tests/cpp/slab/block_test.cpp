@@ -29,24 +29,39 @@ TEST(Block, TheLastToLetGoIsToldSo) {
 
 TEST(Block, OnlyWhoHoldsItAloneCanLetGoOnThatCondition) {
   Block block;
-  block.start(2);
+  block.start(Block::kRequest | Block::kView);
   const std::uint64_t before = block.state.load();
-  EXPECT_FALSE(block.drop_if_alone());
+  EXPECT_FALSE(block.let_go_if_alone());
   EXPECT_EQ(block.state.load(), before);
-  EXPECT_FALSE(block.drop());
-  EXPECT_TRUE(block.drop_if_alone());
+  EXPECT_TRUE(block.drop_with_request());
+  EXPECT_TRUE(block.let_go_if_alone());
   EXPECT_EQ(holds(block), 0U);
+}
+
+TEST(Block, ViewsAreCountedApartFromTheRequest) {
+  Block block;
+  block.start(Block::kRequest | Block::kView);
+  EXPECT_TRUE(block.hold_with_request());
+  EXPECT_EQ(Block::views(block.state.load()), 2U);
+  EXPECT_EQ(block.let_go(), 2U);
+  const std::uint64_t before = block.state.load();
+  EXPECT_FALSE(block.hold_with_request());
+  EXPECT_FALSE(block.drop_with_request());
+  EXPECT_EQ(block.state.load(), before) << "the request is gone: these say so and change nothing";
+  EXPECT_FALSE(block.drop());
+  EXPECT_TRUE(block.drop());
 }
 
 TEST(Block, ASerialIsOfOneAllocation) {
   Block block;
-  block.start(1);
+  block.start(Block::kRequest);
   const std::uint32_t first = block.serial();
   EXPECT_TRUE(block.hold_if(first));
-  EXPECT_FALSE(block.drop());
+  EXPECT_EQ(block.let_go(), 1U);
+  EXPECT_FALSE(block.hold_if(first)) << "its request is gone, and a view that is left no reason";
   EXPECT_TRUE(block.drop());
   EXPECT_FALSE(block.hold_if(first)) << "it is free";
-  block.start(1);
+  block.start(Block::kRequest);
   EXPECT_NE(block.serial(), first);
   EXPECT_FALSE(block.hold_if(first)) << "it is somebody else's";
   EXPECT_TRUE(block.hold_if(block.serial()));
@@ -56,11 +71,11 @@ TEST(Block, AnAllocationThatWasGivenUpLeavesNoHolds) {
   Block block;
   block.request = 7;
   block.next = &block;
-  block.start(2);
+  block.start(Block::kRequest | Block::kView);
   const std::uint32_t serial = block.serial();
   block.abandon();
   EXPECT_EQ(holds(block), 0U);
-  EXPECT_EQ(block.request, 0U);
+  EXPECT_EQ(block.request.load(), 0U);
   EXPECT_EQ(block.next, nullptr);
   EXPECT_FALSE(block.hold_if(serial));
   block.start(1);
@@ -79,7 +94,7 @@ TEST(Block, OneIsLastHoweverTheyRace) {
     if (!first && (last.load() != 1 || holds(block) != 0)) ++wrong;
     first = false;
     last.store(0);
-    block.start(1);
+    block.start(Block::kRequest);
     serial = block.serial();
   });
   const int total = test::rounds(10'000);
@@ -91,12 +106,12 @@ TEST(Block, OneIsLastHoweverTheyRace) {
         start.arrive();
         if (t == 0) {
           test::dawdle(random, 8);
-          if (block.drop_if_alone() || block.drop()) ++last;
+          if (block.let_go_if_alone() || block.let_go() == 0) ++last;
           continue;
         }
         // Not for as long as it goes: two who take turns might never let it end.
         for (int i = 0; i < 40 && block.hold_if(serial); ++i) {
-          if (block.drop()) ++last;
+          if (!block.drop_with_request() && block.drop()) ++last;
         }
       }
       start.arrive();

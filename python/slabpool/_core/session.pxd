@@ -1,0 +1,31 @@
+# What a session keeps, as the core knows it: no policy, and no hold on the Pool.
+
+cimport numpy as cnp
+from libc.stdint cimport uint32_t, uint64_t
+
+from slabpool._core.array cimport Core
+from slabpool._core.cpp_block cimport Block
+from slabpool._core.cpp_request cimport Handle
+from slabpool._core.layout cimport Layout
+
+
+cdef class Shelf:
+    cdef Core core
+    cdef Handle handle          # the session: a kept request without memory of its own
+    cdef bytes key              # the session's id as the core knows it
+
+
+cdef class Kept:
+    cdef Core core
+    cdef Handle handle
+    cdef Block* block
+    cdef uint32_t serial
+
+
+cdef class Form:
+    cdef object descr           # cnp.dtype, or a Layout
+    cdef tuple shape
+    cdef tuple strides          # None: C order
+    cdef uint64_t offset        # of the lowest byte, from the start of the block
+    cdef uint64_t extent        # bytes from the lowest to the highest
+    cdef uint64_t first         # of the array's first element, from the lowest byte

@@ -1,0 +1,260 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, binding=False
+# cython: embedsignature=True, embedsignature.format=clinic
+"""What sessions ask of the core: a shelf for each session, and on it the blocks it keeps.
+
+Which session keeps what, for how long, and which gives way is decided in `slabpool._sessions`, under its
+lock; all calls here are made with it held. What must stay true: nothing here keeps a `Pool`.
+"""
+
+cimport cython
+cimport numpy as cnp
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp.optional cimport make_optional
+from libcpp.vector cimport vector
+
+from slabpool._core.array cimport Core, Shape, check_here, located, parse_shape, wrap
+from slabpool._core.cpp_block cimport Block, byte
+from slabpool._core.cpp_observe cimport RequestInfo
+from slabpool._core.cpp_pool cimport KeepSpec
+from slabpool._core.cpp_pool cimport Kept as CppKept
+from slabpool._core.cpp_request cimport Handle, SourceLocation, handle_span, string_view
+from slabpool._core.cpp_status cimport Status
+from slabpool._core.layout cimport Layout, Tensors, tensors_of
+from slabpool._core.pool cimport Pool, name_key
+from slabpool._core.request cimport Request
+
+import numpy as np
+
+from slabpool.errors import InvalidArgumentError, InvalidTypeError, RequestClosedError
+
+cnp.import_array()
+
+cdef uint64_t NO_LIMIT = 1 << 62
+
+# What `Shelf.keep` answers when it did not; the numbers are those of Status.
+EXHAUSTED = <int>Status.exhausted
+QUOTA = <int>Status.quota_exceeded
+NO_SLOT = <int>Status.too_many_requests
+CLOSED = <int>Status.request_closed
+INVALID = <int>Status.invalid_argument
+
+
+cdef string_view _view(bytes key):
+    return string_view(PyBytes_AS_STRING(key), <size_t>PyBytes_GET_SIZE(key))
+
+
+cdef SourceLocation _where(Core core, tuple where) except *:
+    return located(core, where[0], where[1])
+
+
+@cython.final
+@cython.no_gc
+cdef class Form:
+    """How a tensor lies in its block: what it takes to make a view of it again."""
+
+
+@cython.final
+@cython.no_gc
+cdef class Kept:
+    """One block that a session keeps. Closed by whoever keeps it, or when it is dropped."""
+
+    def __dealloc__(self):
+        if self.core is not None:
+            self.core.pool.close_request(self.handle, False)
+
+    @property
+    def generation(self):
+        return self.handle.generation
+
+    @property
+    def nbytes(self):
+        cdef RequestInfo info
+        return info.nbytes if self.core.pool.describe(self.handle, info) else 0
+
+    @property
+    def live_views(self):
+        cdef RequestInfo info
+        return info.live_views if self.core.pool.describe(self.handle, info) else 0
+
+    def close(self):
+        """Gives the block back, once no request pins it."""
+        with nogil:
+            self.core.pool.close_request(self.handle, False)
+
+    def view(self, Form form not None):
+        """The tensor: an array, or Tensors. None if the block is given up."""
+        cdef Shape shape
+        cdef Status status
+        if isinstance(form.descr, Layout):
+            return tensors_of(self.core, self.handle, <Layout>form.descr, self.block, self.serial)
+        status = self.core.pool.open_view(self.block[0], self.serial, self.handle)
+        if status != Status.ok:
+            return None
+        cdef cnp.dtype descr = form.descr
+        if form.strides is None:
+            parse_shape(form.shape, descr.itemsize, &shape)
+            return wrap(self.core, self.block, <byte*>self.block.data + form.offset, descr, &shape)
+        shape.nd = 1
+        shape.dims[0] = <Py_ssize_t>form.extent
+        whole = wrap(self.core, self.block, <byte*>self.block.data + form.offset, cnp.dtype("u1"), &shape)
+        return np.ndarray(form.shape, descr, whole, form.first, form.strides)
+
+
+@cython.final
+@cython.no_gc
+cdef class Shelf:
+    """The core's side of one session; closing it gives back all that is on it."""
+
+    def __dealloc__(self):
+        if self.core is not None:
+            self.core.pool.close_request(self.handle, False)
+
+    def told(self):
+        """(bytes charged, quota, unreleased requests that pin it, idle since in monotonic ns), or None."""
+        cdef CppKept kept
+        if not self.core.pool.kept(self.handle, kept):
+            return None
+        return kept.bytes, None if kept.quota == NO_LIMIT else kept.quota, kept.pins, kept.idle_since_ns
+
+    def set_budget(self, budget):
+        """False if it has more."""
+        return self.core.pool.set_quota(self.handle, NO_LIMIT if budget is None else budget) == Status.ok
+
+    def close(self):
+        with nogil:
+            self.core.pool.close_request(self.handle, False)
+
+    def pin(self, Request request not None, list kept):
+        """All of this stays until the request is over. False if the request or the session is."""
+        cdef vector[Handle] handles
+        cdef Kept one
+        handles.push_back(self.handle)
+        for one in kept:
+            handles.push_back(one.handle)
+        cdef Status status = self.core.pool.pin(request.handle, handle_span(handles.data(), handles.size()))
+        if status == Status.system_refused:
+            raise MemoryError("no memory to note which tensors a request reads")
+        return status == Status.ok
+
+    def locate(self, tensor):
+        """(generation whose block it is in, its Form, bytes of the block); None if it is in no request's block
+        of this pool."""
+        cdef Block* block
+        cdef Form form = Form.__new__(Form)
+        cdef Handle owner
+        if isinstance(tensor, Tensors):
+            if (<Tensors>tensor).core is not self.core:
+                return None
+            form.descr = (<Tensors>tensor).layout
+            # It keeps no memory: what it means may be gone.
+            if self.core.pool.open_view((<Tensors>tensor).block[0], (<Tensors>tensor).serial,
+                                        (<Tensors>tensor).request) != Status.ok:
+                raise RequestClosedError(
+                    f"{tensor!r}: the request is released, and its tensors with it; keep() what is to stay before the "
+                    "last holder lets go")
+            block = (<Tensors>tensor).block
+            owner = self.core.pool.owner_of(block[0])
+            self.core.pool.drop_view(block[0])
+            return (owner.generation, form, block.bytes) if owner.generation else None
+        if not isinstance(tensor, np.ndarray):
+            raise InvalidTypeError(
+                f"a session keeps a numpy array or the Tensors of a request, got {type(tensor).__name__}")
+        return _locate_array(self.core, tensor, form)
+
+    def keep(self, tensor, str name, tuple where, Kept instead):
+        """A Kept that has the tensor's block now, or the status that says why not; then nothing has changed."""
+        cdef KeepSpec spec
+        cdef Handle handle
+        cdef Status status
+        cdef bytes text = name.encode("utf-8", "surrogatepass")
+        cdef bytes key = b"k" + len(self.key).to_bytes(4, "little") + self.key + b"=" + text
+        cdef Block* block
+        cdef bint viewed = isinstance(tensor, Tensors)
+        if viewed:
+            block = (<Tensors>tensor).block
+            if self.core.pool.open_view(block[0], (<Tensors>tensor).serial, (<Tensors>tensor).request) != Status.ok:
+                return CLOSED
+        else:
+            block = self.core.pool.find(cnp.PyArray_DATA(<cnp.ndarray>tensor))
+        spec.id = _view(key)
+        spec.block = block
+        spec.from_ = self.core.pool.owner_of(block[0])
+        spec.session = self.handle
+        spec.where = _where(self.core, where)
+        if instead is not None:
+            spec.instead_of = make_optional[Handle](instead.handle)
+        status = self.core.pool.keep(spec, handle)
+        cdef uint32_t serial = block.serial()
+        if viewed:
+            self.core.pool.drop_view(block[0])
+        if status != Status.ok:
+            return <int>status
+        return _new_kept(self.core, handle, block, serial)
+
+
+cdef object _locate_array(Core core, object tensor, Form form):
+    cdef cnp.ndarray array = tensor
+    cdef Py_ssize_t low = 0, high = cnp.PyArray_ITEMSIZE(array), reach
+    cdef int i
+    if cnp.PyArray_SIZE(array) == 0 or high == 0:
+        raise InvalidArgumentError(
+            f"an array of shape {tensor.shape} has no bytes to keep; keep one with elements, or none at all")
+    for i in range(cnp.PyArray_NDIM(array)):
+        reach = (cnp.PyArray_DIM(array, i) - 1) * cnp.PyArray_STRIDE(array, i)
+        if reach < 0:
+            low += reach
+        else:
+            high += reach
+    cdef byte* first = <byte*>cnp.PyArray_DATA(array)
+    cdef Block* block = core.pool.find(first)
+    if block is NULL or first + low < block.data or first + high > block.data + block.bytes:
+        return None
+    cdef Handle owner = core.pool.owner_of(block[0])
+    if owner.generation == 0:
+        return None
+    form.descr = tensor.dtype
+    form.shape = tuple([cnp.PyArray_DIM(array, i) for i in range(cnp.PyArray_NDIM(array))])
+    form.strides = None if cnp.PyArray_IS_C_CONTIGUOUS(array) else tensor.strides
+    form.offset = <uint64_t>(first + low - block.data)
+    form.extent = <uint64_t>(high - low)
+    form.first = <uint64_t>(-low)
+    return owner.generation, form, block.bytes
+
+
+cdef Kept _new_kept(Core core, Handle handle, Block* block, uint32_t serial):
+    cdef Kept kept = Kept.__new__(Kept)
+    kept.core = core
+    kept.handle = handle
+    kept.block = block
+    kept.serial = serial
+    return kept
+
+
+def open_shelf(Pool pool not None, session_id, budget, tuple where):
+    """A Shelf, or the status that says why not."""
+    check_here(pool.core)
+    cdef bytes own = name_key(session_id, "session_id")
+    cdef bytes key = b"k" + len(own).to_bytes(4, "little") + own
+    cdef Handle handle
+    cdef Status status = pool.core.pool.open_session(
+        _view(key), NO_LIMIT if budget is None else budget, _where(pool.core, where), handle)
+    if status == Status.too_many_requests:
+        return NO_SLOT
+    if status != Status.ok:
+        pool.core.report(None, <int>status, 0, None)
+    cdef Shelf shelf = Shelf.__new__(Shelf)
+    shelf.core = pool.core
+    shelf.handle = handle
+    shelf.key = own
+    return shelf
+
+
+def set_limit(Pool pool not None, limit):
+    """Bytes that all sessions of a pool may keep; None for no limit."""
+    pool.core.pool.set_kept_quota(NO_LIMIT if limit is None else limit)
+
+
+def kept_bytes(Pool pool not None):
+    """Bytes that all sessions of a pool keep."""
+    return pool.core.pool.kept_bytes()

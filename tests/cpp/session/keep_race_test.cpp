@@ -1,0 +1,210 @@
+// A block moves to a session while everybody lets go: devices ack, the host closes or cancels, views are made
+// and dropped, the session gives it up. It must come back once, and not while somebody reads it.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "slabpool/pool.hpp"
+#include "support/meeting.hpp"
+#include "support/pool_help.hpp"
+#include "support/scale.hpp"
+#include "support/stamp.hpp"
+
+namespace slabpool {
+namespace {
+
+using test::bytes;
+using test::expect_all_returned;
+using test::has_stamp;
+using test::kept;
+using test::open;
+using test::write_stamp;
+
+Status keep(Pool& pool, Block& block, Handle session, Handle& made) {
+  KeepSpec spec;
+  spec.id = "k";
+  spec.block = &block;
+  spec.from = pool.owner_of(block);
+  spec.session = session;
+  return pool.keep(spec, made);
+}
+
+// Each round: a turn whose block (with a view of the host's and one of a reader's) is kept by one thread while
+// a device's thread looks at it and acks, another opens and drops views, and the host closes the turn and,
+// sometimes at the same moment, gives up what was kept.
+class KeepRace : public testing::TestWithParam<bool> {
+ protected:
+  KeepRace() {
+    PoolOptions options;
+    options.capacity = 16 * test::kMiB;
+    options.shared = GetParam();
+    pool_ = test::make_pool(options);
+  }
+  void prepare(std::uint64_t stamp) {
+    stamp_ = stamp;
+    const std::vector<std::uint32_t> devices{0, 40};
+    turn_ = open(*pool_, {.devices = devices});
+    block_ = pool_->allocate(bytes(4096, turn_)).block;
+    // Neighbours in the chain, which other threads let go of.
+    other_ = pool_->allocate(bytes(4096, turn_)).block;
+    write_stamp(*block_, stamp_);
+    serial_ = block_->serial();
+    kept_status_ = Status::timed_out;
+  }
+  void check() const {
+    EXPECT_TRUE(has_stamp(*block_, stamp_)) << "it was handed out while somebody reads";
+  }
+
+  std::unique_ptr<Pool> pool_;
+  Handle turn_;
+  Handle kept_;
+  Status kept_status_ = Status::ok;
+  Block* block_ = nullptr;
+  Block* other_ = nullptr;
+  std::uint32_t serial_ = 0;
+  std::uint64_t stamp_ = 0;
+};
+
+TEST_P(KeepRace, TheBlockComesBackOnce) {
+  const int total = test::rounds(20'000);
+  Handle chat;
+  ASSERT_EQ(pool_->open_session("k", 1 << 20, {}, chat), Status::ok);
+  std::uint64_t kept_times = 0;
+  test::Meeting start(4);
+  test::Meeting end(4);
+  const auto each_round = [&](auto&& work) {
+    return std::thread([&, work] {
+      std::mt19937_64 random(reinterpret_cast<std::uintptr_t>(&work));
+      for (int round = 0; round < total; ++round) {
+        start.arrive();
+        test::dawdle(random, 10);
+        work(random);
+        end.arrive();
+      }
+    });
+  };
+  std::vector<std::thread> threads;
+  threads.push_back(each_round([&](std::mt19937_64& random) {
+    check();  // as a device that has not acknowledged may
+    (void)pool_->ack(turn_, 0);
+    test::dawdle(random, 6);
+    pool_->drop_view(*other_);
+  }));
+  threads.push_back(each_round([&](std::mt19937_64& random) {
+    for (int i = 0; i < 4; ++i) {
+      if (pool_->open_view(*block_, serial_, turn_) != Status::ok) continue;
+      check();
+      pool_->hold_view(*block_);
+      test::dawdle(random, 5);
+      pool_->drop_view(*block_);
+      check();
+      pool_->drop_view(*block_);
+    }
+    (void)pool_->ack(turn_, 40);
+  }));
+  threads.push_back(each_round([&](std::mt19937_64& random) {
+    kept_status_ = keep(*pool_, *block_, chat, kept_);
+    check();
+    if (kept_status_ == Status::ok && random() % 2 == 0) pool_->close_request(kept_, false);
+    pool_->drop_view(*block_);
+  }));
+  std::mt19937_64 random(99);
+  for (int round = 0; round < total; ++round) {
+    prepare(random());
+    start.arrive();
+    test::dawdle(random, 10);
+    pool_->close_request(turn_, random() % 2 == 0);
+    end.arrive();
+    EXPECT_TRUE(pool_->released(turn_));
+    if (kept_status_ == Status::ok) {
+      ++kept_times;
+      if (!pool_->released(kept_)) {
+        check();
+        EXPECT_EQ(pool_->owner_of(*block_).generation, kept_.generation);
+        RequestInfo told;
+        ASSERT_TRUE(pool_->describe(kept_, told));
+        EXPECT_EQ(told.live_views, 0U);
+        EXPECT_EQ(told.nbytes, block_->bytes);
+        pool_->close_request(kept_, false);
+      }
+      EXPECT_TRUE(pool_->released(kept_)) << "nobody pins it any more";
+    } else {
+      EXPECT_EQ(kept_status_, Status::request_closed) << "the turn was over first";
+    }
+    ASSERT_EQ(test::held(pool_->stats()), 0U);
+    ASSERT_EQ(pool_->kept_bytes(), 0U);
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_GT(kept_times, 0U);
+  pool_->close_request(chat, false);
+  expect_all_returned(*pool_);
+}
+
+// Turns come and go over one session: each pins what is kept, reads it until its device acks, and replaces it.
+TEST_P(KeepRace, NobodyReadsWhatIsGone) {
+  struct Chat {
+    std::mutex mutex;  // as a session's: decides, while turns end without it
+    Handle session;
+    Handle kept;
+    Block* block = nullptr;
+    std::uint32_t serial = 0;
+    std::uint64_t stamp = 0;
+  } chat;
+  ASSERT_EQ(pool_->open_session("k", 1 << 20, {}, chat.session), Status::ok);
+  constexpr std::uint32_t kThreads = 3;
+  const int total = test::rounds(6'000);
+  std::vector<std::thread> threads;
+  for (std::uint32_t t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937_64 random(t);
+      for (int round = 0; round < total; ++round) {
+        const std::vector<std::uint32_t> devices{t};
+        const Handle turn = open(*pool_, {.devices = devices});
+        Block* seen = nullptr;
+        std::uint64_t stamp = 0;
+        {
+          const std::lock_guard lock(chat.mutex);
+          const Handle both[] = {chat.session, chat.kept};
+          EXPECT_EQ(pool_->pin(turn, {both, chat.block != nullptr ? 2U : 1U}), Status::ok);
+          seen = chat.block;
+          stamp = chat.stamp;
+        }
+        Block* made = pool_->allocate(bytes(4096 << (random() % 4), turn)).block;
+        ASSERT_NE(made, nullptr);
+        const std::uint64_t own = random();
+        write_stamp(*made, own);
+        {
+          const std::lock_guard lock(chat.mutex);
+          Handle kept_now;
+          EXPECT_EQ(keep(*pool_, *made, chat.session, kept_now), Status::ok);
+          if (chat.block != nullptr) pool_->close_request(chat.kept, false);
+          chat.kept = kept_now;
+          chat.block = made;
+          chat.stamp = own;
+        }
+        pool_->drop_view(*made);
+        pool_->close_request(turn, false);
+        test::dawdle(random, 8);
+        if (seen != nullptr) {
+          EXPECT_TRUE(has_stamp(*seen, stamp)) << "it went while a turn could read it";
+        }
+        (void)pool_->ack(turn, t);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(test::held(pool_->stats()), chat.block->bytes);
+  Pool::Kept told;
+  ASSERT_TRUE(pool_->kept(chat.session, told));
+  EXPECT_EQ(told.pins, 0U);
+  pool_->close_request(chat.session, false);
+  expect_all_returned(*pool_);
+}
+
+INSTANTIATE_TEST_SUITE_P(Pools, KeepRace, testing::Bool());
+
+}  // namespace
+}  // namespace slabpool
