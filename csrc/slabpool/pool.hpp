@@ -150,12 +150,10 @@ class SLABPOOL_API Pool {
   Handle owner_of(const Block& block) const noexcept;
   Status pin(Handle by, std::span<const Handle> kept) noexcept;
   using Kept = RequestTable::Kept;
-  bool kept(Handle session, Kept& told) noexcept;  // false: it is closed
-  Status set_quota(Handle session, std::uint64_t quota) noexcept {
-    return table_.set_quota(session, quota);
-  }
-  void set_kept_quota(std::uint64_t quota) noexcept { table_.set_kept_quota(quota); }
-  std::uint64_t kept_bytes() const noexcept { return table_.kept_bytes(); }
+  bool kept(Handle session, Kept& told) noexcept;                  // false: it is closed
+  Status set_quota(Handle session, std::uint64_t quota) noexcept;  // quota_exceeded: it keeps more
+  void set_kept_quota(std::uint64_t quota) noexcept;               // of all sessions together
+  std::uint64_t kept_bytes() const noexcept;
 
   // ---- devices in other processes; only in pools of shared memory (pool_shared.cpp)
   bool shared() const noexcept { return shared_ != nullptr; }

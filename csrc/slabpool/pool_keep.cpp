@@ -59,4 +59,12 @@ bool Pool::kept(Handle session, Kept& told) noexcept {
   return table_.kept(session, told);
 }
 
+Status Pool::set_quota(Handle session, std::uint64_t quota) noexcept {
+  return table_.set_quota(session, quota);
+}
+
+void Pool::set_kept_quota(std::uint64_t quota) noexcept { table_.set_kept_quota(quota); }
+
+std::uint64_t Pool::kept_bytes() const noexcept { return table_.kept_bytes(); }
+
 }  // namespace slabpool

@@ -48,6 +48,7 @@ Status RequestTable::keep(Block& block, Handle from, Handle to, const Handle* in
   if (source == nullptr || target == nullptr || target->parent == 0) return Status::request_closed;
   if (source->kept || !target->kept) return Status::invalid_argument;
   RequestRecord& root = *record(target->parent - 1);
+  if (!root.kept) return Status::invalid_argument;
   source->pinned.reserve(source->pinned.size() + 2);
   const std::lock_guard budget_lock(budget_mutex_);
   {

@@ -322,7 +322,10 @@ void RequestTable::recycle(RequestRecord& r) noexcept {
 // ---- questions
 
 bool RequestTable::is_open(Handle handle) const noexcept {
-  return live_record(handle) != nullptr && holders(handle.slot).holds(tag(handle.generation), kHost);
+  const RequestRecord* r = live_record(handle);
+  // The host's bit of a kept one may stay for a while after it left.
+  return r != nullptr && !r->host_left.load(std::memory_order_relaxed) &&
+         holders(handle.slot).holds(tag(handle.generation), kHost);
 }
 
 bool RequestTable::is_over(Handle handle) const noexcept { return live_record(handle) == nullptr; }
