@@ -98,7 +98,9 @@ class SLABPOOL_API Pool {
   Allocation open_growing(Handle request, std::uint64_t most) noexcept;
   // `usable`: how many bytes may be touched now; written unless the request or the pool is closed.
   // cancel_growing() takes one back that never got any.
-  Status grow(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable) noexcept;
+  // `counts`: as in AllocateSpec.
+  Status grow(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable,
+              bool counts = true) noexcept;
   Status grow_until(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable,
                     std::int64_t deadline_ns, bool last = true) noexcept;
   void cancel_growing(Block& block, Handle request) noexcept;

@@ -131,9 +131,10 @@ Status Pool::try_grow(Block& block, Handle request, std::uint64_t nbytes,
   }
 }
 
-Status Pool::grow(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable) noexcept {
+Status Pool::grow(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable,
+                  bool counts) noexcept {
   const Status status = try_grow(block, request, nbytes, usable);
-  if (status == Status::exhausted || status == Status::system_refused)
+  if (counts && (status == Status::exhausted || status == Status::system_refused))
     note_exhausted(request.generation, nbytes);
   return status;
 }

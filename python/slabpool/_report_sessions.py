@@ -98,6 +98,14 @@ def kept_elsewhere(state: State, name: str, other: State) -> NoReturn:
     )
 
 
+def growth_of_the_dropped(session_id: object, name: str) -> NoReturn:
+    """Raises for a tensor that grows although its session has let go of it."""
+    raise RequestClosedError(
+        f"the tensor that session {session_id!r} kept as {name!r} cannot grow any more: it was dropped or replaced, or "
+        "the session is over. Its arrays stay valid; take the present one from the session"
+    )
+
+
 def not_kept(state: State, name: str, *, closed: bool) -> NoReturn:
     """Raises for a tensor whose request is over, or that a session has given up."""
     if closed:

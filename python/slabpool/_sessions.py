@@ -237,7 +237,7 @@ class Sessions:
     ) -> Block:
         instead = old.kept if old is not None and old.names == 1 else None
         while True:
-            kept = state.shelf.keep(tensor, name, where, instead)
+            kept = state.shelf.keep(tensor, name, where, instead, _Keeper(self, state, name))
             if isinstance(kept, Kept):
                 block = Block(kept, state.shelf)
                 self._blocks[kept.generation] = block
@@ -292,6 +292,24 @@ class Sessions:
         with self._lock:
             if state.lost is None:
                 self._has_expired(state)
+
+    def growth_refused(
+        self, shelf: Shelf, session_id: str | int | bytes, name: str, status: int, nbytes: int
+    ) -> bool:
+        """A kept tensor could not grow by so many bytes: True if there is room now."""
+        pool = self._pool_here()
+        with self._lock:
+            state = self._living.get((type(session_id), session_id))
+            if state is None or state.shelf is not shelf or status == CLOSED:
+                _report.growth_of_the_dropped(session_id, name)
+            if status != QUOTA:
+                return False
+            told = shelf.told()
+            if told is None or (told[1] is not None and told[0] + nbytes > told[1]):
+                _report.budget_exceeded(state, name, nbytes)
+            if self._evict_bytes(kept_bytes(pool) + nbytes - (self.budget or 0), state):
+                return True
+            _report.session_budget_exceeded(pool, state, name, nbytes, self.budget or 0)
 
     # ---- ending
 
@@ -502,6 +520,22 @@ class Sessions:
                     )
                 )
         return sorted(found, key=lambda record: -1.0 if record.idle is None else record.idle, reverse=True)
+
+
+class _Keeper:
+    """Whom a kept tensor that cannot grow turns to. Keeps neither the sessions nor the session."""
+
+    def __init__(self, sessions: Sessions, state: State, name: str) -> None:
+        self._sessions = weakref.ref(sessions)
+        self._shelf = state.shelf
+        self._id = state.id
+        self._name = name
+
+    def __call__(self, status: int, nbytes: int) -> bool:
+        sessions = self._sessions()
+        if sessions is None:
+            _report.pool_gone()
+        return sessions.growth_refused(self._shelf, self._id, self._name, status, nbytes)
 
 
 def _viewed(state: State) -> bool:

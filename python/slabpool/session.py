@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy.typing as npt
 
 from slabpool import _aio, _sessions
+from slabpool._core.growable import GrowableTensor
 from slabpool._core.layout import Tensors
 from slabpool.errors import InvalidTypeError
 
@@ -156,17 +157,18 @@ class Session:
 
     # ---- what is kept
 
-    def keep(self, name: str, tensor: npt.NDArray[Any] | Tensors) -> None:
+    def keep(self, name: str, tensor: npt.NDArray[Any] | Tensors | GrowableTensor) -> None:
         """Keeps a tensor for the turns to come. Its memory is the session's from here on; nothing is copied.
 
         Parameters
         ----------
         name : str
             What was kept under it before goes, once the turns that could see it are released.
-        tensor : numpy.ndarray or Tensors
+        tensor : numpy.ndarray, Tensors or GrowableTensor
             In the memory of a request of this pool that is not released, as a rule of a turn of this session;
             slices too. The whole block moves: all tensors of a layout are kept, and counted, together. Tensors of
-            one block may be kept under several names.
+            one block may be kept under several names. A `GrowableTensor` goes on growing, in this turn and the
+            next, within the session's budget.
 
         Raises
         ------
@@ -198,7 +200,7 @@ class Session:
         self._sessions.keep(self._state, name, tensor, _caller())
 
     def __getitem__(self, name: str) -> Any:
-        """A view of what is kept under a name: a numpy.ndarray, or the Tensors that were kept."""
+        """A view of what is kept under a name: a numpy.ndarray, Tensors or a GrowableTensor, as was kept."""
         return self._sessions.get(self._state, name)
 
     def drop(self, name: str) -> None:

@@ -17,7 +17,7 @@ Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes
   RequestRecord* root = budget_of(r.root);
   if (root == nullptr) return Status::request_closed;
   if (root->quota != 0 && root->used + bytes > root->quota) return Status::quota_exceeded;
-  if (r.kept && kept_bytes_ + bytes > kept_quota_) return Status::exhausted;
+  if (r.kept && kept_bytes_ + bytes > kept_quota_) return Status::quota_exceeded;
   root->used += bytes;
   r.charged += bytes;
   if (r.kept) kept_bytes_ += bytes;

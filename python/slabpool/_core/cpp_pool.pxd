@@ -69,7 +69,7 @@ cdef extern from "slabpool/pool.hpp" namespace "slabpool" nogil:
         Block* allocate_quickly(uint64_t nbytes)
         Allocation allocate_until(const AllocateSpec& spec, int64_t deadline_ns, bool last)
         Allocation open_growing(Handle request, uint64_t most)
-        Status grow(Block& block, Handle request, uint64_t nbytes, uint64_t& usable)
+        Status grow(Block& block, Handle request, uint64_t nbytes, uint64_t& usable, bool counts)
         Status grow_until(Block& block, Handle request, uint64_t nbytes, uint64_t& usable, int64_t deadline_ns,
                           bool last)
         void cancel_growing(Block& block, Handle request)

@@ -12,7 +12,8 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint64_t
 
 from slabpool._core.array cimport (
-    MAX_DIMS, Core, Shape, as_dtype, check_here, deadline_of, next_slice, own, parse_shape, wrap_strided,
+    MAX_DIMS, Core, Shape, as_dtype, check_here, deadline_of, next_slice, others_give_way, own, parse_shape,
+    wrap_strided,
 )
 from slabpool._core.cpp_pool cimport Allocation
 from slabpool._core.cpp_request cimport Handle
@@ -20,7 +21,7 @@ from slabpool._core.cpp_status cimport Status
 
 import operator
 
-from slabpool.errors import InvalidArgumentError, InvalidTypeError, TensorTooLargeError
+from slabpool.errors import InvalidArgumentError, InvalidTypeError, RequestClosedError, TensorTooLargeError
 
 cnp.import_array()
 
@@ -44,6 +45,11 @@ cdef bint _making = False
 
 
 @cython.final
+cdef class Growth:
+    """What all `GrowableTensor` of one block share."""
+
+
+@cython.final
 cdef class GrowableTensor:
     """A tensor of a request that becomes longer along one axis without being copied.
 
@@ -54,9 +60,12 @@ cdef class GrowableTensor:
     So a tensor of shape ``(batch, heads, tokens, dim)`` that grows along ``axis=2`` has strides as if it were
     ``(tokens, batch, heads, dim)``, seen through `numpy.moveaxis`.
 
+    A `Session` can keep it, and it grows on: in the session's name then, and within its budget.
+
     Attributes
     ----------
-    request : Request
+    request : Request or None
+        Whose memory it is; None once a session keeps it.
     dtype : numpy.dtype
     axis : int
         The axis that grows.
@@ -84,38 +93,59 @@ cdef class GrowableTensor:
             raise InvalidTypeError("a GrowableTensor is made by Request.growable(...)")
 
     cdef object _view(self, Py_ssize_t length):
+        cdef Growth growth = self.growth
         cdef Shape shape
         cdef int i
-        shape.nd = self.full.nd
+        shape.nd = growth.full.nd
         for i in range(shape.nd):
-            shape.dims[i] = self.full.dims[i]
-        shape.dims[self.axis] = length
-        return wrap_strided(self.owner, self.block.data, self.dtype, &shape, self.strides)
+            shape.dims[i] = growth.full.dims[i]
+        shape.dims[growth.axis] = length
+        return wrap_strided(self.owner, growth.block.data, growth.dtype, &shape, growth.strides)
 
     cdef int _grow(self, uint64_t nbytes, object timeout) except -1:
-        cdef Status status
+        cdef Growth growth = self.growth
+        cdef Handle handle = growth.handle  # as it is now: a session may come to keep the tensor
+        cdef Status status = Status.exhausted
         cdef uint64_t usable = 0
         cdef int64_t deadline, until
-        if timeout is None:
-            if nbytes - self.nbytes >= BULK:
+        if self.core.give_way is not None:
+            while True:
                 with nogil:
-                    status = self.core.pool.grow(self.block[0], self.handle, nbytes, usable)
+                    status = self.core.pool.grow(growth.block[0], handle, nbytes, usable, False)
+                growth.nbytes = max(growth.nbytes, usable)
+                if status == Status.ok:
+                    return 0
+                if others_give_way(self.core, status):
+                    continue
+                if growth.keeper is None or not growth.keeper(<int>status, nbytes - min(growth.nbytes, nbytes)):
+                    break
+        if timeout is None:
+            if nbytes - growth.nbytes >= BULK:
+                with nogil:
+                    status = self.core.pool.grow(growth.block[0], handle, nbytes, usable, True)
             else:
-                status = self.core.pool.grow(self.block[0], self.handle, nbytes, usable)
+                status = self.core.pool.grow(growth.block[0], handle, nbytes, usable, True)
         else:
             deadline = deadline_of(timeout)
             while True:
                 until = next_slice(deadline)
                 with nogil:
-                    status = self.core.pool.grow_until(self.block[0], self.handle, nbytes, usable, until,
+                    status = self.core.pool.grow_until(growth.block[0], handle, nbytes, usable, until,
                                                        until == deadline)
                 if status != Status.exhausted or until == deadline:
                     break
                 PyErr_CheckSignals()
-        if usable > self.nbytes:
-            self.nbytes = usable
-        if status != Status.ok:
-            self.core.report(self.request, <int>status, nbytes - min(self.nbytes, nbytes), timeout)
+                if self.core.give_way is not None:
+                    others_give_way(self.core, status)  # what has become idle meanwhile
+        if usable > growth.nbytes:
+            growth.nbytes = usable
+        if status == Status.ok:
+            return 0
+        if status == Status.request_closed and growth.request is not None and self.core.pool.is_open(handle):
+            raise RequestClosedError(
+                f"{self!r} cannot grow any more: a session keeps an array of its memory. Keep the GrowableTensor itself, "
+                "and it goes on growing in the session's name")
+        self.core.report(growth.request, <int>status, nbytes - min(growth.nbytes, nbytes), timeout)
         return 0
 
     def extend(self, n=1, *, timeout=None):
@@ -142,22 +172,25 @@ cdef class GrowableTensor:
         """
         cdef Py_ssize_t more = _count(n, "n")
         cdef Py_ssize_t before, after
+        cdef Growth growth = self.growth
         check_here(self.core)
         while True:
-            before = self.length
-            if more > self.limit - before:
+            before = growth.length
+            if more > growth.limit - before:
                 raise TensorTooLargeError(
-                    f"cannot extend by {more}: the tensor has {before} of at most {self.limit} along axis {self.axis}, "
-                    f"in request {self.request.id!r} generation {self.request.generation}. "
+                    f"cannot extend by {more}: the tensor has {before} of at most {growth.limit} along axis {growth.axis}, "
+                    f"{self._whose()}. "
                     "Make it with a higher limit="
                 )
             after = before + more
-            if <uint64_t>after * self.step > self.nbytes:
-                self._grow(<uint64_t>after * self.step, timeout)
-            elif not self.core.pool.is_open(self.handle):
-                self.core.report(self.request, <int>Status.request_closed, 0, None)
-            if self.length == before:  # else another thread was faster, and comes first
-                self.length = after
+            if <uint64_t>after * growth.step > growth.nbytes:
+                self._grow(<uint64_t>after * growth.step, timeout)
+            elif not self.core.pool.is_open(growth.handle):
+                if growth.keeper is not None:
+                    growth.keeper(<int>Status.request_closed, 0)
+                self.core.report(growth.request, <int>Status.request_closed, 0, None)
+            if growth.length == before:  # else another thread was faster, and comes first
+                growth.length = after
                 return self._view(after)
 
     def truncate(self, length):
@@ -174,32 +207,68 @@ cdef class GrowableTensor:
             What is left. Arrays made before stay valid, and show what is written over them.
         """
         cdef Py_ssize_t wanted = _count(length, "length")
-        if wanted > self.length:
+        if wanted > self.growth.length:
             raise InvalidArgumentError(
                 f"cannot truncate to {wanted}: the tensor has {self.length} along axis {self.axis}. Use extend()"
             )
-        self.length = wanted
+        self.growth.length = wanted
         return self._view(wanted)
+
+    cdef str _whose(self):
+        if self.growth.request is None:
+            return f"kept by a session as generation {self.growth.handle.generation}"
+        return f"in request {self.growth.request.id!r} generation {self.growth.handle.generation}"
+
+    @property
+    def request(self):
+        """The Request whose memory it is; None once a session keeps it."""
+        return self.growth.request
+
+    @property
+    def dtype(self):
+        """The data type of its elements."""
+        return self.growth.dtype
+
+    @property
+    def axis(self):
+        """The axis that grows."""
+        return self.growth.axis
+
+    @property
+    def length(self):
+        """Along that axis, now."""
+        return self.growth.length
+
+    @property
+    def limit(self):
+        """Along that axis, at most."""
+        return self.growth.limit
+
+    @property
+    def nbytes(self):
+        """Bytes that are committed for it and count."""
+        return self.growth.nbytes
 
     @property
     def array(self):
         """All of it, as a new view (numpy.ndarray)."""
-        return self._view(self.length)
+        return self._view(self.growth.length)
 
     @property
     def shape(self):
         """The present shape (tuple of int)."""
-        return tuple([self.length if i == self.axis else self.full.dims[i] for i in range(self.full.nd)])
+        cdef Growth growth = self.growth
+        return tuple([growth.length if i == growth.axis else growth.full.dims[i] for i in range(growth.full.nd)])
 
     def __len__(self):
-        return self.length
+        return self.growth.length
 
     def __reduce__(self):
         raise InvalidTypeError("a GrowableTensor is memory of this process: copy its array, or send a reference to it")
 
     def __repr__(self):
         return (f"<GrowableTensor {self.shape} of {self.dtype}, limit {self.limit} along axis {self.axis}, "
-                f"{self.nbytes} bytes, of request {self.request.id!r} generation {self.handle.generation}>")
+                f"{self.nbytes} bytes, {self._whose()}>")
 
 
 cdef int _axis(object axis, int nd) except -1:
@@ -214,9 +283,26 @@ cdef int _axis(object axis, int nd) except -1:
     return number % nd
 
 
+cdef GrowableTensor _new(Core core):
+    global _making
+    _making = True
+    cdef GrowableTensor tensor = GrowableTensor.__new__(GrowableTensor)
+    _making = False
+    tensor.core = core
+    tensor.growth = Growth.__new__(Growth)
+    return tensor
+
+
+cdef GrowableTensor growable_of(Core core, Growth growth):
+    """Once more, for a caller that has a view hold on the block, which the tensor takes over."""
+    cdef GrowableTensor tensor = _new(core)
+    tensor.growth = growth
+    tensor.owner = own(core, growth.block, True)
+    return tensor
+
+
 cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object dtype, object axis, object limit,
                                  object timeout, object request):
-    global _making
     cdef cnp.dtype descr = as_dtype(dtype)
     cdef Shape parsed, full
     cdef Allocation result
@@ -238,32 +324,30 @@ cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object 
     result = core.pool.open_growing(handle, nbytes)
     if result.block is NULL:
         core.report(request, <int>result.status, nbytes, None)
-    _making = True
-    cdef GrowableTensor tensor = GrowableTensor.__new__(GrowableTensor)
-    _making = False
-    tensor.core = core
-    tensor.block = result.block
-    tensor.handle = handle
-    tensor.request = request
-    tensor.dtype = descr
-    tensor.axis = at
-    tensor.length = 0
-    tensor.limit = most
-    tensor.full = full
-    tensor.step = step
-    tensor.nbytes = 0
+    cdef GrowableTensor tensor = _new(core)
+    cdef Growth growth = tensor.growth
+    growth.block = result.block
+    growth.handle = handle
+    growth.request = request
+    growth.dtype = descr
+    growth.axis = at
+    growth.length = 0
+    growth.limit = most
+    growth.full = full
+    growth.step = step
+    growth.nbytes = 0
     nbytes = <uint64_t>descr.itemsize
     for i in range(full.nd - 1, -1, -1):
         if i != at:
-            tensor.strides[i] = <cnp.npy_intp>nbytes
+            growth.strides[i] = <cnp.npy_intp>nbytes
             nbytes *= <uint64_t>max(full.dims[i], 1)
-    tensor.strides[at] = <cnp.npy_intp>nbytes
+    growth.strides[at] = <cnp.npy_intp>nbytes
     try:
         if <uint64_t>first * step != 0:
             tensor._grow(<uint64_t>first * step, timeout)
     except BaseException:
         core.pool.cancel_growing(result.block[0], handle)
         raise
-    tensor.length = first
+    growth.length = first
     tensor.owner = own(core, result.block, True)
     return tensor

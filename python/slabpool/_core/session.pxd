@@ -23,9 +23,7 @@ cdef class Kept:
 
 
 cdef class Form:
-    cdef object descr           # cnp.dtype, or a Layout
+    cdef object descr           # cnp.dtype, or a Layout, or a Growth
     cdef tuple shape
     cdef tuple strides          # None: C order
-    cdef uint64_t offset        # of the lowest byte, from the start of the block
-    cdef uint64_t extent        # bytes from the lowest to the highest
-    cdef uint64_t first         # of the array's first element, from the lowest byte
+    cdef uint64_t offset        # of the first element, from the start of the block

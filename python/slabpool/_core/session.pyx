@@ -13,13 +13,14 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.optional cimport make_optional
 from libcpp.vector cimport vector
 
-from slabpool._core.array cimport Core, Shape, check_here, located, parse_shape, wrap
+from slabpool._core.array cimport Core, Shape, check_here, located, own, parse_shape, wrap, wrap_strided
 from slabpool._core.cpp_block cimport Block, byte
 from slabpool._core.cpp_observe cimport RequestInfo
 from slabpool._core.cpp_pool cimport KeepSpec
 from slabpool._core.cpp_pool cimport Kept as CppKept
 from slabpool._core.cpp_request cimport Handle, SourceLocation, handle_span, string_view
 from slabpool._core.cpp_status cimport Status
+from slabpool._core.growable cimport GrowableTensor, Growth, growable_of
 from slabpool._core.layout cimport Layout, Tensors, tensors_of
 from slabpool._core.pool cimport Pool, name_key
 from slabpool._core.request cimport Request
@@ -83,22 +84,26 @@ cdef class Kept:
             self.core.pool.close_request(self.handle, False)
 
     def view(self, Form form not None):
-        """The tensor: an array, or Tensors. None if the block is given up."""
+        """The tensor: an array, Tensors or a GrowableTensor. None if the block is given up."""
         cdef Shape shape
+        cdef cnp.npy_intp strides[64]
         cdef Status status
+        cdef int i
         if isinstance(form.descr, Layout):
             return tensors_of(self.core, self.handle, <Layout>form.descr, self.block, self.serial)
         status = self.core.pool.open_view(self.block[0], self.serial, self.handle)
         if status != Status.ok:
             return None
+        if isinstance(form.descr, Growth):
+            return growable_of(self.core, <Growth>form.descr)
         cdef cnp.dtype descr = form.descr
+        cdef byte* first = <byte*>self.block.data + form.offset
+        parse_shape(form.shape, descr.itemsize, &shape)
         if form.strides is None:
-            parse_shape(form.shape, descr.itemsize, &shape)
-            return wrap(self.core, self.block, <byte*>self.block.data + form.offset, descr, &shape)
-        shape.nd = 1
-        shape.dims[0] = <Py_ssize_t>form.extent
-        whole = wrap(self.core, self.block, <byte*>self.block.data + form.offset, cnp.dtype("u1"), &shape)
-        return np.ndarray(form.shape, descr, whole, form.first, form.strides)
+            return wrap(self.core, self.block, first, descr, &shape)
+        for i in range(shape.nd):
+            strides[i] = form.strides[i]
+        return wrap_strided(own(self.core, self.block, True), first, descr, &shape, strides)
 
 
 @cython.final
@@ -157,12 +162,20 @@ cdef class Shelf:
             owner = self.core.pool.owner_of(block[0])
             self.core.pool.drop_view(block[0])
             return (owner.generation, form, block.bytes) if owner.generation else None
+        if isinstance(tensor, GrowableTensor):
+            if (<GrowableTensor>tensor).core is not self.core:
+                return None
+            form.descr = (<GrowableTensor>tensor).growth
+            block = (<GrowableTensor>tensor).growth.block
+            owner = self.core.pool.owner_of(block[0])
+            return owner.generation, form, (<GrowableTensor>tensor).growth.nbytes
         if not isinstance(tensor, np.ndarray):
             raise InvalidTypeError(
-                f"a session keeps a numpy array or the Tensors of a request, got {type(tensor).__name__}")
+                "a session keeps a numpy array, the Tensors or a GrowableTensor of a request, "
+                f"got {type(tensor).__name__}")
         return _locate_array(self.core, tensor, form)
 
-    def keep(self, tensor, str name, tuple where, Kept instead):
+    def keep(self, tensor, str name, tuple where, Kept instead, keeper):
         """A Kept that has the tensor's block now, or the status that says why not; then nothing has changed."""
         cdef KeepSpec spec
         cdef Handle handle
@@ -175,6 +188,8 @@ cdef class Shelf:
             block = (<Tensors>tensor).block
             if self.core.pool.open_view(block[0], (<Tensors>tensor).serial, (<Tensors>tensor).request) != Status.ok:
                 return CLOSED
+        elif isinstance(tensor, GrowableTensor):
+            block = (<GrowableTensor>tensor).growth.block
         else:
             block = self.core.pool.find(cnp.PyArray_DATA(<cnp.ndarray>tensor))
         spec.id = _view(key)
@@ -190,6 +205,11 @@ cdef class Shelf:
             self.core.pool.drop_view(block[0])
         if status != Status.ok:
             return <int>status
+        if isinstance(tensor, GrowableTensor):
+            # It grows on in the session's name.
+            (<GrowableTensor>tensor).growth.handle = handle
+            (<GrowableTensor>tensor).growth.request = None
+            (<GrowableTensor>tensor).growth.keeper = keeper
         return _new_kept(self.core, handle, block, serial)
 
 
@@ -216,9 +236,7 @@ cdef object _locate_array(Core core, object tensor, Form form):
     form.descr = tensor.dtype
     form.shape = tuple([cnp.PyArray_DIM(array, i) for i in range(cnp.PyArray_NDIM(array))])
     form.strides = None if cnp.PyArray_IS_C_CONTIGUOUS(array) else tensor.strides
-    form.offset = <uint64_t>(first + low - block.data)
-    form.extent = <uint64_t>(high - low)
-    form.first = <uint64_t>(-low)
+    form.offset = <uint64_t>(first - block.data)
     return owner.generation, form, block.bytes
 
 
