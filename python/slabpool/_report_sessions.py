@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 def pool_gone() -> NoReturn:
     """Raises for a session whose pool nobody has any more."""
-    raise PoolClosedError("the pool of this session is gone. Keep the pool, or the Session, as long as it is used")
+    raise PoolClosedError(
+        "the pool of this session is gone. Keep the pool, or the Session, as long as it is used"
+    )
 
 
 def lost(state: State) -> NoReturn:

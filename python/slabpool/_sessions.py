@@ -132,9 +132,7 @@ class Sessions:
 
     # ---- opening
 
-    def open(
-        self, session_id: str | int | bytes, budget: object, ttl: object, where: _Where
-    ) -> State:
+    def open(self, session_id: str | int | bytes, budget: object, ttl: object, where: _Where) -> State:
         """The living session of the id, or a new one."""
         most = None if budget is None else parse_size(budget, "budget", least=1, most=1 << 60)
         seconds = None if ttl is None else _seconds(ttl)
@@ -205,7 +203,9 @@ class Sessions:
     def keep(self, state: State, name: str, tensor: object, where: _Where) -> None:
         """The tensor's block is the session's from here on, under this name."""
         if not isinstance(name, str):
-            raise InvalidTypeError(f"a kept tensor's name must be a str, got {name!r} of type {type(name).__name__}")
+            raise InvalidTypeError(
+                f"a kept tensor's name must be a str, got {name!r} of type {type(name).__name__}"
+            )
         pool = self._pool_here()
         with self._lock:
             self._check(state)
@@ -432,7 +432,10 @@ class Sessions:
         if self._thread is None:
             pool = self._pool_here()
             self._thread = threading.Thread(
-                target=_expire, args=(weakref.ref(self), self._news), name=f"slabpool-sessions-{pool.name}", daemon=True
+                target=_expire,
+                args=(weakref.ref(self), self._news),
+                name=f"slabpool-sessions-{pool.name}",
+                daemon=True,
             )
             # Its end if nobody closes the pool. Not in a fork, where the event's lock may be anybody's.
             weakref.finalize(self, _wake, self._news, os.getpid()).atexit = False

@@ -311,4 +311,6 @@ class Session:
         if state.lost is not None:
             return f"<Session {state.id!r}: {state.lost}>"
         names = ", ".join(self.names()) or "nothing"
-        return f"<Session {state.id!r}: keeps {names} in {self.nbytes} bytes{', in use' if self.in_use else ''}>"
+        return (
+            f"<Session {state.id!r}: keeps {names} in {self.nbytes} bytes{', in use' if self.in_use else ''}>"
+        )

@@ -73,7 +73,10 @@ class Machine(RuleBasedStateMachine):
         model.known_devices.update(devices)
         lease = 1e-9 if leased else 1e6
         try:
-            handle = self.pool.request(id, devices, reserve=reserve, quota=quota, lease=lease)
+            try:
+                handle = self.pool.request(id, devices, reserve=reserve, quota=quota, lease=lease)
+            finally:
+                model.learn_evictions()
         except slabpool.TensorTooLargeError:
             assert reserve is not None and reserve > CAPACITY
         except slabpool.PoolExhausted:
@@ -136,6 +139,7 @@ class Machine(RuleBasedStateMachine):
         s = self.pool.stats()
         self.model.check_figures(s)
         self.model.check_requests(self.pool)
+        self.model.check_sessions(self.pool)
         assert s.peak_committed >= self.peak_committed
         self.peak_committed = s.peak_committed
         assert all(view.intact() for view in self.views), "bytes changed while they were held"
@@ -153,6 +157,9 @@ class Machine(RuleBasedStateMachine):
         """Half the lives end in order, half by force with views that outlive everything."""
         model = self.model
         if len(model.requests) % 2:
+            for session in list(model.sessions):
+                session.session.close()
+                model.end_session(session)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ResourceWarning)
                 self._forget_growing()  # or they keep their handles

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from slabpool import Ack, GrowableTensor, Layout, Pool, Request, RequestState, Stats, Tensors
+from slabpool import Ack, GrowableTensor, Layout, Pool, Request, RequestState, Session, Stats, Tensors
 
 PAGE = 16 << 10
 SMALL = 128 << 10  # up to here blocks share slabs
@@ -54,6 +54,9 @@ class Block:
     request: RequestModel | None
     views: int = 0
     outside: int = 0  # most bytes of pages it keeps beyond what was promised to its request
+    origin: RequestModel | None = (
+        None  # the root of the request that made it, whose promise it may be drawn from
+    )
 
     @property
     def held(self) -> bool:
@@ -81,6 +84,7 @@ class TensorsModel:
     tensors: Tensors
     layout: Layout
     block: Block
+    request: RequestModel  # in whose name views are made
     stamps: dict[str, int] = field(default_factory=dict)
 
 
@@ -107,6 +111,9 @@ class RequestModel:
     gave_up: bool = False  # by a call of its own; what its parent did is forgotten with it
     blocks: list[Block] = field(default_factory=list)
     children: list[RequestModel] = field(default_factory=list)
+    kept_as: str | None = None  # what a session keeps under this name
+    pins: set[RequestModel] = field(default_factory=set)  # not over, and may read what is kept here
+    pinned: list[RequestModel | SessionModel] = field(default_factory=list)
 
     @property
     def root(self) -> RequestModel:
@@ -124,9 +131,42 @@ class RequestModel:
     def state(self) -> RequestState:
         if self.over:
             return RequestState.RELEASED
+        if self.kept_as is not None and self.host:
+            return RequestState.KEPT
         if self.leased and self.pending:
             return RequestState.IN_DOUBT
         return RequestState.OPEN if self.host else RequestState.DRAINING
+
+
+@dataclass(eq=False)
+class KeptModel:
+    """What a session has under a name: a stretch of a tensor that bears a stamp, or a layout."""
+
+    keeper: RequestModel
+    stamp: int = 0
+    start: int = 0
+    nbytes: int = 0
+    tensors: TensorsModel | None = None
+
+
+@dataclass(eq=False)
+class SessionModel:
+    """One session, until it is closed or evicted."""
+
+    id: str | int | bytes
+    session: Session
+    budget: int | None
+    names: dict[str, KeptModel] = field(default_factory=dict)
+    pins: set[RequestModel] = field(default_factory=set)
+    idle_since: int = 0  # step of the model
+
+    @property
+    def keepers(self) -> set[RequestModel]:
+        return {kept.keeper for kept in self.names.values()}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(keeper.nbytes for keeper in self.keepers)
 
 
 class PoolModel:
@@ -142,12 +182,14 @@ class PoolModel:
         # Requests that blocks came back to in this step: pages may be set aside again; that is learnt.
         self.gaining: list[RequestModel] = []
         self._stamps = itertools.count(1)
+        self.sessions: list[SessionModel] = []  # living ones
+        self._steps = itertools.count(1)
 
     # ---- figures
 
     @property
     def live_requests(self) -> list[RequestModel]:
-        return [r for r in self.requests if not r.over]
+        return [r for r in self.requests if not r.over and r.kept_as is None]
 
     def held(self) -> int:
         return sum(b.size for b in self.blocks)
@@ -174,7 +216,7 @@ class PoolModel:
     def allocated(self, request: RequestModel | None, size: int, aligned: int, set_aside: int) -> Block:
         """A block of `size` bytes was handed out; the pool has `set_aside` bytes set aside now."""
         drawn = self.set_aside() - set_aside
-        block = Block(size, request)
+        block = Block(size, request, origin=None if request is None else request.root)
         self.blocks.append(block)
         self.allocations += 1
         self.peak = max(self.peak, self.held())
@@ -227,9 +269,10 @@ class PoolModel:
         if not block.held:
             self.blocks.remove(block)
             self.frees += 1
-            if block.request is not None and block.request.root.reserve and not block.request.root.over:
-                block.request.root.tidy = False
-                self.gaining.append(block.request.root)
+            root = block.origin
+            if root is not None and root.reserve and not root.over:
+                root.tidy = False
+                self.gaining.append(root)
 
     # ---- holders
 
@@ -250,7 +293,7 @@ class PoolModel:
         self._end_if_left(request)
 
     def _end_if_left(self, request: RequestModel) -> None:
-        if request.over or request.host or request.pending:
+        if request.over or request.host or request.pending or request.pins:
             return
         assert all(child.over for child in request.children), "a child outlives its parent"
         held = [b for b in request.blocks if b.held]
@@ -258,7 +301,7 @@ class PoolModel:
         if request.root is request and request.reserve:
             request.reserve_left = 0
             for block in self.blocks:
-                if block.request is not None and block.request.root is request and block.held:
+                if block.origin is request and block.held:
                     # What a view retains: its own pages, shared with nobody who could give them back.
                     block.outside = max(block.outside, pages(block.size) + PAGE)
         for block in held:
@@ -266,6 +309,66 @@ class PoolModel:
         request.root.used -= request.charged
         if request.root is not request and request.charged:
             request.root.tidy = False  # views may keep what it is no longer charged for
+        step = next(self._steps)
+        for pinned in request.pinned:
+            pinned.pins.discard(request)
+            if isinstance(pinned, SessionModel):
+                pinned.idle_since = step if not pinned.pins else 0
+            else:
+                self._end_if_left(pinned)
+
+    # ---- sessions
+
+    def keep(self, session: SessionModel, name: str, generation: int, block: Block, what: KeptModel) -> None:
+        """The block moved to the session; `what` gets the request that keeps it."""
+        request = block.request
+        assert request is not None
+        request.blocks.remove(block)
+        request.charged -= block.size
+        request.root.used -= block.size
+        keeper = RequestModel(session.id, generation, None, set(), set(), False, None, kept_as=name)
+        keeper.blocks.append(block)
+        block.request = keeper
+        self.requests.append(keeper)
+        self.pin(request, session, keeper)
+        what.keeper = keeper
+        self.name(session, name, what)
+
+    def pin(self, request: RequestModel, *pinned: SessionModel | RequestModel) -> None:
+        """All of this stays until the request is over."""
+        for one in pinned:
+            one.pins.add(request)
+            request.pinned.append(one)
+
+    def name(self, session: SessionModel, name: str, what: KeptModel) -> None:
+        """What was there before goes, if nothing else is left of it."""
+        old = session.names.get(name)
+        session.names[name] = what
+        if old is not None:
+            self.unname(session, old)
+
+    def unname(self, session: SessionModel, old: KeptModel) -> None:
+        if old.keeper not in session.keepers:
+            self.host_leaves(old.keeper, False)
+
+    def end_session(self, session: SessionModel) -> None:
+        self.sessions.remove(session)
+        for keeper in session.keepers:
+            self.host_leaves(keeper, False)
+
+    def learn_evictions(self) -> None:
+        """Which sessions gave way is the pool's to say; that it might, and in which order, is not."""
+        gone = [s for s in self.sessions if s.session.evicted]
+        if not gone:
+            return
+        for session in gone:
+            assert not session.pins, "evicted while a request was using it"
+            assert not all(keeper.live_views for keeper in session.keepers), "nothing came back of it"
+        others = [s for s in self.sessions if s not in gone and not s.pins]
+        others = [s for s in others if any(not keeper.live_views for keeper in s.keepers)]
+        assert max(s.idle_since for s in gone) <= min((s.idle_since for s in others), default=1 << 60)
+        for session in gone:
+            self.end_session(session)
 
     def ack(self, request: RequestModel, device: str | int) -> Ack | None:
         """What an ack must answer, None for an unknown device; and what it changes."""
@@ -328,10 +431,20 @@ class PoolModel:
         gaining[0].reserve_left += back
         assert back >= 0
         assert gaining[0].reserve_left <= pages(gaining[0].reserve)
-        if not any(b.request is not None and b.request.root is gaining[0] for b in self.blocks):
+        if not any(b.origin is gaining[0] for b in self.blocks):
             assert gaining[0].reserve_left == pages(gaining[0].reserve), (
                 "all came back, but not to the reserve"
             )
+
+    def check_sessions(self, pool: Pool) -> None:
+        """What the pool tells of each session."""
+        told = {(type(s.session_id), s.session_id): s for s in pool.sessions()}
+        assert len(told) == len(self.sessions)
+        for session in self.sessions:
+            record = told[type(session.id), session.id]
+            assert (record.names, record.nbytes) == (tuple(session.names), session.nbytes)
+            assert (record.requests, record.budget) == (len(session.pins), session.budget)
+            assert (record.idle is None) == bool(session.pins) == session.session.in_use
 
     def check_requests(self, pool: Pool) -> None:
         """What the pool tells of each request, in its list and through the handles."""
@@ -346,6 +459,7 @@ class PoolModel:
             assert record.nbytes == request.nbytes
             assert record.live_views == request.live_views
             assert record.parent == (request.parent.generation if request.parent else None)
+            assert record.kept_as == request.kept_as
             if (handle := request.handle) is not None:
                 assert (handle.state, handle.pending) == (record.state, record.pending)
                 assert (handle.nbytes, handle.live_views) == (record.nbytes, record.live_views)

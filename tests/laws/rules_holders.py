@@ -120,7 +120,7 @@ class HolderRules(Machine):
         if device not in self.model.known_devices:
             with pytest.raises(slabpool.UnknownDeviceError):
                 self.pool.ack(id, device, generation=request.generation)
-        elif request.over or (id, type(id)) != (request.id, type(request.id)):
+        elif request.over or request.kept_as is not None or (id, type(id)) != (request.id, type(request.id)):
             assert self.pool.ack(id, device, generation=request.generation) is Ack.LATE
             self.model.lates += 1
         else:

@@ -77,9 +77,10 @@ class MemoryRules(Machine):
                 own = 0
         return self.model.pinned() + fresh + self.model.set_aside() - own <= CAPACITY
 
-    def _allocated(self, request: RequestModel | None, held_before: int, nbytes: int, align: int) -> Block:
+    def _allocated(self, request: RequestModel | None, nbytes: int, align: int) -> Block:
+        self.model.learn_evictions()
         s = self.pool.stats()
-        size = s.live + s.retained + s.in_doubt - held_before
+        size = s.live + s.retained + s.in_doubt - self.model.held()
         assert max(nbytes, 1) <= size <= block_bound(nbytes + self.guard, align)
         if request is not None and request.root.quota is not None:
             assert request.root.used + size <= request.root.quota
@@ -87,6 +88,7 @@ class MemoryRules(Machine):
 
     def _refused(self, error: Exception, request: RequestModel | None, nbytes: int, align: int) -> None:
         """Whether that was a right answer."""
+        self.model.learn_evictions()
         nbytes += self.guard
         if isinstance(error, slabpool.RequestClosedError):
             assert request is not None and not request.host
@@ -97,6 +99,9 @@ class MemoryRules(Machine):
             assert block_bound(nbytes, align) > CAPACITY
         else:
             assert isinstance(error, slabpool.PoolExhausted), error
+            assert not any(
+                not s.pins and any(not keeper.live_views for keeper in s.keepers) for s in self.model.sessions
+            ), "refused although an idle session could give way"
             assert not self._must_fit(request, nbytes, align), "refused what must fit"
             self.model.exhaustions += 1
 
@@ -108,7 +113,6 @@ class MemoryRules(Machine):
         nbytes = nbytes // unit * unit
         maker = self.pool if request is None else request.handle
         assert maker is not None
-        held = self.model.held()
         source = stamped(0xABCDEF0123456789, 0, nbytes).view(np.dtype(dtype)).reshape(shape)
         try:
             if kind == "full":
@@ -120,7 +124,7 @@ class MemoryRules(Machine):
         except slabpool.SlabpoolError as error:
             self._refused(error, request, nbytes, align or 64)
             return
-        block = self._allocated(request, held, nbytes, align or 64)
+        block = self._allocated(request, nbytes, align or 64)
         assert type(array) is np.ndarray and array.shape == shape and array.dtype == np.dtype(dtype)
         assert array.flags.c_contiguous and array.flags.writeable
         assert array.ctypes.data % (align or 64) == 0
@@ -166,17 +170,16 @@ class MemoryRules(Machine):
         if (request := self._request(pick, alive=True, host=True)) is None:
             return
         layout = LAYOUTS[which]
-        held = self.model.held()
         assert request.handle is not None
         try:
             tensors = request.handle.allocate(layout, zero=zero)
         except slabpool.SlabpoolError as error:
             self._refused(error, request, layout.nbytes, 64)
             return
-        block = self._allocated(request, held, layout.nbytes, 64)
+        block = self._allocated(request, layout.nbytes, 64)
         if zero:
             assert not any(flat(array).any() for array in tensors.values())
-        made = TensorsModel(tensors, layout, block)
+        made = TensorsModel(tensors, layout, block, request)
         for name in layout.names:
             stamp = made.stamps[name] = self.model.new_stamp()
             array = flat(tensors[name])
@@ -188,8 +191,7 @@ class MemoryRules(Machine):
     def view_of_layout(self, pick: int, field: int) -> None:
         made = self.layouts[pick % len(self.layouts)]
         name = made.layout.names[field % len(made.layout.names)]
-        request = made.block.request
-        assert request is not None
+        request = made.request
         try:
             array = made.tensors[name]
         except slabpool.RequestClosedError:

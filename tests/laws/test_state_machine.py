@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from tests.laws.rules_holders import HolderRules
 from tests.laws.rules_memory import MemoryRules
+from tests.laws.rules_sessions import SessionRules
 
 # How many lives in each mode; more of them for a longer search.
 LIVES = int(os.environ.get("SLABPOOL_TESTS_LIVES", "120"))
@@ -29,7 +30,7 @@ MODES: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("mode", MODES)
 def test_random_lives(mode: str) -> None:
     """No sequence of calls, right or wrong, breaks a law."""
-    machine = type(f"Lives_{mode}", (MemoryRules, HolderRules), {"options": MODES[mode]})
+    machine = type(f"Lives_{mode}", (MemoryRules, HolderRules, SessionRules), {"options": MODES[mode]})
     case = machine.TestCase
     case.settings = settings(max_examples=LIVES, stateful_step_count=60)
     case("runTest").runTest()

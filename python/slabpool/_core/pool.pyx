@@ -62,9 +62,9 @@ cdef bytes name_key(object name, str what):
         return b"s" + (<str>name).encode("utf-8", "surrogatepass")
     if isinstance(name, int) and not isinstance(name, bool):
         return b"i%d" % name
-    if what == "request_id" and isinstance(name, bytes):
+    if what != "device" and isinstance(name, bytes):
         return b"b" + <bytes>name
-    allowed = "a str, an int or bytes" if what == "request_id" else "a str or an int"
+    allowed = "a str or an int" if what == "device" else "a str, an int or bytes"
     raise InvalidTypeError(f"{what} must be {allowed}, got {name!r} of type {type(name).__name__}")
 
 

@@ -69,7 +69,7 @@ class KeepRace : public testing::TestWithParam<bool> {
 };
 
 TEST_P(KeepRace, TheBlockComesBackOnce) {
-  const int total = test::rounds(3'000);
+  const int total = test::rounds(1'500);
   Handle chat;
   ASSERT_EQ(pool_->open_session("k", 1 << 20, {}, chat), Status::ok);
   std::uint64_t kept_times = 0;
