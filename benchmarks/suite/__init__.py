@@ -14,6 +14,7 @@ from benchmarks.suite import (
     request64,
     request_pattern,
     sequential,
+    sessions,
     stats,
 )
 
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         churn.BENCHMARK,
         replay.BENCHMARK,
         sequential.BENCHMARK,
+        sessions.BENCHMARK,
         ack.BENCHMARK,
         hand_over.BENCHMARK,
         stats.BENCHMARK,

@@ -18,7 +18,7 @@ from slabpool.errors import (
 
 if TYPE_CHECKING:
     from slabpool._core.pool import Pool
-    from slabpool._sessions import State
+    from slabpool._session_state import State
 
 
 def pool_gone() -> NoReturn:
@@ -37,8 +37,8 @@ def lost(state: State) -> NoReturn:
     }.get(state.lost or "", "was closed with its pool")
     ago = (time.monotonic_ns() - state.lost_ns) / 1e9 if state.lost else 0.0
     raise SessionLostError(
-        f"session {state.id!r} {how} {ago:.1f} s ago, and nothing of it is kept. pool.session({state.id!r}) opens "
-        "a new one"
+        f"session {state.id!r} {how} {ago:.1f} s ago, and nothing of it is kept. "
+        f"pool.session({state.id!r}) opens a new one"
     )
 
 
@@ -66,9 +66,9 @@ def budget_exceeded(state: State, name: str, nbytes: int) -> NoReturn:
         f"{other!r} {show_size(block.kept.nbytes)}" for other, (block, _) in list(state.tensors.items())[:5]
     )
     raise QuotaExceededError(
-        f"session {state.id!r} cannot keep {name!r} of {show_size(nbytes)}: it keeps {show_size(state.nbytes)} of "
-        f"its budget of {show_size(budget)} ({kept or 'nothing'}). drop() some of it, or give "
-        f"pool.session({state.id!r}, budget=...) more"
+        f"session {state.id!r} cannot keep {name!r} of {show_size(nbytes)}: it keeps "
+        f"{show_size(state.nbytes)} of its budget of {show_size(budget)} ({kept or 'nothing'}). drop() some "
+        f"of it, or give pool.session({state.id!r}, budget=...) more"
     )
 
 
@@ -78,8 +78,8 @@ def session_budget_exceeded(pool: Pool, state: State, name: str, nbytes: int, bu
     total = sum(record.nbytes for record in records)
     raise QuotaExceededError(
         f"session {state.id!r} cannot keep {name!r} of {show_size(nbytes)}: {len(records)} sessions keep "
-        f"{show_size(total)} of the pool's session_budget of {show_size(budget)}, and the idle ones among them "
-        "too little to make room. Raise pool.session_budget, or close sessions"
+        f"{show_size(total)} of the pool's session_budget of {show_size(budget)}, and the idle ones among "
+        "them too little to make room. Raise pool.session_budget, or close sessions"
     )
 
 
@@ -87,24 +87,24 @@ def nothing_to_keep(pool: Pool, state: State, name: str, tensor: object) -> NoRe
     """Raises for a tensor that is in no request's memory."""
     shape = getattr(tensor, "shape", None)
     raise InvalidArgumentError(
-        f"session {state.id!r} cannot keep {name!r}: the array of shape {shape} is not in the memory of a request "
-        f"of pool {pool.name!r}. Keep what a request made, or keep request.copy(array)"
+        f"session {state.id!r} cannot keep {name!r}: the array of shape {shape} is not in the memory of a "
+        f"request of pool {pool.name!r}. Keep what a request made, or keep request.copy(array)"
     )
 
 
 def kept_elsewhere(state: State, name: str, other: State) -> NoReturn:
     """Raises for a tensor that another session keeps."""
     raise InvalidArgumentError(
-        f"session {state.id!r} cannot keep {name!r}: session {other.id!r} keeps its memory already. Keep a copy: "
-        "request.copy(array)"
+        f"session {state.id!r} cannot keep {name!r}: session {other.id!r} keeps its memory already. Keep a "
+        "copy: request.copy(array)"
     )
 
 
 def growth_of_the_dropped(session_id: object, name: str) -> NoReturn:
     """Raises for a tensor that grows although its session has let go of it."""
     raise RequestClosedError(
-        f"the tensor that session {session_id!r} kept as {name!r} cannot grow any more: it was dropped or replaced, or "
-        "the session is over. Its arrays stay valid; take the present one from the session"
+        f"the tensor that session {session_id!r} kept as {name!r} cannot grow any more: it was dropped or "
+        "replaced, or the session is over. Its arrays stay valid; take the present one from the session"
     )
 
 
@@ -112,10 +112,10 @@ def not_kept(state: State, name: str, *, closed: bool) -> NoReturn:
     """Raises for a tensor whose request is over, or that a session has given up."""
     if closed:
         raise RequestClosedError(
-            f"session {state.id!r} cannot keep {name!r}: its request is released, and only live views retain the "
-            "memory. keep() what is to stay before the last holder lets go"
+            f"session {state.id!r} cannot keep {name!r}: its request is released, and only live views retain "
+            "the memory. keep() what is to stay before the last holder lets go"
         )
     raise InvalidArgumentError(
-        f"session {state.id!r} cannot keep {name!r}: its memory was kept before and has been dropped or replaced; "
-        f"it goes back with the requests that may still read it. Keep a copy: request.copy(array)"
+        f"session {state.id!r} cannot keep {name!r}: its memory was kept before and has been dropped or "
+        "replaced; it goes back with the requests that may still read it. Keep a copy: request.copy(array)"
     )

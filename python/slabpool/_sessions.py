@@ -1,22 +1,18 @@
 """Which session keeps what, for how long, and which gives way: the sessions of one pool.
 
-What must stay true: one lock guards all of it, and only under it is anything kept, pinned, given up or evicted,
-so a session that is found idle stays idle until it is gone. Nothing waits while the lock is held, and what
-holds it calls nothing of the user's. The core knows when the last request that used a session was over; here
-that is looked up, never guessed. Nothing here keeps the `Pool`.
+What must stay true: one lock guards all of it, and only under it is anything kept, pinned, given up or
+evicted, so a session that is found idle stays idle until it is gone. Nothing waits while the lock is held,
+and what holds it calls nothing of the user's. The core knows when the last request that used a session was
+over; here that is looked up, never guessed. Nothing here keeps the `Pool`.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import os
 import threading
 import time
 import weakref
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from slabpool import _report_sessions as _report
@@ -25,91 +21,33 @@ from slabpool._core.session import (
     EXHAUSTED,
     NO_SLOT,
     QUOTA,
-    Form,
     Kept,
     Shelf,
     kept_bytes,
     open_shelf,
     set_limit,
 )
+from slabpool._session_expiry import start
+from slabpool._session_state import (
+    CLOSED_BY_USER,
+    EVICTED,
+    EXPIRED,
+    POOL_CLOSED,
+    Block,
+    Keeper,
+    Lock,
+    Queue,
+    State,
+    Where,
+    parse_ttl,
+)
 from slabpool._sizes import parse_size
-from slabpool.errors import InvalidArgumentError, InvalidTypeError
+from slabpool.errors import InvalidTypeError
 from slabpool.records import SessionRecord
 
 if TYPE_CHECKING:
     from slabpool._core.pool import Pool
     from slabpool._core.request import Request
-
-CLOSED_BY_USER = "closed"
-EXPIRED = "expired"
-EVICTED = "evicted"
-POOL_CLOSED = "closed with its pool"
-
-_Where = tuple[str, int]
-
-
-class _Lock:
-    """A lock that its thread may take again, and that says whether this thread has it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._depth = 0
-        self._owner = 0
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._depth += 1
-        self._owner = threading.get_ident()
-
-    def __exit__(self, *exc: object) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self._owner = 0
-        self._lock.release()
-
-    def mine(self) -> bool:
-        """Whether the calling thread has it."""
-        return self._owner == threading.get_ident()
-
-
-@dataclass(eq=False, slots=True)
-class Block:
-    """A block that a session keeps, under one name or more."""
-
-    kept: Kept
-    shelf: Shelf  # and not the State, which leads here
-    names: int = 0
-
-
-@dataclass(eq=False, slots=True)
-class State:
-    """One session: living until `lost` says how it ended."""
-
-    id: str | int | bytes
-    shelf: Shelf
-    ttl: float | None
-    opened_at: _Where
-    born_ns: int
-    tensors: dict[str, tuple[Block, Form]] = field(default_factory=dict)
-    opening: int = 0  # requests that are being opened: they use it already
-    lost: str | None = None
-    lost_ns: int = 0
-    ticket: int = 0  # of its entry among the deadlines; others of it are void
-    face: weakref.ref[Any] | None = None  # the Session that users have, if they do
-
-    def blocks(self) -> list[Block]:
-        """Each once."""
-        return list({id(block): block for block, _ in self.tensors.values()}.values())
-
-    def idle_since(self) -> int | None:
-        """Monotonic ns; None while a request is using it, or once the pool has cut it loose."""
-        told = self.shelf.told()
-        return None if told is None or told[2] or self.opening else told[3]
-
-    @property
-    def nbytes(self) -> int:
-        told = self.shelf.told()
-        return 0 if told is None else told[0]
 
 
 class Sessions:
@@ -118,24 +56,23 @@ class Sessions:
     def __init__(self, pool: Pool) -> None:
         self._pool = weakref.ref(pool)
         self.budget: int | None = None
-        self._lock = _Lock()
+        self._lock = Lock()
         self._living: dict[tuple[type, str | int | bytes], State] = {}
         self._blocks: dict[int, Block] = {}  # by the generation of what keeps them
-        self._order = itertools.count()  # breaks ties in the two heaps
-        # One entry for each living session: an instant before which it has not become idle.
-        self._idle: list[tuple[int, int, State]] = []
-        # One valid entry for each with a ttl: an instant before which it does not expire.
-        self._deadlines: list[tuple[int, int, State]] = []
+        # Each living session by an instant before which it has not become idle.
+        self._idle = Queue()
+        # Each with a ttl by an instant before which it does not expire.
+        self._deadlines = Queue()
         self._news = threading.Event()  # an earlier deadline, or the end
         self._thread: threading.Thread | None = None
         self._stopped = False
 
     # ---- opening
 
-    def open(self, session_id: str | int | bytes, budget: object, ttl: object, where: _Where) -> State:
+    def open(self, session_id: str | int | bytes, budget: object, ttl: object, where: Where) -> State:
         """The living session of the id, or a new one."""
         most = None if budget is None else parse_size(budget, "budget", least=1, most=1 << 60)
-        seconds = None if ttl is None else _seconds(ttl)
+        seconds = None if ttl is None else parse_ttl(ttl)
         pool = self._pool_here()
         key = (type(session_id), session_id)
         with self._lock:
@@ -150,7 +87,7 @@ class Sessions:
             return state
 
     def _new(
-        self, pool: Pool, session_id: str | int | bytes, budget: int | None, ttl: float | None, where: _Where
+        self, pool: Pool, session_id: str | int | bytes, budget: int | None, ttl: float | None, where: Where
     ) -> State:
         shelf = open_shelf(pool, session_id, budget, where)
         while not isinstance(shelf, Shelf):
@@ -159,11 +96,11 @@ class Sessions:
             shelf = open_shelf(pool, session_id, budget, where)
         state = State(session_id, shelf, ttl, where, time.monotonic_ns())
         self._living[type(session_id), session_id] = state
-        heapq.heappush(self._idle, (state.born_ns, next(self._order), state))
+        self._idle.push(state.born_ns, state)
         self._watch(state)
         return state
 
-    def open_turn(self, state: State, options: tuple[Any, ...], where: _Where) -> Request:
+    def open_turn(self, state: State, options: tuple[Any, ...], where: Where) -> Request:
         """A request that uses the session until it is over."""
         pool = self._pool_here()
         self.begin_turn(state)
@@ -196,11 +133,11 @@ class Sessions:
         for device in request.pending:
             request.ack(device)
         request.close()
-        _report.lost(state)
+        return _report.lost(state)
 
     # ---- keeping
 
-    def keep(self, state: State, name: str, tensor: object, where: _Where) -> None:
+    def keep(self, state: State, name: str, tensor: object, where: Where) -> None:
         """The tensor's block is the session's from here on, under this name."""
         if not isinstance(name, str):
             raise InvalidTypeError(
@@ -220,6 +157,8 @@ class Sessions:
             elif block.shelf is not state.shelf:
                 other = next(other for other in self._living.values() if other.shelf is block.shelf)
                 _report.kept_elsewhere(state, name, other)
+            else:
+                block.kept.adopt(tensor, Keeper(self, state, name))
             block.names += 1
             state.tensors[name] = block, form
             if old is not None:
@@ -232,12 +171,12 @@ class Sessions:
         name: str,
         tensor: Any,
         nbytes: int,
-        where: _Where,
+        where: Where,
         old: Block | None,
     ) -> Block:
         instead = old.kept if old is not None and old.names == 1 else None
         while True:
-            kept = state.shelf.keep(tensor, name, where, instead, _Keeper(self, state, name))
+            kept = state.shelf.keep(tensor, name, where, instead, Keeper(self, state, name))
             if isinstance(kept, Kept):
                 block = Block(kept, state.shelf)
                 self._blocks[kept.generation] = block
@@ -309,7 +248,7 @@ class Sessions:
                 _report.budget_exceeded(state, name, nbytes)
             if self._evict_bytes(kept_bytes(pool) + nbytes - (self.budget or 0), state):
                 return True
-            _report.session_budget_exceeded(pool, state, name, nbytes, self.budget or 0)
+            return _report.session_budget_exceeded(pool, state, name, nbytes, self.budget or 0)
 
     # ---- ending
 
@@ -327,6 +266,8 @@ class Sessions:
         for block in state.blocks():
             del self._blocks[block.kept.generation]
         state.tensors.clear()
+        self._idle.discard(state)
+        self._deadlines.discard(state)
         state.shelf.close()  # and all that is on it
 
     def _check(self, state: State) -> None:
@@ -341,22 +282,20 @@ class Sessions:
         """
         looked_at: list[tuple[int, State]] = []
         try:
-            while self._idle:
-                since, _, state = heapq.heappop(self._idle)
-                if state.lost is not None:
-                    continue
+            while self._idle.first() is not None:
+                since, state = self._idle.pop()
                 idle_since = state.idle_since()
                 if idle_since is None:
                     looked_at.append((time.monotonic_ns(), state))
                 elif idle_since > since:
-                    heapq.heappush(self._idle, (idle_since, next(self._order), state))
+                    self._idle.push(idle_since, state)
                 else:
                     looked_at.append((since, state))
                     yield state
         finally:
             for since, state in looked_at:
                 if state.lost is None:
-                    heapq.heappush(self._idle, (since, next(self._order), state))
+                    self._idle.push(since, state)
 
     def give_way(self, slots: bool) -> bool:
         """Evicts the session that has been idle longest, for an allocation or a request that finds no room
@@ -371,7 +310,7 @@ class Sessions:
         with closing(self._oldest_idle()) as idle:
             for state in idle:
                 # Memory that somebody looks at would not come back.
-                if state is not spare and (slots or _frees(state)):
+                if state is not spare and (slots or state.frees()):
                     self._end(state, EVICTED)
                     return True
         return False
@@ -422,45 +361,31 @@ class Sessions:
     def _watch(self, state: State) -> None:
         if state.ttl is None or self._stopped:
             return
-        state.ticket = next(self._order)
-        first = self._deadlines[0][0] if self._deadlines else None
-        at = time.monotonic_ns() + int(state.ttl * 1e9)
         since = state.idle_since()
-        if since is not None:
-            at = since + int(state.ttl * 1e9)
-        heapq.heappush(self._deadlines, (at, state.ticket, state))
+        at = (time.monotonic_ns() if since is None else since) + int(state.ttl * 1e9)
+        first = self._deadlines.first()
+        self._deadlines.push(at, state)
         if self._thread is None:
-            pool = self._pool_here()
-            self._thread = threading.Thread(
-                target=_expire,
-                args=(weakref.ref(self), self._news),
-                name=f"slabpool-sessions-{pool.name}",
-                daemon=True,
-            )
-            # Its end if nobody closes the pool. Not in a fork, where the event's lock may be anybody's.
-            weakref.finalize(self, _wake, self._news, os.getpid()).atexit = False
-            self._thread.start()
+            self._thread = start(self, f"slabpool-sessions-{self._pool_here().name}", self._news)
         elif first is None or at < first:
             self._news.set()
 
     def expire_due(self) -> float | None:
-        """Ends what has expired. Seconds until the next may; None if there is nothing to wait for any more."""
+        """Ends what has expired. Seconds until the next may; None if there is nothing more to wait for."""
         with self._lock:
             if self._stopped:
                 return None
             now = time.monotonic_ns()
-            while self._deadlines and self._deadlines[0][0] <= now:
-                _, ticket, state = heapq.heappop(self._deadlines)
-                if state.lost is not None or state.ttl is None or ticket != state.ticket:
-                    continue
+            while (first := self._deadlines.first()) is not None and first <= now:
+                _, state = self._deadlines.pop()
                 since = state.idle_since()
                 # One in use expires a ttl after its last request's end, which is yet to come.
-                at = (now if since is None else since) + int(state.ttl * 1e9)
+                at = (now if since is None else since) + int((state.ttl or 0) * 1e9)
                 if since is not None and at <= now:
                     self._end(state, EXPIRED)
                 else:
-                    heapq.heappush(self._deadlines, (at, ticket, state))
-            return (self._deadlines[0][0] - now) / 1e9 if self._deadlines else threading.TIMEOUT_MAX
+                    self._deadlines.push(at, state)
+            return threading.TIMEOUT_MAX if first is None else (first - now) / 1e9
 
     # ---- the pool
 
@@ -483,7 +408,7 @@ class Sessions:
             held = stats.live + stats.retained + stats.in_doubt
             if stats.requests_open or stats.requests_draining or held != kept_bytes(pool):
                 return
-            if any(state.idle_since() is None or _viewed(state) for state in states):
+            if any(state.idle_since() is None or state.viewed() for state in states):
                 return
             for state in states:
                 self._end(state, POOL_CLOSED)
@@ -503,74 +428,7 @@ class Sessions:
         """The longest idle first, those in use last."""
         self._pool_here()
         now = time.monotonic_ns()
-        found = []
         with self._lock:
-            for state in list(self._living.values()):
-                if self._has_expired(state) or (told := state.shelf.told()) is None:
-                    continue
-                nbytes, budget, pins, since = told
-                found.append(
-                    SessionRecord(
-                        session_id=state.id,
-                        nbytes=nbytes,
-                        names=tuple(state.tensors),
-                        idle=None if pins or state.opening else max(now - since, 0) / 1e9,
-                        requests=pins,
-                        budget=budget,
-                        ttl=state.ttl,
-                        age=(now - state.born_ns) / 1e9,
-                        opened_at=f"{state.opened_at[0]}:{state.opened_at[1]}",
-                    )
-                )
+            states = [state for state in list(self._living.values()) if not self._has_expired(state)]
+            found = [record for state in states if (record := state.record(now)) is not None]
         return sorted(found, key=lambda record: -1.0 if record.idle is None else record.idle, reverse=True)
-
-
-class _Keeper:
-    """Whom a kept tensor that cannot grow turns to. Keeps neither the sessions nor the session."""
-
-    def __init__(self, sessions: Sessions, state: State, name: str) -> None:
-        self._sessions = weakref.ref(sessions)
-        self._shelf = state.shelf
-        self._id = state.id
-        self._name = name
-
-    def __call__(self, status: int, nbytes: int) -> bool:
-        sessions = self._sessions()
-        if sessions is None:
-            _report.pool_gone()
-        return sessions.growth_refused(self._shelf, self._id, self._name, status, nbytes)
-
-
-def _viewed(state: State) -> bool:
-    return any(block.kept.live_views for block in state.blocks())
-
-
-def _frees(state: State) -> bool:
-    return state.nbytes > 0 and any(not block.kept.live_views for block in state.blocks())
-
-
-def _seconds(ttl: object) -> float:
-    try:
-        seconds = float(ttl)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidTypeError(f"ttl must be seconds, got {ttl!r}") from None
-    if not 0 < seconds <= 1e9:
-        raise InvalidArgumentError(f"ttl must be more than 0 seconds and at most 1e9, got {ttl!r}")
-    return seconds
-
-
-def _wake(news: threading.Event, pid: int) -> None:
-    if os.getpid() == pid:
-        news.set()
-
-
-def _expire(sessions_of: weakref.ref[Sessions], news: threading.Event) -> None:
-    """The thread of a pool that has sessions with a ttl: sleeps until one may expire, or there is news."""
-    while True:
-        news.clear()  # before looking: what comes after the look wakes
-        sessions = sessions_of()
-        wait = None if sessions is None else sessions.expire_due()
-        del sessions
-        if wait is None:
-            return
-        news.wait(min(wait, threading.TIMEOUT_MAX))

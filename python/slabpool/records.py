@@ -156,8 +156,8 @@ class RequestRecord:
         if self.kept_as is not None:
             return (
                 f"session {self.request_id!r} keeps {self.kept_as!r} (generation {self.generation}, "
-                f"{self.state.value}): {self.nbytes} bytes for {self.age:.1f} s, {self.live_views} live views, "
-                f"kept at {self.opened_at}"
+                f"{self.state.value}): {self.nbytes} bytes for {self.age:.1f} s, "
+                f"{self.live_views} live views, kept at {self.opened_at}"
             )
         waiting = ", ".join(sorted(map(str, self.pending))) or "no device"
         return (
@@ -207,8 +207,8 @@ class SessionRecord:
         state = f"in use by {self.requests} requests" if self.idle is None else f"idle for {self.idle:.1f} s"
         names = ", ".join(self.names) or "nothing"
         return (
-            f"session {self.session_id!r}: {state}, {self.nbytes} bytes ({names}), opened at {self.opened_at} "
-            f"{self.age:.1f} s ago"
+            f"session {self.session_id!r}: {state}, {self.nbytes} bytes ({names}), opened at "
+            f"{self.opened_at} {self.age:.1f} s ago"
         )
 
 

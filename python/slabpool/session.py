@@ -1,6 +1,6 @@
 """A conversation whose requests come one after another: what one keeps is there for the next.
 
-The object that users have. All it does is ask the pool's `slabpool._sessions.Sessions`, which decides.
+The object that users have. All it does is ask the pool's `slabpool.Sessions`, which decides.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy.typing as npt
 
-from slabpool import _aio, _sessions
+from slabpool import _aio, _session_state
 from slabpool._core.growable import GrowableTensor
 from slabpool._core.layout import Tensors
 from slabpool.errors import InvalidTypeError
@@ -21,6 +21,7 @@ from slabpool.errors import InvalidTypeError
 if TYPE_CHECKING:
     from slabpool._core.pool import Pool
     from slabpool._core.request import Request
+    from slabpool._sessions import Sessions
 
 _Size = str | SupportsIndex
 
@@ -33,12 +34,12 @@ def _caller() -> tuple[str, int]:
 class Session:
     """Memory that the requests of one id leave to each other, on every device; made by `Pool.session`.
 
-    Each request (`request`) is one turn. What it keeps (`keep`) moves, without a copy, from the request to the
-    session, and ``session[name]`` is a view of it in the next turn. A turn that is not released yet uses the
-    session: until its last device has acknowledged, nothing goes that it could have seen, whatever is dropped,
-    replaced or closed meanwhile. A session that no turn uses is idle: it expires after its ttl, and gives way,
-    oldest first, when the pool has no room. Then, and after `close`, its calls raise `SessionLostError`; the
-    same id opens a new one.
+    Each request (`request`) is one turn. What it keeps (`keep`) moves, without a copy, from the request to
+    the session, and ``session[name]`` is a view of it in the next turn. A turn that is not released yet uses
+    the session: until its last device has acknowledged, nothing goes that it could have seen, whatever is
+    dropped, replaced or closed meanwhile. A session that no turn uses is idle: it expires after its ttl, and
+    gives way, oldest first, when the pool has no room. Then, and after `close`, its calls raise
+    `SessionLostError`; the same id opens a new one.
 
     Calls may come from any thread.
 
@@ -64,14 +65,14 @@ class Session:
     __slots__ = ("__weakref__", "_pool", "_sessions", "_state")
 
     _pool: Pool
-    _sessions: _sessions.Sessions
-    _state: _sessions.State
+    _sessions: Sessions
+    _state: _session_state.State
 
     def __init__(self) -> None:
         raise InvalidTypeError("a Session is made by Pool.session(session_id)")
 
     @staticmethod
-    def _of(pool: Pool, sessions: _sessions.Sessions, state: _sessions.State) -> Session:
+    def _of(pool: Pool, sessions: Sessions, state: _session_state.State) -> Session:
         """The one that users have of this state already, or a new one."""
         face: Session | None = None if state.face is None else state.face()
         if face is None:
@@ -93,8 +94,8 @@ class Session:
     ) -> Request:
         """Opens the next turn: a request with the session's id. The arguments are those of `Pool.request`.
 
-        Until it is released its devices may read what the session keeps now or keeps from it: refer to that with
-        ``turn.ref(session[name])``.
+        Until it is released its devices may read what the session keeps now or keeps from it: refer to that
+        with ``turn.ref(session[name])``.
 
         Returns
         -------
@@ -165,10 +166,10 @@ class Session:
         name : str
             What was kept under it before goes, once the turns that could see it are released.
         tensor : numpy.ndarray, Tensors or GrowableTensor
-            In the memory of a request of this pool that is not released, as a rule of a turn of this session;
-            slices too. The whole block moves: all tensors of a layout are kept, and counted, together. Tensors of
-            one block may be kept under several names. A `GrowableTensor` goes on growing, in this turn and the
-            next, within the session's budget.
+            In the memory of a request of this pool that is not released, as a rule of a turn of this
+            session; slices too. The whole block moves: all tensors of a layout are kept, and counted,
+            together. Tensors of one block may be kept under several names. A `GrowableTensor` grows on, in
+            this turn and the next, within the session's budget.
 
         Raises
         ------
@@ -239,7 +240,7 @@ class Session:
     # ---- the end
 
     def close(self) -> None:
-        """Ends the session and gives back what it keeps, once the turns are released. Again: nothing happens."""
+        """Ends it and gives back what it keeps, once the turns are released. Again: nothing happens."""
         self._sessions.close(self._state)
 
     def __enter__(self) -> Session:
@@ -287,12 +288,12 @@ class Session:
     def expired(self) -> bool:
         """Whether it ended because no turn came for its ttl."""
         self._sessions.look(self._state)
-        return self._state.lost == _sessions.EXPIRED
+        return self._state.lost == _session_state.EXPIRED
 
     @property
     def evicted(self) -> bool:
         """Whether it ended because others needed the room."""
-        return self._state.lost == _sessions.EVICTED
+        return self._state.lost == _session_state.EVICTED
 
     @property
     def closed(self) -> bool:

@@ -71,6 +71,7 @@ class View:
     stamp: int
     arrays: list[tuple[npt.NDArray[np.generic], int]]  # each with the offset of its first byte in the tensor
     growing: GrowableTensor | None = None  # keeps the block as well as they do
+    grower: RequestModel | None = None  # in whose name it grows
 
     def intact(self) -> bool:
         """Whether every byte is as it was written."""
@@ -147,6 +148,7 @@ class KeptModel:
     start: int = 0
     nbytes: int = 0
     tensors: TensorsModel | None = None
+    grows: bool = False
 
 
 @dataclass(eq=False)
@@ -243,7 +245,7 @@ class PoolModel:
         return block
 
     def open_growing(self, request: RequestModel) -> Block:
-        block = Block(0, request)
+        block = Block(0, request, origin=request.root)
         self.blocks.append(block)
         request.blocks.append(block)
         self.allocations += 1

@@ -181,7 +181,7 @@ class HolderRules(Machine):
     def drop_handle(self, pick: int) -> None:
         if (request := self._request(pick, alive=True)) is None:
             return
-        if any(view.growing is not None and view.block.request is request for view in self.views):
+        if any(view.growing is not None and view.grower is request for view in self.views):
             return  # a tensor that may still grow keeps its handle
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

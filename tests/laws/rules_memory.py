@@ -220,12 +220,14 @@ class MemoryRules(Machine):
         try:
             tensor = request.handle.growable(nbytes, "u1", limit=nbytes + limit)
         except slabpool.SlabpoolError as error:
+            self.model.learn_evictions()
             self._refused_growth(error, request, 0, nbytes)
             if not isinstance(error, slabpool.RequestClosedError):
                 self.model.allocations += 1  # of no bytes, and back at once
                 self.model.frees += 1
             return
-        view = View(self.model.open_growing(request), self.model.new_stamp(), [], tensor)
+        self.model.learn_evictions()
+        view = View(self.model.open_growing(request), self.model.new_stamp(), [], tensor, request)
         view.block.views += 1
         self.views.append(view)
         self._grown(view, 0)
@@ -236,15 +238,19 @@ class MemoryRules(Machine):
         some = [view for view in self.views if view.growing is not None]
         view = some[pick % len(some)]
         assert view.growing is not None and view.block.request is not None
+        if view.grower is not view.block.request:
+            return  # a session keeps an array of it; see tests/session/test_keep.py
         length = max(view.growing.length - back, 0)
         view.growing.truncate(length)
         nbytes = min(nbytes, view.growing.limit - length)
         try:
             view.growing.extend(nbytes)
         except slabpool.SlabpoolError as error:
+            self.model.learn_evictions()
             assert view.growing.length == length
             self._refused_growth(error, view.block.request, view.block.size, length + nbytes)
             return
+        self.model.learn_evictions()
         self._grown(view, length)
 
     def _grown(self, view: View, before: int) -> None:
@@ -265,7 +271,11 @@ class MemoryRules(Machine):
         if isinstance(error, slabpool.RequestClosedError):
             assert not request.host
         elif isinstance(error, slabpool.QuotaExceededError):
-            assert root.quota is not None and root.used + more > root.quota
+            if request.kept_as is None:
+                assert root.quota is not None and root.used + more > root.quota
+            else:
+                (session,) = [s for s in self.model.sessions if request in s.keepers]
+                assert session.budget is not None and session.nbytes + more > session.budget
         elif isinstance(error, slabpool.TensorTooLargeError):
             assert pages(nbytes) > CAPACITY
         else:

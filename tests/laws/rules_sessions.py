@@ -54,6 +54,9 @@ class SessionRules(Machine):
         some = [v for v in self.views if v.block.request is not None and not v.block.request.over]
         some = some if some and which % 4 else self.views
         view = some[which % len(some)]
+        if view.growing is not None and (part % 2 or not view.arrays):
+            self._keep_growing(self._session(pick), name, view)
+            return
         array, start = view.arrays[part % len(view.arrays)]
         what = KeptModel(
             RequestModel("", 0, None, set(), set(), False, None), view.stamp, start, array.nbytes
@@ -63,6 +66,14 @@ class SessionRules(Machine):
                 self._session(pick).session.keep(name, array)
         else:
             self._keep(self._session(pick), name, array, view.block.request, view, what)
+
+    def _keep_growing(self, session: SessionModel, name: str, view: View) -> None:
+        what = KeptModel(RequestModel("", 0, None, set(), set(), False, None), view.stamp, grows=True)
+        self._keep(session, name, view.growing, view.block.request, view, what)
+        if session.names.get(name) is what:
+            for other in self.views:
+                if other.growing is not None and other.block is view.block:
+                    other.grower = view.block.request  # all of them are one tensor
 
     @precondition(lambda self: self.model.sessions and self.layouts)
     @rule(pick=PICK, which=PICK, name=NAMES)
@@ -125,6 +136,11 @@ class SessionRules(Machine):
                 array = flat(tensors[field])
                 assert (array == stamped(stamp, 0, array.nbytes)).all()
             self.layouts.append(TensorsModel(tensors, made.layout, block, kept.keeper, dict(made.stamps)))
+            return
+        if kept.grows:
+            tensor = session.session[name]
+            block.views += 1
+            self.views.append(View(block, kept.stamp, [(tensor.array, 0)], tensor, kept.keeper))
             return
         array = session.session[name]
         assert array.nbytes == kept.nbytes

@@ -1,4 +1,4 @@
-"""What is kept is there on every device: turns refer to it, and it never goes while one of them may read it."""
+"""What is kept is there on every device, and never goes while a turn's device may read it."""
 
 from __future__ import annotations
 

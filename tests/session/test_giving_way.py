@@ -1,4 +1,4 @@
-"""Idle sessions give way, oldest first, before anybody is told that there is no room; one in use never does."""
+"""Idle sessions give way, oldest first, before anybody is refused; one in use never does."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_one_in_use_never_goes(pool: Pool) -> None:
     turns = [session.request(devices=["gpu0"]) for session in sessions[:3]]
     for turn in turns:
         turn.close()  # its device reads on
-    with pytest.raises(slabpool.PoolExhausted, match="session 0 keeps 'kv' .* in use"):
+    with pytest.raises(slabpool.PoolExhausted, match=r"session 0 keeps 'kv' .* in use"):
         pool.empty(2 * QUARTER, "u1")
     assert sessions[3].evicted, "it was idle, and that was tried"
     assert not any(s.closed for s in sessions[:3])

@@ -1,4 +1,4 @@
-"""What a turn keeps is there for the next: the very bytes, within the budget, whatever is kept, dropped, replaced."""
+"""What a turn keeps is there for the next one: the very bytes, within the budget."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_tensors_of_a_layout_are_kept_together_or_by_name(pool: Pool) -> None:
         nbytes = session.nbytes
         tensors.v[:] = 2
     with pytest.raises(slabpool.RequestClosedError):
-        tensors.v  # noqa: B018 - these were the turn's
+        assert tensors.v is None, "these were the turn's"
     assert session.nbytes == nbytes == pool.stats().live, "one block, counted once"
     assert session["all"].k.sum() == 16 and session["all"].v.sum() == 32
     session.drop("all")
@@ -126,7 +126,12 @@ def test_a_growing_tensor_grows_on_in_the_next_turn(pool: Pool) -> None:
             del array, keys
     assert session.nbytes == pool.stats().live == session["keys"].nbytes
     kept = session["keys"]
-    refused(pool, lambda: kept.extend(400), slabpool.QuotaExceededError, "'chat-42' ... 'keys' ... 256 KiB")
+    refused(
+        pool,
+        lambda kept=kept: kept.extend(400),
+        slabpool.QuotaExceededError,
+        "'chat-42' ... 'keys' ... 256 KiB",
+    )
     assert kept.length == 209
     session.close()
     with pytest.raises(slabpool.RequestClosedError, match="dropped or replaced"):
@@ -215,7 +220,7 @@ def test_budgets(pool: Pool) -> None:
     with session.request(quota="128KiB", reserve="96KiB") as turn:
         more = turn.zeros(40_000, "u1")
         # fmt: off
-        refused(pool, lambda: session.keep("b", more), slabpool.QuotaExceededError,
+        refused(pool, lambda more=more: session.keep("b", more), slabpool.QuotaExceededError,
                 "'chat-42' cannot keep 'b' ... of its budget of 64 KiB ('a'")
         refused(pool, lambda: pool.session("chat-42", budget=1000), slabpool.QuotaExceededError,
                 "'chat-42' keeps ... budget of 1000 bytes ... drop()")

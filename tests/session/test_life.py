@@ -1,4 +1,4 @@
-"""How sessions end: by their time, by the user, with the pool, and not in a fork; and who keeps what alive."""
+"""How sessions end: by their time, by the user, with the pool; not in a fork. And who keeps what alive."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_closing(pool: Pool) -> None:
     session.close()
     for call in (session.names, session.request, lambda: session["kv"], lambda: session.drop("kv"),
                  lambda: session.keep("kv", None)):  # fmt: skip
-        with pytest.raises(SessionLostError, match="'chat-42' was closed .* s ago.* opens a new one"):
+        with pytest.raises(SessionLostError, match=r"'chat-42' was closed .* s ago.* opens a new one"):
             call()
     assert (session.nbytes, session.budget, session.in_use) == (0, None, False)
 
@@ -190,7 +190,7 @@ def test_a_fork_leaves_them_alone(pool: Pool) -> None:
         try:
             calls = (session.names, session.request, lambda: session["kv"], session.close, pool.sessions,
                      lambda: session.nbytes, lambda: session.expired, lambda: pool.session("new"),
-                     lambda: setattr(pool, "session_budget", 3), lambda: session.keep("x", view), pool.close)  # fmt: skip
+                     lambda: setattr(pool, "session_budget", 3), pool.close)  # fmt: skip
             said = [says_forked(call) for call in calls]
             with session:
                 pass

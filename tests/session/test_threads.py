@@ -1,4 +1,4 @@
-"""Threads meet in sessions: two turns at once, two keeps of one name, evictions while turns are being opened."""
+"""Threads meet in sessions: turns at once, keeps of one name, evictions while a turn is being opened."""
 
 from __future__ import annotations
 
@@ -142,5 +142,5 @@ def test_closing_races_with_everything(crowd: Pool) -> None:
     for _ in range(ROUNDS // 3):
         session = crowd.session("chat-42")
         use(session, 0)
-        together(lambda: use(session, 1), lambda: use(session, 2), session.close)  # noqa: B023 - they end here
+        together(lambda: use(session, 1), lambda: use(session, 2), session.close)
         assert session.closed and crowd.stats().live == 0

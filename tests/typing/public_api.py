@@ -131,7 +131,7 @@ def use_growable(tensor: slabpool.GrowableTensor, req: slabpool.Request) -> None
     assert_type(tensor.array, NDArray[Any])
     assert_type(tensor.shape, tuple[int, ...])
     assert_type(tensor.dtype, np.dtype[Any])
-    assert_type(tensor.request, slabpool.Request)
+    assert_type(tensor.request, slabpool.Request | None)
     assert tensor.request is req
     assert_type((tensor.axis, tensor.length, tensor.limit, tensor.nbytes), tuple[int, int, int, int])
     assert_type(len(tensor), int)
@@ -215,6 +215,7 @@ def read_record(record: slabpool.RequestRecord) -> str:
     assert_type(record.live_views, int)
     assert_type(record.opened_at, str)
     assert_type(record.parent, int | None)
+    assert_type(record.kept_as, str | None)
     return str(record)
 
 
@@ -235,6 +236,7 @@ def of_ack(ack: slabpool.Ack) -> bool:
 
 def of_state(state: slabpool.RequestState) -> str:
     over = slabpool.RequestState.DRAINING, slabpool.RequestState.IN_DOUBT, slabpool.RequestState.RELEASED
+    assert state is not slabpool.RequestState.KEPT
     if state in over:
         return state.value
     return slabpool.RequestState.OPEN.value
@@ -297,6 +299,7 @@ ERRORS: dict[type[Exception], list[type[slabpool.SlabpoolError]]] = {
     LookupError: [slabpool.UnknownDeviceError, slabpool.AmbiguousRequestError],
     RuntimeError: [
         slabpool.RequestClosedError,
+        slabpool.SessionLostError,
         slabpool.PoolClosedError,
         slabpool.PoolBusyError,
         slabpool.ForkedPoolError,
@@ -316,6 +319,63 @@ async def drain_in_a_loop(req: slabpool.Request) -> None:
     req.close()
     req.ack("gpu0")
     await req.released()
+
+
+def open_sessions(pool: slabpool.Pool) -> None:
+    session = pool.session("chat-42", budget="1MiB", ttl=600)
+    assert_type(session, slabpool.Session)
+    assert_type(pool.session_budget, int | None)
+    pool.session_budget = "8MiB"
+    pool.session_budget = None
+    with session:
+        use_session(pool, session)
+    end_session(session)
+
+
+def end_session(session: slabpool.Session) -> None:
+    assert_type(session.close(), None)
+    assert_type((session.closed, session.expired, session.evicted), tuple[bool, bool, bool])
+
+
+def use_session(pool: slabpool.Pool, session: slabpool.Session) -> None:
+    with session.request(["gpu0"], reserve="64KiB", quota="1MiB", lease=30, timeout=1) as turn:
+        assert_type(turn, slabpool.Request)
+        assert_type(session.keep("kv", turn.zeros(3)), None)
+        session.keep("layout", turn.allocate(slabpool.Layout({"k": (3, "f4")})))
+        session.keep("grows", turn.growable((0, 8), limit=64))
+        assert_type(turn.ack("gpu0"), slabpool.Ack)
+    assert_type(session.id, str | int | bytes)
+    assert_type(session.ttl, float | None)
+    assert_type(session.budget, int | None)
+    assert_type(session.nbytes, int)
+    assert_type(session.in_use, bool)
+    assert_type(session["kv"], Any)
+    assert_type(session.names(), tuple[str, ...])
+    assert_type(session.keys(), tuple[str, ...])
+    assert_type(list(session), list[str])
+    assert_type(len(session), int)
+    assert_type("kv" in session, bool)
+    assert_type(session.drop("layout"), None)
+    for record in pool.sessions():
+        read_session(record)
+
+    async def wait() -> None:
+        with await session.request_async(reserve=1, quota=None, lease=None, timeout=1) as turn:
+            assert_type(turn, slabpool.Request)
+
+    asyncio.run(wait())
+
+
+def read_session(record: slabpool.SessionRecord) -> None:
+    assert_type(record.session_id, str | int | bytes)
+    assert_type(record.nbytes, int)
+    assert_type(record.names, tuple[str, ...])
+    assert_type(record.idle, float | None)
+    assert_type(record.requests, int)
+    assert_type(record.budget, int | None)
+    assert_type(record.ttl, float | None)
+    assert_type(record.age, float)
+    assert_type(record.opened_at, str)
 
 
 def leave(pool: slabpool.Pool) -> None:
@@ -341,6 +401,7 @@ def main() -> None:
         use_pool(pool)
         open_requests(pool)
         asyncio.run(open_in_a_loop(pool))
+        open_sessions(pool)
         leave(pool)
     share()
 

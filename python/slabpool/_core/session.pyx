@@ -83,6 +83,13 @@ cdef class Kept:
         with nogil:
             self.core.pool.close_request(self.handle, False)
 
+    def adopt(self, tensor, keeper):
+        """A tensor of this block that grows does so in the session's name from here on."""
+        if isinstance(tensor, GrowableTensor):
+            (<GrowableTensor>tensor).growth.handle = self.handle
+            (<GrowableTensor>tensor).growth.request = None
+            (<GrowableTensor>tensor).growth.keeper = keeper
+
     def view(self, Form form not None):
         """The tensor: an array, Tensors or a GrowableTensor. None if the block is given up."""
         cdef Shape shape
@@ -205,12 +212,9 @@ cdef class Shelf:
             self.core.pool.drop_view(block[0])
         if status != Status.ok:
             return <int>status
-        if isinstance(tensor, GrowableTensor):
-            # It grows on in the session's name.
-            (<GrowableTensor>tensor).growth.handle = handle
-            (<GrowableTensor>tensor).growth.request = None
-            (<GrowableTensor>tensor).growth.keeper = keeper
-        return _new_kept(self.core, handle, block, serial)
+        cdef Kept kept = _new_kept(self.core, handle, block, serial)
+        kept.adopt(tensor, keeper)
+        return kept
 
 
 cdef object _locate_array(Core core, object tensor, Form form):

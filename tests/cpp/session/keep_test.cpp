@@ -234,6 +234,39 @@ TEST_F(Keep, WhatCannotBeKeptStaysAsItIs) {
   expect_all_returned(*pool);
 }
 
+TEST_F(Keep, WhatGrowsGrowsOnInTheSessionsName) {
+  const Handle chat = session(1 << 20);
+  const Handle turn = open(*pool, {.devices = {0}, .reserve = 200'000, .quota = 300'000});
+  Block* block = pool->open_growing(turn, 8 * kMiB).block;
+  ASSERT_NE(block, nullptr);
+  std::uint64_t usable = 0;
+  ASSERT_EQ(pool->grow(*block, turn, 250'000, usable), Status::ok);
+  const Handle mine = keep(block, chat);
+  EXPECT_EQ(told(chat).bytes, block->bytes);
+  EXPECT_EQ(info(turn).nbytes, 0U);
+  EXPECT_EQ(pool->grow(*block, turn, 300'000, usable), Status::request_closed);
+  EXPECT_EQ(pool->grow(*block, mine, 300'000, usable), Status::ok);
+  std::memset(block->data, 3, 300'000);
+  Block* most = take(kept(250'000, turn));
+  EXPECT_NE(most, nullptr) << "the turn's quota is free again";
+  close(turn);
+  (void)ack(turn, 0);
+  EXPECT_EQ(pool->grow(*block, mine, 2'000'000, usable), Status::quota_exceeded);
+  pool->set_kept_quota(500'000);
+  EXPECT_EQ(pool->grow(*block, mine, 800'000, usable), Status::quota_exceeded);
+  pool->set_kept_quota(1 << 20);
+  EXPECT_EQ(pool->grow(*block, mine, 800'000, usable), Status::ok);
+  EXPECT_EQ(told(chat).bytes, block->bytes);
+  EXPECT_EQ(pool->kept_bytes(), block->bytes);
+  EXPECT_EQ(held(pool->stats()), block->bytes);
+  EXPECT_TRUE(test::all_bytes(block->data, 3, 300'000));
+  close(mine);
+  EXPECT_EQ(pool->grow(*block, mine, 900'000, usable), Status::request_closed);
+  pool->drop_view(*block);
+  close(chat);
+  expect_all_returned(*pool);
+}
+
 TEST_F(Keep, KeptBytesAreNotFoundByAnId) {
   Handle chat;
   ASSERT_EQ(pool->open_session("sa", kMuch, {}, chat), Status::ok);
