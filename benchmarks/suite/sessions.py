@@ -139,7 +139,7 @@ BENCHMARK = Benchmark(
     _cases,
     _bars,
     (
-        "The copies are a lower bound of what an engine without sessions does: it knows where the last KV is, "
+        "The copies are a lower bound of what an engine does without: it knows where the last KV is, "
         "and nothing else has taken the processor's caches. `keep` does not touch the memory at all.",
     ),
 )

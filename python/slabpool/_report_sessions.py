@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from slabpool._report import holders
+from slabpool._report import holders, usage
 from slabpool._sizes import show_size
 from slabpool.errors import (
     InvalidArgumentError,
@@ -47,6 +47,14 @@ def no_slot(pool: Pool, session_id: object) -> NoReturn:
     raise PoolExhausted(
         f"cannot keep anything for session {session_id!r}: pool {pool.name!r} has as many requests and kept "
         f"tensors as it can tell apart. The largest:{holders(pool)}"
+    )
+
+
+def system_refuses(pool: Pool, state: State, name: str) -> NoReturn:
+    """Raises where the system has no memory for what the pool notes of a kept tensor."""
+    raise PoolExhausted(
+        f"session {state.id!r} cannot keep {name!r}: the system refuses memory for the record of it; "
+        f"{usage(pool)}"
     )
 
 

@@ -19,6 +19,7 @@ from slabpool import _report_sessions as _report
 from slabpool._core.session import (
     CLOSED,
     EXHAUSTED,
+    INVALID,
     NO_SLOT,
     QUOTA,
     Kept,
@@ -192,7 +193,9 @@ class Sessions:
                 _report.no_slot(pool, state.id)
             if kept == QUOTA:
                 _report.budget_exceeded(state, name, nbytes)
-            _report.not_kept(state, name, closed=kept == CLOSED)
+            if kept in (CLOSED, INVALID):
+                _report.not_kept(state, name, closed=kept == CLOSED)
+            _report.system_refuses(pool, state, name)
 
     def _forget(self, block: Block) -> None:
         block.names -= 1

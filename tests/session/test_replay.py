@@ -16,7 +16,7 @@ import slabpool
 from slabpool import Pool, Request, Session
 
 CHATS = 200
-STEPS = 4000
+STEPS = 2000
 CAPACITY = 4 << 20
 BUDGET = 64 << 10
 
@@ -105,7 +105,7 @@ def test_many_conversations_in_too_little_memory(seed: int) -> None:
                 if other.turn is not None and other.device == lost:
                     other.turn.close()
                     other.turn, other.idle_since = None, step
-    assert evicted > 100 and refused > 10 and again > 500, (evicted, refused, again)
+    assert evicted > 50 and refused > 10 and again > 200, (evicted, refused, again)
     for chat in chats:
         if chat.turn is not None:
             chat.turn.close()
