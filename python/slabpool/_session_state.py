@@ -25,6 +25,8 @@ POOL_CLOSED = "closed with its pool"
 
 #: File and line of the user's program.
 Where = tuple[str, int]
+#: Of a turn: devices, reserve, quota, lease, timeout.
+Options = tuple[Any, Any, Any, Any, Any]
 
 
 class Lock:

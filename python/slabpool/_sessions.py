@@ -37,6 +37,7 @@ from slabpool._session_state import (
     Block,
     Keeper,
     Lock,
+    Options,
     Queue,
     State,
     Where,
@@ -101,7 +102,7 @@ class Sessions:
         self._watch(state)
         return state
 
-    def open_turn(self, state: State, options: tuple[Any, ...], where: Where) -> Request:
+    def open_turn(self, state: State, options: Options, where: Where) -> Request:
         """A request that uses the session until it is over."""
         pool = self._pool_here()
         self.begin_turn(state)

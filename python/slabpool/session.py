@@ -144,7 +144,7 @@ class Session:
         return self._request_async((named, reserve, quota, lease, None), where, timeout)
 
     async def _request_async(
-        self, options: tuple[Any, ...], where: tuple[str, int], timeout: float | None
+        self, options: _session_state.Options, where: tuple[str, int], timeout: float | None
     ) -> Request:
         self._sessions.begin_turn(self._state)
         try:

@@ -236,8 +236,7 @@ def of_ack(ack: slabpool.Ack) -> bool:
 
 def of_state(state: slabpool.RequestState) -> str:
     over = slabpool.RequestState.DRAINING, slabpool.RequestState.IN_DOUBT, slabpool.RequestState.RELEASED
-    assert state is not slabpool.RequestState.KEPT
-    if state in over:
+    if state in over or state is slabpool.RequestState.KEPT:
         return state.value
     return slabpool.RequestState.OPEN.value
 

@@ -9,7 +9,7 @@ from slabpool._core.cpp_request cimport Handle
 
 
 # One tensor, whoever looks at it; it keeps no memory.
-cdef class Growth:
+cdef class _Growth:
     cdef Block* block
     cdef Handle handle             # whose it is: a request, or what a session keeps
     cdef object request            # the Request; None once a session keeps it
@@ -26,7 +26,7 @@ cdef class Growth:
 
 cdef class GrowableTensor:
     cdef Core core
-    cdef Growth growth
+    cdef _Growth growth
     cdef object owner              # the one view hold that all arrays share
 
     cdef object _view(self, Py_ssize_t length)
@@ -34,6 +34,6 @@ cdef class GrowableTensor:
     cdef int _grow(self, uint64_t nbytes, object timeout) except -1
 
 
-cdef GrowableTensor growable_of(Core core, Growth growth)
+cdef GrowableTensor growable_of(Core core, _Growth growth)
 cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object dtype, object axis, object limit,
                                  object timeout, object request)

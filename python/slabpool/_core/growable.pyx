@@ -45,7 +45,7 @@ cdef bint _making = False
 
 
 @cython.final
-cdef class Growth:
+cdef class _Growth:
     """What all `GrowableTensor` of one block share."""
 
 
@@ -93,7 +93,7 @@ cdef class GrowableTensor:
             raise InvalidTypeError("a GrowableTensor is made by Request.growable(...)")
 
     cdef object _view(self, Py_ssize_t length):
-        cdef Growth growth = self.growth
+        cdef _Growth growth = self.growth
         cdef Shape shape
         cdef int i
         shape.nd = growth.full.nd
@@ -103,7 +103,7 @@ cdef class GrowableTensor:
         return wrap_strided(self.owner, growth.block.data, growth.dtype, &shape, growth.strides)
 
     cdef int _grow(self, uint64_t nbytes, object timeout) except -1:
-        cdef Growth growth = self.growth
+        cdef _Growth growth = self.growth
         cdef Handle handle = growth.handle  # as it is now: a session may come to keep the tensor
         cdef Status status = Status.exhausted
         cdef uint64_t usable = 0
@@ -172,7 +172,7 @@ cdef class GrowableTensor:
         """
         cdef Py_ssize_t more = _count(n, "n")
         cdef Py_ssize_t before, after
-        cdef Growth growth = self.growth
+        cdef _Growth growth = self.growth
         check_here(self.core)
         while True:
             before = growth.length
@@ -257,7 +257,7 @@ cdef class GrowableTensor:
     @property
     def shape(self):
         """The present shape (tuple of int)."""
-        cdef Growth growth = self.growth
+        cdef _Growth growth = self.growth
         return tuple([growth.length if i == growth.axis else growth.full.dims[i] for i in range(growth.full.nd)])
 
     def __len__(self):
@@ -289,11 +289,11 @@ cdef GrowableTensor _new(Core core):
     cdef GrowableTensor tensor = GrowableTensor.__new__(GrowableTensor)
     _making = False
     tensor.core = core
-    tensor.growth = Growth.__new__(Growth)
+    tensor.growth = _Growth.__new__(_Growth)
     return tensor
 
 
-cdef GrowableTensor growable_of(Core core, Growth growth):
+cdef GrowableTensor growable_of(Core core, _Growth growth):
     """Once more, for a caller that has a view hold on the block, which the tensor takes over."""
     cdef GrowableTensor tensor = _new(core)
     tensor.growth = growth
@@ -325,7 +325,7 @@ cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object 
     if result.block is NULL:
         core.report(request, <int>result.status, nbytes, None)
     cdef GrowableTensor tensor = _new(core)
-    cdef Growth growth = tensor.growth
+    cdef _Growth growth = tensor.growth
     growth.block = result.block
     growth.handle = handle
     growth.request = request

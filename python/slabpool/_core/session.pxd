@@ -23,7 +23,7 @@ cdef class Kept:
 
 
 cdef class Form:
-    cdef object descr           # cnp.dtype, or a Layout, or a Growth
+    cdef object descr           # cnp.dtype, or a Layout, or a _Growth
     cdef tuple shape
     cdef tuple strides          # None: C order
     cdef uint64_t offset        # of the first element, from the start of the block

@@ -20,7 +20,7 @@ from slabpool._core.cpp_pool cimport KeepSpec
 from slabpool._core.cpp_pool cimport Kept as CppKept
 from slabpool._core.cpp_request cimport Handle, SourceLocation, handle_span, string_view
 from slabpool._core.cpp_status cimport Status
-from slabpool._core.growable cimport GrowableTensor, Growth, growable_of
+from slabpool._core.growable cimport GrowableTensor, _Growth, growable_of
 from slabpool._core.layout cimport Layout, Tensors, tensors_of
 from slabpool._core.pool cimport Pool, name_key
 from slabpool._core.request cimport Request
@@ -101,8 +101,8 @@ cdef class Kept:
         status = self.core.pool.open_view(self.block[0], self.serial, self.handle)
         if status != Status.ok:
             return None
-        if isinstance(form.descr, Growth):
-            return growable_of(self.core, <Growth>form.descr)
+        if isinstance(form.descr, _Growth):
+            return growable_of(self.core, <_Growth>form.descr)
         cdef cnp.dtype descr = form.descr
         cdef byte* first = <byte*>self.block.data + form.offset
         parse_shape(form.shape, descr.itemsize, &shape)
