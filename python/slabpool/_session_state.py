@@ -67,6 +67,7 @@ class State:
     """One session: living until `lost` says how it ended."""
 
     id: str | int | bytes
+    key: bytes  # the id, as the core tells ids apart
     shelf: Shelf
     ttl: float | None
     opened_at: Where

@@ -25,6 +25,7 @@ from slabpool._core.session import (
     Kept,
     Shelf,
     kept_bytes,
+    key_of,
     open_shelf,
     set_limit,
 )
@@ -59,7 +60,7 @@ class Sessions:
         self._pool = weakref.ref(pool)
         self.budget: int | None = None
         self._lock = Lock()
-        self._living: dict[tuple[type, str | int | bytes], State] = {}
+        self._living: dict[bytes, State] = {}
         self._blocks: dict[int, Block] = {}  # by the generation of what keeps them
         # Each living session by an instant before which it has not become idle.
         self._idle = Queue()
@@ -76,11 +77,11 @@ class Sessions:
         most = None if budget is None else parse_size(budget, "budget", least=1, most=1 << 60)
         seconds = None if ttl is None else parse_ttl(ttl)
         pool = self._pool_here()
-        key = (type(session_id), session_id)
+        key = key_of(session_id)
         with self._lock:
             state = self._living.get(key)
             if state is None or self._has_expired(state):
-                return self._new(pool, session_id, most, seconds, where)
+                return self._new(pool, session_id, key, most, seconds, where)
             if most is not None and not state.shelf.set_budget(most):
                 _report.budget_below(state, most)
             if seconds is not None:
@@ -89,15 +90,21 @@ class Sessions:
             return state
 
     def _new(
-        self, pool: Pool, session_id: str | int | bytes, budget: int | None, ttl: float | None, where: Where
+        self,
+        pool: Pool,
+        session_id: str | int | bytes,
+        key: bytes,
+        budget: int | None,
+        ttl: float | None,
+        where: Where,
     ) -> State:
         shelf = open_shelf(pool, session_id, budget, where)
         while not isinstance(shelf, Shelf):
             if not self._evict(slots=True):
                 _report.no_slot(pool, session_id)
             shelf = open_shelf(pool, session_id, budget, where)
-        state = State(session_id, shelf, ttl, where, time.monotonic_ns())
-        self._living[type(session_id), session_id] = state
+        state = State(session_id, key, shelf, ttl, where, time.monotonic_ns())
+        self._living[key] = state
         self._idle.push(state.born_ns, state)
         self._watch(state)
         return state
@@ -242,7 +249,7 @@ class Sessions:
         """A kept tensor could not grow by so many bytes: True if there is room now."""
         pool = self._pool_here()
         with self._lock:
-            state = self._living.get((type(session_id), session_id))
+            state = self._living.get(key_of(session_id))
             if state is None or state.shelf is not shelf or status == CLOSED:
                 _report.growth_of_the_dropped(session_id, name)
             if status != QUOTA:
@@ -266,7 +273,7 @@ class Sessions:
     def _end(self, state: State, how: str) -> None:
         state.lost = how
         state.lost_ns = time.monotonic_ns()
-        del self._living[type(state.id), state.id]
+        del self._living[state.key]
         for block in state.blocks():
             del self._blocks[block.kept.generation]
         state.tensors.clear()

@@ -280,6 +280,8 @@ def test_what_cannot_be_kept(pool: Pool) -> None:
     ("arguments", "error", "text"),
     [
         ({"session_id": 1.5}, slabpool.InvalidTypeError, "session_id must be a str, an int or bytes"),
+        ({"session_id": ["chat-42"]}, slabpool.InvalidTypeError, "session_id"),
+        ({"session_id": True}, slabpool.InvalidTypeError, "session_id"),
         ({"session_id": None}, slabpool.InvalidTypeError, "session_id"),
         ({"budget": 0}, slabpool.InvalidArgumentError, "budget must be from 1"),
         ({"budget": "much"}, slabpool.InvalidArgumentError, "budget must be bytes or a size"),

@@ -253,6 +253,11 @@ cdef Kept _new_kept(Core core, Handle handle, Block* block, uint32_t serial):
     return kept
 
 
+def key_of(session_id):
+    """The id as the core knows it, which tells "7" from 7."""
+    return name_key(session_id, "session_id")
+
+
 def open_shelf(Pool pool not None, session_id, budget, tuple where):
     """A Shelf, or the status that says why not."""
     check_here(pool.core)
