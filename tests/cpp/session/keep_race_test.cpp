@@ -2,6 +2,7 @@
 // and dropped, the session gives it up. It must come back once, and not while somebody reads it.
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <mutex>
 #include <random>
 #include <thread>
@@ -201,6 +202,51 @@ TEST_P(KeepRace, NobodyReadsWhatIsGone) {
   ASSERT_TRUE(pool_->kept(chat.session, told));
   EXPECT_EQ(told.pins, 0U);
   pool_->close_request(chat.session, false);
+  expect_all_returned(*pool_);
+}
+
+// A tensor grows, in its turn's name as long as that goes, while it is kept and its turn ends.
+TEST_P(KeepRace, ATensorGrowsWhileItIsKept) {
+  const int total = test::rounds(1'500);
+  Handle chat;
+  ASSERT_EQ(pool_->open_session("k", 4 << 20, {}, chat), Status::ok);
+  test::Meeting start(2);
+  test::Meeting end(2);
+  std::thread grower([&] {
+    for (int round = 0; round < total; ++round) {
+      start.arrive();
+      std::uint64_t usable = 0;
+      Status status = Status::ok;
+      for (std::uint64_t n = 1; n <= 12 && status == Status::ok; ++n)
+        status = pool_->grow(*block_, turn_, n * 40'000, usable);
+      EXPECT_TRUE(status == Status::ok || status == Status::request_closed);
+      end.arrive();
+    }
+  });
+  std::mt19937_64 random(7);
+  for (int round = 0; round < total; ++round) {
+    turn_ = open(*pool_, {.quota = 1 << 20});
+    block_ = pool_->open_growing(turn_, test::kMiB).block;
+    start.arrive();
+    test::dawdle(random, 12);
+    Handle made;
+    ASSERT_EQ(keep(*pool_, *block_, chat, made), Status::ok);
+    pool_->close_request(turn_, false);
+    end.arrive();
+    EXPECT_TRUE(pool_->released(turn_));
+    std::uint64_t usable = 0;
+    EXPECT_EQ(pool_->grow(*block_, made, 600'000, usable), Status::ok);
+    std::memset(block_->data, round, 600'000);
+    Pool::Kept told;
+    ASSERT_TRUE(pool_->kept(chat, told));
+    EXPECT_EQ(told.bytes, block_->bytes);
+    EXPECT_EQ(test::held(pool_->stats()), block_->bytes);
+    pool_->drop_view(*block_);
+    pool_->close_request(made, false);
+    ASSERT_EQ(test::held(pool_->stats()), 0U);
+  }
+  grower.join();
+  pool_->close_request(chat, false);
   expect_all_returned(*pool_);
 }
 
