@@ -115,6 +115,8 @@ cdef class GrowableTensor:
                 growth.nbytes = max(growth.nbytes, usable)
                 if status == Status.ok:
                     return 0
+                if growth.handle.generation != handle.generation:
+                    return self._grow(nbytes, timeout)  # a session came to keep it, in whose name it grows now
                 if others_give_way(self.core, status):
                     continue
                 if growth.keeper is None or not growth.keeper(<int>status, nbytes - min(growth.nbytes, nbytes)):
@@ -141,6 +143,8 @@ cdef class GrowableTensor:
             growth.nbytes = usable
         if status == Status.ok:
             return 0
+        if growth.handle.generation != handle.generation:
+            return self._grow(nbytes, timeout)  # as above
         if status == Status.request_closed and growth.request is not None and self.core.pool.is_open(handle):
             raise RequestClosedError(
                 f"{self!r} cannot grow any more: a session keeps an array of its memory. Keep the GrowableTensor itself, "

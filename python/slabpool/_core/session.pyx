@@ -86,9 +86,7 @@ cdef class Kept:
     def adopt(self, tensor, keeper):
         """A tensor of this block that grows does so in the session's name from here on."""
         if isinstance(tensor, GrowableTensor):
-            (<GrowableTensor>tensor).growth.handle = self.handle
-            (<GrowableTensor>tensor).growth.request = None
-            (<GrowableTensor>tensor).growth.keeper = keeper
+            _adopt((<GrowableTensor>tensor).growth, self.handle, keeper)
 
     def view(self, Form form not None):
         """The tensor: an array, Tensors or a GrowableTensor. None if the block is given up."""
@@ -212,9 +210,9 @@ cdef class Shelf:
             self.core.pool.drop_view(block[0])
         if status != Status.ok:
             return <int>status
-        cdef Kept kept = _new_kept(self.core, handle, block, serial)
-        kept.adopt(tensor, keeper)
-        return kept
+        if isinstance(tensor, GrowableTensor):
+            _adopt((<GrowableTensor>tensor).growth, handle, keeper)  # before anything that could let another thread run
+        return _new_kept(self.core, handle, block, serial)
 
 
 cdef object _locate_array(Core core, object tensor, Form form):
@@ -242,6 +240,12 @@ cdef object _locate_array(Core core, object tensor, Form form):
     form.strides = None if cnp.PyArray_IS_C_CONTIGUOUS(array) else tensor.strides
     form.offset = <uint64_t>(first - block.data)
     return owner.generation, form, block.bytes
+
+
+cdef void _adopt(_Growth growth, Handle handle, object keeper):
+    growth.handle = handle
+    growth.keeper = keeper
+    growth.request = None
 
 
 cdef Kept _new_kept(Core core, Handle handle, Block* block, uint32_t serial):
