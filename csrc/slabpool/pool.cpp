@@ -357,6 +357,8 @@ bool Pool::closed() const noexcept { return (quirks_.load(std::memory_order_acqu
 
 Block* Pool::find(const void* address) const noexcept { return depot_.find(address); }
 
+Block* Pool::find_held(const void* address) const noexcept { return depot_.find_held(address); }
+
 // ---- looking inside
 
 Stats Pool::stats() noexcept {
@@ -405,6 +407,8 @@ Stats Pool::stats() noexcept {
 std::vector<Event> Pool::events() const { return log_ != nullptr ? log_->read() : std::vector<Event>(); }
 
 std::vector<Corruption> Pool::corruptions() const { return guard_.found(); }
+
+Depot::Tagged Pool::tagged(std::uint8_t tag) const noexcept { return depot_.tagged(tag); }
 
 const char* Pool::verify() noexcept { return depot_.verify(); }
 

@@ -110,6 +110,8 @@ class SLABPOOL_API Pool {
   Status open_view(Block& block, std::uint32_t serial, Handle request) noexcept;
   void drop_view(Block& block) noexcept;
   Block* find(const void* address) const noexcept;
+  // The same without a lock, for an address in a block that the caller holds, or outside the pool (null).
+  Block* find_held(const void* address) const noexcept;
 
   // ---- requests
   Status open(const OpenSpec& spec, Handle& handle) noexcept;
@@ -186,6 +188,10 @@ class SLABPOOL_API Pool {
   std::vector<RequestInfo> requests(std::int64_t older_than_ns);
   std::vector<Event> events() const;
   std::vector<Corruption> corruptions() const;
+  // Live blocks with this tag (Block::tag) and their bytes. Slow: looks at every block.
+  Depot::Tagged tagged(std::uint8_t tag) const noexcept;
+  // Bytes past the end of what was asked for are watched for writes (debug).
+  bool guards_ends() const noexcept { return options_.debug > 0; }
   const char* verify() noexcept;
 
   // ---- giving back

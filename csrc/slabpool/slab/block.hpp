@@ -35,6 +35,9 @@ struct alignas(64) Block {
   std::atomic<std::uint32_t> request{0};
   std::uint16_t bin = 0;  // size class or bin of its size; kBins: too large for a cache
   bool zero = false;      // known to hold only zero bytes
+  // For reports, set by whoever holds a block without a request and cleared before it lets go; 0: an
+  // ordinary view.
+  std::atomic<std::uint8_t> tag{0};
 
   static constexpr std::uint64_t kView = 1;
   static constexpr std::uint64_t kRequest = std::uint64_t{1} << 31;

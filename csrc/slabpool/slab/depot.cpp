@@ -312,6 +312,36 @@ Block* Depot::find(const void* address) const noexcept {
   return index < span->carved ? &span->blocks[index] : nullptr;
 }
 
+Block* Depot::find_held(const void* address) const noexcept {
+  Span* span = pages_.lookup(address);
+  if (span == nullptr) return nullptr;
+  if (span->kind == SpanKind::large) return &span->large;
+  // An arena lists its blocks, and the list moves; a tensor that grows is looked up rarely enough.
+  if (span->kind != SpanKind::slab) return find(address);
+  // `carved` is not looked at: others change it, and a block that is held lies below it. 32 bits divide
+  // in a third of the time; a slab is a few MiB at most.
+  const auto offset =
+      static_cast<std::uint32_t>(static_cast<const std::byte*>(address) - pages_.address(span));
+  return &span->blocks[offset / static_cast<std::uint32_t>(class_size(span->size_class))];
+}
+
+Depot::Tagged Depot::tagged(std::uint8_t tag) const noexcept {
+  Tagged found{};
+  const auto look = [&](const Block& block) {
+    // Relaxed: a figure. `bytes` is written under the mutex only.
+    if (block.tag.load(std::memory_order_relaxed) != tag) return;
+    ++found.blocks;
+    found.bytes += block.bytes;
+  };
+  const std::lock_guard lock(mutex_);
+  pages_.each([&](const Span& span) {
+    if (span.kind == SpanKind::large) look(span.large);
+    if (span.kind != SpanKind::slab) return;
+    for (std::uint32_t i = 0; i < span.carved; ++i) look(span.blocks[i]);
+  });
+  return found;
+}
+
 const char* Depot::verify() noexcept {
   const std::lock_guard lock(mutex_);
   if (const char* wrong = pages_.verify()) return wrong;

@@ -81,6 +81,15 @@ class Depot {
   // The block that holds an address, null if there is none. Right for addresses in blocks the caller
   // keeps. O(1).
   Block* find(const void* address) const noexcept;
+  // The same without a lock, for an address in a block that the caller holds, or outside the range (null).
+  Block* find_held(const void* address) const noexcept;
+
+  // Blocks that carry this tag, and their bytes. Looks at every block there is.
+  struct Tagged {
+    std::uint64_t blocks;
+    std::uint64_t bytes;
+  };
+  Tagged tagged(std::uint8_t tag) const noexcept;
   const char* verify() noexcept;
 
  private:

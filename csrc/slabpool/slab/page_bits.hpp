@@ -1,7 +1,12 @@
 // A set of page numbers that answers "the largest one up to here": two levels of words, 4,096 pages to
-// one of the upper. Costs memory only where pages are in use. Not thread-safe.
+// one of the upper. Costs memory only where pages are in use. Changed by one thread at a time.
+//
+// floor() may run meanwhile, without a lock, if the answer cannot change: its bit stays set and no page
+// between the two comes or goes. Then every word it looks at shows that, whatever else is changed in it, and
+// relaxed loads do: the caller learnt of the answer's bit through whatever told it of the page.
 #pragma once
 
+#include <atomic>
 #include <bit>
 #include <cstdint>
 
@@ -14,27 +19,35 @@ class PageBits {
   explicit PageBits(std::uint64_t pages) : words_(pages / 64 + 1), used_(pages / 4096 + 1) {}
 
   void set(std::uint64_t page) noexcept {
-    words_[page / 64] |= bit(page);
-    used_[page / 4096] |= bit(page / 64);
+    put(words_[page / 64], get(words_[page / 64]) | bit(page));
+    put(used_[page / 4096], get(used_[page / 4096]) | bit(page / 64));
   }
   void clear(std::uint64_t page) noexcept {
-    if ((words_[page / 64] &= ~bit(page)) == 0) used_[page / 4096] &= ~bit(page / 64);
+    const std::uint64_t left = get(words_[page / 64]) & ~bit(page);
+    put(words_[page / 64], left);
+    if (left == 0) put(used_[page / 4096], get(used_[page / 4096]) & ~bit(page / 64));
   }
   // There must be one.
   std::uint64_t floor(std::uint64_t page) const noexcept {
-    std::uint64_t word = words_[page / 64] & up_to(page);
+    std::uint64_t word = get(words_[page / 64]) & up_to(page);
     std::uint64_t at = page / 64;
     if (word == 0) {
       std::uint64_t upper = at / 64;
-      std::uint64_t used = used_[upper] & (up_to(at) >> 1);  // without `at` itself
-      while (used == 0) used = used_[--upper];
+      std::uint64_t used = get(used_[upper]) & (up_to(at) >> 1);  // without `at` itself
+      while (used == 0) used = get(used_[--upper]);
       at = upper * 64 + top(used);
-      word = words_[at];
+      word = get(words_[at]);
     }
     return at * 64 + top(word);
   }
 
  private:
+  using Word = std::atomic<std::uint64_t>;
+  // Relaxed, and stores in place of locked operations: one thread changes them, see above.
+  static std::uint64_t get(const Word& word) noexcept { return word.load(std::memory_order_relaxed); }
+  static void put(Word& word, std::uint64_t value) noexcept {
+    word.store(value, std::memory_order_relaxed);
+  }
   static constexpr std::uint64_t bit(std::uint64_t i) noexcept { return std::uint64_t{1} << (i % 64); }
   static constexpr std::uint64_t up_to(std::uint64_t i) noexcept {
     return ~std::uint64_t{0} >> (63 - i % 64);
@@ -43,8 +56,8 @@ class PageBits {
     return 63 - static_cast<std::uint64_t>(std::countl_zero(word));
   }
 
-  VirtualArray<std::uint64_t> words_;
-  VirtualArray<std::uint64_t> used_;
+  VirtualArray<Word> words_;
+  VirtualArray<Word> used_;
 };
 
 }  // namespace slabpool

@@ -114,8 +114,8 @@ void PageHeap::retire(Span* span) noexcept {
 }
 
 void PageHeap::mark_ends(Span* span) noexcept {
-  slot(span->first_page) = span;
-  slot(span->first_page + span->pages - 1) = span;
+  put(span->first_page, span);
+  put(span->first_page + span->pages - 1, span);
 }
 
 void PageHeap::unlist(Span* span) noexcept {

@@ -5,9 +5,10 @@
 // allocation takes the smallest committed span that fits, else commits new pages, giving back other
 // cached pages first where `commit_limit` would be passed: the range is many times larger than the
 // capacity, so address space is never what runs out. Nothing here is thread-safe: the depot's mutex
-// guards every call.
+// guards every call but lookups of spans that somebody holds.
 #pragma once
 
+#include <atomic>
 #include <bit>
 #include <cstdint>
 #include <memory>
@@ -148,7 +149,9 @@ class PageHeap {
   // cached ones first, then those that tensors have not grown into yet. Returns how many.
   std::uint64_t decommit(std::uint64_t pages, const Span* keep = nullptr) noexcept;
 
-  // The span that holds an address, null if that is outside the range.
+  // The span that holds an address, null if that is outside the range. Needs no lock where the span is a
+  // slab or a tensor of which the caller holds a block: until that is back the span's record, its place in
+  // the map and its bit stay as they are, and the caller learnt of the block after they were written.
   Span* lookup(const void* address) const noexcept;
 
   std::uint64_t total_pages() const noexcept { return map_.size() - 2; }
@@ -160,6 +163,12 @@ class PageHeap {
   std::uint64_t peak_committed_pages() const noexcept { return peak_committed_; }
   std::byte* address(const Span* span) const noexcept {
     return memory_.base() + (span->first_page << kPageBits);
+  }
+
+  // Every span, from the first page to the last.
+  template <typename Visit>
+  void each(Visit&& visit) const noexcept {
+    for (std::uint64_t page = 0; page < total_pages(); page += at(page)->pages) visit(*at(page));
   }
 
   // Checks every invariant of the header above; null, or what does not hold.
@@ -184,11 +193,14 @@ class PageHeap {
   // The map knows the first and the last page of each span, which is what merging needs; starts_ finds the
   // first page from any other, so that a tensor of 64 MiB does not take 4,096 stores. A null guard at each
   // end lets neighbours be looked up without a test.
-  Span*& slot(std::uint64_t page) noexcept { return map_[page + 1]; }
-  Span* at(std::uint64_t page) const noexcept { return map_[page + 1]; }
+  // Relaxed: see lookup().
+  void put(std::uint64_t page, Span* span) noexcept {
+    map_[page + 1].store(span, std::memory_order_relaxed);
+  }
+  Span* at(std::uint64_t page) const noexcept { return map_[page + 1].load(std::memory_order_relaxed); }
 
   MemoryResource& memory_;
-  VirtualArray<Span*> map_;
+  VirtualArray<std::atomic<Span*>> map_;
   PageBits starts_;
   FreeSpans committed_spans_;
   FreeSpans uncommitted_spans_;

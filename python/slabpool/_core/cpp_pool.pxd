@@ -1,6 +1,6 @@
 # slabpool/pool.hpp: the face of the C++ core, and the plain values its calls take and return.
 
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool
 from libcpp.memory cimport unique_ptr
 from libcpp.optional cimport optional
@@ -62,6 +62,10 @@ cdef extern from "slabpool/pool.hpp" namespace "slabpool" nogil:
         Status status
         AckResult result
 
+    cdef cppclass Tagged "slabpool::Depot::Tagged":
+        uint64_t blocks
+        uint64_t bytes
+
     cdef cppclass Pool:
         @staticmethod
         unique_ptr[Pool] create(const PoolOptions& options, Status& status)
@@ -77,6 +81,7 @@ cdef extern from "slabpool/pool.hpp" namespace "slabpool" nogil:
         Status open_view(Block& block, uint32_t serial, Handle request)
         void drop_view(Block& block)
         Block* find(const void* address)
+        Block* find_held(const void* address)
         Status open(const OpenSpec& spec, Handle& handle)
         Status open_until(const OpenSpec& spec, Handle& handle, int64_t deadline_ns, bool last)
         Acked ack(Handle handle, uint32_t device)
@@ -112,6 +117,7 @@ cdef extern from "slabpool/pool.hpp" namespace "slabpool" nogil:
         vector[RequestInfo] requests(int64_t older_than_ns) except +
         vector[Event] events() except +
         vector[Corruption] corruptions() except +
+        Tagged tagged(uint8_t tag)
         const char* verify()
         uint64_t trim()
         Status close(bool force)
