@@ -21,6 +21,7 @@ from slabpool._core.peer import Peer
 from slabpool._core.pool import Pool
 from slabpool._core.ref import TensorRef
 from slabpool._core.request import Request
+from slabpool._numpy import numpy_handler, numpy_usage
 from slabpool._paths import get_cmake_dir, get_include, get_lib
 from slabpool.errors import (
     AmbiguousRequestError,
@@ -46,14 +47,23 @@ from slabpool.errors import (
     TooManyDevicesError,
     UnknownDeviceError,
 )
-from slabpool.records import Ack, Corruption, Event, RequestRecord, RequestState, SessionRecord, Stats
+from slabpool.records import (
+    Ack,
+    Corruption,
+    Event,
+    NumpyUsage,
+    RequestRecord,
+    RequestState,
+    SessionRecord,
+    Stats,
+)
 from slabpool.session import Session
 from slabpool.shared.attach import attach
 
 __version__ = _version("slabpool")
 
 # Modules that need another library: imported when first asked for, so that slabpool itself needs numpy only.
-_LAZY: tuple[str, ...] = ("exo", "tinygrad")
+_LAZY: tuple[str, ...] = ("connector", "exo", "tinygrad", "torch")
 
 
 def __getattr__(name: str) -> _Any:
@@ -82,6 +92,7 @@ __all__ = [
     "InvalidTypeError",
     "Layout",
     "NameInUseError",
+    "NumpyUsage",
     "OwnerLostError",
     "Peer",
     "Pool",
@@ -110,4 +121,6 @@ __all__ = [
     "get_cmake_dir",
     "get_include",
     "get_lib",
+    "numpy_handler",
+    "numpy_usage",
 ]

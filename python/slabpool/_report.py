@@ -62,12 +62,17 @@ def names(devices: Iterable[object]) -> str:
 
 
 def holders(pool: Pool) -> str:
-    """The requests that hold most, a line each."""
+    """The requests that hold most, a line each, and numpy."""
+    from slabpool._core import numpy_heap  # which imports the pool, which imports this
+
     records = sorted(pool.requests(), key=lambda r: r.nbytes, reverse=True)
     idle = {record.session_id: record.idle for record in pool.sessions()}
     lines = [f"\n  {record}{_idle(record, idle)}" for record in records[:_SHOWN]]
     if len(records) > _SHOWN:
         lines.append(f"\n  and {len(records) - _SHOWN} more requests")
+    arrays, nbytes = numpy_heap.usage(pool)
+    if arrays:
+        lines.append(f"\n  {arrays} arrays that numpy made under numpy_handler: {show_size(nbytes)}")
     return "".join(lines) or "\n  no request; views without one"
 
 

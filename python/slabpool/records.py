@@ -119,6 +119,22 @@ class Stats(NamedTuple):
     exhaustions: int
 
 
+class NumpyUsage(NamedTuple):
+    """What arrays hold of a pool that numpy made under `numpy_handler`. Part of ``Stats.live``.
+
+    Examples
+    --------
+    >>> import slabpool
+    >>> slabpool.numpy_usage(slabpool.Pool("1MiB"))
+    NumpyUsage(arrays=0, nbytes=0)
+    """
+
+    #: Arrays that own memory; their slices and views are not counted.
+    arrays: int
+    #: Bytes of their blocks, rounding included.
+    nbytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
     """One request that still has bytes, as `Pool.requests` and `Pool.leaks` report it.

@@ -1,0 +1,178 @@
+"""`numpy_handler`: arrays that numpy itself makes come from a pool (NEP 49).
+
+What must stay true: it is in force in the context that entered it and in those copied from that, never
+in others; and once its block has ended nobody gets pool memory through it, whatever context still has it.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from slabpool._core import numpy_heap
+from slabpool._core.pool import Pool
+from slabpool.errors import InvalidArgumentError, InvalidTypeError
+from slabpool.records import NumpyUsage
+
+if TYPE_CHECKING:
+    from typing_extensions import CapsuleType, Self
+
+#: What threads started by this context begin with.
+_for_threads: ContextVar[CapsuleType | None] = ContextVar("slabpool_numpy_for_threads", default=None)
+
+_install_lock = threading.Lock()
+_installed = False
+
+
+class numpy_handler:
+    """Within the block, every array that numpy makes has its memory from a pool.
+
+    The arrays are ordinary: they outlive the block, and each gives its memory back when it dies. They
+    belong to no request; `numpy_usage` counts them. Where the pool has no room numpy raises
+    ``MemoryError``. Tasks started inside (`asyncio.create_task`, `asyncio.to_thread`) inherit it, as
+    numpy's own settings; what they make after the block has ended is ordinary memory again, as it is in
+    the child of a fork.
+
+    Parameters
+    ----------
+    pool : Pool
+    threads : bool, default False
+        Also in threads that `threading` starts inside, and in those that they start. (Python before 3.14
+        gives new threads nothing of their starter's context.) The first use puts a wrapper around
+        `threading.Thread.start` that stays, and does nothing for other threads.
+
+    Raises
+    ------
+    PoolClosedError, ForkedPoolError
+        On entering: the pool is closed, or the parent process's.
+    InvalidArgumentError
+        On entering one object twice; make one for each ``with``.
+
+    Notes
+    -----
+    As with `numpy.errstate`, a generator that is suspended inside the block leaves it in force in whoever
+    runs the generator.
+
+    Examples
+    --------
+    >>> import numpy as np, slabpool
+    >>> pool = slabpool.Pool("16MiB")
+    >>> with slabpool.numpy_handler(pool):
+    ...     a = np.ones((4, 1024), np.float32) * 2
+    >>> slabpool.numpy_usage(pool)
+    NumpyUsage(arrays=1, nbytes=16384)
+    >>> del a
+    >>> pool.stats().live
+    0
+    """
+
+    def __init__(self, pool: Pool, *, threads: bool = False) -> None:
+        if not isinstance(pool, Pool):
+            raise InvalidTypeError(
+                f"numpy_handler needs a Pool, got {pool!r} of type {type(pool).__name__}. A request cannot "
+                "serve numpy: what is dropped comes back only when the request ends"
+            )
+        self._pool = pool
+        self._threads = bool(threads)
+        self._capsule: CapsuleType | None = None
+        self._threads_before: CapsuleType | None = None
+
+    def __enter__(self) -> Self:
+        if self._capsule is not None:
+            raise InvalidArgumentError(
+                "this numpy_handler is in force already; make one numpy_handler(pool) for each `with`"
+            )
+        if self._threads:
+            _install()
+        self._capsule = numpy_heap.enter(self._pool)
+        if self._threads:
+            self._threads_before = _for_threads.get()
+            _for_threads.set(self._capsule)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        capsule, self._capsule = self._capsule, None
+        if capsule is None:
+            raise InvalidArgumentError("this numpy_handler is not in force; use it in a `with` statement")
+        numpy_heap.leave(capsule)
+        if self._threads and _for_threads.get() is capsule:
+            _for_threads.set(self._threads_before)
+        self._threads_before = None
+
+
+def numpy_usage(pool: Pool) -> NumpyUsage:
+    """How much of a pool arrays hold that numpy made under `numpy_handler`.
+
+    Looks at every block of the pool: for reports, not for every step. Where they were made is for
+    `tracemalloc` to say, which numpy tells of each.
+
+    Parameters
+    ----------
+    pool : Pool
+
+    Returns
+    -------
+    NumpyUsage
+
+    Examples
+    --------
+    >>> import numpy as np, slabpool
+    >>> pool = slabpool.Pool("16MiB")
+    >>> with slabpool.numpy_handler(pool):
+    ...     kept = [np.zeros(1000) for _ in range(3)]
+    >>> slabpool.numpy_usage(pool).arrays
+    3
+    """
+    if not isinstance(pool, Pool):
+        raise InvalidTypeError(f"numpy_usage needs a Pool, got {pool!r} of type {type(pool).__name__}")
+    return NumpyUsage(*numpy_heap.usage(pool))
+
+
+# ---- threads
+
+
+def _install() -> None:
+    """Wrap `Thread.start`, once and for good: others may have wrapped it too by the time we would undo it."""
+    global _installed
+    with _install_lock:
+        if not _installed:
+            threading.Thread.start = _carrying(threading.Thread.start)  # type: ignore[method-assign]
+            _installed = True
+
+
+def _carrying(start: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(start)
+    def carrying(self: threading.Thread, *args: Any, **options: Any) -> None:
+        capsule = _for_threads.get()
+        if capsule is None:
+            return start(self, *args, **options)
+        own = vars(self).get("run")  # of an object that has a `run` of its own, beside its class's
+
+        def put_back() -> None:
+            vars(self).pop("run", None)
+            if own is not None:
+                self.run = own  # type: ignore[method-assign]
+
+        def run() -> None:
+            put_back()  # also ends the circle from the thread to this function
+            numpy_heap.adopt(capsule)
+            _for_threads.set(capsule)
+            self.run()
+
+        self.run = run  # type: ignore[method-assign]
+        try:
+            return start(self, *args, **options)
+        except BaseException:
+            put_back()
+            raise
+
+    return carrying
