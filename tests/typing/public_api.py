@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from typing_extensions import assert_type
 
 import slabpool
+from slabpool.connector import AckAggregator
 
 # As each of an engine's own functions might take one.
 DTYPES: list[DTypeLike] = ["f4", np.float16, np.dtype("i4"), float, [("a", "i4"), ("b", "f8")]]
@@ -62,6 +63,34 @@ def use_pool(pool: slabpool.Pool) -> None:
     assert_type(pool.events(), list[slabpool.Event])
     assert_type(pool.corruptions(), list[slabpool.Corruption])
     assert_type(pool.trim(), int)
+
+
+def use_numpy(pool: slabpool.Pool) -> None:
+    with slabpool.numpy_handler(pool, threads=True) as handler:
+        assert_type(handler, slabpool.numpy_handler)
+        arrays = np.ones(3)
+    usage = slabpool.numpy_usage(pool)
+    assert_type(usage, slabpool.NumpyUsage)
+    assert read_usage(usage)[0] == 1 and arrays.sum() == 3
+
+
+def read_usage(usage: slabpool.NumpyUsage) -> tuple[int, int]:
+    return usage.arrays, usage.nbytes
+
+
+def use_connector(pool: slabpool.Pool) -> None:
+    aggregator = AckAggregator(ranks=[0, "1"])
+    assert_type(aggregator.ranks, tuple[str | int, ...])
+    with pool.request("watched", devices=[0]) as req:
+        assert_type(aggregator.watch(req), slabpool.Request)
+    expected = aggregator.expect("expected", ranks=["1"])
+    assert_type(expected, slabpool.Request)
+    assert_type(aggregator.report(0, ["watched", 7, b"x", ("watched", 1)]), list[slabpool.Ack])
+    assert_type(aggregator.rank_lost("1"), int)
+    assert_type(aggregator.rank_back("1"), None)
+    for req in aggregator.free():
+        assert_type(req, slabpool.Request)
+    assert_type(len(aggregator), int)
 
 
 def open_requests(pool: slabpool.Pool) -> None:
@@ -398,6 +427,8 @@ def main() -> None:
         assert all(issubclass(error, builtin) for error in errors)
     with make_pools() as pool:
         use_pool(pool)
+        use_numpy(pool)
+        use_connector(pool)
         open_requests(pool)
         asyncio.run(open_in_a_loop(pool))
         open_sessions(pool)
