@@ -1,0 +1,1 @@
+"""Drop-ins against the libraries they are for."""

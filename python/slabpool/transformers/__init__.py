@@ -1,0 +1,27 @@
+"""Key and value caches of transformers' models in a request's memory.
+
+`SlabCache` is what `generate` takes as ``past_key_values``; `PeerCache` is its counterpart in a device's
+process, over memory that the owner of a shared pool lends. Needs transformers 5 and torch, on the CPU.
+"""
+
+try:
+    import torch as _torch  # noqa: F401
+    import transformers as _transformers
+except ModuleNotFoundError as _error:
+    raise ModuleNotFoundError(
+        f"slabpool.transformers needs transformers and torch, and {_error.name!r} is not installed: "
+        "pip install 'slabpool[transformers]'",
+        name=_error.name,
+    ) from _error
+
+if int(_transformers.__version__.partition(".")[0]) < 5:
+    raise ImportError(
+        f"slabpool.transformers needs transformers 5, this is {_transformers.__version__}: "
+        "pip install 'transformers>=5'"
+    )
+
+from slabpool.transformers.cache import SlabCache
+from slabpool.transformers.layers import LayerRefs
+from slabpool.transformers.peer import PeerCache
+
+__all__ = ["LayerRefs", "PeerCache", "SlabCache"]
