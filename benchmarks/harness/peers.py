@@ -38,6 +38,7 @@ PEERS = {
         ),
         Peer("mooncake", module="mooncake.store", distribution="mooncake-transfer-engine-non-cuda"),
         Peer("ray", module="ray", distribution="ray"),
+        Peer("transformers", module="transformers.models.llama", distribution="transformers"),
         Peer("mimalloc", library="mimalloc", package="libmimalloc2.0"),
         Peer("jemalloc", library="jemalloc", package="libjemalloc2"),
         Peer("tcmalloc", library="tcmalloc_minimal", package="libtcmalloc-minimal4"),

@@ -8,6 +8,7 @@ from benchmarks.suite import (
     allocators,
     churn,
     create_drop,
+    growing,
     hand_over,
     native,
     numpy_handler,
@@ -17,6 +18,7 @@ from benchmarks.suite import (
     sequential,
     sessions,
     stats,
+    transformers_generate,
 )
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -37,6 +39,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         sessions.BENCHMARK,
         ack.BENCHMARK,
         hand_over.BENCHMARK,
+        growing.BENCHMARK,
+        transformers_generate.BENCHMARK,
         stats.BENCHMARK,
     )
 }
