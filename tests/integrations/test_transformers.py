@@ -17,7 +17,7 @@ from tests.waiting import until
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'slabpool[transformers]'")
 transformers = pytest.importorskip(
-    "transformers", minversion="5.0", reason="needs transformers 5: pip install 'slabpool[transformers]'"
+    "transformers", minversion="5.23", reason="needs transformers 5.23: pip install 'slabpool[transformers]'"
 )
 
 from slabpool.transformers import SlabCache  # noqa: E402

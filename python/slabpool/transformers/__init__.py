@@ -1,7 +1,7 @@
 """Key and value caches of transformers' models in a request's memory.
 
 `SlabCache` is what `generate` takes as ``past_key_values``; `PeerCache` is its counterpart in a device's
-process, over memory that the owner of a shared pool lends. Needs transformers 5 and torch, on the CPU.
+process, over memory that the owner of a shared pool lends. Needs transformers 5.23 and torch, on the CPU.
 """
 
 try:
@@ -14,10 +14,11 @@ except ModuleNotFoundError as _error:
         name=_error.name,
     ) from _error
 
-if int(_transformers.__version__.partition(".")[0]) < 5:
+# Older ones have other kinds of layers, and another meaning of `crop`.
+if tuple(map(int, _transformers.__version__.split(".")[:2])) < (5, 23):
     raise ImportError(
-        f"slabpool.transformers needs transformers 5, this is {_transformers.__version__}: "
-        "pip install 'transformers>=5'"
+        f"slabpool.transformers needs transformers 5.23 or newer, this is {_transformers.__version__}: "
+        "pip install 'transformers>=5.23'"
     )
 
 from slabpool.transformers.cache import SlabCache
