@@ -147,7 +147,7 @@ def _bars(effort: Effort) -> list[Bar]:
         short = name.partition(":")[0]
         faster = ratio(work.group, DYNAMIC, metric="tokens a second")
         bars.append(Bar(f"{short}: tokens a second over {DYNAMIC}", faster, "at least", 1.0))
-        if work.new > work.prompt:  # else it is that of the prompt's activations, whatever the cache
+        if work.new > 8 * work.prompt:  # else it is that of the activations, whatever the cache
             peak = ratio(work.group, DYNAMIC, metric="peak memory")
             bars.append(Bar(f"{short}: peak memory over {DYNAMIC}", peak, "at most", 1.0))
     return bars
