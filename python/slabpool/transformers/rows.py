@@ -58,7 +58,7 @@ class GrowableRows:
         limit: int,
         timeout: float | None,
     ) -> None:
-        self._dtype, self._timeout = dtype, timeout
+        self._request, self._dtype, self._timeout = request, dtype, timeout
         self._row = max(batch * heads * dim * dtype.itemsize, 1)
         self._memory = request.growable((batch, heads, 0, dim), numpy_dtype(dtype), axis=2, limit=limit)
         self._tensor = as_tensor(self._memory.array, dtype)
@@ -78,7 +78,7 @@ class GrowableRows:
 
     def ref(self) -> TensorRef:
         """All the room there is, for a device of the request."""
-        return self._memory.request.ref(self._memory.array)
+        return self._request.ref(self._memory.array)
 
 
 class LentRows:
