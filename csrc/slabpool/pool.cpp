@@ -226,7 +226,7 @@ Allocation Pool::allocate_further(const AllocateSpec& spec) noexcept {
   return result;
 }
 
-Block* Pool::allocate_quickly(std::uint64_t nbytes) noexcept {
+inline Block* Pool::take_plain(std::uint64_t nbytes) noexcept {
   // Relaxed: as in try_allocate().
   if ((quirks_.load(std::memory_order_relaxed) & (kClosed | kDebug | kLog | kShared)) != 0) [[unlikely]]
     return nullptr;
@@ -239,9 +239,11 @@ Block* Pool::allocate_quickly(std::uint64_t nbytes) noexcept {
   return block;
 }
 
+Block* Pool::allocate_quickly(std::uint64_t nbytes) noexcept { return take_plain(nbytes); }
+
 Allocation Pool::allocate(const AllocateSpec& spec) noexcept {
   if (spec.request.generation == 0 && !spec.zero && spec.align <= kDefaultAlign) [[likely]] {
-    if (Block* block = allocate_quickly(spec.nbytes)) [[likely]]
+    if (Block* block = take_plain(spec.nbytes)) [[likely]]
       return {block, Status::ok};
   }
   return allocate_further(spec);

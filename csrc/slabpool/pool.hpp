@@ -215,6 +215,7 @@ class SLABPOOL_API Pool {
 
   static Plan plan(std::uint64_t nbytes, std::uint64_t align) noexcept;
   [[gnu::always_inline]] Block* take_first(std::uint64_t nbytes) noexcept;
+  [[gnu::always_inline]] Block* take_plain(std::uint64_t nbytes) noexcept;
   [[gnu::noinline]] void drop_view_slowly(Block& block) noexcept;
   [[gnu::noinline]] void drop_retained(Block& block) noexcept;
   RequestRecord& retaining(const Block& block) const noexcept;
