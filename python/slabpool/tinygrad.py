@@ -351,7 +351,8 @@ def _keepers(objects: list[Any]) -> dict[int, str]:
     """What keeps each buffer, by the buffer's id."""
     keepers: dict[int, str] = {}
     for jit in objects:
-        if isinstance(jit, TinyJit) and jit.captured is not None:
+        # type(): isinstance() would ask lazy objects of other libraries for their class.
+        if issubclass(type(jit), TinyJit) and jit.captured is not None:
             name = f"TinyJit {getattr(jit.fxn, '__qualname__', jit.fxn)}"
             for uop in (jit.captured._linear, jit.captured.linear):
                 for buffer in _under(uop):
@@ -393,7 +394,7 @@ def retained(pool: Pool) -> list[Retained]:
     sums: Counter[tuple[Any, int, str]] = Counter()  # by id, generation and keeper
     counts: Counter[tuple[Any, int, str]] = Counter()
     for buffer in objects:
-        if isinstance(buffer, Buffer):
+        if issubclass(type(buffer), Buffer):
             block = _ours(buffer)
             if block is not None and block.array is not None and block.generation in over:
                 key = (block.request_id, block.generation, keepers.get(id(buffer), "Buffer"))
