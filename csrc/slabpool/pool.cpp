@@ -9,6 +9,7 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
+#include <thread>
 
 #include "slabpool/fork.hpp"
 #include "slabpool/memory/host_memory.hpp"
@@ -428,9 +429,11 @@ Status Pool::close(bool force) noexcept {
   if (closed()) return Status::ok;
   collect_acks();
   if (!force) {
-    const RequestTable::Counts requests = table_.counts();
-    if (requests.open + requests.draining + requests.kept != 0 || caches_.sums().live != 0)
-      return Status::pool_busy;
+    // Memory may have come back, and somebody been told so, a moment before its request is over for good: that
+    // is waited for. The thread at it waits for nobody but mutexes, none of which is held here.
+    RequestTable::Holds holds = table_.holds();
+    for (; holds == RequestTable::Holds::ending; holds = table_.holds()) std::this_thread::yield();
+    if (holds == RequestTable::Holds::some || caches_.sums().live != 0) return Status::pool_busy;
   }
   // Release: a thread that is told of the closing finds it closed.
   quirks_.fetch_or(kClosed, std::memory_order_release);

@@ -395,5 +395,39 @@ TEST(Race, BudgetsOfRequestsThatEnd) {
   expect_all_returned(*pool);
 }
 
+// Whoever waited for memory may close the pool at once: that the request it came from is still ending on
+// another thread is no reason to refuse. What a session kept ends in two steps, itself and its session.
+TEST(Race, ClosedAsSoonAsTheMemoryIsBack) {
+  const int total = rounds(3'000);
+  int refused = 0;
+  for (int round = 0; round < total; ++round) {
+    const auto pool = make_pool(kMiB);
+    const bool in_session = round % 2 == 0;
+    Handle session;
+    if (in_session) {
+      ASSERT_EQ(pool->open_session("chat", kMiB, {"test.cpp", 7}, session), Status::ok);
+    }
+    const Handle request = open(*pool, {.devices = {0}});
+    Block* block = pool->allocate(bytes(800'000, request)).block;
+    ASSERT_NE(block, nullptr);
+    Handle kept;
+    if (in_session) {
+      const KeepSpec spec{"kv", block, request, session, {}, {"test.cpp", 7}};
+      ASSERT_EQ(pool->pin(request, {&session, 1}), Status::ok);
+      ASSERT_EQ(pool->keep(spec, kept), Status::ok);
+      pool->close_request(kept, false);
+      pool->close_request(session, false);
+    }
+    pool->drop_view(*block);
+    pool->close_request(request, false);
+    std::thread device([&] { (void)pool->ack(request, 0); });
+    const Allocation made = pool->allocate_until(bytes(800'000), test::in_seconds(60));
+    if (made.block != nullptr) pool->drop_view(*made.block);
+    if (made.block == nullptr || pool->close(false) != Status::ok) ++refused;
+    device.join();
+  }
+  EXPECT_EQ(refused, 0);
+}
+
 }  // namespace
 }  // namespace slabpool

@@ -166,9 +166,10 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
       }
     }
   }
-  if (!r->kept) index(*r);
   if (r->lease_ns != 0) leased_.fetch_add(1, std::memory_order_relaxed);
-  (r->kept ? kept_ : open_).fetch_add(1, std::memory_order_relaxed);
+  if (r->kept) return Status::ok;
+  index(*r);
+  open_.fetch_add(1, std::memory_order_relaxed);
   return Status::ok;
 }
 
@@ -294,9 +295,7 @@ std::vector<Handle> RequestTable::retire(RequestRecord& r) {
     unlink_child(c);
   }
   unlink_child(r);
-  if (r.kept) {
-    kept_.fetch_sub(1, std::memory_order_relaxed);
-  } else {
+  if (!r.kept) {
     unindex(r);
     (r.host_left ? draining_ : open_).fetch_sub(1, std::memory_order_relaxed);
   }
@@ -338,6 +337,20 @@ bool RequestTable::has_ended(Handle handle) const noexcept {
   // Acquire pairs with retire(): the blocks are back.
   return now != (handle.generation | RequestRecord::kReleased) ||
          r->ended.load(std::memory_order_acquire) == handle.generation;
+}
+
+RequestTable::Holds RequestTable::holds() {
+  Holds found = Holds::none;
+  each([&](const RequestRecord& r, const HolderSet& set) {
+    const std::uint64_t generation = r.generation.load(std::memory_order_acquire);
+    const std::uint64_t own = generation & ~RequestRecord::kReleased;
+    if (generation == own && !set.empty(tag(own))) {
+      found = Holds::some;
+    } else if (found == Holds::none && r.ended.load(std::memory_order_acquire) != own) {
+      found = Holds::ending;
+    }
+  });
+  return found;
 }
 
 bool RequestTable::is_cancelled(Handle handle) const noexcept {

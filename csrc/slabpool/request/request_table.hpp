@@ -155,13 +155,15 @@ class RequestTable {
   struct Counts {
     std::uint64_t open;
     std::uint64_t draining;
-    std::uint64_t kept;
   };
   Counts counts() const noexcept {
     // Relaxed: figures.
-    return {open_.load(std::memory_order_relaxed), draining_.load(std::memory_order_relaxed),
-            kept_.load(std::memory_order_relaxed)};
+    return {open_.load(std::memory_order_relaxed), draining_.load(std::memory_order_relaxed)};
   }
+  // Whether somebody holds a request, and if nobody does, whether one is still ending: its last holder has left,
+  // and a thread is giving its blocks back.
+  enum class Holds { none, ending, some };
+  Holds holds();
   bool any_lease() const noexcept { return leased_.load(std::memory_order_relaxed) != 0; }
 
  private:
@@ -202,7 +204,6 @@ class RequestTable {
   std::uint64_t kept_bytes_ = 0;
   std::atomic<std::uint64_t> open_{0};
   std::atomic<std::uint64_t> draining_{0};
-  std::atomic<std::uint64_t> kept_{0};  // that are not over; in neither of the two above
   std::atomic<std::uint64_t> leased_{0};
 };
 
