@@ -24,12 +24,17 @@ def _pool() -> Any:
     return slabpool.Pool("256MiB")
 
 
-def keep(nbytes: int) -> Statement:
-    """The session has it; each turn looks at it, and keeps the same tensor again."""
-    pool = _pool()
-    session = pool.session("chat-42")
+def _session(nbytes: int) -> Any:
+    """Keeps its first tensor. It keeps the pool."""
+    session = _pool().session("chat-42")
     with session.request() as turn:
         session.keep("kv", turn.zeros(nbytes, "u1"))
+    return session
+
+
+def keep(nbytes: int) -> Statement:
+    """The session has it; each turn looks at it, and keeps the same tensor again."""
+    session = _session(nbytes)
 
     def one() -> None:
         turn = session.request(("gpu0",))
@@ -44,10 +49,7 @@ def keep(nbytes: int) -> Statement:
 
 def keep_new(nbytes: int) -> Statement:
     """Each turn makes a tensor of its own, which takes the place of the one before."""
-    pool = _pool()
-    session = pool.session("chat-42")
-    with session.request() as turn:
-        session.keep("kv", turn.zeros(nbytes, "u1"))
+    session = _session(nbytes)
 
     def one() -> None:
         turn = session.request(("gpu0",))

@@ -96,9 +96,8 @@ class SLABPOOL_API Pool {
   // move; the caller has a view of it. It has no bytes yet: grow() makes its first `nbytes` usable, and only
   // what is committed counts. quota_exceeded, exhausted, request_closed: it is as it was.
   Allocation open_growing(Handle request, std::uint64_t most) noexcept;
-  // `usable`: how many bytes may be touched now; written unless the request or the pool is closed.
-  // cancel_growing() takes one back that never got any.
-  // `counts`: as in AllocateSpec.
+  // `usable`: how many bytes may be touched now; written unless the request or the pool is closed. `counts`: as
+  // in AllocateSpec. cancel_growing() takes a block back that never got any bytes.
   Status grow(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable,
               bool counts = true) noexcept;
   Status grow_until(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import gc
 import os
 import random
 import threading
@@ -21,26 +20,8 @@ import pytest
 
 import slabpool
 from slabpool import numpy_handler, numpy_usage
+from tests.integrations.numpy_pool import DEFAULT, numpys_pool, ours  # noqa: F401
 from tests.integrations.numpy_suite import handler_name
-
-DEFAULT = "default_allocator"
-
-
-@pytest.fixture
-def pool() -> Iterator[slabpool.Pool]:
-    """A pool that must have everything back in the end."""
-    assert handler_name() == DEFAULT
-    with slabpool.Pool("16MiB", name="np") as pool:
-        yield pool
-        assert handler_name() == DEFAULT
-        gc.collect()
-        assert pool.stats().live == 0
-        assert pool._verify() is None
-
-
-def ours(array: np.ndarray[Any, Any] | None = None) -> bool:
-    """Whether an array's memory, or a new one's, is the pool's."""
-    return (handler_name() if array is None else handler_name(array)) == "slabpool np"
 
 
 def test_blocks_nest_and_errors_leave_them(pool: slabpool.Pool) -> None:

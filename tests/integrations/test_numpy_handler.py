@@ -9,36 +9,15 @@ import gc
 import os
 import tracemalloc
 import weakref
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 
 import slabpool
 from slabpool import numpy_handler, numpy_usage
+from tests.integrations.numpy_pool import DEFAULT, numpys_pool, ours  # noqa: F401
 from tests.integrations.numpy_suite import handler_name
 from tests.process.test_fork import in_child
-
-DEFAULT = "default_allocator"
-
-
-@pytest.fixture
-def pool() -> Iterator[slabpool.Pool]:
-    """A pool that must have everything back in the end."""
-    assert handler_name() == DEFAULT
-    with slabpool.Pool("16MiB", name="np") as pool:
-        yield pool
-        assert handler_name() == DEFAULT
-        gc.collect()
-        assert pool.stats().live == 0
-        assert pool._verify() is None
-
-
-def ours(array: np.ndarray[Any, Any] | None = None) -> bool:
-    """Whether an array's memory, or a new one's, is the pool's."""
-    return (handler_name() if array is None else handler_name(array)) == "slabpool np"
-
 
 # ---- arrays
 

@@ -125,6 +125,7 @@ SHAPES: list[tuple[Any, type[Exception], str]] = [
     (1 << 64, BadValue, f"too large ... {1 << 64}"),
     ((1 << 32, 1 << 32), BadValue, "too large"),
     ((1 << 62, 4, 0), BadValue, "too large"),
+    ((4, 0, 1 << 62), BadValue, "too large"),
     ((Huge(),), BadValue, "too large ... Huge()"),
     ((1,) * 65, BadValue, "65 dimensions ... at most 64"),
 ]

@@ -10,10 +10,6 @@ namespace {
 // other, so a longer search could gain little.
 constexpr int kSearch = 12;
 
-// Fewest pages (1 MiB) given back at a time when an allocation has to make room: fewer would repeat
-// the system call for every tensor.
-constexpr std::uint64_t kDecommitStep = 64;
-
 }  // namespace
 
 // ---- FreeSpans

@@ -175,6 +175,10 @@ class PageHeap {
   const char* verify() const noexcept;
 
  private:
+  // Fewest pages (1 MiB) given back at a time when an allocation has to make room: fewer would repeat
+  // the system call for every tensor.
+  static constexpr std::uint64_t kDecommitStep = 64;
+
   Span* new_span(std::uint64_t first, std::uint64_t pages, SpanKind kind, bool zero);
   void add_spares();
   void retire(Span* span) noexcept;

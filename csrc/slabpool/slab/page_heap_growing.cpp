@@ -10,9 +10,6 @@ namespace {
 // Cached spans looked at for one whose pages a new tensor could start with.
 constexpr int kTries = 16;
 
-// Fewest pages (1 MiB) given back at a time: as kDecommitStep in page_heap.cpp.
-constexpr std::uint64_t kLeast = 64;
-
 }  // namespace
 
 // Moves both marks of a growing span; figures and the list of those with pages ahead follow.
@@ -99,7 +96,8 @@ std::uint64_t PageHeap::decommit_ahead(std::uint64_t pages) noexcept {
   while (done < pages) {
     Span* span = ahead_spans_.front();
     if (span == nullptr) break;
-    const std::uint64_t give = std::min(span->committed - span->drawn, std::max(pages - done, kLeast));
+    const std::uint64_t give =
+        std::min(span->committed - span->drawn, std::max(pages - done, kDecommitStep));
     const std::uint64_t left = span->committed - give;
     if (!memory_.decommit((span->first_page + left) << kPageBits, give << kPageBits)) break;
     set_ahead(span, left, span->drawn);

@@ -12,6 +12,8 @@ from slabpool._core.cpp_status cimport Status
 # numpy's own limit is 64 since 2.0, 32 before; the array call enforces the lower one.
 cdef enum:
     MAX_DIMS = 64
+    # Bytes from which zeroing, or having the system do so, lets the GIL go: below, switching costs more than it gives.
+    BULK = 1 << 18
 
 
 cdef struct Shape:

@@ -54,8 +54,8 @@ cdef extern from *:
       if (dim == -1 && PyErr_Occurred()) PyErr_Clear();
       return dim;
     }
-    // Bytes of a shape that is a tuple of plain ints, its dimensions in `dims`; below zero for all else, and
-    // for what is wrong, without an error set.
+    // Bytes of a shape that is a tuple of plain ints, its dimensions in `dims`; below zero for all else, for
+    // what is wrong and for what is empty (whose other dimensions may be too large), without an error set.
     static inline long long slabpool_plain_shape(PyObject* shape, Py_ssize_t itemsize, npy_intp* dims) {
       if (!PyTuple_CheckExact(shape)) return -1;
       const Py_ssize_t nd = PyTuple_GET_SIZE(shape);
@@ -65,8 +65,8 @@ cdef extern from *:
         PyObject* item = PyTuple_GET_ITEM(shape, i);
         if (!PyLong_CheckExact(item)) return -1;
         const Py_ssize_t dim = PyLong_AsSsize_t(item);
-        if (dim < 0) {
-          PyErr_Clear();
+        if (dim <= 0) {
+          if (dim < 0) PyErr_Clear();
           return -1;
         }
         dims[i] = dim;
@@ -106,9 +106,6 @@ cdef extern from "slabpool/observe/clock.hpp" namespace "slabpool" nogil:
 
 cdef extern from "slabpool/pool.hpp":
     uint64_t NO_BYTES "(~std::uint64_t{0})"
-
-# Bytes from which filling with zeros lets the GIL go: below, switching costs more than it gives.
-cdef uint64_t BULK = 1 << 18
 
 
 cdef class Core:
@@ -307,10 +304,14 @@ cdef inline object _own(Core core, Block* block, bint bulk):
 cdef object wrap_strided(object owner, void* data, cnp.dtype dtype, Shape* shape, cnp.npy_intp* strides):
     """One more array over what `owner` keeps."""
     Py_INCREF(dtype)  # taken over by the call, also when it fails
-    cdef PyObject* made = new_strided(<PyObject*>dtype, shape.nd, shape.dims, strides, data)
+    return _based(new_strided(<PyObject*>dtype, shape.nd, shape.dims, strides, data), owner)
+
+
+cdef inline object _based(PyObject* made, object owner):
+    """A new array, whose reference it takes over, with its base."""
     array = <object>made
     Py_DECREF(array)
-    Py_INCREF(owner)  # likewise
+    Py_INCREF(owner)  # taken over by the array
     set_base(made, <PyObject*>owner)
     return array
 
@@ -319,12 +320,7 @@ cdef object wrap(Core core, Block* block, void* data, cnp.dtype dtype, Shape* sh
     """Array over `data`, inside `block`, whose view hold the array takes over; dropped on failure."""
     cdef object owner = _own(core, block, block.bytes >= BULK)
     Py_INCREF(dtype)  # taken over by the call, also when it fails
-    cdef PyObject* made = new_over(<PyObject*>dtype, shape.nd, shape.dims, data)
-    array = <object>made
-    Py_DECREF(array)
-    Py_INCREF(owner)  # likewise
-    set_base(made, <PyObject*>owner)
-    return array
+    return _based(new_over(<PyObject*>dtype, shape.nd, shape.dims, data), owner)
 
 
 # A thread that waits looks for signals this often (ns), or Ctrl-C would have to wait for the memory.
@@ -346,6 +342,16 @@ cdef int64_t deadline_of(object timeout) except? -1:
     return at
 
 
+cdef inline Allocation _ask(Core core, AllocateSpec* spec) noexcept:
+    cdef Allocation result
+    if spec.zero and spec.nbytes >= BULK:
+        with nogil:
+            result = core.pool.allocate(spec[0])
+    else:
+        result = core.pool.allocate(spec[0])
+    return result
+
+
 cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align, bint view, bint zero,
                      object timeout, object who) except NULL:
     cdef AllocateSpec spec
@@ -360,18 +366,14 @@ cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align,
         spec.where = caller(core)
     if core.give_way is not None:
         spec.counts = False
-        result = core.pool.allocate(spec)
+        result = _ask(core, &spec)
         while result.block is NULL and others_give_way(core, result.status):
-            result = core.pool.allocate(spec)
+            result = _ask(core, &spec)
         if result.block is not NULL:
             return result.block
         spec.counts = True
     if timeout is None:
-        if zero and nbytes >= BULK:
-            with nogil:
-                result = core.pool.allocate(spec)
-        else:
-            result = core.pool.allocate(spec)
+        result = _ask(core, &spec)
     else:
         deadline = deadline_of(timeout)
         while True:

@@ -12,7 +12,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint64_t
 
 from slabpool._core.array cimport (
-    MAX_DIMS, Core, Shape, as_dtype, check_here, deadline_of, next_slice, others_give_way, own, parse_shape,
+    BULK, Core, Shape, as_dtype, check_here, deadline_of, next_slice, others_give_way, own, parse_shape,
     wrap_strided,
 )
 from slabpool._core.cpp_pool cimport Allocation
@@ -24,9 +24,6 @@ import operator
 from slabpool.errors import InvalidArgumentError, InvalidTypeError, RequestClosedError, TensorTooLargeError
 
 cnp.import_array()
-
-# Growth from which the GIL is let go: the system zeroes pages of shared memory as they are committed.
-cdef uint64_t BULK = 1 << 18
 
 
 cdef Py_ssize_t _count(object value, str what) except -1:
@@ -287,21 +284,25 @@ cdef int _axis(object axis, int nd) except -1:
     return number % nd
 
 
-cdef GrowableTensor _new(Core core):
+cdef GrowableTensor _new(Core core, _Growth growth):
     global _making
     _making = True
     cdef GrowableTensor tensor = GrowableTensor.__new__(GrowableTensor)
     _making = False
     tensor.core = core
-    tensor.growth = _Growth.__new__(_Growth)
+    tensor.growth = growth
     return tensor
 
 
 cdef GrowableTensor growable_of(Core core, _Growth growth):
     """Once more, for a caller that has a view hold on the block, which the tensor takes over."""
-    cdef GrowableTensor tensor = _new(core)
-    tensor.growth = growth
-    tensor.owner = own(core, growth.block, True)
+    cdef GrowableTensor tensor
+    try:
+        tensor = _new(core, growth)
+        tensor.owner = own(core, growth.block, True)
+    except BaseException:
+        core.pool.drop_view(growth.block[0])
+        raise
     return tensor
 
 
@@ -325,11 +326,11 @@ cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object 
     dims[at] = most
     nbytes = parse_shape(tuple(dims), descr.itemsize, &full)
     check_here(core)
+    cdef _Growth growth = _Growth.__new__(_Growth)
+    cdef GrowableTensor tensor = _new(core, growth)  # first: after the core's answer its hold must find an owner
     result = core.pool.open_growing(handle, nbytes)
     if result.block is NULL:
         core.report(request, <int>result.status, nbytes, None)
-    cdef GrowableTensor tensor = _new(core)
-    cdef _Growth growth = tensor.growth
     growth.block = result.block
     growth.handle = handle
     growth.request = request
@@ -349,9 +350,12 @@ cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object 
     try:
         if <uint64_t>first * step != 0:
             tensor._grow(<uint64_t>first * step, timeout)
+        tensor.owner = own(core, result.block, True)
     except BaseException:
-        core.pool.cancel_growing(result.block[0], handle)
+        if growth.nbytes == 0:
+            core.pool.cancel_growing(result.block[0], handle)
+        else:  # the request's until it ends
+            core.pool.drop_view(result.block[0])
         raise
     growth.length = first
-    tensor.owner = own(core, result.block, True)
     return tensor

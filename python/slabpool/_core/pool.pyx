@@ -33,7 +33,6 @@ from slabpool._core.request cimport Request, ack_answer, new_request
 import itertools
 import operator
 import os
-import sys
 import weakref
 
 from slabpool import _aio, _report
@@ -82,10 +81,10 @@ cdef tuple _identity(bytes raw, bint kept):
     return _unkey(raw[5:end]), raw[end + 1:].decode("utf-8", "surrogatepass") if len(raw) > end else None
 
 
-cdef tuple _caller_of():
+cdef tuple _caller_of(Core core):
     """File and line of the Python code that called."""
-    frame = sys._getframe()
-    return frame.f_code.co_filename, frame.f_lineno
+    cdef SourceLocation where = caller(core)
+    return where.file.decode("utf-8", "replace"), where.line
 
 
 cdef object _location(SourceLocation where):
@@ -302,8 +301,7 @@ cdef class Pool:
         -------
         Request
         """
-        cdef SourceLocation where = caller(self.core)
-        opened_at = (where.file.decode("utf-8", "replace"), where.line)
+        opened_at = _caller_of(self.core)
         devices = tuple(devices) if not isinstance(devices, (str, bytes)) else devices
         return _aio.open_request(
             self, lambda: self._open(request_id, devices, reserve, quota, lease, None, None, opened_at), timeout)
@@ -446,7 +444,7 @@ cdef class Pool:
         """
         from slabpool.session import Session
 
-        where = _caller_of()
+        where = _caller_of(self.core)
         sessions = self._sessions()
         return Session._of(self, sessions, sessions.open(session_id, budget, ttl, where))
 

@@ -189,6 +189,7 @@ cdef class Shelf:
         cdef bytes key = b"k" + len(self.key).to_bytes(4, "little") + self.key + b"=" + text
         cdef Block* block
         cdef bint viewed = isinstance(tensor, Tensors)
+        spec.where = _where(self.core, where)  # may raise: before anything is held
         if viewed:
             block = (<Tensors>tensor).block
             if self.core.pool.open_view(block[0], (<Tensors>tensor).serial, (<Tensors>tensor).request) != Status.ok:
@@ -201,7 +202,6 @@ cdef class Shelf:
         spec.block = block
         spec.from_ = self.core.pool.owner_of(block[0])
         spec.session = self.handle
-        spec.where = _where(self.core, where)
         if instead is not None:
             spec.instead_of = make_optional[Handle](instead.handle)
         status = self.core.pool.keep(spec, handle)
