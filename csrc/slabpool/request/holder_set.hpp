@@ -63,7 +63,9 @@ class HolderSet {
     pending_[bit.word].fetch_or(bit.mask, std::memory_order_release);
   }
 
-  Left leave(std::uint32_t tag, HolderBit bit) noexcept {
+  // Inlined by force: it is most of an ack, and what the compiler thinks worthwhile changes with how often it
+  // is used elsewhere.
+  [[gnu::always_inline]] Left leave(std::uint32_t tag, HolderBit bit) noexcept {
     const std::uint32_t words = words_.load(std::memory_order_acquire);
     if (bit.word >= words)
       return tag_of(pending_[0].load(std::memory_order_acquire)) == tag ? Left::never : Left::gone;
