@@ -173,17 +173,32 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   return Status::ok;
 }
 
+// Calls f for every descendant, each before the one it descends from. No recursion: how deep a line of children
+// goes is the user's to say, and not the stack's.
+template <typename F>
+void RequestTable::each_below(RequestRecord& top, F&& f) {
+  const auto deepest = [&](RequestRecord* r) {
+    while (const std::uint32_t child = r->first_child.load(std::memory_order_relaxed))
+      r = record(child - 1);
+    return r;
+  };
+  for (RequestRecord* r = deepest(&top); r != &top;) {
+    // Read first: f may be what makes the record somebody else's to end, though not before the mutex is free.
+    RequestRecord* next =
+        r->next_sibling != 0 ? deepest(record(r->next_sibling - 1)) : record(r->parent - 1);
+    f(*r);
+    r = next;
+  }
+}
+
 void RequestTable::bit_leaves_below(RequestRecord& r, HolderBit bit, std::vector<Handle>& over) {
-  for (std::uint32_t next = r.first_child.load(std::memory_order_relaxed); next != 0;) {
-    RequestRecord& child = *record(next - 1);
-    next = child.next_sibling;
+  each_below(r, [&](RequestRecord& child) {
     const std::uint64_t generation = child.generation.load(std::memory_order_relaxed);
-    if ((generation & RequestRecord::kReleased) != 0) continue;
-    bit_leaves_below(child, bit, over);
-    if (holders(child.slot).leave(tag(generation), bit) == HolderSet::Left::last) {
+    if ((generation & RequestRecord::kReleased) == 0 &&
+        holders(child.slot).leave(tag(generation), bit) == HolderSet::Left::last) {
       over.push_back({child.slot, generation});
     }
-  }
+  });
 }
 
 void RequestTable::leave_children(Handle handle, HolderBit bit, std::vector<Handle>& over) {
@@ -191,46 +206,43 @@ void RequestTable::leave_children(Handle handle, HolderBit bit, std::vector<Hand
   if (RequestRecord* r = live_record(handle)) bit_leaves_below(*r, bit, over);
 }
 
-bool RequestTable::host_leaves(RequestRecord& r, bool cancel, std::vector<Handle>& over) {
+void RequestTable::host_leaves_one(RequestRecord& r, bool cancel, std::vector<Handle>& over) {
   const std::uint64_t generation = r.generation.load(std::memory_order_relaxed);
-  if (r.host_left || (generation & RequestRecord::kReleased) != 0) return false;
-  for (std::uint32_t next = r.first_child.load(std::memory_order_relaxed); next != 0;) {
-    RequestRecord& child = *record(next - 1);
-    next = child.next_sibling;
-    (void)host_leaves(child, cancel, over);
-  }
+  if (r.host_left || (generation & RequestRecord::kReleased) != 0) return;
   r.host_left.store(true, std::memory_order_relaxed);  // published by the clearing of the bit
   r.cancelled = cancel;
   if (r.kept) {
     const std::lock_guard budget_lock(budget_mutex_);
     forget_charge(r);
-    if (r.pins != 0) return true;  // its bit goes with the last pin
+    if (r.pins != 0) return;  // its bit goes with the last pin
   } else {
     open_.fetch_sub(1, std::memory_order_relaxed);
     draining_.fetch_add(1, std::memory_order_relaxed);
   }
   if (holders(r.slot).leave(tag(generation), kHost) == HolderSet::Left::last)
     over.push_back({r.slot, generation});
-  return true;
 }
 
 bool RequestTable::close(Handle handle, bool cancel, std::vector<Handle>& over) {
   const std::lock_guard lock(mutex_);
   RequestRecord* r = live_record(handle);
-  return r != nullptr && host_leaves(*r, cancel, over);
+  if (r == nullptr || r->host_left) return false;
+  each_below(*r, [&](RequestRecord& child) { host_leaves_one(child, cancel, over); });
+  host_leaves_one(*r, cancel, over);
+  return true;
+}
+
+void RequestTable::cut_one(RequestRecord& r, std::vector<Handle>& over) {
+  const std::uint64_t generation = r.generation.load(std::memory_order_relaxed);
+  if (generation == 0 || (generation & RequestRecord::kReleased) != 0) return;
+  host_leaves_one(r, true, over);
+  (void)holders(r.slot).cut(tag(generation));
+  over.push_back({r.slot, generation});  // maybe twice; claim() lets one through
 }
 
 void RequestTable::cut_locked(RequestRecord& r, std::vector<Handle>& over) {
-  const std::uint64_t generation = r.generation.load(std::memory_order_relaxed);
-  if (generation == 0 || (generation & RequestRecord::kReleased) != 0) return;
-  (void)host_leaves(r, true, over);
-  for (std::uint32_t next = r.first_child.load(std::memory_order_relaxed); next != 0;) {
-    RequestRecord& child = *record(next - 1);
-    next = child.next_sibling;
-    cut_locked(child, over);
-  }
-  (void)holders(r.slot).cut(tag(generation));
-  over.push_back({r.slot, generation});  // maybe twice; claim() lets one through
+  each_below(r, [&](RequestRecord& child) { cut_one(child, over); });
+  cut_one(r, over);
 }
 
 void RequestTable::cut(Handle handle, std::vector<Handle>& over) {

@@ -181,9 +181,12 @@ class RequestTable {
   void index(RequestRecord& record) noexcept;
   void unindex(RequestRecord& record) noexcept;
   void unlink_child(RequestRecord& record) noexcept;
-  bool host_leaves(RequestRecord& record, bool cancel, std::vector<Handle>& over);
+  template <typename F>
+  void each_below(RequestRecord& top, F&& f);
+  void host_leaves_one(RequestRecord& record, bool cancel, std::vector<Handle>& over);
   void bit_leaves_below(RequestRecord& record, HolderBit bit, std::vector<Handle>& over);
-  void cut_locked(RequestRecord& record, std::vector<Handle>& over);
+  void cut_one(RequestRecord& record, std::vector<Handle>& over);
+  void cut_locked(RequestRecord& record, std::vector<Handle>& over);  // with its descendants
   void pin_locked(RequestRecord& by, RequestRecord& kept) noexcept;
   void unpin_all(RequestRecord& by, std::vector<Handle>& over) noexcept;
   void charge_kept(RequestRecord& kept, std::uint64_t bytes) noexcept;  // under the budget mutex
