@@ -19,13 +19,6 @@ RequestTable::~RequestTable() {
     delete[] chunks_[i].load(std::memory_order_relaxed);
 }
 
-RequestRecord* RequestTable::record(std::uint32_t slot) const noexcept {
-  if (slot >= kMaxRequests) return nullptr;
-  // Acquire pairs with new_slot(): the records of the chunk are made.
-  RequestRecord* chunk = chunks_[slot / kChunk].load(std::memory_order_acquire);
-  return chunk != nullptr ? &chunk[slot % kChunk] : nullptr;
-}
-
 RequestRecord* RequestTable::live_record(Handle handle) const noexcept {
   RequestRecord* r = record(handle.slot);
   return r != nullptr && handle.generation != 0 &&
