@@ -33,6 +33,7 @@ SLABPOOL_SAME(SLABPOOL_POOL_BUSY, Status::pool_busy);
 SLABPOOL_SAME(SLABPOOL_FORKED, Status::forked);
 SLABPOOL_SAME(SLABPOOL_TIMED_OUT, Status::timed_out);
 SLABPOOL_SAME(SLABPOOL_NO_ADDRESSES, Status::no_addresses);
+SLABPOOL_SAME(SLABPOOL_DEVICE_LOST, Status::device_lost);
 SLABPOOL_SAME(SLABPOOL_ACK_PENDING, slabpool::AckResult::pending);
 SLABPOOL_SAME(SLABPOOL_ACK_RELEASED, slabpool::AckResult::released);
 SLABPOOL_SAME(SLABPOOL_ACK_DUPLICATE, slabpool::AckResult::duplicate);
@@ -136,6 +137,8 @@ const char* slabpool_status_string(slabpool_status status) {
       return "timed out";
     case Status::no_addresses:
       return "no run of addresses for all that the block may grow to";
+    case Status::device_lost:
+      return "the GPU failed, and nothing on it works any more";
   }
   return "not a status of slabpool";
 }

@@ -46,7 +46,8 @@ enum {
   SLABPOOL_POOL_BUSY = 13,
   SLABPOOL_FORKED = 14, /* the pool belongs to the parent process */
   SLABPOOL_TIMED_OUT = 15,
-  SLABPOOL_NO_ADDRESSES = 16 /* no run of addresses for all that a block may grow to */
+  SLABPOOL_NO_ADDRESSES = 16, /* no run of addresses for all that a block may grow to */
+  SLABPOOL_DEVICE_LOST = 17   /* the GPU failed, and nothing on it works any more */
 };
 
 /* What an acknowledgement changed. */

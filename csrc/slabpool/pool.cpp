@@ -8,9 +8,9 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
-#include <cstring>
 #include <thread>
 
+#include "slabpool/cuda/cuda_memory.hpp"
 #include "slabpool/fork.hpp"
 #include "slabpool/memory/host_memory.hpp"
 #include "slabpool/memory/shared_memory.hpp"
@@ -32,28 +32,60 @@ constexpr std::uint64_t kBatchBlocks = 32;
 
 }  // namespace
 
-std::unique_ptr<Pool> Pool::create(const PoolOptions& options, Status& status) {
+namespace {
+
+std::unique_ptr<MemoryResource> create_cuda_memory(const PoolOptions& options, std::uint64_t reserve,
+                                                   std::string* why) {
+  cuda::CudaMemoryOptions wanted;
+  wanted.device = options.device;
+  wanted.reserve = reserve;
+  wanted.minimum = options.capacity;
+  wanted.capacity = options.capacity;
+  wanted.shared = options.shared;
+  std::string reason;
+  auto memory = options.memory == MemoryKind::device   ? cuda::create_device_memory(wanted, reason)
+                : options.memory == MemoryKind::pinned ? cuda::create_pinned_memory(wanted, reason)
+                                                       : cuda::create_managed_memory(wanted, reason);
+  if (why != nullptr) *why = std::move(reason);
+  return memory;
+}
+
+bool valid(const PoolOptions& options) noexcept {
+  if (options.capacity < kPageSize || options.capacity > kMostReserve / 4) return false;
+  if (options.memory == MemoryKind::shared) return false;  // host memory with `shared`
+  if (options.shared && options.memory != MemoryKind::host && options.memory != MemoryKind::device)
+    return false;
+  // Guards and poison are the host's to write.
+  return options.debug == 0 || options.memory != MemoryKind::device;
+}
+
+}  // namespace
+
+std::unique_ptr<Pool> Pool::create(const PoolOptions& options, Status& status, std::string* why) {
   status = Status::invalid_argument;
-  if (options.capacity < kPageSize || options.capacity > kMostReserve / 4) return nullptr;
-  HostMemoryOptions memory;
-  memory.reserve = std::clamp(options.capacity * kReserveFactor, kLeastReserve, kMostReserve);
-  memory.minimum = options.capacity * 2;
-  memory.huge_pages = options.huge_pages;
-  memory.numa_node = options.numa_node;
+  if (!valid(options)) return nullptr;
+  const std::uint64_t reserve =
+      std::clamp(options.capacity * kReserveFactor, kLeastReserve, kMostReserve);
   status = Status::system_refused;
   try {
-    if (options.shared) {
-      auto data = SharedMemory::create(memory.reserve, memory.minimum);
-      if (data == nullptr) return nullptr;
-      auto shared = SharedOwner::create(data->file());
-      if (shared == nullptr) return nullptr;
-      auto pool = std::make_unique<Pool>(options, std::move(data), std::move(shared));
-      status = Status::ok;
-      return pool;
+    std::unique_ptr<MemoryResource> memory;
+    std::unique_ptr<SharedOwner> shared;
+    if (options.memory != MemoryKind::host) {
+      memory = create_cuda_memory(options, reserve, why);
+    } else if (options.shared) {
+      auto data = SharedMemory::create(reserve, options.capacity * 2);
+      if (data != nullptr) shared = SharedOwner::create(data->file());
+      if (shared != nullptr) memory = std::move(data);
+    } else {
+      HostMemoryOptions host;
+      host.reserve = reserve;
+      host.minimum = options.capacity * 2;
+      host.huge_pages = options.huge_pages;
+      host.numa_node = options.numa_node;
+      memory = HostMemory::create(host);
     }
-    auto host = HostMemory::create(memory);
-    if (host == nullptr) return nullptr;
-    auto pool = std::make_unique<Pool>(options, std::move(host));
+    if (memory == nullptr) return nullptr;
+    auto pool = std::make_unique<Pool>(options, std::move(memory), std::move(shared));
     status = Status::ok;
     return pool;
   } catch (const std::bad_alloc&) {
@@ -144,10 +176,16 @@ Allocation Pool::take(const Plan& plan, ReserveRef reserve, bool exact) {
   return {nullptr, ever ? Status::exhausted : Status::too_large};
 }
 
-void Pool::ready(Block& block, const AllocateSpec& spec) {
+bool Pool::ready(Block& block, const AllocateSpec& spec) {
   if (options_.debug > 0) guard_.arm(block, spec.nbytes, spec.request.generation, spec.where);
-  if (spec.zero && !block.zero) std::memset(block.data, 0, spec.nbytes);
+  return zeroed(block, spec);
+}
+
+// False if the device failed to.
+bool Pool::zeroed(Block& block, const AllocateSpec& spec) noexcept {
+  const bool done = !spec.zero || block.zero || memory_->fill(block.data, spec.nbytes, 0);
   block.zero = false;
+  return done;
 }
 
 Allocation Pool::allocate_slowly(const AllocateSpec& spec) noexcept {
@@ -164,15 +202,16 @@ Allocation Pool::allocate_slowly(const AllocateSpec& spec) noexcept {
     if (result.block == nullptr) return result;
     result.block->request.store(0, std::memory_order_relaxed);
     result.block->start(1);
-    ready(*result.block, spec);
+    if (ready(*result.block, spec)) return result;
+    result.status = Status::device_lost;
   } catch (const std::bad_alloc&) {
-    if (result.block != nullptr) {
-      result.block->abandon();
-      give_back(result.block);
-    }
-    return {nullptr, Status::system_refused};
+    result.status = Status::system_refused;
   }
-  return result;
+  if (result.block != nullptr) {
+    result.block->abandon();
+    give_back(result.block);
+  }
+  return {nullptr, result.status};
 }
 
 Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
@@ -190,9 +229,11 @@ Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
       return allocate_slowly(spec);
     block->request.store(0, std::memory_order_relaxed);
     block->start(1);
-    if (spec.zero && !block->zero) std::memset(block->data, 0, spec.nbytes);
-    block->zero = false;
-    return {block, Status::ok};
+    if (zeroed(*block, spec)) [[likely]]
+      return {block, Status::ok};
+    block->abandon();
+    give_back(block);
+    return {nullptr, Status::device_lost};
   }
   // As allocate_in_request(), without a budget and from this thread's list.
   RequestRecord* record = table_.record(spec.request.slot);
@@ -205,9 +246,8 @@ Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
     return allocate_slowly(spec);
   block->request.store(spec.request.slot + 1, std::memory_order_relaxed);
   block->start(Block::kRequest | (spec.view ? Block::kView : 0));
-  if (spec.zero && !block->zero) std::memset(block->data, 0, spec.nbytes);
-  block->zero = false;
-  const Status status = attach(*record, spec.request, *block);
+  const Status status =
+      zeroed(*block, spec) ? attach(*record, spec.request, *block) : Status::device_lost;
   if (status == Status::ok) [[likely]]
     return {block, Status::ok};
   block->abandon();
@@ -262,8 +302,7 @@ void Pool::note_exhausted(std::uint64_t generation, std::uint64_t nbytes) noexce
 void Pool::clean(Block& block) noexcept {
   if (options_.debug > 0) guard_.disarm(block);
   if (options_.scrub_on_release) {
-    std::memset(block.data, 0, block.bytes);
-    block.zero = true;
+    block.zero = memory_->fill(block.data, block.bytes, 0);
   }
 }
 

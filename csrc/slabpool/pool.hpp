@@ -38,10 +38,12 @@ struct PoolOptions {
   bool scrub_on_release = false;  // zero every block before anybody else can get it
   int debug = 0;           // 1: guards and poison; 2: also check every invariant at each slow step
   std::size_t events = 0;  // entries of the event log, 0: none
-  bool huge_pages = true;
+  bool huge_pages = true;  // of host memory, as is the next
   int numa_node = -1;
-  bool shared =
-      false;  // memory that other processes map (Linux); then huge_pages and numa_node are not used
+  // Other processes may map it (Linux): host or device memory.
+  bool shared = false;
+  MemoryKind memory = MemoryKind::host;  // or device, pinned, managed
+  int device = -1;                       // CUDA device of these three; -1: pinned memory near none
 };
 
 // A block handed out, and why not if it is null.
@@ -74,8 +76,9 @@ struct KeepSpec {
 
 class SLABPOOL_API Pool {
  public:
-  // Null on failure; `status` says why, and errno for system_refused.
-  static std::unique_ptr<Pool> create(const PoolOptions& options, Status& status);
+  // Null on failure; `status` says why, and for system_refused errno, or of CUDA memory `why`.
+  static std::unique_ptr<Pool> create(const PoolOptions& options, Status& status,
+                                      std::string* why = nullptr);
   explicit Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory,
                 std::unique_ptr<SharedOwner> shared = nullptr);
   Pool(const Pool&) = delete;
@@ -182,6 +185,9 @@ class SLABPOOL_API Pool {
   void answer_bell() noexcept;
 
   // ---- looking inside
+  MemoryKind memory() const noexcept { return memory_->kind(); }
+  bool host_reaches() const noexcept { return memory_->host_reaches(); }
+  int device() const noexcept { return options_.device; }  // CUDA device, -1 for none
   Stats stats() noexcept;
   // Requests that are not over or whose bytes views retain, oldest first, at least `older_than_ns` old.
   std::vector<RequestInfo> requests(std::int64_t older_than_ns);
@@ -231,7 +237,8 @@ class SLABPOOL_API Pool {
   Status grow_to(Block& block, RequestRecord& record, Handle request, std::uint64_t pages,
                  ThreadCache& cache, bool hard) noexcept;
   Status attach(RequestRecord& record, Handle handle, Block& block) noexcept;
-  void ready(Block& block, const AllocateSpec& spec);
+  bool ready(Block& block, const AllocateSpec& spec);  // false: the device failed, as in the next
+  bool zeroed(Block& block, const AllocateSpec& spec) noexcept;
   void give_back(Block* chain, bool to_depot = false) noexcept;
   void clean(Block& block) noexcept;
   bool finish(Handle handle) noexcept;  // false: somebody else does

@@ -43,8 +43,8 @@ Allocation Pool::allocate_in_request(const AllocateSpec& spec, const Plan& p) no
     if (result.block != nullptr) {
       result.block->request.store(handle.slot + 1, std::memory_order_relaxed);
       result.block->start(Block::kRequest | (spec.view ? Block::kView : 0));
-      ready(*result.block, spec);
-      result.status = attach(*record, handle, *result.block);
+      result.status =
+          ready(*result.block, spec) ? attach(*record, handle, *result.block) : Status::device_lost;
     }
   } catch (const std::bad_alloc&) {
     result.status = Status::system_refused;

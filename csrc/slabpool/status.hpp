@@ -23,6 +23,7 @@ enum class Status : std::int32_t {
   forked = 14,  // the pool belongs to the parent process
   timed_out = 15,
   no_addresses = 16,  // of the reserved range, for all that a tensor may grow to
+  device_lost = 17,   // the GPU failed, and nothing on it works any more
 };
 
 }  // namespace slabpool

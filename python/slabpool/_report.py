@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from slabpool._sizes import show_size
 from slabpool.errors import (
     AmbiguousRequestError,
+    DeviceLostError,
     DuplicateDeviceError,
     ForkedPoolError,
     InvalidArgumentError,
@@ -50,6 +51,7 @@ _POOL_CLOSED = 12
 _POOL_BUSY = 13
 _FORKED = 14
 _NO_ADDRESSES = 16
+_DEVICE_LOST = 17
 
 _SHOWN = 5
 
@@ -161,6 +163,11 @@ class Reporter:
             raise DuplicateDeviceError(
                 f"device {extra!r} already has to acknowledge{_who(request)}, which waits for "
                 f"{names(request.pending if request else ())}. Add a device once"
+            )
+        if status == _DEVICE_LOST:
+            raise DeviceLostError(
+                f"cannot allocate {what}: the GPU of pool {pool.name!r} has failed, and CUDA does nothing "
+                "more on it in this process. Start a new process; the first CUDA error says what failed"
             )
         raise SlabpoolError(f"pool {pool.name!r}: unexpected status {status}")
 

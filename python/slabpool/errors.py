@@ -91,3 +91,7 @@ class StaleReferenceError(InvalidReferenceError):
 
 class DeviceUnavailableError(SlabpoolError, RuntimeError):
     """The kind of memory asked for is not available on this machine."""
+
+
+class DeviceLostError(SlabpoolError, RuntimeError):
+    """The GPU failed, and nothing on it works any more in this process."""

@@ -37,6 +37,7 @@ std::unique_ptr<SharedMemory> SharedMemory::create(std::size_t reserve, std::siz
     return nullptr;
   }
   std::unique_ptr<SharedMemory> memory(new SharedMemory());
+  memory->kind_ = MemoryKind::shared;
   for (std::size_t bytes = reserve; bytes >= minimum; bytes /= 2) {
     bytes &= ~(kPageSize - 1);
     // Address space first, so that the file can be laid on an aligned part of it.

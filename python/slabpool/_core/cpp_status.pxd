@@ -20,3 +20,4 @@ cdef extern from "slabpool/status.hpp" namespace "slabpool" nogil:
         forked
         timed_out
         no_addresses
+        device_lost
