@@ -89,10 +89,12 @@ constexpr ErrorText kErrors[] = {
     {500, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {600, "CUDA_ERROR_NOT_READY", "device not ready"},
     {700, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
-    {712, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED", "part or all of the requested memory range is "
-                                                      "already mapped"},
-    {713, "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED", "pointer does not correspond to a registered memory "
-                                                  "region"},
+    {712, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED",
+     "part or all of the requested memory range is "
+     "already mapped"},
+    {713, "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED",
+     "pointer does not correspond to a registered memory "
+     "region"},
     {719, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
     {800, "CUDA_ERROR_NOT_PERMITTED", "operation not permitted"},
     {801, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
@@ -113,8 +115,7 @@ std::int64_t number_of(const char* variable, std::int64_t otherwise) {
 
 DeviceRecord fresh_device(int number) {
   DeviceRecord device;
-  device.total =
-      static_cast<std::size_t>(number_of("SLABPOOL_STANDIN_MEMORY", std::int64_t{1} << 30));
+  device.total = static_cast<std::size_t>(number_of("SLABPOOL_STANDIN_MEMORY", std::int64_t{1} << 30));
   device.attributes = {{kAttributePciBus, 0x10 + number},
                        {kAttributePciDevice, 0},
                        {kAttributePciDomain, 0},
@@ -364,7 +365,7 @@ STANDIN_DRIVER cuGetProcAddress(const char* name, void** function, int version, 
     if (std::strcmp(known.name, name) == 0 && (version < known.since || all.version < known.since))
       return kNotFound;
   }
-#define STANDIN_FOUND(symbol, since, need, ...)                                    \
+#define STANDIN_FOUND(symbol, since, need, ...) \
   if (std::strcmp(name, #symbol) == 0) *function = reinterpret_cast<void*>(&::symbol);
   SLABPOOL_CUDA_FUNCTIONS(STANDIN_FOUND)
 #undef STANDIN_FOUND

@@ -107,7 +107,7 @@ std::byte* map_forbidden(std::size_t bytes, std::size_t alignment, std::size_t o
 void unmap(void* at, std::size_t bytes);
 
 // streams.cpp
-void reset_streams();                   // waits for its threads, without the lock
+void reset_streams();  // waits for its threads, without the lock
 void list_streams(std::string& out);
 
 }  // namespace standin

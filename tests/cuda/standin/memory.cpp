@@ -93,7 +93,8 @@ std::byte* map_backing(std::size_t bytes, int fd) {
 
 std::byte* map_forbidden(std::size_t bytes, std::size_t alignment, std::size_t offset) {
   const std::size_t wanted = (bytes + offset + 4095) / 4096 * 4096;
-  void* at = mmap(nullptr, wanted + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* at =
+      mmap(nullptr, wanted + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED) return nullptr;
   // What is left over on both sides goes back.
   auto* first = static_cast<std::byte*>(at);
@@ -136,8 +137,8 @@ bool resolve(DevicePointer address, std::size_t bytes, int device, std::vector<P
       place = Place::pageable;
       if (overlaps(registrations, address, bytes) || overlaps(allocations, address, bytes) ||
           !readable(address, bytes)) {
-        (void)complain("%zu bytes at 0x%" PRIx64 " are not all there: freed, or partly registered", bytes,
-                       address);
+        (void)complain("%zu bytes at 0x%" PRIx64 " are not all there: freed, or partly registered",
+                       bytes, address);
         return false;
       }
     }
@@ -226,7 +227,8 @@ STANDIN_DRIVER cuMemAllocManaged(DevicePointer* address, std::size_t bytes, unsi
 STANDIN_DRIVER cuMemFree(DevicePointer address) {
   STANDIN_CONTEXT_CALL(cuMemFree);
   const auto found = allocations.find(address);
-  if (found == allocations.end()) return complain("cuMemFree of 0x%" PRIx64 ", which is not allocated", address);
+  if (found == allocations.end())
+    return complain("cuMemFree of 0x%" PRIx64 ", which is not allocated", address);
   release(address, found->second);
   allocations.erase(found);
   return kSuccess;

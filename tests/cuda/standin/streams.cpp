@@ -128,7 +128,8 @@ STANDIN_DRIVER cuStreamWaitEvent(Stream stream, Event event, unsigned flags) {
   return result == kSuccess ? check(stream, call.context) : result;
 }
 
-STANDIN_DRIVER cuMemsetD8Async(DevicePointer address, unsigned char value, std::size_t bytes, Stream stream) {
+STANDIN_DRIVER cuMemsetD8Async(DevicePointer address, unsigned char value, std::size_t bytes,
+                               Stream stream) {
   STANDIN_CONTEXT_CALL(cuMemsetD8Async);
   if (const Result result = check(stream, call.context); result != kSuccess) return result;
   std::vector<Piece> pieces;

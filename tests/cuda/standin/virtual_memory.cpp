@@ -124,7 +124,8 @@ bool resolve_virtual(DevicePointer address, std::size_t bytes, int device, Piece
     const std::size_t offset = address - next->first;
     if (offset < next->second.bytes) {
       if (device < 0 || next->second.access[static_cast<std::size_t>(device)]) {
-        piece = {memory.at(next->second.physical)->at + offset, std::min(bytes, next->second.bytes - offset)};
+        piece = {memory.at(next->second.physical)->at + offset,
+                 std::min(bytes, next->second.bytes - offset)};
         return true;
       }
       (void)complain("device %d has no access to 0x%" PRIx64, device, address);
@@ -166,10 +167,12 @@ void list_virtual_memory(std::string& out) {
 
 using namespace standin;
 
-STANDIN_DRIVER cuMemGetAllocationGranularity(std::size_t* bytes, const MemAllocationProp* wanted, int kind) {
+STANDIN_DRIVER cuMemGetAllocationGranularity(std::size_t* bytes, const MemAllocationProp* wanted,
+                                             int kind) {
   STANDIN_CONTEXT_CALL(cuMemGetAllocationGranularity);
   if (wanted->type != kMemAllocationPinned || wanted->location.type != kMemLocationDevice ||
-      wanted->location.id < 0 || static_cast<std::size_t>(wanted->location.id) >= state().devices.size() ||
+      wanted->location.id < 0 ||
+      static_cast<std::size_t>(wanted->location.id) >= state().devices.size() ||
       kind != kGranularityMinimum)
     return complain("cuMemGetAllocationGranularity of kind %d for device %d", kind, wanted->location.id);
   if (!supports(wanted->location.id, kAttributeVirtualMemory)) return kNotSupported;
@@ -182,7 +185,8 @@ STANDIN_DRIVER cuMemAddressReserve(DevicePointer* address, std::size_t bytes, st
   STANDIN_CONTEXT_CALL(cuMemAddressReserve);
   if (!supports(call.device(), kAttributeVirtualMemory)) return kNotSupported;
   if (bytes == 0 || !whole(bytes) || (alignment & (alignment - 1)) != 0 || flags != 0)
-    return complain("cuMemAddressReserve of %zu bytes, aligned to %zu, flags %llu", bytes, alignment, flags);
+    return complain("cuMemAddressReserve of %zu bytes, aligned to %zu, flags %llu", bytes, alignment,
+                    flags);
   std::byte* at = map_forbidden(bytes, std::max(alignment, kGranule), 0);
   if (at == nullptr) return kOutOfMemory;
   *address = reinterpret_cast<DevicePointer>(at);
@@ -208,13 +212,15 @@ STANDIN_DRIVER cuMemCreate(MemoryHandle* handle, std::size_t bytes, const MemAll
   const int device = wanted->location.id;
   if (bytes == 0 || !whole(bytes) || flags != 0 || wanted->type != kMemAllocationPinned ||
       wanted->location.type != kMemLocationDevice || device < 0 ||
-      static_cast<std::size_t>(device) >= state().devices.size() || wanted->win32_handle_meta_data != nullptr ||
-      wanted->alloc_flags.compression_type != 0 || wanted->alloc_flags.usage != 0)
+      static_cast<std::size_t>(device) >= state().devices.size() ||
+      wanted->win32_handle_meta_data != nullptr || wanted->alloc_flags.compression_type != 0 ||
+      wanted->alloc_flags.usage != 0)
     return complain("cuMemCreate of %zu bytes on device %d, flags %llu", bytes, device, flags);
   const bool shared = wanted->requested_handle_types == kHandleTypePosixFd;
   if (!shared && wanted->requested_handle_types != kHandleTypeNone)
     return complain("cuMemCreate for handles of type %d", wanted->requested_handle_types);
-  if (!supports(device, kAttributeVirtualMemory) || (shared && !supports(device, kAttributeHandleTypePosixFd)))
+  if (!supports(device, kAttributeVirtualMemory) ||
+      (shared && !supports(device, kAttributeHandleTypePosixFd)))
     return kNotSupported;
   DeviceRecord& record = state().devices[static_cast<std::size_t>(device)];
   if (bytes > record.total || record.used > record.total - bytes) return kOutOfMemory;
@@ -244,14 +250,14 @@ STANDIN_DRIVER cuMemRelease(MemoryHandle handle) {
   return kSuccess;
 }
 
-STANDIN_DRIVER cuMemMap(DevicePointer address, std::size_t bytes, std::size_t offset, MemoryHandle handle,
-                        unsigned long long flags) {
+STANDIN_DRIVER cuMemMap(DevicePointer address, std::size_t bytes, std::size_t offset,
+                        MemoryHandle handle, unsigned long long flags) {
   STANDIN_CONTEXT_CALL(cuMemMap);
   Physical* physical = physical_of(handle);
   if (physical == nullptr) return complain("cuMemMap of 0x%" PRIx64 ", which is no handle", handle);
   if (bytes != physical->bytes || offset != 0 || flags != 0 || !whole(address))
-    return complain("cuMemMap of %zu bytes at 0x%" PRIx64 " from %zu of %zu bytes, flags %llu", bytes, address,
-                    offset, physical->bytes, flags);
+    return complain("cuMemMap of %zu bytes at 0x%" PRIx64 " from %zu of %zu bytes, flags %llu", bytes,
+                    address, offset, physical->bytes, flags);
   if (!in_a_range(address, bytes))
     return complain("cuMemMap of %zu bytes at 0x%" PRIx64 ", beyond a reserved range", bytes, address);
   if (anything_mapped(address, bytes))
@@ -275,11 +281,13 @@ STANDIN_DRIVER cuMemSetAccess(DevicePointer address, std::size_t bytes, const Me
                               std::size_t count) {
   STANDIN_CONTEXT_CALL(cuMemSetAccess);
   if (bytes == 0 || !whole(address) || !whole(bytes) || count == 0)
-    return complain("cuMemSetAccess to %zu bytes at 0x%" PRIx64 " for %zu devices", bytes, address, count);
+    return complain("cuMemSetAccess to %zu bytes at 0x%" PRIx64 " for %zu devices", bytes, address,
+                    count);
   for (std::size_t i = 0; i < count; ++i) {
     const MemAccessDesc& one = access[i];
     if (one.location.type != kMemLocationDevice || one.location.id < 0 ||
-        static_cast<std::size_t>(one.location.id) >= state().devices.size() || one.flags != kMemAccessReadWrite)
+        static_cast<std::size_t>(one.location.id) >= state().devices.size() ||
+        one.flags != kMemAccessReadWrite)
       return complain("cuMemSetAccess for device %d with flags %d", one.location.id, one.flags);
   }
   for (DevicePointer at = address; at < address + bytes;) {
@@ -297,7 +305,8 @@ STANDIN_DRIVER cuMemSetAccess(DevicePointer address, std::size_t bytes, const Me
   return kSuccess;
 }
 
-STANDIN_DRIVER cuMemExportToShareableHandle(void* out, MemoryHandle handle, int type, unsigned long long flags) {
+STANDIN_DRIVER cuMemExportToShareableHandle(void* out, MemoryHandle handle, int type,
+                                            unsigned long long flags) {
   STANDIN_CONTEXT_CALL(cuMemExportToShareableHandle);
   const Physical* physical = physical_of(handle);
   if (physical == nullptr || physical->fd < 0 || type != kHandleTypePosixFd || flags != 0)
@@ -313,7 +322,8 @@ STANDIN_DRIVER cuMemImportFromShareableHandle(MemoryHandle* handle, void* shared
   const int given = static_cast<int>(reinterpret_cast<std::intptr_t>(shared));
   struct stat about {};
   Footer footer;
-  if (type != kHandleTypePosixFd || fstat(given, &about) != 0 || about.st_size <= static_cast<off_t>(kPage))
+  if (type != kHandleTypePosixFd || fstat(given, &about) != 0 ||
+      about.st_size <= static_cast<off_t>(kPage))
     return complain("cuMemImportFromShareableHandle of %d, type %d: no such file", given, type);
   const auto bytes = static_cast<std::size_t>(about.st_size) - kPage;
   if (pread(given, &footer, sizeof footer, static_cast<off_t>(bytes)) != sizeof footer ||

@@ -1,0 +1,27 @@
+# slabpool/cuda/driver.hpp and device_info.hpp: the CUDA driver, and what it says of its devices.
+from libc.stdint cimport uint64_t
+from libcpp cimport bool
+from libcpp.string cimport string
+
+
+cdef extern from "slabpool/cuda/driver.hpp" namespace "slabpool::cuda" nogil:
+    cdef cppclass Driver:
+        @staticmethod
+        const Driver* get(string* why)
+        int version()
+        int devices()
+        const string& library()
+
+
+cdef extern from "slabpool/cuda/device_info.hpp" namespace "slabpool::cuda" nogil:
+    cdef struct DeviceInfo:
+        string name
+        uint64_t total_bytes
+        string pci
+        int numa_node
+        bool virtual_memory
+        bool exportable
+        bool managed
+
+    bool describe_device(const Driver& driver, int device, DeviceInfo& info, string& why) except +
+    bool free_memory(const Driver& driver, int device, uint64_t& bytes, string& why) except +

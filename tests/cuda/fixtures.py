@@ -1,0 +1,64 @@
+"""Fixtures of the CUDA tests, for the conftest.py of each folder that has some.
+
+`cuda` gives a driver: the machine's own where there is a GPU, else the stand-in. `standin` gives its controls,
+and skips on a real GPU, as `gpu` skips without one.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import slabpool
+from tests.cuda.standin_build import Standin, build
+
+__all__ = ["cuda", "gpu", "standin"]
+
+VARIABLE = "SLABPOOL_CUDA_DRIVER"
+
+# One for the process: a driver that was loaded stays.
+_loaded: list[Standin | None] = []
+
+
+@pytest.fixture(scope="session")
+def cuda(require_program: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Standin | None:
+    """The stand-in, or None where a real driver serves. Child processes find the same."""
+    if not _loaded:
+        if slabpool.cuda.is_available():
+            _loaded.append(None)
+        else:
+            compiler = require_program("c++", "g++", "clang++")
+            path = build(Path(tmp_path_factory.mktemp("standin")), compiler)
+            os.environ[VARIABLE] = str(path)
+            control = Standin(str(path))
+            assert slabpool.cuda.is_available(), slabpool.cuda.why_unavailable()
+            _loaded.append(control)
+    return _loaded[0]
+
+
+@pytest.fixture
+def standin(cuda: Standin | None) -> Iterator[Standin]:
+    """The controls of the stand-in, as after its start. Afterwards nothing may be wrong or left over."""
+    if cuda is None:
+        pytest.skip("controls the stand-in driver, and this machine has a GPU")
+    gc.collect()
+    cuda.reset()
+    yield cuda
+    cuda.clear_faults()
+    gc.collect()
+    complaints, leaks, depth = cuda.complaints(), cuda.leaks(), cuda.context_depth()
+    cuda.reset()
+    assert complaints == ""
+    assert leaks == ""
+    assert depth == 0
+
+
+@pytest.fixture
+def gpu(cuda: Standin | None) -> None:
+    """For tests that only a GPU can pass."""
+    if cuda is not None:
+        pytest.skip(f"needs a GPU: {os.environ[VARIABLE]} is the stand-in driver")
