@@ -1,6 +1,6 @@
 """Fixtures of the CUDA tests, for the conftest.py of each folder that has some.
 
-`cuda` gives a driver: the machine's own where there is a GPU, else the stand-in. `standin` gives its controls,
+`cuda` gives a driver: of the machine where it has a GPU, else the stand-in. `standin` gives its controls,
 and skips on a real GPU, as `gpu` skips without one.
 """
 

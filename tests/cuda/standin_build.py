@@ -80,7 +80,7 @@ class Standin:
         self.library.standin_lose_device(device, result)
 
     def fail(self, name: str, nth: int = 1, result: int = OUT_OF_MEMORY, times: int = -1) -> None:
-        """The `nth` call of a function from now on fails, and those after it, `times` in all (-1: for good)."""
+        """From the `nth` call of a function from now on, `times` calls fail (-1: all)."""
         self.library.standin_fail(name.encode(), nth, result, times)
 
     def clear_faults(self) -> None:
