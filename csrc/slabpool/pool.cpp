@@ -59,6 +59,13 @@ bool valid(const PoolOptions& options) noexcept {
   return options.debug == 0 || options.memory != MemoryKind::device;
 }
 
+// Memory that is committed in granules is had in whole ones.
+PoolOptions rounded(PoolOptions options, const MemoryResource& memory) noexcept {
+  const std::uint64_t granule = memory.granule();
+  if (granule > kPageSize) options.capacity = (options.capacity + granule - 1) / granule * granule;
+  return options;
+}
+
 }  // namespace
 
 std::unique_ptr<Pool> Pool::create(const PoolOptions& options, Status& status, std::string* why) {
@@ -96,14 +103,14 @@ std::unique_ptr<Pool> Pool::create(const PoolOptions& options, Status& status, s
 
 Pool::Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory,
            std::unique_ptr<SharedOwner> shared)
-    : options_(options),
+    : options_(rounded(options, *memory)),
       epoch_(fork_epoch()),
       quirks_((options.scrub_on_release ? kScrub : 0) | (options.debug > 0 ? kDebug : 0) |
               (options.events != 0 ? kLog : 0) | (shared != nullptr ? kShared : 0)),
       memory_(std::move(memory)),
       shared_(std::move(shared)),
-      depot_(*memory_, options.capacity, options.debug > 1),
-      caches_(depot_, options.capacity),
+      depot_(*memory_, options_.capacity, options.debug > 1),
+      caches_(depot_, options_.capacity),
       table_(depot_, devices_, shared_ != nullptr ? shared_->slots() : nullptr,
              shared_ != nullptr ? shared_->secret() : 0),
       log_(options.events != 0 ? std::make_unique<EventLog>(options.events) : nullptr) {}

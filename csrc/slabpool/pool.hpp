@@ -34,7 +34,7 @@ inline constexpr std::size_t kDefaultAlign = 64;
 inline constexpr std::size_t kMaxAlign = std::size_t{2} << 20;
 
 struct PoolOptions {
-  std::uint64_t capacity = 0;     // bytes, at least one page
+  std::uint64_t capacity = 0;     // bytes, at least one page; rounded up to granules of the memory
   bool scrub_on_release = false;  // zero every block before anybody else can get it
   int debug = 0;           // 1: guards and poison; 2: also check every invariant at each slow step
   std::size_t events = 0;  // entries of the event log, 0: none
@@ -188,6 +188,7 @@ class SLABPOOL_API Pool {
   MemoryKind memory() const noexcept { return memory_->kind(); }
   bool host_reaches() const noexcept { return memory_->host_reaches(); }
   int device() const noexcept { return options_.device; }  // CUDA device, -1 for none
+  std::uint64_t capacity() const noexcept { return options_.capacity; }
   Stats stats() noexcept;
   // Requests that are not over or whose bytes views retain, oldest first, at least `older_than_ns` old.
   std::vector<RequestInfo> requests(std::int64_t older_than_ns);

@@ -209,7 +209,7 @@ bool Depot::grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef re
   if (!has_room(more, own)) return false;
   const bool grown = pages_.grow(span, pages, commit_limit(more, effort));
   if (grown) reserves_.draw(reserve, own, span);
-  refused = !grown && effort == Effort::hard;  // there was room, and pages to give back for it
+  refused = !grown && effort == Effort::hard && pages_.system_refused();
   publish();
   return grown;
 }

@@ -75,8 +75,9 @@ PageHeap::PageHeap(MemoryResource& memory, std::uint64_t grow_step)
     : memory_(memory),
       map_((memory.reserved() >> kPageBits) + 2),
       starts_(memory.reserved() >> kPageBits),
-      grow_step_(grow_step) {
-  Span* all = new_span(0, total_pages(), SpanKind::uncommitted_free, true);
+      granule_(memory.granule() >> kPageBits),
+      grow_step_(granule_up(grow_step)) {
+  Span* all = new_span(0, total_pages(), SpanKind::uncommitted_free, memory.commits_zero());
   starts_.set(0);
   mark_ends(all);
   uncommitted_spans_.insert(all);
@@ -182,7 +183,7 @@ PageHeap::Result PageHeap::allocate(std::uint64_t pages, std::uint64_t align_pag
     unlist(span);
     result.span = carve(span, pages, align_pages);
   } else {
-    result = commit_more(pages, align_pages, commit_limit);
+    result = commit_more(pages, align_pages, commit_limit, true);
     if (result.span == nullptr) return result;
   }
   result.span->kind = SpanKind::large;
@@ -190,40 +191,56 @@ PageHeap::Result PageHeap::allocate(std::uint64_t pages, std::uint64_t align_pag
   return result;
 }
 
+// Makes pages usable, whole granules of them, and counts them.
+bool PageHeap::commit(std::uint64_t first, std::uint64_t pages) noexcept {
+  system_refused_ = !memory_.commit(first << kPageBits, pages << kPageBits);
+  if (system_refused_) return false;
+  committed_ += pages;
+  peak_committed_ = std::max(peak_committed_, committed_);
+  return true;
+}
+
+// `join`: with the cached pages just below, so that a pool that grows leaves no holes behind.
 PageHeap::Result PageHeap::commit_more(std::uint64_t pages, std::uint64_t align_pages,
-                                       std::uint64_t commit_limit) {
+                                       std::uint64_t commit_limit, bool join) {
   Result result;
-  Span* fresh = uncommitted_spans_.best_fit(pages + align_pages - 1);
+  // Uncommitted spans start with a granule.
+  const std::uint64_t slack = align_pages > granule_ ? align_pages - granule_ : 0;
+  Span* fresh = uncommitted_spans_.best_fit(granule_up(pages) + slack);
   if (fresh == nullptr) return result;
-  // Cached pages just below are taken along, so that a pool that grows leaves no holes behind.
-  Span* below = align_pages == 1 && fresh->first_page > 0 ? at(fresh->first_page - 1) : nullptr;
+  Span* below = join && align_pages == 1 && fresh->first_page > 0 ? at(fresh->first_page - 1) : nullptr;
   if (below != nullptr && below->kind != SpanKind::committed_free) below = nullptr;
   const std::uint64_t reuse = below != nullptr ? below->pages : 0;  // < pages, or it had been taken
-  const std::uint64_t need = pages - reuse;
+  const std::uint64_t need = granule_up(pages - reuse);
   if (committed_ + need > commit_limit) {
     const std::uint64_t excess = committed_ + need - commit_limit;
-    if (unused_pages() - reuse < excess) return result;
-    (void)decommit(excess, below);
+    bool refused = false;
+    if (unused_pages() - reuse >= excess) {
+      (void)decommit(excess, below);
+      refused = system_refused_;
+    }
     if (committed_ + need > commit_limit) {
-      result.system_refused = true;
+      // Together with what is below it may take a granule more than without.
+      if (below != nullptr && granule_ != 1) return commit_more(pages, align_pages, commit_limit, false);
+      result.system_refused = refused;
       return result;
     }
-    return commit_more(pages, align_pages, commit_limit);  // the holes just made may fit better
+    if (spares_ < 8) add_spares();  // as in allocate(): giving back may have used some
+    return commit_more(pages, align_pages, commit_limit, join);  // the holes just made may fit better
   }
   // A little more than asked for where the limit allows, so that small slabs share a system call.
-  const std::uint64_t commit =
-      align_pages == 1 ? std::min({std::max(need, grow_step_), fresh->pages, commit_limit - committed_})
-                       : need;
+  const std::uint64_t commits =
+      align_pages == 1
+          ? std::min({std::max(need, grow_step_), fresh->pages, granule_down(commit_limit - committed_)})
+          : need;
   unlist(fresh);
-  Span* span = carve(fresh, commit, align_pages);
-  if (!memory_.commit(span->first_page << kPageBits, commit << kPageBits)) {
+  Span* span = carve(fresh, commits, std::max(align_pages, granule_));
+  if (!commit(span->first_page, commits)) {
     span->kind = SpanKind::uncommitted_free;
     make_free(span);
     result.system_refused = true;
     return result;
   }
-  committed_ += commit;
-  peak_committed_ = std::max(peak_committed_, committed_);
   if (below != nullptr) {
     unlist(below);
     starts_.clear(span->first_page);
@@ -243,39 +260,65 @@ void PageHeap::free(Span* span) noexcept {
   make_free(span);
 }
 
+// Gives up to about `want` pages of a cached span back, and lists what is left of it. Returns how many; none if
+// no granule of it is free from end to end, or the system refuses.
+std::uint64_t PageHeap::decommit_from(Span* span, std::uint64_t want) noexcept {
+  unlist(span);
+  const std::uint64_t last = granule_down(span->first_page + span->pages);
+  std::uint64_t first = granule_up(span->first_page);
+  if (first < last && last - first > want) first = last - granule_up(want);
+  const std::uint64_t end = span->first_page + span->pages;
+  // Of what is cut off here, allocate() made sure of the records that single pages take.
+  if (first >= last || ((span->first_page != first || end != last) && granule_ != 1 && !can_split())) {
+    make_free(span);
+    return 0;
+  }
+  if (end != last) {
+    Span* behind = split_tail(span, end - last);
+    span->kind = SpanKind::large;  // or they would merge again
+    make_free(behind);
+    span->kind = SpanKind::committed_free;
+  }
+  if (span->first_page != first) {
+    Span* tail = split_tail(span, last - first);
+    tail->kind = SpanKind::large;  // likewise
+    make_free(span);
+    span = tail;
+  }
+  const std::uint64_t pages = span->pages;
+  const bool done = memory_.decommit(first << kPageBits, pages << kPageBits);
+  system_refused_ = !done;
+  if (done) committed_ -= pages;
+  span->kind = done ? SpanKind::uncommitted_free : SpanKind::committed_free;
+  span->zero = done && memory_.commits_zero();
+  make_free(span);
+  return done ? pages : 0;
+}
+
 std::uint64_t PageHeap::decommit(std::uint64_t pages, const Span* keep) noexcept {
   std::uint64_t done = 0;
-  bool kept = false;
-  while (done < pages) {
+  Span* aside =
+      nullptr;  // spans that stay; off the list until the end, so that the next largest comes to the front
+  system_refused_ = false;
+  while (done < pages && !system_refused_) {
     Span* span = committed_spans_.largest();
-    if (span == keep && span != nullptr) {
-      // Set aside until the loop is over, so that the next largest comes to the front.
+    if (span == nullptr || span->pages < granule_) break;
+    const bool whole = granule_up(span->first_page) < granule_down(span->first_page + span->pages);
+    if (span == keep || !whole) {
       committed_spans_.remove(span);
-      kept = true;
+      span->next = aside;
+      aside = span;
       continue;
     }
-    if (span == nullptr) break;
-    unlist(span);
-    const std::uint64_t want = std::max(pages - done, kDecommitStep);
-    if (span->pages > want) {
-      Span* tail = split_tail(span, want);
-      tail->kind = SpanKind::large;  // or the rest would merge with it again
-      make_free(span);
-      span = tail;
-    }
-    if (!memory_.decommit(span->first_page << kPageBits, span->pages << kPageBits)) {
-      span->kind = SpanKind::committed_free;
-      span->zero = false;
-      make_free(span);
-      break;
-    }
-    done += span->pages;
-    committed_ -= span->pages;
-    span->kind = SpanKind::uncommitted_free;
-    span->zero = true;
-    make_free(span);
+    const std::uint64_t given = decommit_from(span, std::max(pages - done, kDecommitStep));
+    if (given == 0) break;
+    done += given;
   }
-  if (kept) committed_spans_.insert(const_cast<Span*>(keep));
+  while (aside != nullptr) {
+    Span* span = aside;
+    aside = span->next;
+    committed_spans_.insert(span);
+  }
   return done < pages ? done + decommit_ahead(pages - done) : done;
 }
 
@@ -300,10 +343,16 @@ const char* PageHeap::verify() const noexcept {
         span->kind == SpanKind::committed_free || span->kind == SpanKind::uncommitted_free;
     if (last != nullptr && is_free && last->kind == span->kind)
       return "two free neighbours are not merged";
+    if (span->kind == SpanKind::uncommitted_free &&
+        ((span->first_page | span->pages) & (granule_ - 1)) != 0)
+      return "a granule is committed in part";
     if (span->kind != SpanKind::uncommitted_free) committed += span->pages;
     if (span->kind == SpanKind::committed_free) cached += span->pages;
-    if (span->kind == SpanKind::arena || span->kind == SpanKind::growing)
+    if (span->kind == SpanKind::arena || span->kind == SpanKind::growing) {
       committed -= span->pages - span->committed;
+      if (span->committed != span->pages && ((span->first_page + span->committed) & (granule_ - 1)) != 0)
+        return "a granule of a range is committed in part";
+    }
     if (span->kind == SpanKind::growing) {
       if (span->drawn > span->committed) return "a growing tensor has pages that are not committed";
       ahead += span->committed - span->drawn;

@@ -6,6 +6,10 @@
 // cached pages first where `commit_limit` would be passed: the range is many times larger than the
 // capacity, so address space is never what runs out. Nothing here is thread-safe: the depot's mutex
 // guards every call but lookups of spans that somebody holds.
+//
+// Memory is committed in *granules* of the memory resource: of host memory that is a page, of a GPU's 2 MiB.
+// Each granule is committed as a whole or not at all, so uncommitted free spans are whole granules, and of
+// cached pages only the granules that are free from end to end can be given back.
 #pragma once
 
 #include <atomic>
@@ -122,7 +126,8 @@ class PageHeap {
   };
 
   // A committed span of `pages` pages, the first aligned to `align_pages` (a power of two), of kind
-  // large until the caller says otherwise.
+  // large until the caller says otherwise. With granules of several pages it may fail below the limit, where too
+  // few of the cached pages are whole granules.
   Result allocate(std::uint64_t pages, std::uint64_t align_pages, std::uint64_t commit_limit);
   void free(Span* span) noexcept;
 
@@ -132,6 +137,8 @@ class PageHeap {
   // can_split() says that there are records for it.
   Span* take_range(std::uint64_t pages);
   bool draw(Span* range, std::uint64_t pages, std::uint64_t commit_limit) noexcept;
+  // After draw() or grow() said no: whether that was the system, and not the limit.
+  bool system_refused() const noexcept { return system_refused_; }
   void shrink_range(Span* range, std::uint64_t pages) noexcept;  // to its first pages, one at least
   void free_range(Span* range) noexcept;
   Span* split_range(Span* range, std::uint64_t pages) noexcept;  // of one that is all drawn: the rest
@@ -145,7 +152,7 @@ class PageHeap {
   bool grow(Span* growing, std::uint64_t pages, std::uint64_t commit_limit) noexcept;
   void free_growing(Span* growing) noexcept;
 
-  // Gives at least `pages` unused pages back to the system if there are as many, never touching `keep`:
+  // Gives at least `pages` unused pages back to the system if it can, never touching `keep`:
   // cached ones first, then those that tensors have not grown into yet. Returns how many.
   std::uint64_t decommit(std::uint64_t pages, const Span* keep = nullptr) noexcept;
 
@@ -186,11 +193,19 @@ class PageHeap {
     return kind == SpanKind::committed_free ? committed_spans_ : uncommitted_spans_;
   }
   void make_free(Span* span) noexcept;  // merges with its neighbours and lists the result
+  std::uint64_t granule_up(std::uint64_t page) const noexcept {
+    return (page + granule_ - 1) & ~(granule_ - 1);
+  }
+  std::uint64_t granule_down(std::uint64_t page) const noexcept { return page & ~(granule_ - 1); }
+  bool commit(std::uint64_t first, std::uint64_t pages) noexcept;
+  bool make_room(std::uint64_t pages, std::uint64_t commit_limit) noexcept;
+  std::uint64_t decommit_from(Span* span, std::uint64_t want) noexcept;
   void unlist(Span* span) noexcept;
   void mark_ends(Span* span) noexcept;
   Span* carve(Span* span, std::uint64_t pages, std::uint64_t align_pages);
   Span* split_tail(Span* span, std::uint64_t pages);
-  Result commit_more(std::uint64_t pages, std::uint64_t align_pages, std::uint64_t commit_limit);
+  Result commit_more(std::uint64_t pages, std::uint64_t align_pages, std::uint64_t commit_limit,
+                     bool join);
   void set_ahead(Span* growing, std::uint64_t committed, std::uint64_t drawn) noexcept;
   std::uint64_t decommit_ahead(std::uint64_t pages) noexcept;
 
@@ -211,7 +226,9 @@ class PageHeap {
   Span* spare_ = nullptr;  // records without a span
   std::size_t spares_ = 0;
   std::vector<std::unique_ptr<Span[]>> all_;  // owns every record, until the pool ends
-  std::uint64_t grow_step_;
+  const std::uint64_t granule_;               // in pages; a power of two
+  const std::uint64_t grow_step_;
+  bool system_refused_ = false;
   std::uint64_t committed_ = 0;
   std::uint64_t cached_ = 0;
   std::uint64_t idle_ = 0;

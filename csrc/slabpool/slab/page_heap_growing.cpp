@@ -32,7 +32,7 @@ Span* PageHeap::take_growing(std::uint64_t pages) {
     if (cached.pages >= pages) return true;
     rest = at(cached.first_page + cached.pages);
     return rest != nullptr && rest->kind == SpanKind::uncommitted_free &&
-           cached.pages + rest->pages >= pages;
+           granule_up(pages - cached.pages) <= rest->pages;
   });
   std::uint64_t committed = 0;
   if (span != nullptr) {
@@ -40,18 +40,18 @@ Span* PageHeap::take_growing(std::uint64_t pages) {
     committed = std::min(span->pages, pages);
     if (span->pages < pages) {
       unlist(rest);
-      rest = carve(rest, pages - span->pages, 1);
+      rest = carve(rest, granule_up(pages - span->pages), 1);
       starts_.clear(rest->first_page);
-      span->pages = pages;
+      span->pages += rest->pages;
       retire(rest);
     } else {
       span = carve(span, pages, 1);
     }
   } else {
-    span = uncommitted_spans_.best_fit(pages);
+    span = uncommitted_spans_.best_fit(granule_up(pages));
     if (span == nullptr) return nullptr;
     unlist(span);
-    span = carve(span, pages, 1);
+    span = carve(span, granule_up(pages), 1);
   }
   span->kind = SpanKind::growing;
   span->committed = span->drawn = 0;
@@ -65,18 +65,13 @@ bool PageHeap::grow(Span* growing, std::uint64_t pages, std::uint64_t commit_lim
   const std::uint64_t committed = growing->committed;
   set_ahead(growing, committed, std::min(pages, committed));
   if (pages <= committed) return true;
-  const std::uint64_t need = pages - committed;
-  const std::uint64_t excess = committed_ + need > commit_limit ? committed_ + need - commit_limit : 0;
-  // A record for the one split that giving back may need.
-  const bool room =
-      excess == 0 || (unused_pages() >= excess && can_split() && decommit(excess) >= excess);
-  if (!room || !memory_.commit((growing->first_page + committed) << kPageBits, need << kPageBits)) {
+  const std::uint64_t from = growing->first_page + committed;
+  const std::uint64_t need = granule_up(growing->first_page + pages) - from;
+  if (!make_room(need, commit_limit) || !commit(from, need)) {
     set_ahead(growing, committed, drawn);
     return false;
   }
-  committed_ += need;
-  peak_committed_ = std::max(peak_committed_, committed_);
-  set_ahead(growing, pages, pages);
+  set_ahead(growing, committed + need, pages);
   return true;
 }
 
@@ -93,16 +88,21 @@ void PageHeap::free_growing(Span* growing) noexcept {
 // Pages that tensors have not grown into yet, given back to the system; returns how many.
 std::uint64_t PageHeap::decommit_ahead(std::uint64_t pages) noexcept {
   std::uint64_t done = 0;
-  while (done < pages) {
-    Span* span = ahead_spans_.front();
-    if (span == nullptr) break;
-    const std::uint64_t give =
-        std::min(span->committed - span->drawn, std::max(pages - done, kDecommitStep));
-    const std::uint64_t left = span->committed - give;
-    if (!memory_.decommit((span->first_page + left) << kPageBits, give << kPageBits)) break;
-    set_ahead(span, left, span->drawn);
-    committed_ -= give;
-    done += give;
+  for (Span* span = ahead_spans_.front(); span != nullptr && done < pages;) {
+    Span* next = span->next;  // the list loses this one once nothing is ahead of it
+    const std::uint64_t end = span->first_page + span->committed;
+    const std::uint64_t first = granule_up(span->first_page + span->drawn);
+    const std::uint64_t last = granule_down(end);
+    if (first < last && last == end) {
+      const std::uint64_t give =
+          std::min(last - first, granule_up(std::max(pages - done, kDecommitStep)));
+      system_refused_ = !memory_.decommit((last - give) << kPageBits, give << kPageBits);
+      if (system_refused_) break;
+      committed_ -= give;
+      done += give;
+      set_ahead(span, span->committed - give, span->drawn);
+    }
+    span = next;
   }
   return done;
 }

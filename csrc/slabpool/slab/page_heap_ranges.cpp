@@ -20,7 +20,10 @@ Span* PageHeap::take_range(std::uint64_t pages) {
   if (spares_ < 8) add_spares();
   Span* span = committed_spans_.best_fit(pages);
   const bool committed = span != nullptr;
-  if (!committed) span = uncommitted_spans_.best_fit(pages);
+  if (!committed) {
+    pages = granule_up(pages);
+    span = uncommitted_spans_.best_fit(pages);
+  }
   if (span == nullptr) return nullptr;
   unlist(span);
   span = carve(span, pages, 1);
@@ -33,19 +36,26 @@ Span* PageHeap::take_range(std::uint64_t pages) {
   return span;
 }
 
+// Room below the limit for `pages` more, by giving others back. False if there is none.
+bool PageHeap::make_room(std::uint64_t pages, std::uint64_t commit_limit) noexcept {
+  system_refused_ = false;
+  if (committed_ + pages <= commit_limit) return true;
+  const std::uint64_t excess = committed_ + pages - commit_limit;
+  // A record for the one split that giving back may need.
+  return unused_pages() >= excess && can_split() && decommit(excess) >= excess;
+}
+
 bool PageHeap::draw(Span* range, std::uint64_t pages, std::uint64_t commit_limit) noexcept {
   if (pages > range->committed) {
-    const std::uint64_t need = pages - range->committed;
-    const std::uint64_t excess = committed_ + need > commit_limit ? committed_ + need - commit_limit : 0;
-    if (excess != 0 && (!can_split() || decommit(excess) < excess)) return false;
-    const std::uint64_t commit = std::min(
-        {std::max(need, grow_step_), range->pages - range->committed, commit_limit - committed_});
-    if (!memory_.commit((range->first_page + range->committed) << kPageBits, commit << kPageBits))
-      return false;
-    range->committed += commit;
-    committed_ += commit;
-    peak_committed_ = std::max(peak_committed_, committed_);
-    idle_ += commit;
+    // From the end of what is committed, which is the end of a granule.
+    const std::uint64_t from = range->first_page + range->committed;
+    const std::uint64_t need = granule_up(range->first_page + pages) - from;
+    if (!make_room(need, commit_limit)) return false;
+    const std::uint64_t commits = std::min({std::max(need, grow_step_), range->pages - range->committed,
+                                            granule_down(commit_limit - committed_)});
+    if (!commit(from, commits)) return false;
+    range->committed += commits;
+    idle_ += commits;
   }
   idle_ += range->drawn;
   idle_ -= pages;
@@ -54,7 +64,9 @@ bool PageHeap::draw(Span* range, std::uint64_t pages, std::uint64_t commit_limit
 }
 
 void PageHeap::shrink_range(Span* range, std::uint64_t pages) noexcept {
-  if (!can_split()) return;  // it then keeps them until it is freed
+  // A granule that is not committed stays with the range, and is not cut in two.
+  if (pages > range->committed) pages = granule_up(range->first_page + pages) - range->first_page;
+  if (pages == range->pages || !can_split()) return;  // it then keeps them until it is freed
   Span* tail = split_tail(range, range->pages - pages);
   tail->committed = range->committed > pages ? range->committed - pages : 0;
   tail->drawn = 0;
@@ -74,14 +86,14 @@ void PageHeap::free_range(Span* range) noexcept {
   }
   if (committed == 0) {
     range->kind = SpanKind::uncommitted_free;
-    range->zero = true;
+    range->zero = memory_.commits_zero();
     make_free(range);
     return;
   }
   if (committed != range->pages) {
     Span* rest = split_tail(range, range->pages - committed);
     rest->kind = SpanKind::uncommitted_free;
-    rest->zero = true;
+    rest->zero = memory_.commits_zero();
     make_free(rest);
   }
   range->kind = SpanKind::committed_free;

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstring>
 #include <random>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "support/fake_memory.hpp"
@@ -274,7 +276,11 @@ TEST_F(PageHeapTest, MoreThanTheRangeIsRefused) {
 
 class RandomHeap {
  public:
-  RandomHeap(std::uint64_t seed, std::uint64_t grow_step) : random_(seed), heap_(memory_, grow_step) {}
+  RandomHeap(std::uint64_t seed, std::uint64_t grow_step, std::uint64_t granule)
+      : random_(seed),
+        granule_(granule),
+        memory_(std::size_t{8192} << kPageBits, granule << kPageBits),
+        heap_(memory_, grow_step) {}
 
   void run(int steps) {
     for (int step = 0; step < steps && !testing::Test::HasFailure(); ++step) {
@@ -307,6 +313,29 @@ class RandomHeap {
  private:
   static constexpr std::uint64_t kLimit = 400;
 
+  std::uint64_t granule_up(std::uint64_t pages) const {
+    return (pages + granule_ - 1) / granule_ * granule_;
+  }
+
+  // Pages of all granules that are not free from end to end.
+  std::uint64_t touched() const {
+    std::set<std::uint64_t> granules;
+    for (const Out& out : out_) {
+      const std::uint64_t first = out.span->first_page;
+      for (std::uint64_t page = first; page < first + out.pages; ++page)
+        granules.insert(page / granule_);
+      // Pages ahead of a growing tensor that share a granule with others' cached pages; and those before such
+      // a granule, because a tensor is committed without holes.
+      if (out.span->kind != SpanKind::growing) continue;
+      if (first % granule_ != 0) granules.insert(first / granule_);
+      const std::uint64_t end = first + out.span->committed;
+      for (std::uint64_t page = first; end % granule_ != 0 && page < end; ++page)
+        granules.insert(page / granule_);
+    }
+    return granules.size() * granule_;
+  }
+  bool full_with(std::uint64_t pages) const { return touched() + granule_up(pages) > kLimit; }
+
   struct Out {
     Span* span;
     unsigned char fill;
@@ -333,7 +362,8 @@ class RandomHeap {
     const std::uint64_t pages = std::uint64_t{1} + random_() % 60;
     Span* span = heap_.take_growing(pages);
     ASSERT_NE(span, nullptr) << "address space is plenty";
-    EXPECT_EQ(span->pages, pages);
+    EXPECT_GE(span->pages, pages);
+    EXPECT_LT(span->pages, pages + granule_);
     EXPECT_EQ(span->drawn, 0U);
     expect_apart(span);
     out_.push_back({span, static_cast<unsigned char>(random_() % 255 + 1), 0});
@@ -354,7 +384,8 @@ class RandomHeap {
     }
     EXPECT_EQ(heap_.in_use_pages(), in_use);
     const bool refuses = memory_.refuse_commits_after == 0 || memory_.refuse_decommits_after == 0;
-    EXPECT_TRUE(in_use + pages - out.pages > kLimit || refuses) << pages << " pages";
+    // The granules that it would begin, and the one that it is in.
+    EXPECT_TRUE(full_with(pages - out.pages + granule_ - 1) || refuses) << pages << " pages";
   }
 
   void allocate() {
@@ -366,7 +397,7 @@ class RandomHeap {
       EXPECT_EQ(heap_.in_use_pages(), in_use);
       const bool refuses = memory_.refuse_commits_after == 0 || memory_.refuse_decommits_after == 0;
       // Only the limit or the system may say no: address space is plenty.
-      EXPECT_TRUE(in_use + pages > kLimit || (result.system_refused && refuses)) << pages << " pages";
+      EXPECT_TRUE(full_with(pages) || (result.system_refused && refuses)) << pages << " pages";
       return;
     }
     Span* span = result.span;
@@ -402,10 +433,11 @@ class RandomHeap {
   void decommit() {
     const std::uint64_t cached = heap_.unused_pages();
     const std::uint64_t want = random_() % 200;
+    const std::uint64_t whole = heap_.committed_pages() - touched();
     const std::uint64_t done = heap_.decommit(want);
     EXPECT_EQ(heap_.unused_pages(), cached - done);
     if (memory_.refuse_decommits_after < 0) {
-      EXPECT_GE(done, std::min(want, cached));
+      EXPECT_GE(done, std::min(want, whole));
     }
   }
 
@@ -426,7 +458,8 @@ class RandomHeap {
   }
 
   std::mt19937_64 random_;
-  test::FakeMemory memory_{std::size_t{8192} << kPageBits};
+  const std::uint64_t granule_;
+  test::FakeMemory memory_;
   PageHeap heap_;
   std::vector<Out> out_;
 };
@@ -434,8 +467,97 @@ class RandomHeap {
 TEST(PageHeapRandom, KeepsItsInvariants) {
   for (const std::uint64_t seed : {1, 2, 3, 4}) {
     SCOPED_TRACE("seed " + std::to_string(seed));
-    RandomHeap(seed, seed % 2 == 0 ? 1 : 16).run(test::rounds(10'000));
+    RandomHeap(seed, seed % 2 == 0 ? 1 : 16, 1).run(test::rounds(10'000));
   }
+}
+
+TEST(PageHeapRandom, CommitsWholeGranules) {
+  for (const std::uint64_t seed : {5, 6, 7, 8}) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    RandomHeap(seed, seed % 2 == 0 ? 1 : 16, seed < 7 ? 8 : 2).run(test::rounds(10'000));
+  }
+}
+
+// ---- granules of several pages
+
+class GranuleTest : public testing::Test {
+ protected:
+  static constexpr std::uint64_t kGranule = 8;
+
+  Span* take(std::uint64_t pages, std::uint64_t limit = kNoLimit) {
+    Span* span = heap.allocate(pages, 1, limit).span;
+    EXPECT_EQ(heap.verify(), nullptr);
+    return span;
+  }
+
+  test::FakeMemory memory{std::size_t{1024} << kPageBits, kGranule << kPageBits};
+  PageHeap heap{memory, 1};
+};
+
+TEST_F(GranuleTest, SmallSpansShareOne) {
+  Span* a = take(3);
+  Span* b = take(5);
+  EXPECT_EQ(memory.committed_pages(), 8U);
+  EXPECT_EQ(take(1)->first_page, 8U);
+  EXPECT_EQ(memory.committed_pages(), 16U);
+  heap.free(a);
+  EXPECT_EQ(heap.decommit(3), 0U) << "b is in the same granule";
+  heap.free(b);
+  EXPECT_EQ(heap.decommit(1), 8U);
+  EXPECT_EQ(heap.verify(), nullptr);
+}
+
+TEST_F(GranuleTest, TheLimitIsNeverPassedByRounding) {
+  ASSERT_NE(take(8, 20), nullptr);
+  ASSERT_NE(take(5, 20), nullptr);
+  const PageHeap::Result result = heap.allocate(4, 1, 20);
+  EXPECT_EQ(result.span, nullptr) << "three pages are cached, and a granule more does not fit";
+  EXPECT_FALSE(result.system_refused);
+  EXPECT_NE(take(3, 20), nullptr);
+  EXPECT_EQ(heap.committed_pages(), 16U);
+}
+
+TEST_F(GranuleTest, RoomIsMadeOfWholeGranules) {
+  Span* a = take(12);
+  Span* wall = take(4);
+  Span* b = take(12);
+  Span* end = take(4);
+  heap.free(a);
+  heap.free(b);
+  ASSERT_EQ(heap.committed_pages(), 32U);
+  EXPECT_EQ(take(24, 32), nullptr) << "24 pages are cached, 16 of them in whole granules";
+  EXPECT_EQ(heap.verify(), nullptr);
+  EXPECT_NE(take(16, 32), nullptr);
+  EXPECT_LE(heap.committed_pages(), 32U);
+  heap.free(wall);
+  heap.free(end);
+}
+
+TEST_F(GranuleTest, RangesAndGrowingTensorsCommitWholeGranules) {
+  Span* range = heap.take_range(20);
+  ASSERT_NE(range, nullptr);
+  EXPECT_EQ(range->pages, 24U);
+  ASSERT_TRUE(heap.draw(range, 1, kNoLimit));
+  EXPECT_EQ(memory.committed_pages(), 8U);
+  Span* growing = heap.take_growing(20);
+  ASSERT_TRUE(heap.grow(growing, 9, kNoLimit));
+  EXPECT_EQ(growing->committed, 16U);
+  EXPECT_EQ(heap.unused_pages(), 7U) << "ahead of it";
+  EXPECT_EQ(heap.verify(), nullptr);
+  EXPECT_EQ(heap.decommit(7), 0U) << "its last page is in that granule";
+  ASSERT_TRUE(heap.grow(growing, 17, 32)) << "one granule more: the fourth";
+  EXPECT_FALSE(heap.system_refused());
+  ASSERT_TRUE(heap.draw(range, 8, 32)) << "what is committed already";
+  EXPECT_FALSE(heap.draw(range, 9, 32)) << "a fifth is beyond the limit";
+  EXPECT_FALSE(heap.system_refused());
+  heap.shrink_range(range, 10);
+  EXPECT_EQ(range->pages, 16U) << "not within an uncommitted granule";
+  EXPECT_EQ(heap.verify(), nullptr);
+  heap.free_growing(growing);
+  heap.free_range(range);
+  EXPECT_EQ(heap.verify(), nullptr);
+  EXPECT_EQ(heap.decommit(heap.unused_pages()), 32U);
+  EXPECT_EQ(memory.committed_pages(), 0U);
 }
 
 }  // namespace

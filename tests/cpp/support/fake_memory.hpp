@@ -20,7 +20,9 @@ class FakeMemory final : public MemoryResource {
  public:
   static constexpr std::size_t kAlign = std::size_t{2} << 20;
 
-  explicit FakeMemory(std::size_t bytes) : committed_(bytes >> kPageBits) {
+  explicit FakeMemory(std::size_t bytes, std::size_t granule = kPageSize)
+      : committed_(bytes >> kPageBits) {
+    granule_ = granule;
     mapping_bytes_ = bytes + kAlign;
     mapping_ =
         mmap(nullptr, mapping_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -72,8 +74,8 @@ class FakeMemory final : public MemoryResource {
     return false;
   }
   void expect_all(std::size_t offset, std::size_t bytes, bool state) const {
-    EXPECT_EQ(offset % kPageSize, 0U);
-    EXPECT_EQ(bytes % kPageSize, 0U);
+    EXPECT_EQ(offset % granule_, 0U);
+    EXPECT_EQ(bytes % granule_, 0U);
     EXPECT_GT(bytes, 0U);
     ASSERT_LE(offset + bytes, reserved_);
     for (std::size_t page = offset >> kPageBits; page < (offset + bytes) >> kPageBits; ++page) {
