@@ -8,9 +8,11 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <cstring>
 #include <thread>
 
 #include "slabpool/cuda/cuda_memory.hpp"
+#include "slabpool/cuda/device_info.hpp"
 #include "slabpool/fork.hpp"
 #include "slabpool/memory/host_memory.hpp"
 #include "slabpool/memory/shared_memory.hpp"
@@ -50,6 +52,23 @@ std::unique_ptr<MemoryResource> create_cuda_memory(const PoolOptions& options, s
   return memory;
 }
 
+std::unique_ptr<SharedOwner> share_device_memory(const MemoryResource& memory, int device,
+                                                 std::string* why) {
+  std::string reason;
+  cuda::DeviceInfo info;
+  const cuda::Driver* driver = cuda::Driver::get(&reason);
+  std::unique_ptr<SharedOwner> shared;
+  if (driver != nullptr && cuda::describe_device(*driver, device, info, reason)) {
+    const int fd = cuda::shareable_fd(memory, reason);
+    if (fd >= 0) {
+      shared = SharedOwner::create({fd, fd, memory.reserved(), info.pci, true});
+      if (shared == nullptr) reason = std::string("the files of a shared pool: ") + std::strerror(errno);
+    }
+  }
+  if (why != nullptr) *why = std::move(reason);
+  return shared;
+}
+
 bool valid(const PoolOptions& options) noexcept {
   if (options.capacity < kPageSize || options.capacity > kMostReserve / 4) return false;
   if (options.memory == MemoryKind::shared) return false;  // host memory with `shared`
@@ -79,9 +98,16 @@ std::unique_ptr<Pool> Pool::create(const PoolOptions& options, Status& status, s
     std::unique_ptr<SharedOwner> shared;
     if (options.memory != MemoryKind::host) {
       memory = create_cuda_memory(options, reserve, why);
+      if (memory != nullptr && options.shared) {
+        shared = share_device_memory(*memory, options.device, why);
+        if (shared == nullptr) return nullptr;
+      }
     } else if (options.shared) {
       auto data = SharedMemory::create(reserve, options.capacity * 2);
-      if (data != nullptr) shared = SharedOwner::create(data->file());
+      if (data != nullptr) {
+        const SharedFile& file = data->file();
+        shared = SharedOwner::create({file.read_only_fd(), file.fd(), file.bytes(), {}, false});
+      }
       if (shared != nullptr) memory = std::move(data);
     } else {
       HostMemoryOptions host;

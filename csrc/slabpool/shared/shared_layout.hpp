@@ -1,6 +1,7 @@
 // What owner and peers agree on: the files of a shared pool, and what stands where in them.
 //
-//   data   the reserved range                       owner writes; peers read, or write if they ask to
+//   data   the reserved range                       owner writes; peers read, or write if they ask to;
+//          of device memory a handle of the driver's: whoever has it may write
 //   table  SharedHeader, then kMaxRequests slots    owner writes, sealed; peers read
 //   board  AckBoard, one file for each peer         that peer writes; the owner reads
 //   tally  AckTally                                 peers write; nothing the owner does hangs on it
@@ -19,7 +20,7 @@
 namespace slabpool {
 
 inline constexpr std::uint64_t kSharedMagic = 0x6c6f6f7062616c73ULL;  // "slabpool"
-inline constexpr std::uint32_t kSharedVersion = 1;
+inline constexpr std::uint32_t kSharedVersion = 2;
 
 struct SharedHeader {
   std::uint64_t magic;
@@ -27,6 +28,8 @@ struct SharedHeader {
   std::uint32_t slots;
   std::uint64_t pool_id;   // random: tells pools apart, also those of one name
   std::uint64_t reserved;  // bytes of data
+  // The GPU whose memory it is, as "0000:17:00.0": processes may number theirs differently. Empty: host memory.
+  char pci[16];
   std::atomic<std::uint32_t> closed;
   std::atomic<std::uint32_t> waiting;  // threads and event loops of the owner that want the bell rung
 };

@@ -18,7 +18,7 @@ namespace slabpool {
 
 #if defined(__linux__)
 
-std::unique_ptr<SharedOwner> SharedOwner::create(const SharedFile& data) {
+std::unique_ptr<SharedOwner> SharedOwner::create(const SharedData& data) {
   std::unique_ptr<SharedOwner> owner(new SharedOwner(data));
   owner->table_ = SharedFile::create(kTableBytes);
   owner->tally_ = SharedFile::create(kTallyBytes);
@@ -44,13 +44,18 @@ std::unique_ptr<SharedOwner> SharedOwner::create(const SharedFile& data) {
   if (getrandom(random, sizeof random, 0) != static_cast<ssize_t>(sizeof random)) return nullptr;
   owner->secret_ = random[0];
   owner->header_ = new (owner->table_map_)
-      SharedHeader{kSharedMagic, kSharedVersion, kMaxRequests, random[1], data.bytes(), {0}, {0}};
+      SharedHeader{kSharedMagic, kSharedVersion, kMaxRequests, random[1], data.bytes, {}, {0}, {0}};
+  data.pci.copy(owner->header_->pci, sizeof owner->header_->pci - 1);
   // Zero bytes are a slot that no request has; as in VirtualArray, none is constructed.
   owner->slots_ = reinterpret_cast<RequestSlot*>(owner->table_map_ + kSlotsOffset);
   return owner;
 }
 
 SharedOwner::~SharedOwner() {
+  if (data_.owned) {
+    if (data_.fd >= 0) (void)::close(data_.fd);
+    if (data_.writable >= 0 && data_.writable != data_.fd) (void)::close(data_.writable);
+  }
   for (const Peer& peer : peers_) (void)::close(peer.bell);
   if (bells_ >= 0) (void)::close(bells_);
   if (boards_ != nullptr) (void)munmap(boards_, kMaxDevices * kBoardBytes);
@@ -96,7 +101,7 @@ bool SharedOwner::attach(std::uint32_t device, PeerFiles& files) noexcept {
     errno = error;
     return false;
   }
-  files = {data_.read_only_fd(), table_->read_only_fd(), peer.board->fd(), tally_->fd(), peer.bell};
+  files = {data_.fd, table_->read_only_fd(), peer.board->fd(), tally_->fd(), peer.bell};
   peers_.push_back(std::move(peer));
   const std::uint32_t count = count_.load(std::memory_order_relaxed);
   attached_[count].store(device, std::memory_order_relaxed);
@@ -146,7 +151,7 @@ void SharedOwner::listen(int wakeup, std::int64_t ns) noexcept {
 
 #else
 
-std::unique_ptr<SharedOwner> SharedOwner::create(const SharedFile&) {
+std::unique_ptr<SharedOwner> SharedOwner::create(const SharedData&) {
   errno = ENOTSUP;
   return nullptr;
 }

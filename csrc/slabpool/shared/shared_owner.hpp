@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "slabpool/memory/shared_file.hpp"
@@ -26,11 +27,19 @@ struct PeerFiles {
   int bell = -1;
 };
 
+// The pool's memory, as peers get it.
+struct SharedData {
+  int fd = -1;        // for reading only, where the memory knows such a thing
+  int writable = -1;  // may be the same
+  std::uint64_t bytes = 0;
+  std::string pci;     // see SharedHeader
+  bool owned = false;  // whether the descriptors are the SharedOwner's to close; else they outlive it
+};
+
 class SharedOwner {
  public:
-  // `data` is the file of the pool's memory, which must outlive this. Null where the system refuses;
-  // errno says why.
-  static std::unique_ptr<SharedOwner> create(const SharedFile& data);
+  // Null where the system refuses; errno says why.
+  static std::unique_ptr<SharedOwner> create(const SharedData& data);
   SharedOwner(const SharedOwner&) = delete;
   SharedOwner& operator=(const SharedOwner&) = delete;
   ~SharedOwner();
@@ -38,7 +47,7 @@ class SharedOwner {
   RequestSlot* slots() noexcept { return slots_; }
   std::uint64_t pool_id() const noexcept { return header_->pool_id; }
   std::uint64_t secret() const noexcept { return secret_; }
-  int writable_data() const noexcept { return data_.fd(); }
+  int writable_data() const noexcept { return data_.writable; }
 
   // False if the device is attached already (errno EEXIST), or the system refuses.
   bool attach(std::uint32_t device, PeerFiles& files) noexcept;
@@ -98,13 +107,13 @@ class SharedOwner {
     int bell;
   };
 
-  explicit SharedOwner(const SharedFile& data) : data_(data) {}
+  explicit SharedOwner(const SharedData& data) : data_(data) {}
   AckBoard& board(std::uint32_t device) noexcept {
     return *reinterpret_cast<AckBoard*>(boards_ + device * kBoardBytes);
   }
   bool blank(std::uint32_t device) noexcept;
 
-  const SharedFile& data_;
+  const SharedData data_;
   std::unique_ptr<SharedFile> table_;
   std::unique_ptr<SharedFile> tally_;
   std::byte* table_map_ = nullptr;

@@ -6,8 +6,12 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
 #include <new>
+#include <string_view>
 
+#include "slabpool/cuda/cuda_memory.hpp"
+#include "slabpool/cuda/device_info.hpp"
 #include "slabpool/fork.hpp"
 #include "slabpool/observe/clock.hpp"
 
@@ -26,8 +30,36 @@ bool SharedPeer::map(int fd, std::size_t bytes, int protection, std::byte*& at) 
   return true;
 }
 
+// Host memory for reading; device memory for all, since a driver's handle does not tell the two apart.
+bool SharedPeer::map_data(int fd, std::string* why) {
+  const std::string_view pci(header_->pci, strnlen(header_->pci, sizeof header_->pci));
+  if (pci.empty()) return map(fd, reserved_, PROT_READ, data_);
+  std::string reason;
+  errno = ENODEV;
+  if (const cuda::Driver* driver = cuda::Driver::get(&reason)) {
+    cuda::DeviceInfo info;
+    int device = 0;
+    while (device < driver->devices() &&
+           !(cuda::describe_device(*driver, device, info, reason) && info.pci == pci))
+      ++device;
+    if (device == driver->devices()) {
+      reason = "this process does not see the GPU at " + std::string(pci) + ", whose memory it is";
+    } else {
+      device_memory_ = cuda::open_device_memory(fd, reserved_, device, reason);
+      cuda_device_ = device;
+    }
+  }
+  if (device_memory_ == nullptr) {
+    if (why != nullptr) *why = std::move(reason);
+    return false;
+  }
+  data_ = device_memory_->base();
+  writable_.store(data_, std::memory_order_release);
+  return true;
+}
+
 std::unique_ptr<SharedPeer> SharedPeer::create(std::uint32_t device, int data, int table, int board,
-                                               int tally, int bell) {
+                                               int tally, int bell, std::string* why) {
   if (device >= kMaxDevices) {
     errno = EPROTO;
     return nullptr;
@@ -44,7 +76,7 @@ std::unique_ptr<SharedPeer> SharedPeer::create(std::uint32_t device, int data, i
     return nullptr;
   }
   peer->reserved_ = peer->header_->reserved;
-  if (!peer->map(data, peer->reserved_, PROT_READ, peer->data_) ||
+  if (!peer->map_data(data, why) ||
       !peer->map(board, kBoardBytes, PROT_READ | PROT_WRITE, peer->board_map_) ||
       !peer->map(tally, kTallyBytes, PROT_READ | PROT_WRITE, peer->tally_map_)) {
     return nullptr;
@@ -62,6 +94,7 @@ SharedPeer::~SharedPeer() {
   if (table_map_ != nullptr) (void)munmap(table_map_, kTableBytes);
   if (board_map_ != nullptr) (void)munmap(board_map_, kBoardBytes);
   if (tally_map_ != nullptr) (void)munmap(tally_map_, kTallyBytes);
+  if (device_memory_ != nullptr) return;
   if (data_ != nullptr) (void)munmap(data_, reserved_);
   // Relaxed: whoever destroys this has it alone.
   if (std::byte* at = writable_.load(std::memory_order_relaxed)) (void)munmap(at, reserved_);

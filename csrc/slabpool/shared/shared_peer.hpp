@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <string>
 
 #include "slabpool/export.hpp"
 #include "slabpool/request/request_table.hpp"
@@ -41,14 +42,17 @@ enum class PeerStatus : std::int32_t {
 class SLABPOOL_API SharedPeer {
  public:
   // Maps what the owner handed over. Null if the files are not those of a pool this version knows (errno
-  // EPROTO), or the system refuses. The descriptors stay the caller's, but for `bell`, which is copied.
+  // EPROTO), or the system refuses; with device memory `why` says more. The descriptors stay the caller's,
+  // but for `bell`, which is copied.
   static std::unique_ptr<SharedPeer> create(std::uint32_t device, int data, int table, int board,
-                                            int tally, int bell);
+                                            int tally, int bell, std::string* why = nullptr);
   SharedPeer(const SharedPeer&) = delete;
   SharedPeer& operator=(const SharedPeer&) = delete;
   ~SharedPeer();
 
   std::uint64_t pool_id() const noexcept { return header_->pool_id; }
+  // The CUDA device, in this process' numbering, whose memory open() gives addresses of; -1: host memory.
+  int cuda_device() const noexcept { return cuda_device_; }
 
   // Address of the bytes. This device must hold the request.
   PeerStatus open(const Reference& reference, bool writable, std::byte*& data) noexcept;
@@ -73,6 +77,7 @@ class SLABPOOL_API SharedPeer {
  private:
   SharedPeer() = default;
   bool map(int fd, std::size_t bytes, int protection, std::byte*& at) noexcept;
+  bool map_data(int fd, std::string* why);
   const RequestSlot* slot_of(const Reference& reference) const noexcept;
 
   HolderBit bit_{};
@@ -83,6 +88,8 @@ class SLABPOOL_API SharedPeer {
   AckBoard* board_ = nullptr;
   AckTally* tally_ = nullptr;
   std::byte* data_ = nullptr;
+  int cuda_device_ = -1;
+  std::unique_ptr<MemoryResource> device_memory_;  // that data_ is in
   std::byte* table_map_ = nullptr;
   std::byte* board_map_ = nullptr;
   std::byte* tally_map_ = nullptr;

@@ -10,6 +10,7 @@ cimport numpy as cnp
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
+from libcpp.string cimport string
 
 from slabpool._core.cpp_block cimport byte
 from slabpool._core.cpp_request cimport AckResult
@@ -65,11 +66,13 @@ def new_peer(name, device, number, files, connect):
     global _making
     cdef Maps maps = Maps.__new__(Maps)
     cdef int data, table, board, tally, bell
+    cdef string why
     data, table, board, tally, bell = files
-    maps.owned = SharedPeer.create(number, data, table, board, tally, bell)
+    maps.owned = SharedPeer.create(number, data, table, board, tally, bell, &why)
     if maps.owned.get() is NULL:
         error = errno
-        raise AttachError(f"pool {name!r} cannot be mapped in this process: {os.strerror(error)}")
+        reason = why.decode("utf-8", "replace") or os.strerror(error)
+        raise AttachError(f"pool {name!r} cannot be mapped in this process: {reason}")
     maps.peer = maps.owned.get()
     _making = True
     cdef Peer peer = Peer.__new__(Peer)
