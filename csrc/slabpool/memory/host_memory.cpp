@@ -22,7 +22,8 @@ constexpr int kReserveFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 constexpr int kReserveFlags = MAP_PRIVATE | MAP_ANON;
 #endif
 
-bool bind_to_node(void* address, std::size_t bytes, int node) {
+// Pages that are touched from now on come from the node: `only`, or as long as it has some.
+bool place_on_node(void* address, std::size_t bytes, int node, bool only) {
 #if defined(__linux__)
   if (node < 0 || node >= 1024) {
     errno = EINVAL;
@@ -31,9 +32,10 @@ bool bind_to_node(void* address, std::size_t bytes, int node) {
   unsigned long mask[1024 / (8 * sizeof(unsigned long))] = {};
   mask[static_cast<unsigned>(node) / (8 * sizeof(unsigned long))] |=
       1UL << (static_cast<unsigned>(node) % (8 * sizeof(unsigned long)));
-  return syscall(SYS_mbind, address, bytes, MPOL_BIND, mask, 1024UL + 1, 0U) == 0;
+  return syscall(SYS_mbind, address, bytes, only ? MPOL_BIND : MPOL_PREFERRED, mask, 1024UL + 1, 0U) ==
+         0;
 #else
-  (void)address, (void)bytes, (void)node;
+  (void)address, (void)bytes, (void)node, (void)only;
   errno = ENOTSUP;
   return false;
 #endif
@@ -70,9 +72,12 @@ std::unique_ptr<HostMemory> HostMemory::create(const HostMemoryOptions& options)
     (void)madvise(memory->base_, memory->reserved_, MADV_NOHUGEPAGE);
 #endif
 #endif
-  if (options.numa_node >= 0 && !bind_to_node(memory->base_, memory->reserved_, options.numa_node)) {
+  if (options.numa_node >= 0 &&
+      !place_on_node(memory->base_, memory->reserved_, options.numa_node, true)) {
     return nullptr;
   }
+  if (options.near_node >= 0)
+    (void)place_on_node(memory->base_, memory->reserved_, options.near_node, false);
   return memory;
 }
 

@@ -16,6 +16,7 @@ struct HostMemoryOptions {
   std::size_t minimum = 0;  // bytes below which creation fails
   bool huge_pages = true;   // ask for transparent huge pages (Linux)
   int numa_node = -1;       // bind to this node (Linux), -1: leave it to the system
+  int near_node = -1;       // prefer this node, where the system lets us and it has room
 };
 
 class HostMemory final : public MemoryResource {

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <string>
 
 namespace slabpool {
 
@@ -44,6 +45,9 @@ class MemoryResource {
   std::size_t granule() const noexcept { return granule_; }
   // Whether bytes that were just committed read as zero.
   bool commits_zero() const noexcept { return commits_zero_; }
+  // Whether all of the reserved range is committed from the start, and stays so: nothing is committed then, and
+  // every decommit() is refused. The range is no longer than the capacity.
+  bool whole() const noexcept { return whole_; }
 
   // Makes [offset, offset + bytes) readable and writable. False if the system refuses; nothing has changed then.
   virtual bool commit(std::size_t offset, std::size_t bytes) noexcept = 0;
@@ -51,6 +55,9 @@ class MemoryResource {
   // Gives the bytes back to the system. False if the system refuses; the range is then still
   // committed, with undefined contents.
   virtual bool decommit(std::size_t offset, std::size_t bytes) noexcept = 0;
+
+  // Which call was refused last, by whom, and what there is; "" where errno says it. Any thread.
+  virtual std::string refusal() const { return {}; }
 
   // Sets committed bytes, and returns once that is so for everybody. False if the device failed.
   virtual bool fill(std::byte* at, std::size_t bytes, unsigned char value) noexcept {
@@ -64,6 +71,7 @@ class MemoryResource {
   std::size_t granule_ = kPageSize;
   MemoryKind kind_ = MemoryKind::host;
   bool commits_zero_ = true;
+  bool whole_ = false;
 };
 
 }  // namespace slabpool

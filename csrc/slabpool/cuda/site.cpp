@@ -1,0 +1,61 @@
+#include "slabpool/cuda/site.hpp"
+
+#include <cstdio>
+
+#include "slabpool/cuda/device_info.hpp"
+
+namespace slabpool::cuda {
+
+std::string show_bytes(std::uint64_t bytes) {
+  constexpr const char* kUnits[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};
+  auto value = static_cast<double>(bytes);
+  unsigned unit = 0;
+  for (; value >= 1024 && unit < 4; ++unit) value /= 1024;
+  char text[32];
+  std::snprintf(text, sizeof text, "%.4g %s", value, kUnits[unit]);
+  return text;
+}
+
+bool Site::find(int device, std::string& why) {
+  driver_ = Driver::get(&why);
+  if (driver_ == nullptr) return false;
+  if (device < 0 || device >= driver_->devices()) {
+    why = "there is no CUDA device " + std::to_string(device) + ": " + driver_->library() + " shows " +
+          std::to_string(driver_->devices()) + ", numbered from 0";
+    return false;
+  }
+  device_ = device;
+  epoch_ = fork_epoch();
+  Result result = kSuccess;
+  context_ = driver_->context(device, result);
+  if (context_ != nullptr) return true;
+  why = explain("cuDevicePrimaryCtxRetain", result, 0);
+  return false;
+}
+
+std::string Site::explain(const char* call, Result result, std::size_t bytes) const {
+  std::string text = call;
+  if (bytes != 0) text += " of " + show_bytes(bytes);
+  text += " on CUDA device " + std::to_string(device_) + ": " + driver_->describe(result);
+  if (Driver::is_sticky(result)) {
+    return text + "; the device has failed, and this process cannot use it again: start another";
+  }
+  std::uint64_t free = 0;
+  std::string ignored;
+  std::size_t total = 0;
+  if (bytes == 0 || !here() || !free_memory(*driver_, device_, free, ignored) ||
+      driver_->cuDeviceTotalMem(&total, device_) != kSuccess) {
+    return text;
+  }
+  text += "; " + show_bytes(free) + " of its " + show_bytes(total) + " are free";
+  if (result == kOutOfMemory)
+    text += ". Other pools, libraries or processes hold the rest: close or trim those, or ask for less";
+  return text;
+}
+
+std::string Site::explain(const Refusal& refusal) const {
+  const char* call = refusal.call();
+  return call != nullptr ? explain(call, refusal.result(), refusal.bytes()) : std::string();
+}
+
+}  // namespace slabpool::cuda
