@@ -13,6 +13,7 @@
 
 #include "slabpool/cuda/cuda_memory.hpp"
 #include "slabpool/cuda/device_info.hpp"
+#include "slabpool/cuda/stream_acks.hpp"
 #include "slabpool/fork.hpp"
 #include "slabpool/memory/host_memory.hpp"
 #include "slabpool/memory/shared_memory.hpp"
@@ -132,7 +133,7 @@ Pool::Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory,
     : options_(rounded(options, *memory)),
       epoch_(fork_epoch()),
       quirks_((options.scrub_on_release ? kScrub : 0) | (options.debug > 0 ? kDebug : 0) |
-              (options.events != 0 ? kLog : 0) | (shared != nullptr ? kShared : 0)),
+              (options.events != 0 ? kLog : 0) | (shared != nullptr ? kFarAcks : 0)),
       memory_(std::move(memory)),
       shared_(std::move(shared)),
       depot_(*memory_, options_.capacity, options.debug > 1),
@@ -142,6 +143,10 @@ Pool::Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory,
       log_(options.events != 0 ? std::make_unique<EventLog>(options.events) : nullptr) {}
 
 Pool::~Pool() {
+  if (cuda::StreamAcks* acks = streams_.load(std::memory_order_acquire)) {
+    wait_for_streams();  // before the memory they are about goes
+    delete acks;
+  }
   for (const int fd : spare_wakeups_) (void)::close(fd);
 }
 
@@ -224,6 +229,7 @@ bool Pool::zeroed(Block& block, const AllocateSpec& spec) noexcept {
 Allocation Pool::allocate_slowly(const AllocateSpec& spec) noexcept {
   if (epoch_ != fork_epoch()) return {nullptr, Status::forked};
   if (closed()) return {nullptr, Status::pool_closed};
+  if ((quirks_.load(std::memory_order_relaxed) & kLost) != 0) return {nullptr, Status::device_lost};
   if (!std::has_single_bit(spec.align) || spec.align > kMaxAlign)
     return {nullptr, Status::invalid_argument};
   if (spec.nbytes > options_.capacity) return {nullptr, Status::too_large};
@@ -250,9 +256,9 @@ Allocation Pool::allocate_slowly(const AllocateSpec& spec) noexcept {
 Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
   // Relaxed: a thread that closes the pool and one that allocates at that moment may come in any order.
   const std::uint32_t quirks = quirks_.load(std::memory_order_relaxed);
-  if ((quirks & (kClosed | kDebug | kShared)) != 0) [[unlikely]] {
-    if ((quirks & kShared) != 0) collect_acks_slowly();
-    if ((quirks & (kClosed | kDebug)) != 0) return allocate_slowly(spec);
+  if ((quirks & (kClosed | kDebug | kFarAcks | kLost)) != 0) [[unlikely]] {
+    if ((quirks & kFarAcks) != 0) collect_acks_slowly(false);
+    if ((quirks & (kClosed | kDebug | kLost)) != 0) return allocate_slowly(spec);
   }
   if (spec.align > kDefaultAlign) [[unlikely]]
     return allocate_slowly(spec);
@@ -290,7 +296,12 @@ Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
 
 // All but the first lines of allocate(), apart so that those need no registers saved.
 Allocation Pool::allocate_further(const AllocateSpec& spec) noexcept {
-  const Allocation result = try_allocate(spec);
+  Allocation result = try_allocate(spec);
+  if (result.status == Status::exhausted && stream_acks() != 0) {
+    // A look that left nothing out, before running out is the answer.
+    collect_acks();
+    result = try_allocate(spec);
+  }
   if (result.block != nullptr) [[likely]] {
     log(EventKind::allocate, spec.request.generation, kNoDevice, result.block->bytes);
   } else if (spec.counts &&
@@ -302,7 +313,8 @@ Allocation Pool::allocate_further(const AllocateSpec& spec) noexcept {
 
 inline Block* Pool::take_plain(std::uint64_t nbytes) noexcept {
   // Relaxed: as in try_allocate().
-  if ((quirks_.load(std::memory_order_relaxed) & (kClosed | kDebug | kLog | kShared)) != 0) [[unlikely]]
+  if ((quirks_.load(std::memory_order_relaxed) & (kClosed | kDebug | kLog | kFarAcks | kLost)) != 0)
+      [[unlikely]]
     return nullptr;
   Block* block = take_first(nbytes);
   if (block == nullptr) [[unlikely]]
@@ -378,7 +390,7 @@ Status Pool::open_view(Block& block, std::uint32_t serial, Handle request) noexc
 
 void Pool::drop_view(Block& block) noexcept {
   ThreadCache* cache = caches_.last();
-  if (cache == nullptr || (quirks_.load(std::memory_order_relaxed) & ~kShared) != 0) [[unlikely]]
+  if (cache == nullptr || (quirks_.load(std::memory_order_relaxed) & ~kFarAcks) != 0) [[unlikely]]
     return drop_view_slowly(block);
   if (block.request.load(std::memory_order_relaxed) != 0) {
     if (!block.drop_with_request()) [[unlikely]]
@@ -507,6 +519,8 @@ Status Pool::close(bool force) noexcept {
     for (; holds == RequestTable::Holds::ending; holds = table_.holds()) std::this_thread::yield();
     if (holds == RequestTable::Holds::some || caches_.sums().live != 0) return Status::pool_busy;
   }
+  // Requests are cut loose, and pages go back to the system: not those that a GPU is known to be at.
+  wait_for_streams();
   // Release: a thread that is told of the closing finds it closed.
   quirks_.fetch_or(kClosed, std::memory_order_release);
   std::vector<Handle> all;

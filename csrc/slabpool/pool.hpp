@@ -16,6 +16,7 @@
 #include <string_view>
 #include <vector>
 
+#include "slabpool/cuda/api.hpp"
 #include "slabpool/export.hpp"
 #include "slabpool/memory/memory_resource.hpp"
 #include "slabpool/observe/event_log.hpp"
@@ -29,6 +30,11 @@
 #include "slabpool/status.hpp"
 
 namespace slabpool {
+
+namespace cuda {
+class StreamAcks;
+struct StreamName;
+}  // namespace cuda
 
 inline constexpr std::size_t kDefaultAlign = 64;
 inline constexpr std::size_t kMaxAlign = std::size_t{2} << 20;
@@ -126,6 +132,20 @@ class SLABPOOL_API Pool {
   Acked ack(Handle handle, std::uint32_t device) noexcept;
   Acked ack_id(std::string_view id, std::uint32_t device,
                std::optional<std::uint64_t> generation) noexcept;
+  // As ack() and ack_id(), once everything that is queued on the stream until now is done (pool_streams.cpp).
+  // Wrong, late and repeated acks are answered at once, as those do; `pending` is also the answer while the work
+  // is not done, and the ack then counts by itself. Without a device of its own a default stream is one of the
+  // pool's device, else of the current context. Nothing has changed after invalid_argument (the driver refuses the
+  // stream), device_lost, or system_refused (no driver), and `why` (may be null) says more.
+  Acked ack_after(Handle handle, std::uint32_t device, const cuda::StreamName& on,
+                  std::string* why = nullptr) noexcept;
+  Acked ack_id_after(std::string_view id, std::uint32_t device, std::optional<std::uint64_t> generation,
+                     const cuda::StreamName& on, std::string* why = nullptr) noexcept;
+  // Acks that wait for a stream. While there are any, whoever waits for the pool must look again by himself:
+  // nobody is woken by a stream.
+  std::uint64_t stream_acks() const noexcept;
+  // A GPU whose context this is has failed for good. If it has the pool's memory, nothing is allocated any more.
+  void note_lost(cuda::Context context) noexcept;
   void close_request(Handle handle, bool cancel) noexcept;
   Status add_device(Handle handle, std::uint32_t device) noexcept;
   // Requests that held the device; it holds none of them any more.
@@ -175,9 +195,10 @@ class SLABPOOL_API Pool {
   // invalid_argument: the bytes are in no block of it. None (nbytes 0) refer to the request itself.
   Status refer(Handle handle, const void* data, std::uint64_t nbytes, std::uint64_t& offset,
                std::uint64_t& seal) noexcept;
-  // Takes in the acks of peers that came since. Done by whatever allocates, opens, waits or looks.
+  // Takes in the acks of peers and of streams that came since. Done by whatever allocates, opens, waits or looks.
   void collect_acks() noexcept {
-    if (shared_ != nullptr) collect_acks_slowly();
+    // Relaxed: an ack that comes at this moment may be seen now or later.
+    if ((quirks_.load(std::memory_order_relaxed) & kFarAcks) != 0) collect_acks_slowly(true);
   }
   // For event loops: readable when a peer rang while somebody waits (-1: not shared). Whoever finds it so
   // calls answer_bell().
@@ -254,17 +275,38 @@ class SLABPOOL_API Pool {
   bool wait_for(std::int64_t deadline_ns, Try&& attempt) noexcept;
   template <typename Try>
   bool wait_for_peers(std::int64_t deadline_ns, Try&& attempt) noexcept;
-  void collect_acks_slowly() noexcept;
+  // `all` false: a part of it, and not each time, for who calls often.
+  [[gnu::noinline]] void collect_acks_slowly(bool all) noexcept;
+  void collect_from_peers() noexcept;
+  void collect_from_streams(cuda::StreamAcks& acks, bool all) noexcept;
+  void take_ack(Handle handle, std::uint32_t device, bool lost) noexcept;
+  // The request that an ack by id means, or the answer if there is none.
+  struct Named {
+    bool found;
+    Handle handle;
+    Acked answer;
+  };
+  Named named(std::string_view id, std::uint32_t device,
+              std::optional<std::uint64_t> generation) noexcept;
+  [[gnu::noinline]] Acked not_held(HolderSet::Left left, Handle handle) noexcept;
+  cuda::StreamAcks* stream_acks_made(std::string* why) noexcept;
+  void wait_for_streams() noexcept;
   int take_wakeup() noexcept;
   void keep_wakeup(int fd) noexcept;
 
   const PoolOptions options_;
   const std::uint32_t epoch_;
   // All that keeps an allocation or a return off the hot path, in one word.
-  static constexpr std::uint32_t kClosed = 1, kDebug = 2, kScrub = 4, kLog = 8, kShared = 16;
+  // kFarAcks: acks may have come that nobody told this pool of: of peers (always in a shared pool), and behind the
+  // work of streams (while there are such). kLost: the GPU that has the memory.
+  static constexpr std::uint32_t kClosed = 1, kDebug = 2, kScrub = 4, kLog = 8, kFarAcks = 16,
+                                 kLost = 32;
   std::atomic<std::uint32_t> quirks_;
   std::unique_ptr<MemoryResource> memory_;
   std::unique_ptr<SharedOwner> shared_;  // null unless peers may attach
+  // Null until a stream was named. Made once, by compare-and-swap; the pool's.
+  std::atomic<cuda::StreamAcks*> streams_{nullptr};
+  std::atomic<std::int64_t> streams_looked_ns_{0};
   Depot depot_;
   CacheSet caches_;
   DeviceRegistry devices_;

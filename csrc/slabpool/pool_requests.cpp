@@ -1,6 +1,7 @@
 // Requests: opening them, letting holders go, and giving their blocks back once.
 #include <algorithm>
 
+#include "slabpool/cuda/stream_acks.hpp"
 #include "slabpool/fork.hpp"
 #include "slabpool/observe/clock.hpp"
 #include "slabpool/pool.hpp"
@@ -167,6 +168,20 @@ void Pool::finish_all(std::vector<Handle>& over) noexcept {
   for (const Handle handle : over) (void)finish(handle);
 }
 
+// The answer to an ack that changes nothing.
+Pool::Acked Pool::not_held(HolderSet::Left left, Handle handle) noexcept {
+  ThreadCache& cache = caches_.mine();
+  // A slot that was not used again still has the bits of the request that is over: what it is told
+  // must not hang on that.
+  if (left == HolderSet::Left::gone || table_.is_over(handle)) {
+    cache.count(Count::late_acks);
+    return {Status::ok, AckResult::late};
+  }
+  if (left == HolderSet::Left::never) return {Status::unknown_device, AckResult::late};
+  cache.count(Count::duplicate_acks);
+  return {Status::ok, AckResult::duplicate};
+}
+
 Pool::Acked Pool::ack(Handle handle, std::uint32_t device) noexcept {
   if (epoch_ != fork_epoch()) [[unlikely]]
     return {Status::forked, AckResult::late};
@@ -181,15 +196,7 @@ Pool::Acked Pool::ack(Handle handle, std::uint32_t device) noexcept {
     case HolderSet::Left::never:
     case HolderSet::Left::gone:
     case HolderSet::Left::before:
-      // A slot that was not used again still has the bits of the request that is over: what it is told
-      // must not hang on that.
-      if (left == HolderSet::Left::gone || table_.is_over(handle)) {
-        cache.count(Count::late_acks);
-        return {Status::ok, AckResult::late};
-      }
-      if (left == HolderSet::Left::never) return {Status::unknown_device, AckResult::late};
-      cache.count(Count::duplicate_acks);
-      return {Status::ok, AckResult::duplicate};
+      return not_held(left, handle);
     case HolderSet::Left::others_hold:
     case HolderSet::Left::last:
       break;
@@ -207,16 +214,30 @@ Pool::Acked Pool::ack(Handle handle, std::uint32_t device) noexcept {
   return {Status::ok, finish(handle) ? AckResult::released : AckResult::pending};
 }
 
+Pool::Named Pool::named(std::string_view id, std::uint32_t device,
+                        std::optional<std::uint64_t> generation) noexcept {
+  collect_acks();
+  const cuda::StreamAcks* acks = streams_.load(std::memory_order_acquire);
+  const auto is_under_way = [](const void* of, std::uint64_t one, std::uint32_t whose) {
+    return static_cast<const cuda::StreamAcks*>(of)->has(one, whose);
+  };
+  const RequestTable::Waiting waiting = table_.find_waiting(
+      id, device, generation, acks != nullptr ? RequestTable::IsUnderWay{is_under_way} : nullptr, acks);
+  if (waiting.count > 1) return {false, {}, {Status::ambiguous, AckResult::late}};
+  if (waiting.count == 1) return {true, waiting.handle, {}};
+  // The one whose ack waits for a stream: again, or now at once.
+  if (waiting.under_way > 1) return {false, {}, {Status::ambiguous, AckResult::late}};
+  if (waiting.under_way == 1) return {true, waiting.acknowledged, {}};
+  if (waiting.found && !waiting.named) return {false, {}, {Status::unknown_device, AckResult::late}};
+  caches_.mine().count(Count::late_acks);
+  return {false, {}, {Status::ok, AckResult::late}};
+}
+
 Pool::Acked Pool::ack_id(std::string_view id, std::uint32_t device,
                          std::optional<std::uint64_t> generation) noexcept {
   if (!usable_here()) return {Status::forked, AckResult::late};
-  collect_acks();
-  const RequestTable::Waiting waiting = table_.find_waiting(id, device, generation);
-  if (waiting.count > 1) return {Status::ambiguous, AckResult::late};
-  if (waiting.count == 1) return ack(waiting.handle, device);
-  if (waiting.found && !waiting.named) return {Status::unknown_device, AckResult::late};
-  caches_.mine().count(Count::late_acks);
-  return {Status::ok, AckResult::late};
+  const Named one = named(id, device, generation);
+  return one.found ? ack(one.handle, device) : one.answer;
 }
 
 void Pool::close_request(Handle handle, bool cancel) noexcept {
@@ -240,6 +261,12 @@ Status Pool::add_device(Handle handle, std::uint32_t device) noexcept {
         !holders.holds(static_cast<std::uint32_t>(handle.generation), device_bit(device))) {
       shared_->forget_ack(device, handle.slot, handle.generation);
     }
+  }
+  if (cuda::StreamAcks* acks = streams_.load(std::memory_order_acquire)) {
+    // It has acknowledged otherwise meanwhile, or been lost; what is still queued is not about the new hold.
+    if (!table_.holders(handle.slot)
+             .holds(static_cast<std::uint32_t>(handle.generation), device_bit(device)))
+      acks->forget(handle.generation, device);
   }
   return table_.add_device(handle, device);
 }

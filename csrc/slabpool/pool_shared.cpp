@@ -9,8 +9,7 @@ namespace slabpool {
 
 // What peers wrote is a wish to acknowledge, and nothing more: it goes the way of any ack, if a request of
 // exactly that generation has the slot.
-void Pool::collect_acks_slowly() noexcept {
-  if (!usable_here()) return;
+void Pool::collect_from_peers() noexcept {
   shared_->collect([&](std::uint32_t device, std::uint32_t slot, std::uint64_t generation) {
     const RequestRecord* record = table_.record(slot);
     if (record == nullptr || generation == 0 ||

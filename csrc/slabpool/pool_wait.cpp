@@ -1,5 +1,5 @@
 // Waiting for memory to come back, or for a request to end: threads on a condition, event loops on a
-// file descriptor. Nobody polls, and nobody pays while nobody waits.
+// file descriptor. Nobody polls, but who waits for work on a stream; and nobody pays while nobody waits.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -24,29 +24,46 @@ void Pool::wake_waiters() noexcept {
   }
 }
 
-// Calls attempt() until it is true or the deadline has passed; between two calls memory came back.
+// While acks wait for streams nobody wakes who waits for them, so he looks again after a pause: short at first,
+// because most of the work that is waited for is.
+constexpr std::int64_t kFirstPause = 20'000;
+constexpr std::int64_t kLongestPause = 1'000'000;
+
+// Calls attempt() until it is true or the deadline has passed; between two calls memory came back, or a stream
+// may have got on.
 template <typename Try>
 bool Pool::wait_for(std::int64_t deadline_ns, Try&& attempt) noexcept {
   if (shared_ != nullptr) return wait_for_peers(deadline_ns, attempt);
   // Counted before the first attempt: see give_back().
   waiters_.fetch_add(1, std::memory_order_seq_cst);
   bool done = false;
+  std::int64_t pause = kFirstPause;
   for (;;) {
     std::unique_lock lock(wait_mutex_);
     const std::uint64_t epoch = wait_epoch_;
     lock.unlock();
+    collect_acks();
     done = attempt();
     if (done) break;
+    // Asked after the waiter was counted: an ack that comes behind a stream later wakes it, see ack_after().
+    const bool looks = stream_acks() != 0;
     lock.lock();
     const auto changed = [&] { return wait_epoch_ != epoch; };
-    if (deadline_ns == std::numeric_limits<std::int64_t>::max()) {
+    if (!looks && deadline_ns == std::numeric_limits<std::int64_t>::max()) {
       wait_condition_.wait(lock, changed);
       continue;
     }
-    const std::chrono::steady_clock::time_point until{std::chrono::nanoseconds(deadline_ns)};
+    std::int64_t until_ns = deadline_ns;
+    if (looks) {
+      until_ns = std::min(deadline_ns, now_ns() + pause);
+      pause = std::min(pause * 2, kLongestPause);
+    }
+    const std::chrono::steady_clock::time_point until{std::chrono::nanoseconds(until_ns)};
+    const bool news = wait_condition_.wait_until(lock, until, changed);
     // The clock is asked too: a pool that is busy enough has news whenever one looks.
-    if (!wait_condition_.wait_until(lock, until, changed) || now_ns() >= deadline_ns) {
+    if ((!news && until_ns == deadline_ns) || now_ns() >= deadline_ns) {
       lock.unlock();
+      collect_acks();
       done = attempt();
       break;
     }
@@ -63,11 +80,16 @@ bool Pool::wait_for_peers(std::int64_t deadline_ns, Try&& attempt) noexcept {
   // Heard from before the first attempt on, so that nothing that comes after it is missed.
   const int own = take_wakeup();
   bool done = false;
+  std::int64_t pause = kFirstPause;
   for (;;) {
     collect_acks();
     done = attempt();
-    const std::int64_t left = deadline_ns - now_ns();
+    std::int64_t left = deadline_ns - now_ns();
     if (done || left <= 0) break;
+    if (stream_acks() != 0) {
+      left = std::min(left, pause);
+      pause = std::min(pause * 2, kLongestPause);
+    }
     shared_->listen(own, left);
   }
   keep_wakeup(own);

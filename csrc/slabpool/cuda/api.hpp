@@ -33,6 +33,7 @@ inline constexpr Result kIllegalAddress = 700;
 inline constexpr Result kAlreadyRegistered = 712;
 inline constexpr Result kNotPermitted = 800;
 inline constexpr Result kNotSupported = 801;
+inline constexpr Result kCaptureUnsupported = 900;
 inline constexpr Result kUnknown = 999;
 
 // Streams that every context has, as handles.
@@ -51,6 +52,8 @@ inline constexpr int kAttributeHostNumaId = 134;
 
 inline constexpr unsigned kEventDisableTiming = 2;
 inline constexpr unsigned kStreamNonBlocking = 1;
+inline constexpr int kCaptureNone = 0;         // status of a stream
+inline constexpr int kCaptureModeRelaxed = 2;  // of a thread: no call of it breaks a capture elsewhere
 inline constexpr unsigned kHostRegisterPortable = 1;
 inline constexpr unsigned kHostRegisterDeviceMap = 2;
 inline constexpr unsigned kMemAttachGlobal = 1;
@@ -119,6 +122,8 @@ static_assert(sizeof(MemAllocationProp) == 32 && sizeof(MemAccessDesc) == 12);
   X(cuEventRecord, 2000, required, Result(Event, Stream))                                       \
   X(cuEventQuery, 2000, required, Result(Event))                                                \
   X(cuEventSynchronize, 2000, required, Result(Event))                                          \
+  X(cuStreamIsCapturing, 10000, optional, Result(Stream, int*))                                 \
+  X(cuThreadExchangeStreamCaptureMode, 10010, optional, Result(int*))                           \
   X(cuMemAddressReserve, 10020, optional,                                                       \
     Result(DevicePointer*, std::size_t, std::size_t, DevicePointer, unsigned long long))        \
   X(cuMemAddressFree, 10020, optional, Result(DevicePointer, std::size_t))                      \

@@ -164,4 +164,15 @@ CurrentContext::~CurrentContext() {
   if (pushed_) (void)driver_.cuCtxPopCurrent(&gone);
 }
 
+RelaxedCapture::RelaxedCapture(const Driver& driver) noexcept : driver_(driver) {
+  // Swaps: the thread's mode before comes back in its place.
+  if (driver.cuThreadExchangeStreamCaptureMode != nullptr &&
+      driver.cuThreadExchangeStreamCaptureMode(&before_) != kSuccess)
+    before_ = kCaptureModeRelaxed;
+}
+
+RelaxedCapture::~RelaxedCapture() {
+  if (before_ != kCaptureModeRelaxed) (void)driver_.cuThreadExchangeStreamCaptureMode(&before_);
+}
+
 }  // namespace slabpool::cuda

@@ -65,4 +65,18 @@ class SLABPOOL_API CurrentContext {
   bool ok_ = false;
 };
 
+// While it lives, calls of this thread do not break a capture into a graph that goes on in another one, and are
+// not refused because of it. For calls that no capture is to see: looks at events, taking memory.
+class SLABPOOL_API RelaxedCapture {
+ public:
+  explicit RelaxedCapture(const Driver& driver) noexcept;
+  ~RelaxedCapture();
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  const Driver& driver_;
+  int before_ = kCaptureModeRelaxed;
+};
+
 }  // namespace slabpool::cuda

@@ -89,6 +89,13 @@ class HolderSet {
     return empty(tag) ? Left::last : Left::others_hold;
   }
 
+  // What leave() would say to a holder that does not hold, and others_hold to one that does; changes nothing.
+  Left look(std::uint32_t tag, HolderBit bit) const noexcept {
+    if (holds(tag, bit)) return Left::others_hold;
+    if (tag_of(pending_[0].load(std::memory_order_acquire)) != tag) return Left::gone;
+    return was_named(tag, bit) ? Left::before : Left::never;
+  }
+
   // Every holder leaves; true if any was left to.
   bool cut(std::uint32_t tag) noexcept {
     bool any = false;

@@ -378,7 +378,8 @@ bool RequestTable::in_doubt(const RequestRecord& r, const HolderSet& set,
 }
 
 RequestTable::Waiting RequestTable::find_waiting(std::string_view id, std::uint32_t device,
-                                                 std::optional<std::uint64_t> generation) {
+                                                 std::optional<std::uint64_t> generation,
+                                                 IsUnderWay is_under_way, const void* of) {
   Waiting waiting;
   const std::size_t hash = std::hash<std::string_view>{}(id);
   const std::lock_guard lock(mutex_);
@@ -392,6 +393,11 @@ RequestTable::Waiting RequestTable::find_waiting(std::string_view id, std::uint3
     const HolderSet& set = holders(r.slot);
     waiting.named = waiting.named || set.was_named(tag(own), device_bit(device));
     if (generation || set.holds(tag(own), device_bit(device))) {
+      if (!generation && is_under_way != nullptr && is_under_way(of, own, device)) {
+        ++waiting.under_way;
+        waiting.acknowledged = {r.slot, own};
+        continue;
+      }
       ++waiting.count;
       waiting.handle = {r.slot, own};
     }

@@ -128,11 +128,18 @@ class RequestTable {
   struct Waiting {
     std::uint32_t count = 0;  // generations found waiting (children only if asked for by generation)
     Handle handle;            // one of them
-    bool found = false;       // some generation of the id is not over
+    // Of those that hold the device: its ack is under way, so they are not among the others.
+    std::uint32_t under_way = 0;
+    Handle acknowledged;  // one of these
+    bool found = false;   // some generation of the id is not over
     bool named = false;
   };
+  // `is_under_way` (may be null) tells, of a generation that holds the device, whether its ack is; it is called
+  // with the table's mutex held.
+  using IsUnderWay = bool (*)(const void* of, std::uint64_t generation, std::uint32_t device);
   Waiting find_waiting(std::string_view id, std::uint32_t device,
-                       std::optional<std::uint64_t> generation);
+                       std::optional<std::uint64_t> generation, IsUnderWay is_under_way = nullptr,
+                       const void* of = nullptr);
   std::vector<Handle> held_by(std::uint32_t device);
 
   // Calls f(record, holders) under the mutex for every request that is not over or still retains bytes.

@@ -51,6 +51,8 @@ constexpr Known kKnown[] = {
     {"cuStreamSynchronize", 2000},
     {"cuStreamGetCtx", 9020},
     {"cuStreamWaitEvent", 3020},
+    {"cuStreamIsCapturing", 10000},
+    {"cuThreadExchangeStreamCaptureMode", 10010},
     {"cuStreamCreate", 2000},
     {"cuStreamDestroy", 4000},
     {"cuEventCreate", 2000},
@@ -89,6 +91,7 @@ constexpr ErrorText kErrors[] = {
     {500, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {600, "CUDA_ERROR_NOT_READY", "device not ready"},
     {700, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
+    {709, "CUDA_ERROR_CONTEXT_IS_DESTROYED", "context is destroyed"},
     {712, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED",
      "part or all of the requested memory range is "
      "already mapped"},
@@ -98,6 +101,9 @@ constexpr ErrorText kErrors[] = {
     {719, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
     {800, "CUDA_ERROR_NOT_PERMITTED", "operation not permitted"},
     {801, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
+    {900, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"},
+    {907, "CUDA_ERROR_CAPTURED_EVENT",
+     "operation not permitted on an event last recorded in a capturing stream"},
     {999, "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
 

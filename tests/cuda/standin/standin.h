@@ -42,13 +42,29 @@ STANDIN_API void standin_lose_device(int device, int result);
 STANDIN_API void standin_fail(const char* name, int nth, int result, int times);
 STANDIN_API void standin_clear_faults(void);
 STANDIN_API uint64_t standin_calls(const char* name); /* since the last reset; "*" as above */
-STANDIN_API uint64_t standin_calls_after_fork(void);  /* by a child, of anything: there is no driver there */
+STANDIN_API uint64_t
+standin_calls_after_fork(void); /* by a child, of anything: there is no driver there */
 
 /* ---- what it noticed */
 STANDIN_API const char* standin_complaints(void); /* a line each, "" for none */
 STANDIN_API void standin_clear_complaints(void);
-STANDIN_API const char* standin_leaks(void);       /* what is there now, a line each */
+STANDIN_API const char* standin_leaks(void);      /* what is there now, a line each */
 STANDIN_API uint64_t standin_context_depth(void); /* contexts that this thread has pushed */
+
+/* ---- streams: their work is done later, by a thread each, unless a test holds it back. `device` says whose default
+ * stream 0 and 1 are; of other streams it is not looked at. */
+STANDIN_API void standin_hold(int device, void* stream); /* nothing that is queued begins any more */
+STANDIN_API void standin_release(int device, void* stream);
+/* The same for every stream there is or will be; letting go also those that were held by themselves, or destroyed. */
+STANDIN_API void standin_hold_all(void);
+STANDIN_API void standin_release_all(void);
+STANDIN_API void standin_step(int device, void* stream,
+                              uint64_t works);                 /* of a held one, so many may be done */
+STANDIN_API uint64_t standin_queued(int device, void* stream); /* works not done yet */
+STANDIN_API void standin_settle(void); /* returns once nothing that may be done is left to do */
+/* Whether the stream is being captured into a graph, globally: other threads must not ask for events unless their
+ * capture mode is relaxed. */
+STANDIN_API void standin_capture(int device, void* stream, int on);
 
 /* ---- device memory, past the queues. 0 if the bytes are not all there. */
 STANDIN_API int standin_peek(uint64_t address, void* to, uint64_t bytes);
