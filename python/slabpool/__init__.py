@@ -15,6 +15,8 @@ from importlib.metadata import version as _version
 from typing import Any as _Any
 
 from slabpool._active import active_request
+from slabpool._core.device_array import DeviceArray
+from slabpool._core.device_pointer import device_pointer
 from slabpool._core.growable import GrowableTensor
 from slabpool._core.layout import Layout, Tensors
 from slabpool._core.peer import Peer
@@ -82,6 +84,7 @@ __all__ = [
     "AmbiguousRequestError",
     "AttachError",
     "Corruption",
+    "DeviceArray",
     "DeviceAttachedError",
     "DeviceLostError",
     "DeviceUnavailableError",
@@ -120,6 +123,7 @@ __all__ = [
     "__version__",
     "active_request",
     "attach",
+    "device_pointer",
     "get_cmake_dir",
     "get_include",
     "get_lib",

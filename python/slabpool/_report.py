@@ -6,6 +6,7 @@ Called on failure only, so it may take its time. The numbers are those of `Statu
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn
@@ -14,6 +15,7 @@ from slabpool._sizes import show_size
 from slabpool.errors import (
     AmbiguousRequestError,
     DeviceLostError,
+    DeviceUnavailableError,
     DuplicateDeviceError,
     ForkedPoolError,
     InvalidArgumentError,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from slabpool._core.pool import Pool
     from slabpool._core.ref import TensorRef
     from slabpool._core.request import Request
+    from slabpool._pool_options import Options
     from slabpool.records import RequestRecord
 
 _INVALID = 1
@@ -54,6 +57,16 @@ _NO_ADDRESSES = 16
 _DEVICE_LOST = 17
 
 _SHOWN = 5
+
+
+def no_pool(wanted: Options, capacity: object, why: str, error: int) -> NoReturn:
+    """The memory for a pool is not to be had: `why` says so for CUDA memory, an errno for the host's."""
+    if wanted.memory.kind != "host":
+        raise DeviceUnavailableError(f"cannot make a pool of {capacity!r} with memory={str(wanted.memory)!r}: {why}")
+    node = f" on NUMA node {wanted.numa_node}" if wanted.numa_node >= 0 else ""
+    raise DeviceUnavailableError(
+        f"the system does not give a {wanted.memory} pool of {capacity!r}{node}: {os.strerror(error)}"
+    )
 
 
 def names(devices: Iterable[object]) -> str:

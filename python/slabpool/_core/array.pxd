@@ -21,6 +21,21 @@ cdef struct Shape:
     cnp.npy_intp dims[MAX_DIMS]
 
 
+cdef class Core
+
+# Lets go of what finished copies kept; whether there was any.
+ctypedef bint (*SettleCopies)() noexcept
+
+
+# Of pools whose memory the host does not reach: makes what is there in place of numpy arrays. As wrap(), new_full() and
+# new_copy() below.
+cdef class Maker:
+    cdef object wrap(self, Core core, Block* block, void* data, cnp.dtype dtype, Shape* shape)
+    cdef object full(self, Core core, Handle request, object shape, object value, object dtype, object align,
+                     object timeout, object who)
+    cdef object copy(self, Core core, Handle request, object array, object align, object timeout, object who)
+
+
 # The C++ pool, kept alive by everything that may still touch its memory.
 cdef class Core:
     cdef unique_ptr[CppPool] owned
@@ -29,6 +44,7 @@ cdef class Core:
     cdef bint records_lines           # debug: every block remembers the line that allocated it
     cdef bint cleans                  # blocks are scrubbed or poisoned as they come back: bulk work, without the GIL
     cdef object report                # (status, context...) -> raises; slabpool._report
+    cdef Maker maker                  # None where the host reaches the memory
     cdef object give_way              # None, or a weak method: True if memory may have come back; slabpool._sessions
     cdef object __weakref__
 
@@ -36,6 +52,9 @@ cdef class Core:
 cdef Handle NO_REQUEST
 
 cdef int check_here(Core core) except -1
+cdef void note_copies(int under_way, SettleCopies settle) noexcept
+cdef bint settle_copies() noexcept
+cdef bint can_give_way(Core core) noexcept
 cdef bint others_give_way(Core core, Status status) except -1
 cdef SourceLocation caller(Core core) except *
 cdef SourceLocation located(Core core, object file, int line) except *

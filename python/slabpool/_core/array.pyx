@@ -108,6 +108,20 @@ cdef extern from "slabpool/pool.hpp":
     uint64_t NO_BYTES "(~std::uint64_t{0})"
 
 
+cdef class Maker:
+    """What is asked of one; `slabpool._core.device_new` has it."""
+
+    cdef object wrap(self, Core core, Block* block, void* data, cnp.dtype dtype, Shape* shape):
+        raise NotImplementedError
+
+    cdef object full(self, Core core, Handle request, object shape, object value, object dtype, object align,
+                     object timeout, object who):
+        raise NotImplementedError
+
+    cdef object copy(self, Core core, Handle request, object array, object align, object timeout, object who):
+        raise NotImplementedError
+
+
 cdef class Core:
     def __dealloc__(self):
         # A child of fork must not take down what it only inherited: its locks may be held by threads
@@ -160,9 +174,36 @@ cdef int check_here(Core core) except -1:
     return 0
 
 
+# Copies to and from devices that return before they are done keep their memory; see copies.pyx.
+cdef int _copies_under_way = 0
+cdef SettleCopies _settle = NULL
+
+
+cdef void note_copies(int under_way, SettleCopies settle) noexcept:
+    """How many there are, and who knows which of them are done."""
+    global _copies_under_way, _settle
+    _copies_under_way = under_way
+    _settle = settle
+
+
+cdef bint settle_copies() noexcept:
+    """Lets go of what finished copies kept; whether there was any."""
+    return _copies_under_way != 0 and _settle()
+
+
+cdef bint can_give_way(Core core) noexcept:
+    """Whether it is worth asking others_give_way() before a failure counts."""
+    return core.give_way is not None or _copies_under_way != 0
+
+
 cdef bint others_give_way(Core core, Status status) except -1:
-    """After a failure for lack of room: whether some may have come back, by what may be evicted."""
+    """After a failure for lack of room: whether some may have come back, from copies that are done or by what
+    may be evicted."""
     if status != Status.exhausted and status != Status.system_refused and status != Status.too_many_requests:
+        return False
+    if settle_copies():
+        return True
+    if core.give_way is None:
         return False
     make_room = core.give_way()
     return make_room is not None and make_room(status == Status.too_many_requests)
@@ -318,6 +359,8 @@ cdef inline object _based(PyObject* made, object owner):
 
 cdef object wrap(Core core, Block* block, void* data, cnp.dtype dtype, Shape* shape):
     """Array over `data`, inside `block`, whose view hold the array takes over; dropped on failure."""
+    if core.maker is not None:
+        return core.maker.wrap(core, block, data, dtype, shape)
     cdef object owner = _own(core, block, block.bytes >= BULK)
     Py_INCREF(dtype)  # taken over by the call, also when it fails
     return _based(new_over(<PyObject*>dtype, shape.nd, shape.dims, data), owner)
@@ -364,7 +407,7 @@ cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align,
     spec.zero = zero
     if core.records_lines:
         spec.where = caller(core)
-    if core.give_way is not None:
+    if can_give_way(core):
         spec.counts = False
         result = _ask(core, &spec)
         while result.block is NULL and others_give_way(core, result.status):
@@ -383,8 +426,7 @@ cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align,
             if result.block is not NULL or result.status != Status.exhausted or until == deadline:
                 break
             PyErr_CheckSignals()
-            if core.give_way is not None:
-                others_give_way(core, result.status)  # what has become idle meanwhile
+            others_give_way(core, result.status)  # what has become idle, or done, meanwhile
     if result.block is NULL:
         core.report(who, <int>result.status, nbytes, timeout)
         raise SystemError("slabpool: an allocation failed without a reason")
@@ -406,6 +448,8 @@ cdef object new_array(Core core, Handle request, object shape, object dtype, obj
 
 cdef object new_full(Core core, Handle request, object shape, object value, object dtype, object align,
                      object timeout, object who):
+    if core.maker is not None:
+        return core.maker.full(core, request, shape, value, dtype, align, timeout, who)
     if dtype is None:
         dtype = np.asarray(value).dtype
     array = new_array(core, request, shape, dtype, align, False, timeout, who)
@@ -414,6 +458,8 @@ cdef object new_full(Core core, Handle request, object shape, object value, obje
 
 
 cdef object new_copy(Core core, Handle request, object source, object align, object timeout, object who):
+    if core.maker is not None:
+        return core.maker.copy(core, request, source, align, timeout, who)
     source = np.asarray(source)
     array = new_array(core, request, source.shape, source.dtype, align, False, timeout, who)
     np.copyto(array, source)

@@ -8,6 +8,7 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from slabpool._core.cpp_block cimport Block
+from slabpool._core.cpp_memory cimport MemoryKind
 from slabpool._core.cpp_request cimport (
     AckResult, DeviceRegistry, Handle, OpenSpec, SourceLocation, handle_span, string_view,
 )
@@ -28,6 +29,8 @@ cdef extern from "slabpool/pool.hpp" namespace "slabpool" nogil:
         bool huge_pages
         int numa_node
         bool shared
+        MemoryKind memory
+        int device
 
     cdef cppclass Allocation:
         Block* block
@@ -68,7 +71,7 @@ cdef extern from "slabpool/pool.hpp" namespace "slabpool" nogil:
 
     cdef cppclass Pool:
         @staticmethod
-        unique_ptr[Pool] create(const PoolOptions& options, Status& status)
+        unique_ptr[Pool] create(const PoolOptions& options, Status& status, string* why)
         Allocation allocate(const AllocateSpec& spec)
         Block* allocate_quickly(uint64_t nbytes)
         Allocation allocate_until(const AllocateSpec& spec, int64_t deadline_ns, bool last)
@@ -113,6 +116,9 @@ cdef extern from "slabpool/pool.hpp" namespace "slabpool" nogil:
         Status refer(Handle handle, const void* data, uint64_t nbytes, uint64_t& offset, uint64_t& seal)
         int bell()
         void answer_bell()
+        MemoryKind memory()
+        bool host_reaches()
+        int device()
         Stats stats()
         vector[RequestInfo] requests(int64_t older_than_ns) except +
         vector[Event] events() except +

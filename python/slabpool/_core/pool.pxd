@@ -12,6 +12,7 @@ cdef class Pool:
     cdef dict devices           # name -> number; names are never forgotten
     cdef list device_names      # number -> name
     cdef readonly str name
+    cdef readonly str memory    # its kind, as `memory=` takes it
     cdef readonly object capacity
     cdef object service         # of a shared pool: slabpool.shared.owner.Service
     cdef object sessions_       # slabpool._sessions.Sessions, once there was one

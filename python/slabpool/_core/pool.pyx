@@ -10,14 +10,17 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp.memory cimport unique_ptr
 from libcpp.optional cimport make_optional, optional
 from libcpp.string cimport string
+from libcpp.utility cimport move
 from libcpp.vector cimport vector
 
 from slabpool._core.array cimport (
-    NO_REQUEST, Core, caller, check_here, deadline_of, located, new_array, new_copy, new_full, next_slice,
-    others_give_way,
+    NO_REQUEST, Core, caller, can_give_way, check_here, deadline_of, located, new_array, new_copy, new_full,
+    next_slice, others_give_way, settle_copies,
 )
+from slabpool._core.cpp_memory cimport MemoryKind
 from slabpool._core.cpp_observe cimport Corruption as CppCorruption
 from slabpool._core.cpp_observe cimport Event as CppEvent
 from slabpool._core.cpp_observe cimport RequestInfo, kNoDevice
@@ -28,6 +31,8 @@ from slabpool._core.cpp_request cimport (
     Handle, OpenSpec, SourceLocation, device_span, kMaxDevices, string_view,
 )
 from slabpool._core.cpp_status cimport Status
+from slabpool._core.device_new cimport device_maker
+from slabpool._core.reachable cimport add_reachable
 from slabpool._core.request cimport Request, ack_answer, new_request
 
 import itertools
@@ -36,9 +41,9 @@ import os
 import weakref
 
 from slabpool import _aio, _report
+from slabpool._pool_options import parse_options
 from slabpool._sizes import parse_size
 from slabpool.errors import (
-    DeviceUnavailableError,
     DuplicateDeviceError,
     InvalidArgumentError,
     InvalidTypeError,
@@ -53,6 +58,14 @@ cdef tuple STATES = (RequestState.OPEN, RequestState.DRAINING, RequestState.IN_D
 cdef tuple KINDS = ("open", "allocate", "free", "ack", "close", "lost", "release", "retain", "exhausted", "keep")
 cdef object STATS_NEW = tuple.__new__  # what Stats._make does, without its checks
 _pool_numbers = itertools.count(1)
+
+
+cdef MemoryKind _kind_of(str kind) noexcept:
+    if kind == "device":
+        return MemoryKind.device
+    if kind == "pinned":
+        return MemoryKind.pinned
+    return MemoryKind.managed if kind == "managed" else MemoryKind.host
 
 
 cdef bytes name_key(object name, str what):
@@ -101,9 +114,18 @@ cdef class Pool:
     ----------
     capacity : int or str
         Bytes that the pool never exceeds; a number, or text such as ``"2GiB"``, ``"512 MB"``.
-    memory : {"host", "shared"}, optional
-        Where the bytes come from. "shared" (Linux): devices in other processes of this user may `attach`
-        by the pool's name, read its memory without a copy, and acknowledge.
+    memory : str, default "host"
+        Where the bytes come from.
+
+        - "host": memory of this process.
+        - "shared" (Linux): devices in other processes of this user may `attach` by the pool's name, read its memory
+          without a copy, and acknowledge.
+        - "cuda:N": memory of CUDA device N; "cuda" is "cuda:0". The pool and its requests then give
+          `DeviceArray` in place of numpy arrays. "shared:cuda:N": such memory that other processes may map.
+        - "pinned", "pinned:N": host memory that CUDA devices reach too, with N near device N: numpy arrays,
+          and `device_pointer` for what a device sees of them.
+        - "managed:N": memory that moves between the host and device N as they touch it: numpy arrays, and
+          `device_pointer`.
     name : str, optional
         For messages, and what peers attach to; by default ``pool-1``, ``pool-2``, ..., with the process
         id in front of the number if shared. Of one name only one shared pool lives at a time.
@@ -111,21 +133,28 @@ cdef class Pool:
         With "release" every block is zeroed before anybody else can get it.
     debug : {0, 1, 2}, default 0
         1 looks for writes past the end of each block, poisons blocks that come back, and remembers the
-        line that allocated each; 2 also checks the allocator's own invariants at every slow step.
+        line that allocated each; 2 also checks the allocator's own invariants at every slow step. Not for
+        the memory of a device.
     events : int, default 0
         Entries of the event log; 0 turns it off.
     huge_pages : bool, optional
-        Ask the system for huge pages (Linux); by default for pools of 64 MiB and more. Not for shared
-        memory.
+        Ask the system for huge pages (Linux); by default for pools of 64 MiB and more. Only for "host".
     numa_node : int, optional
-        Take memory from this NUMA node only (Linux). Not for shared memory.
+        Take memory from this NUMA node only (Linux). Only for "host".
+
+    Attributes
+    ----------
+    name, memory : str
+        As given; "cuda:0" for "cuda".
+    capacity : int
 
     Raises
     ------
     InvalidArgumentError, InvalidTypeError
         An argument that cannot be served.
     DeviceUnavailableError
-        The system does not give the address space, or not from that NUMA node.
+        The system does not give the address space, or not from that NUMA node; there is no such CUDA device, no
+        driver (see `slabpool.cuda.why_unavailable`), or not as much memory on the device.
     NameInUseError
         A shared pool of this name lives already.
 
@@ -141,54 +170,47 @@ cdef class Pool:
 
     def __cinit__(self, capacity, *, memory="host", name=None, scrub="never", debug=0, events=0,
                   huge_pages=None, numa_node=None):
+        wanted = parse_options(capacity, memory, name, scrub, debug, events, huge_pages, numa_node)
         cdef PoolOptions options
         cdef Status status = Status.ok
-        options.capacity = parse_size(capacity, "capacity", least=16384, most=1 << 42)
-        if memory not in ("host", "shared"):
-            raise InvalidArgumentError(f"memory must be 'host' or 'shared', got {memory!r}; no other kind is built in")
-        options.shared = memory == "shared"
-        if options.shared and (huge_pages or numa_node is not None):
-            raise InvalidArgumentError(
-                "huge_pages and numa_node are for memory='host'; shared memory is allocated page by page as it is "
-                "committed")
-        if scrub not in ("never", "release"):
-            raise InvalidArgumentError(f"scrub must be 'never' or 'release', got {scrub!r}")
-        if debug not in (0, 1, 2):
-            raise InvalidArgumentError(f"debug must be 0, 1 or 2, got {debug!r}")
-        if not isinstance(events, int) or not 0 <= events <= 1 << 24:
-            raise InvalidArgumentError(f"events must be an int from 0 to {1 << 24}, got {events!r}")
-        if numa_node is not None and (not isinstance(numa_node, int) or not 0 <= numa_node < 1 << 16):
-            raise InvalidArgumentError(f"numa_node must be an int from 0 to {(1 << 16) - 1}, got {numa_node!r}")
-        if name is not None and not isinstance(name, str):
-            raise InvalidTypeError(f"name must be a str, got {name!r}")
-        options.scrub_on_release = scrub == "release"
-        options.debug = debug
-        options.events = events
-        options.huge_pages = options.capacity >= (64 << 20) if huge_pages is None else bool(huge_pages)
-        options.numa_node = -1 if numa_node is None else numa_node
-        self.core = Core.__new__(Core)
-        self.core.owned = CppPool.create(options, status)
-        if self.core.owned.get() is NULL:
+        cdef string why
+        cdef unique_ptr[CppPool] made
+        cdef int error
+        options.capacity = wanted.capacity
+        options.scrub_on_release = wanted.scrub
+        options.debug = wanted.debug
+        options.events = wanted.events
+        options.huge_pages = wanted.huge_pages
+        options.numa_node = wanted.numa_node
+        options.shared = wanted.memory.shared
+        options.memory = _kind_of(wanted.memory.kind)
+        options.device = wanted.memory.device
+        with nogil:  # the first of CUDA memory starts the driver, which takes its time
+            made = CppPool.create(options, status, &why)
             error = errno
-            raise DeviceUnavailableError(
-                f"the system does not give a {memory} pool of {capacity!r}"
-                + (f" on NUMA node {numa_node}" if numa_node is not None else "")
-                + f": {os.strerror(error)}"
-            )
+        if made.get() is NULL:
+            _report.no_pool(wanted, capacity, why.decode("utf-8", "replace"), error)
+        self.core = Core.__new__(Core)
+        self.core.owned = move(made)
         self.core.pool = self.core.owned.get()
         self.core.filenames = {}
-        self.core.records_lines = debug > 0
-        self.core.cleans = debug > 0 or options.scrub_on_release
-        if name is not None:
-            self.name = name
+        self.core.records_lines = wanted.debug > 0
+        self.core.cleans = wanted.debug > 0 or wanted.scrub
+        if not self.core.pool.host_reaches():
+            self.core.maker = device_maker()
+        elif options.memory != MemoryKind.host:
+            add_reachable(self.core)
+        if wanted.name is not None:
+            self.name = wanted.name
         else:
-            self.name = f"pool-{os.getpid()}-" if options.shared else "pool-"
+            self.name = f"pool-{os.getpid()}-" if wanted.memory.shared else "pool-"
             self.name += str(next(_pool_numbers))
-        self.capacity = options.capacity
+        self.memory = str(wanted.memory)
+        self.capacity = wanted.capacity
         self.devices = {}
         self.device_names = []
         self.core.report = _report.Reporter(self)
-        if options.shared:
+        if wanted.memory.shared:
             from slabpool.shared.owner import serve
 
             self.service = serve(self)
@@ -196,7 +218,7 @@ cdef class Pool:
     # ---- memory without a request
 
     def empty(self, shape, dtype=float, *, align=None, timeout=None):
-        """Array of undefined contents, kept by its views alone.
+        """Array of undefined contents, kept by its views alone. Of the memory of a device: a `DeviceArray`.
 
         Parameters
         ----------
@@ -362,7 +384,7 @@ cdef class Pool:
         else:
             spec.where = located(self.core, opened_at[0], opened_at[1])
         status = Status.exhausted
-        if self.core.give_way is not None:
+        if can_give_way(self.core):
             spec.counts = False
             status = self.core.pool.open(spec, handle)
             while others_give_way(self.core, status):
@@ -381,8 +403,7 @@ cdef class Pool:
                 if status not in (Status.exhausted, Status.too_many_requests) or until == deadline:
                     break
                 PyErr_CheckSignals()
-                if self.core.give_way is not None:
-                    others_give_way(self.core, status)  # what has become idle meanwhile
+                others_give_way(self.core, status)  # what has become idle, or done, meanwhile
         if status != Status.ok:
             _report.open_failed(self, <int>status, request_id, devices, spec.reserve, spec.quota, timeout, parent)
         if parent is not None:
@@ -650,6 +671,7 @@ cdef class Pool:
             Always ``committed == live + retained + in_doubt + cached``.
         """
         check_here(self.core)
+        settle_copies()
         cdef CppStats s = self.core.pool.stats()
         return STATS_NEW(Stats, (
             s.capacity, s.reserved, s.committed, s.live, s.retained, s.in_doubt, s.cached, s.set_aside, s.peak_live,
@@ -692,6 +714,7 @@ cdef class Pool:
 
     cdef list _records(self, object older_than):
         check_here(self.core)
+        settle_copies()
         cdef vector[RequestInfo] infos = self.core.pool.requests(_older_than(older_than))
         records = []
         for i in range(<Py_ssize_t>infos.size()):
@@ -780,6 +803,7 @@ cdef class Pool:
         """
         cdef uint64_t freed
         check_here(self.core)
+        settle_copies()
         with nogil:
             freed = self.core.pool.trim()
         return freed
@@ -802,6 +826,7 @@ cdef class Pool:
         cdef Status status
         if self.sessions_ is not None and self.core.pool.usable_here():
             self.sessions_.pool_closes(forced)
+        settle_copies()
         with nogil:
             status = self.core.pool.close(forced)
         if status == Status.pool_busy:
