@@ -69,6 +69,14 @@ def no_pool(wanted: Options, capacity: object, why: str, error: int) -> NoReturn
     )
 
 
+def host_only(what: str) -> NoReturn:
+    """Something that is made of numpy arrays was asked of a pool of device memory."""
+    raise InvalidArgumentError(
+        f"{what} needs memory that the host reaches, and this pool's is a device's. Use a pool of memory='host', "
+        "'pinned' or 'managed:N' for it"
+    )
+
+
 def names(devices: Iterable[object]) -> str:
     """Device names for a message, a few of them."""
     known = sorted(map(repr, devices))

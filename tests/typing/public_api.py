@@ -38,6 +38,7 @@ def make_pools() -> slabpool.Pool:
 
 def use_pool(pool: slabpool.Pool) -> None:
     assert_type(pool.name, str)
+    assert_type(pool.memory, str)
     assert_type(pool.capacity, int)
     assert_type(pool.closed, bool)
     assert_type(pool.empty(3), NDArray[np.float64])
@@ -331,6 +332,7 @@ ERRORS: dict[type[Exception], list[type[slabpool.SlabpoolError]]] = {
         slabpool.PoolClosedError,
         slabpool.PoolBusyError,
         slabpool.ForkedPoolError,
+        slabpool.DeviceLostError,
         slabpool.DeviceUnavailableError,
         slabpool.DeviceAttachedError,
     ],
@@ -406,6 +408,34 @@ def read_session(record: slabpool.SessionRecord) -> None:
     assert_type(record.opened_at, str)
 
 
+def use_device(pool: slabpool.Pool) -> None:
+    # A checker cannot know the memory of a pool; device_pointer says what its arrays are.
+    with pool.request("r") as req:
+        use_array(slabpool.device_pointer(req.zeros((2, 4), np.float32)))
+
+
+def use_array(array: slabpool.DeviceArray) -> None:
+    assert_type(array.shape, tuple[int, ...])
+    assert_type(array.strides, tuple[int, ...])
+    assert_type(array.dtype, np.dtype[Any])
+    for number in (array.device, array.ndim, array.size, array.itemsize, array.nbytes, array.ptr, array.stream):
+        assert_type(number, int)
+    assert_type(len(array), int)
+    assert_type(array.T, slabpool.DeviceArray)
+    assert_type(array[1:, ..., None, 2], slabpool.DeviceArray)
+    assert_type(array.reshape(-1), slabpool.DeviceArray)
+    assert_type(array.reshape((4, 2)), slabpool.DeviceArray)
+    assert_type(array.transpose(1, 0), slabpool.DeviceArray)
+    assert_type(array.view(np.uint8), slabpool.DeviceArray)
+    assert_type(array.on(None), slabpool.DeviceArray)
+    assert_type(array.copy_to_host(), NDArray[Any])
+    assert_type(array.copy_from_host(np.ones((2, 4), np.float32), stream=None), None)
+    assert_type(array.copy_to(array[::-1]), slabpool.DeviceArray)
+    assert_type(array.__cuda_array_interface__, dict[str, Any])
+    assert_type(array.__dlpack_device__(), tuple[int, int])
+    assert_type(int(slabpool.device_pointer(array)), int)
+
+
 def leave(pool: slabpool.Pool) -> None:
     req = pool.request("r", ["gpu0"])
     read_record(pool.requests()[0])
@@ -433,6 +463,9 @@ def main() -> None:
         asyncio.run(open_in_a_loop(pool))
         open_sessions(pool)
         leave(pool)
+    if slabpool.cuda.is_available():
+        with slabpool.Pool("64MiB", memory="cuda:0") as pool:
+            use_device(pool)
     share()
 
 

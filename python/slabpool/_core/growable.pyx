@@ -21,6 +21,8 @@ from slabpool._core.cpp_status cimport Status
 
 import operator
 
+from slabpool import _report
+
 from slabpool.errors import InvalidArgumentError, InvalidTypeError, RequestClosedError, TensorTooLargeError
 
 cnp.import_array()
@@ -314,6 +316,8 @@ cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object 
     cdef Py_ssize_t first, most
     cdef uint64_t nbytes, step
     cdef int i, at
+    if core.maker is not None:
+        _report.host_only("a growable tensor")
     parse_shape(shape, descr.itemsize, &parsed)
     at = _axis(axis, parsed.nd)
     first = parsed.dims[at]

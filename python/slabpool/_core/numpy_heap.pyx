@@ -21,6 +21,8 @@ from slabpool._core.cpp_raw_heap cimport RawHeap, kRawTag
 from slabpool._core.cpp_status cimport Status
 from slabpool._core.pool cimport Pool
 
+from slabpool import _report
+
 cnp.import_array()
 
 cdef extern from "numpy/arrayobject.h":
@@ -105,6 +107,8 @@ def enter(Pool pool not None):
     cdef PyObject* cut
     cdef bytes name = b"slabpool " + pool.name.encode("ascii", "backslashreplace")
     check_here(core)
+    if core.maker is not None:
+        _report.host_only("numpy_handler")
     if core.pool.closed():
         core.report(None, <int>Status.pool_closed, 0, None)
     scope = <Scope*>PyMem_RawCalloc(1, sizeof(Scope))

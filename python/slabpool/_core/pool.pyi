@@ -18,7 +18,7 @@ class Pool:
         cls,
         capacity: str | SupportsIndex,
         *,
-        memory: Literal["host", "shared"] = "host",
+        memory: str = "host",
         name: str | None = None,
         scrub: Literal["never", "release"] = "never",
         debug: Literal[0, 1, 2] = 0,
@@ -28,6 +28,8 @@ class Pool:
     ) -> Pool: ...
     @property
     def name(self) -> str: ...
+    @property
+    def memory(self) -> str: ...
     @property
     def capacity(self) -> int: ...
     # ---- memory without a request

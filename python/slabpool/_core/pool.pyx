@@ -505,6 +505,8 @@ cdef class Pool:
     def _sessions(self):
         check_here(self.core)
         if self.sessions_ is None:
+            if self.core.maker is not None:
+                _report.host_only("a session")
             from slabpool._sessions import Sessions
 
             sessions = Sessions(self)
