@@ -55,6 +55,8 @@ PageHeap::Result Depot::take_pages(std::uint64_t pages, std::uint64_t align_page
   if (effort == Effort::hard) drop_empty_slabs();
   if (!has_room(pages, own)) return {};
   PageHeap::Result result = pages_.allocate(pages, align_pages, commit_limit(pages, effort));
+  if (result.span == nullptr && beyond(effort))
+    result = pages_.allocate(pages, align_pages, capacity_ >> kPageBits);
   publish();
   return result;
 }
@@ -71,7 +73,13 @@ std::uint64_t Depot::commit_limit(std::uint64_t pages, Effort effort) noexcept {
     const std::uint64_t now = pages_.in_use_pages() + pages;
     soft_limit_pages_ = std::max(soft_limit_pages_, now + pages_.idle_pages() + now / 6);
   }
-  return std::min(capacity_ >> kPageBits, soft_limit_pages_);
+  return std::min(capacity_ >> kPageBits, pages_.granule_up(soft_limit_pages_));
+}
+
+// Where granules are several pages, more may have to be committed than is in use: the rest of granules that are
+// in use in part. Then only the capacity is a limit.
+bool Depot::beyond(Effort effort) const noexcept {
+  return effort == Effort::hard && pages_.granule_pages() != 1;
 }
 
 Block* Depot::carve_block(Span* slab) noexcept {
@@ -207,7 +215,8 @@ bool Depot::grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef re
   const std::uint64_t own = reserves_.prepare(reserve, more);
   if (effort == Effort::hard) drop_empty_slabs();
   if (!has_room(more, own)) return false;
-  const bool grown = pages_.grow(span, pages, commit_limit(more, effort));
+  const bool grown = pages_.grow(span, pages, commit_limit(more, effort)) ||
+                     (beyond(effort) && pages_.grow(span, pages, capacity_ >> kPageBits));
   if (grown) reserves_.draw(reserve, own, span);
   refused = !grown && effort == Effort::hard && pages_.system_refused();
   publish();

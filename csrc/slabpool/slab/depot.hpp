@@ -101,6 +101,7 @@ class Depot {
                               std::uint64_t own = 0);
   bool has_room(std::uint64_t pages, std::uint64_t own) const noexcept;
   std::uint64_t commit_limit(std::uint64_t pages, Effort effort) noexcept;
+  bool beyond(Effort effort) const noexcept;
   void give_one(Block* block) noexcept;
   void drop_slab(Span* slab) noexcept;
   void drop_empty_slabs() noexcept;

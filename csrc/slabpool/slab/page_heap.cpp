@@ -210,6 +210,8 @@ PageHeap::Result PageHeap::commit_more(std::uint64_t pages, std::uint64_t align_
   if (fresh == nullptr) return result;
   Span* below = join && align_pages == 1 && fresh->first_page > 0 ? at(fresh->first_page - 1) : nullptr;
   if (below != nullptr && below->kind != SpanKind::committed_free) below = nullptr;
+  // Not where it would save no granule, and only lie across two.
+  if (below != nullptr && granule_up(pages - below->pages) == granule_up(pages)) below = nullptr;
   const std::uint64_t reuse = below != nullptr ? below->pages : 0;  // < pages, or it had been taken
   const std::uint64_t need = granule_up(pages - reuse);
   if (committed_ + need > commit_limit) {

@@ -161,6 +161,10 @@ class PageHeap {
   // the map and its bit stay as they are, and the caller learnt of the block after they were written.
   Span* lookup(const void* address) const noexcept;
 
+  std::uint64_t granule_pages() const noexcept { return granule_; }
+  std::uint64_t granule_up(std::uint64_t page) const noexcept {
+    return (page + granule_ - 1) & ~(granule_ - 1);
+  }
   std::uint64_t total_pages() const noexcept { return map_.size() - 2; }
   std::uint64_t committed_pages() const noexcept { return committed_; }
   std::uint64_t unused_pages() const noexcept { return cached_ + ahead_; }  // what decommit() can give
@@ -193,9 +197,6 @@ class PageHeap {
     return kind == SpanKind::committed_free ? committed_spans_ : uncommitted_spans_;
   }
   void make_free(Span* span) noexcept;  // merges with its neighbours and lists the result
-  std::uint64_t granule_up(std::uint64_t page) const noexcept {
-    return (page + granule_ - 1) & ~(granule_ - 1);
-  }
   std::uint64_t granule_down(std::uint64_t page) const noexcept { return page & ~(granule_ - 1); }
   bool commit(std::uint64_t first, std::uint64_t pages) noexcept;
   bool make_room(std::uint64_t pages, std::uint64_t commit_limit) noexcept;

@@ -311,5 +311,58 @@ TEST_F(DepotTest, ThreadsTakeAndGiveAtOnce) {
   expect_sound();
 }
 
+// ---- memory that is committed in granules of 2 MiB
+
+class DepotGranuleTest : public DepotTest {
+ protected:
+  static constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
+
+  std::uint64_t committed() const { return large.figures().committed; }
+  Block* take(std::uint64_t bytes, Depot::Effort effort = kHard) {
+    Block* block = large.take_span(bytes, 1, effort).chain;
+    EXPECT_EQ(large.verify(), nullptr);
+    return block;
+  }
+  void put(Block* block) {
+    block->next = nullptr;
+    large.give(block);
+    EXPECT_EQ(large.verify(), nullptr);
+  }
+
+  test::FakeMemory granules{std::size_t{64} << 20, std::size_t{2} << 20};
+  Depot large{granules, kCapacity, true};
+};
+
+TEST_F(DepotGranuleTest, AllOfTheCapacityCanBeHad) {
+  EXPECT_NE(take(1000, kSoft), nullptr) << "a granule is more than the soft limit of a small pool";
+  EXPECT_EQ(committed(), 2 * kMiB);
+  std::vector<Block*> all;
+  for (int i = 0; i < 7; ++i) all.push_back(take(kMiB));
+  EXPECT_EQ(std::count(all.begin(), all.end(), nullptr), 0);
+  EXPECT_EQ(committed(), kCapacity);
+  const Depot::Taken none = large.take_span(kMiB, 1, kHard, {});
+  EXPECT_EQ(none.chain, nullptr);
+  EXPECT_FALSE(none.system_refused);
+  for (Block* block : all) put(block);
+  EXPECT_NE(take(6 * kMiB), nullptr);
+  EXPECT_EQ(committed(), kCapacity);
+}
+
+TEST_F(DepotGranuleTest, GranulesInPartUseDoNotStopOthers) {
+  // One small tensor holds each of three granules; what is asked for needs the fourth.
+  std::vector<Block*> small;
+  std::vector<Block*> fill;
+  for (int i = 0; i < 3; ++i) {
+    small.push_back(take(64 << 10));
+    fill.push_back(take(2 * kMiB - (64 << 10)));
+  }
+  for (Block* block : fill) put(block);
+  EXPECT_NE(take(2 * kMiB), nullptr);
+  EXPECT_EQ(take(2 * kMiB), nullptr) << "no granule is free, though 5.8 MiB are";
+  EXPECT_NE(take(kMiB), nullptr);
+  for (Block* block : small) put(block);
+  EXPECT_EQ(large.trim(), 4 * kMiB);
+}
+
 }  // namespace
 }  // namespace slabpool
