@@ -10,11 +10,14 @@ cimport numpy as cnp
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
+from libc.stdint cimport uintptr_t
 from libcpp.string cimport string
 
 from slabpool._core.cpp_block cimport byte
+from slabpool._core.cpp_dlpack cimport kCuda
 from slabpool._core.cpp_request cimport AckResult
 from slabpool._core.cpp_shared cimport PeerAcked, PeerStatus, SharedPeer
+from slabpool._core.device_array cimport DeviceArray, device_array
 from slabpool._core.ref cimport TensorRef
 from slabpool._core.request cimport ack_answer
 
@@ -141,9 +144,10 @@ cdef class Peer:
 
         Returns
         -------
-        numpy.ndarray
-            It never faults, but it does not keep the memory: after this device's ack (or `close`) its
-            bytes may be another request's.
+        numpy.ndarray or DeviceArray
+            A `DeviceArray` if the pool's memory is a GPU's. It never faults, but it does not keep the memory: after
+            this device's ack (or `close`) its bytes may be another request's. What the owner has queued on its streams
+            is not waited for: it synchronises before it sends the reference.
 
         Raises
         ------
@@ -165,6 +169,9 @@ cdef class Peer:
             status = self.maps.peer.open(target.target, write, data)
         if status != PeerStatus.ok:
             _report.peer_failed(self, <int>status, ref)
+        if self.maps.peer.cuda_device() >= 0:
+            return device_array(DeviceArray, self.maps, None, NULL, <uintptr_t>(data + target.first), target.shape,
+                                target.strides, target.descr, self.maps.peer.cuda_device(), kCuda, not write)
         Py_INCREF(target.descr)
         Py_INCREF(self.maps)
         cdef PyObject* made = new_view(<PyObject*>target.descr, target.nd, target.dims, target.steps,

@@ -9,12 +9,13 @@ stands for; whether those bytes are a request's, only the pool's owner or a peer
 cimport cython
 cimport numpy as cnp
 from cpython.object cimport Py_EQ, Py_NE
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 
 from slabpool._core.array cimport MAX_DIMS, Core
 from slabpool._core.cpp_request cimport Handle
 from slabpool._core.cpp_status cimport Status
+from slabpool._core.device_array cimport DeviceArray
 
 import ast
 import functools
@@ -263,32 +264,44 @@ cdef TensorRef new_ref(Core core, Handle request, object array, object who):
     cdef Py_ssize_t low = 0, high = 0, reach
     if not core.pool.shared():
         _report.not_shared(who)
-    if array is not None and not isinstance(array, cnp.ndarray):
-        raise InvalidTypeError(f"a reference is to a numpy array of the request, got {type(array).__name__}")
+    if array is not None and not isinstance(array, (cnp.ndarray, DeviceArray)):
+        raise InvalidTypeError(f"a reference is to an array of the request, got {type(array).__name__}")
     cdef TensorRef ref = _blank()
     cdef cnp.ndarray source
+    cdef DeviceArray on_device
     cdef char* data = NULL
+    cdef bint empty = False
     if array is None:
         ref.descr = cnp.dtype("u1")
         _make_room(ref, 1)
         ref.dims[0] = 0
         ref.steps[0] = 1
     else:
-        source = array
-        ref.descr = source.descr
+        if isinstance(array, DeviceArray):
+            on_device = array
+            ref.descr = on_device.dtype
+            data = <char*><uintptr_t>on_device.address
+        else:
+            source = array
+            ref.descr = source.descr
+            data = <char*>cnp.PyArray_DATA(source)
         _dtype_text(ref.descr)  # refused here, and not when it is sent
-        _make_room(ref, cnp.PyArray_NDIM(source))
-        data = <char*>cnp.PyArray_DATA(source)
-        high = cnp.PyArray_ITEMSIZE(source)
+        _make_room(ref, array.ndim)
+        high = ref.descr.itemsize
         for i in range(ref.nd):
-            ref.dims[i] = cnp.PyArray_DIM(source, i)
-            ref.steps[i] = cnp.PyArray_STRIDE(source, i)
+            if on_device is not None:
+                ref.dims[i] = on_device.shape[i]
+                ref.steps[i] = on_device.strides[i]
+            else:
+                ref.dims[i] = cnp.PyArray_DIM(source, i)
+                ref.steps[i] = cnp.PyArray_STRIDE(source, i)
+            empty = empty or ref.dims[i] == 0
             reach = (ref.dims[i] - 1) * ref.steps[i]
             if reach < 0:
                 low += reach
             else:
                 high += reach
-        if cnp.PyArray_SIZE(source) == 0:
+        if empty:
             low = high = 0
     ref.first = -low
     ref.target.pool_id = core.pool.shared_id()
