@@ -28,6 +28,7 @@ _FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "standin_lose_device": (None, [ctypes.c_int, ctypes.c_int]),
     "standin_fail": (None, [ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_int]),
     "standin_clear_faults": (None, []),
+    "standin_faults_left": (ctypes.c_uint64, []),
     "standin_calls": (ctypes.c_uint64, [ctypes.c_char_p]),
     "standin_calls_after_fork": (ctypes.c_uint64, []),
     "standin_complaints": (ctypes.c_char_p, []),
@@ -86,6 +87,10 @@ class Standin:
     def clear_faults(self) -> None:
         """All calls go well again."""
         self.library.standin_clear_faults()
+
+    def faults_left(self) -> int:
+        """How many faults have not come, or not as often as they may."""
+        return int(self.library.standin_faults_left())
 
     def calls(self, name: str) -> int:
         """How often a function was called since the last reset."""

@@ -100,18 +100,23 @@ MappedMemory::~MappedMemory() {
   if (base_ == nullptr || !site_.here()) return;
   const CurrentContext current(site_.driver(), site_.context());
   if (!current.ok()) return;
-  drop(0, reached_);
-  (void)site_.driver().cuMemAddressFree(address(0), reserved_);
+  if (drop(0, reached_)) (void)site_.driver().cuMemAddressFree(address(0), reserved_);
 }
 
 // Left alone where the driver will not unmap: the handle then says that the granule still has memory.
-void MappedMemory::drop(std::size_t first, std::size_t end) noexcept {
+bool MappedMemory::drop(std::size_t first, std::size_t end) noexcept {
+  bool all = true;
   for (std::size_t i = first; i < end; ++i) {
     MemoryHandle& handle = (*handles_)[i];
-    if (handle == 0 || site_.driver().cuMemUnmap(address(i * granule_), granule_) != kSuccess) continue;
+    if (handle == 0) continue;
+    if (site_.driver().cuMemUnmap(address(i * granule_), granule_) != kSuccess) {
+      all = false;
+      continue;
+    }
     (void)site_.driver().cuMemRelease(handle);
     handle = 0;
   }
+  return all;
 }
 
 Result MappedMemory::map(std::size_t granule) noexcept {
@@ -151,13 +156,13 @@ bool MappedMemory::commit(std::size_t offset, std::size_t bytes) noexcept {
     }
     if (result != kSuccess) {
       refusal_.note(call, result, bytes);
-      drop(first, i);
+      (void)drop(first, i);
       return false;
     }
   }
   // Once for the whole run: this is what makes the device's page tables change.
   if (allow(offset, bytes)) return true;
-  drop(first, end);
+  (void)drop(first, end);
   return false;
 }
 

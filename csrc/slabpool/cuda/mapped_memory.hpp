@@ -51,7 +51,8 @@ class MappedMemory final : public DeviceBytes {
   MappedMemory() = default;
   Result map(std::size_t granule) noexcept;  // with the physical memory it has a handle of
   bool allow(std::size_t offset, std::size_t bytes) noexcept;
-  void drop(std::size_t first, std::size_t end) noexcept;  // what of these granules has memory
+  // What of these granules has memory; false if the driver would not unmap some.
+  bool drop(std::size_t first, std::size_t end) noexcept;
 
   MemAllocationProp property_;
   std::unique_ptr<VirtualArray<MemoryHandle>> handles_;  // 0: not committed

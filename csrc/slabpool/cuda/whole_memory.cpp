@@ -112,8 +112,8 @@ WholeMemory::~WholeMemory() {
   if (!current.ok()) return;
   if (allocated_ != 0) (void)driver.cuMemFree(allocated_);
   if (handle_ == 0) return;
-  if (mapped_) (void)driver.cuMemUnmap(address(0), reserved_);
-  if (base_ != nullptr) (void)driver.cuMemAddressFree(address(0), reserved_);
+  const bool unmapped = !mapped_ || driver.cuMemUnmap(address(0), reserved_) == kSuccess;
+  if (base_ != nullptr && unmapped) (void)driver.cuMemAddressFree(address(0), reserved_);
   (void)driver.cuMemRelease(handle_);
 }
 

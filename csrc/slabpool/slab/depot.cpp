@@ -32,6 +32,7 @@ Depot::Depot(MemoryResource& memory, std::uint64_t capacity, bool verify)
     shapes_[c] = {static_cast<std::uint32_t>(pages),
                   static_cast<std::uint32_t>(pages * kPageSize / size)};
   }
+  publish();  // of memory that is committed from the start
 }
 
 Depot::~Depot() {

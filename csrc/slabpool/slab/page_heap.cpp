@@ -77,10 +77,13 @@ PageHeap::PageHeap(MemoryResource& memory, std::uint64_t grow_step)
       starts_(memory.reserved() >> kPageBits),
       granule_(memory.granule() >> kPageBits),
       grow_step_(granule_up(grow_step)) {
-  Span* all = new_span(0, total_pages(), SpanKind::uncommitted_free, memory.commits_zero());
+  const bool whole = memory.whole();
+  Span* all = new_span(0, total_pages(), whole ? SpanKind::committed_free : SpanKind::uncommitted_free,
+                       memory.commits_zero());
   starts_.set(0);
   mark_ends(all);
-  uncommitted_spans_.insert(all);
+  list_for(all->kind).insert(all);
+  if (whole) committed_ = cached_ = peak_committed_ = total_pages();
 }
 
 PageHeap::~PageHeap() = default;

@@ -141,9 +141,11 @@ std::atomic<std::uint64_t> calls_after_fork{0};
 // Contexts that are current on this thread, the last on top.
 thread_local std::vector<ContextRecord*> current;
 
-// Names of errors are asked for while something else has failed already.
+// Names of errors are asked for while something else has failed already, and whoever cannot put back the
+// context that was current can do nothing about it.
 bool may_fail(const char* name) {
-  return std::strcmp(name, "cuGetErrorName") != 0 && std::strcmp(name, "cuGetErrorString") != 0;
+  return std::strcmp(name, "cuGetErrorName") != 0 && std::strcmp(name, "cuGetErrorString") != 0 &&
+         std::strcmp(name, "cuCtxPopCurrent") != 0;
 }
 
 Result fault_of(const char* name) {
@@ -433,6 +435,13 @@ void standin_fail(const char* name, int nth, int result, int times) {
 void standin_clear_faults(void) {
   const std::lock_guard lock(state().mutex);
   state().faults.clear();
+}
+
+std::uint64_t standin_faults_left(void) {
+  const std::lock_guard lock(state().mutex);
+  std::uint64_t left = 0;
+  for (const Fault& fault : state().faults) left += fault.skip > 0 || fault.times != 0 ? 1 : 0;
+  return left;
 }
 
 std::uint64_t standin_calls(const char* name) {

@@ -38,9 +38,11 @@ STANDIN_API void standin_lose_device(int device, int result);
 
 /* ---- faults and counts */
 /* Of the calls of `name` from now on, the `nth` (1 is the next) and those after it, `times` in all (-1: all),
- * answer `result` and do nothing. "*" is every function but those that name errors. Faults add up. */
+ * answer `result` and do nothing. "*" is every function but those that name errors and
+ * cuCtxPopCurrent. Faults add up. */
 STANDIN_API void standin_fail(const char* name, int nth, int result, int times);
 STANDIN_API void standin_clear_faults(void);
+STANDIN_API uint64_t standin_faults_left(void); /* that have not come, or not as often as they may */
 STANDIN_API uint64_t standin_calls(const char* name); /* since the last reset; "*" as above */
 STANDIN_API uint64_t
 standin_calls_after_fork(void); /* by a child, of anything: there is no driver there */

@@ -1,0 +1,432 @@
+// Device memory: mapped piece by piece, or whole; that nothing is lost when the driver refuses.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <thread>
+#include <vector>
+
+#include "slabpool/cuda/cuda_memory.hpp"
+#include "slabpool/cuda/device_info.hpp"
+#include "slabpool/pool.hpp"
+#include "support/standin.hpp"
+
+namespace slabpool::test {
+namespace {
+
+using namespace slabpool::cuda;
+
+constexpr std::size_t kMiB = std::size_t{1} << 20;
+constexpr std::size_t kGranule = 2 * kMiB;
+
+class DeviceMemoryTest : public StandinTest {
+ protected:
+  std::unique_ptr<MemoryResource> make(std::size_t capacity = 64 * kMiB, int device = 0,
+                                       bool shared = false) {
+    CudaMemoryOptions options;
+    options.device = device;
+    options.capacity = options.minimum = capacity;
+    options.reserve = 8 * capacity;
+    options.shared = shared;
+    return create_device_memory(options, why);
+  }
+  static void fill(MemoryResource& memory, std::size_t offset, std::size_t bytes, unsigned char value) {
+    EXPECT_TRUE(memory.fill(memory.base() + offset, bytes, value));
+  }
+  static int at(const MemoryResource& memory, std::size_t offset) {
+    unsigned char byte = 0;
+    return standin_peek(reinterpret_cast<std::uint64_t>(memory.base() + offset), &byte, 1) != 0 ? byte
+                                                                                                : -1;
+  }
+
+  std::string why;
+};
+
+TEST_F(DeviceMemoryTest, CommitsPiecesAndGivesThemBack) {
+  auto memory = make();
+  ASSERT_NE(memory, nullptr) << why;
+  EXPECT_EQ(memory->kind(), MemoryKind::device);
+  EXPECT_FALSE(memory->host_reaches());
+  EXPECT_FALSE(memory->commits_zero());
+  EXPECT_FALSE(memory->whole());
+  EXPECT_EQ(memory->granule(), kGranule);
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory->base()) % kGranule, 0u);
+  EXPECT_EQ(memory->reserved(), 512 * kMiB);
+  EXPECT_EQ(standin_used(0), 0u);
+  ASSERT_TRUE(memory->commit(4 * kGranule, 6 * kGranule));
+  EXPECT_EQ(standin_used(0), 6 * kGranule);
+  EXPECT_EQ(standin_calls("cuMemSetAccess"), 1u);
+  // Over the border of two pieces.
+  fill(*memory, 5 * kGranule - 100, 200, 7);
+  EXPECT_EQ(at(*memory, 5 * kGranule - 100), 7);
+  EXPECT_EQ(at(*memory, 5 * kGranule + 99), 7);
+  EXPECT_NE(at(*memory, 5 * kGranule + 100), 7);
+  // A part of what came together goes; what stays keeps its bytes.
+  ASSERT_TRUE(memory->decommit(6 * kGranule, 2 * kGranule));
+  EXPECT_EQ(standin_used(0), 4 * kGranule);
+  EXPECT_EQ(at(*memory, 5 * kGranule), 7);
+  ASSERT_TRUE(memory->commit(6 * kGranule, kGranule));
+  fill(*memory, 6 * kGranule, kGranule, 9);
+  EXPECT_EQ(at(*memory, 7 * kGranule - 1), 9);
+  EXPECT_EQ(standin_used(0), 5 * kGranule);
+  EXPECT_EQ(memory->refusal(), "");
+  memory.reset();
+  EXPECT_EQ(standin_used(0), 0u);
+}
+
+TEST_F(DeviceMemoryTest, HostAccessCrashes) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  auto memory = make();
+  ASSERT_TRUE(memory->commit(0, kGranule));
+  EXPECT_DEATH({ *reinterpret_cast<volatile char*>(memory->base()) = 1; }, "");
+}
+
+// Each test below makes the first call fail, then the second, until the whole goes by without a fault: what did
+// not come off must have left everything as it was.
+
+TEST_F(DeviceMemoryTest, EveryCallOfACommitMayFail) {
+  auto memory = make();
+  ASSERT_TRUE(memory->commit(0, kGranule));
+  fill(*memory, 0, kGranule, 3);
+  int failures = 0;
+  bool went_by = false;
+  for (int nth = 1; !went_by; ++nth) {
+    standin_fail("*", nth, kOutOfMemory, 1);
+    const bool done = memory->commit(kGranule, 4 * kGranule);
+    went_by = standin_faults_left() != 0;
+    standin_clear_faults();
+    EXPECT_EQ(standin_used(0), done ? 5 * kGranule : kGranule) << nth;
+    EXPECT_EQ(standin_context_depth(), 0u) << nth;
+    EXPECT_EQ(at(*memory, kGranule - 1), 3) << nth;
+    EXPECT_STREQ(standin_complaints(), "") << nth;
+    failures += done ? 0 : 1;
+    if (done && !went_by) {
+      ASSERT_TRUE(memory->decommit(kGranule, 4 * kGranule));
+    }
+  }
+  EXPECT_GE(failures, 2 * 4 + 1);  // create and map of four pieces, and access
+  fill(*memory, kGranule, 4 * kGranule, 4);
+  EXPECT_EQ(at(*memory, 5 * kGranule - 1), 4);
+}
+
+TEST_F(DeviceMemoryTest, EveryCallOfADecommitMayFail) {
+  int failures = 0, lost = 0;
+  bool went_by = false;
+  for (int nth = 1; !went_by; ++nth) {
+    auto memory = make();
+    ASSERT_TRUE(memory->commit(0, 5 * kGranule));
+    fill(*memory, 0, 5 * kGranule, 5);
+    standin_fail("*", nth, kUnknown, 1);
+    const bool done = memory->decommit(kGranule, 3 * kGranule);
+    went_by = standin_faults_left() != 0;
+    standin_clear_faults();
+    EXPECT_EQ(standin_context_depth(), 0u) << nth;
+    EXPECT_STREQ(standin_complaints(), "") << nth;
+    EXPECT_EQ(at(*memory, 0), 5);
+    EXPECT_EQ(at(*memory, 4 * kGranule), 5);
+    if (!done) {
+      ++failures;
+      EXPECT_EQ(standin_used(0), 5 * kGranule) << nth;
+      fill(*memory, 0, 5 * kGranule, 6);
+      EXPECT_EQ(at(*memory, 2 * kGranule), 6);
+    } else {
+      // A handle that the driver will not take back is memory lost, but nobody takes it for usable.
+      lost += standin_used(0) == 3 * kGranule ? 1 : 0;
+      EXPECT_EQ(at(*memory, 2 * kGranule), -1);
+      standin_clear_complaints();
+      ASSERT_TRUE(memory->commit(2 * kGranule, kGranule));
+    }
+    memory.reset();
+    if (done && !went_by) standin_reset();
+  }
+  EXPECT_EQ(failures, 3 + 1);  // unmap of each, and making the context current
+  EXPECT_EQ(lost, 3);
+}
+
+TEST_F(DeviceMemoryTest, EveryCallOfACreationMayFail) {
+  for (const bool shared : {false, true}) {
+    int failures = 0;
+    bool went_by = false;
+    for (int nth = 1; !went_by; ++nth) {
+      standin_fail("*", nth, kUnknown, 1);
+      auto memory = make(64 * kMiB, 0, shared);
+      went_by = standin_faults_left() != 0;
+      standin_clear_faults();
+      EXPECT_STREQ(standin_complaints(), "") << nth;
+      EXPECT_EQ(standin_context_depth(), 0u) << nth;
+      if (memory != nullptr) continue;
+      ++failures;
+      EXPECT_STREQ(standin_leaks(), "") << nth;
+      EXPECT_NE(why.find("CUDA device 0"), std::string::npos) << nth << why;
+      why.clear();
+    }
+    EXPECT_GE(failures, shared ? 8 : 4);
+  }
+}
+
+TEST_F(DeviceMemoryTest, SaysWhatWasRefused) {
+  standin_set_memory(0, 16 * kMiB);
+  auto memory = make(16 * kMiB);
+  ASSERT_TRUE(memory->commit(0, 4 * kMiB));
+  auto other = make(16 * kMiB);
+  EXPECT_FALSE(other->commit(0, 16 * kMiB));
+  EXPECT_EQ(standin_used(0), 4 * kMiB);
+  EXPECT_EQ(
+      other->refusal(),
+      "cuMemCreate of 16 MiB on CUDA device 0: CUDA_ERROR_OUT_OF_MEMORY 2 (out of memory); 12 MiB of "
+      "its "
+      "16 MiB are free. Other pools, libraries or processes hold the rest: close or trim those, or ask "
+      "for less");
+  ASSERT_TRUE(other->commit(0, 12 * kMiB));
+  EXPECT_EQ(make(18 * kMiB), nullptr);
+  EXPECT_EQ(why, "CUDA device 0 has 16 MiB of memory, and the pool asks for 18 MiB");
+  EXPECT_EQ(make(kGranule, 2), nullptr);
+  EXPECT_EQ(why.find("there is no CUDA device 2: "), 0u) << why;
+}
+
+TEST_F(DeviceMemoryTest, ALostDevice) {
+  auto memory = make();
+  ASSERT_TRUE(memory->commit(0, 2 * kGranule));
+  standin_lose_device(0, 719);
+  EXPECT_FALSE(memory->fill(memory->base(), 100, 0));
+  EXPECT_FALSE(memory->commit(2 * kGranule, kGranule));
+  EXPECT_FALSE(memory->decommit(0, 2 * kGranule));
+  EXPECT_NE(memory->refusal().find("CUDA_ERROR_LAUNCH_FAILED 719"), std::string::npos);
+  EXPECT_NE(memory->refusal().find("the device has failed"), std::string::npos);
+  EXPECT_EQ(make(), nullptr);
+  EXPECT_EQ(standin_context_depth(), 0u);
+  auto other = make(64 * kMiB, 1);
+  ASSERT_NE(other, nullptr);
+  EXPECT_TRUE(other->commit(0, kGranule));
+  memory.reset();  // nothing can be given back, and nothing hangs
+  other.reset();
+  standin_lose_device(0, 0);
+  standin_reset();
+}
+
+TEST_F(DeviceMemoryTest, LeavesTheThreadsContextAlone) {
+  const InContext other(*driver, 1);
+  auto memory = make(64 * kMiB, 0);
+  ASSERT_TRUE(memory->commit(0, kGranule));
+  fill(*memory, 0, 10, 1);
+  Context now = nullptr;
+  ASSERT_EQ(driver->cuCtxGetCurrent(&now), kSuccess);
+  EXPECT_EQ(now, other.context);
+  EXPECT_EQ(standin_context_depth(), 1u);
+  EXPECT_EQ(standin_used(0), kGranule);
+  EXPECT_EQ(standin_used(1), 0u);
+  memory.reset();
+  EXPECT_EQ(standin_context_depth(), 1u);
+}
+
+TEST_F(DeviceMemoryTest, TwoDevicesAndManyThreads) {
+  std::vector<std::thread> threads;
+  for (int device = 0; device < 2; ++device) {
+    for (int i = 0; i < 2; ++i) {
+      threads.emplace_back([this, device, i] {
+        CudaMemoryOptions options;
+        options.device = device;
+        options.capacity = options.minimum = 16 * kMiB;
+        options.reserve = 64 * kMiB;
+        std::string reason;
+        auto memory = create_device_memory(options, reason);
+        ASSERT_NE(memory, nullptr) << reason;
+        for (int round = 0; round < 20; ++round) {
+          ASSERT_TRUE(memory->commit(0, 4 * kGranule));
+          fill(*memory, kGranule, kGranule, static_cast<unsigned char>(16 * device + i));
+          EXPECT_EQ(at(*memory, kGranule + 5), 16 * device + i);
+          ASSERT_TRUE(memory->decommit(0, 4 * kGranule));
+        }
+        EXPECT_EQ(standin_context_depth(), 0u);
+      });
+    }
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST_F(DeviceMemoryTest, AForksChildGivesNothingBack) {
+  auto memory = make();
+  ASSERT_TRUE(memory->commit(0, kGranule));
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    const bool ok = !memory->commit(kGranule, kGranule) && !memory->decommit(0, kGranule) &&
+                    !memory->fill(memory->base(), 10, 0) && memory->refusal().empty();
+    memory.reset();
+    const bool refused = make() == nullptr && why.find("forked") != std::string::npos;
+    _exit(ok && refused && standin_calls_after_fork() == 0 ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  fill(*memory, 0, kGranule, 6);
+  EXPECT_EQ(at(*memory, 0), 6);
+}
+
+// ---- whole memory
+
+TEST_F(DeviceMemoryTest, WhereTheDeviceMapsNothing) {
+  standin_set_attribute(0, kAttributeVirtualMemory, 0);
+  auto memory = make(10 * kMiB);
+  ASSERT_NE(memory, nullptr) << why;
+  EXPECT_TRUE(memory->whole());
+  EXPECT_EQ(memory->granule(), kPageSize);
+  EXPECT_EQ(memory->reserved(), 10 * kMiB);
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory->base()) % kGranule, 0u);
+  EXPECT_EQ(standin_used(0), 12 * kMiB - 256);
+  EXPECT_FALSE(memory->decommit(0, kPageSize));
+  fill(*memory, 0, 10 * kMiB, 8);
+  EXPECT_EQ(at(*memory, 10 * kMiB - 1), 8);
+  standin_set_memory(0, 20 * kMiB);
+  EXPECT_EQ(make(10 * kMiB), nullptr);
+  EXPECT_NE(why.find("cuMemAlloc of 12 MiB on CUDA device 0: CUDA_ERROR_OUT_OF_MEMORY"),
+            std::string::npos)
+      << why;
+}
+
+TEST_F(DeviceMemoryTest, SharedMemoryIsSeenByWhoeverOpensIt) {
+  auto memory = make(5 * kMiB, 1, true);
+  ASSERT_NE(memory, nullptr) << why;
+  EXPECT_TRUE(memory->whole());
+  EXPECT_EQ(memory->reserved(), 6 * kMiB);
+  EXPECT_EQ(standin_used(1), 6 * kMiB);
+  const int fd = shareable_fd(*memory, why);
+  ASSERT_GE(fd, 0) << why;
+  auto peer = open_device_memory(fd, 5 * kMiB, 1, why);
+  ASSERT_NE(peer, nullptr) << why;
+  EXPECT_EQ(standin_used(1), 6 * kMiB);
+  EXPECT_NE(peer->base(), memory->base());
+  fill(*memory, 3 * kMiB, 100, 11);
+  EXPECT_EQ(at(*peer, 3 * kMiB + 99), 11);
+  fill(*peer, 0, 100, 12);
+  EXPECT_EQ(at(*memory, 99), 12);
+  // The owner may go first: the memory stays until nobody has it.
+  memory.reset();
+  EXPECT_EQ(at(*peer, 99), 12);
+  int failures = 0;
+  bool went_by = false;
+  for (int nth = 1; !went_by; ++nth) {
+    standin_fail("*", nth, kUnknown, 1);
+    auto opened = open_device_memory(fd, 5 * kMiB, 1, why);
+    failures += opened == nullptr ? 1 : 0;
+    went_by = standin_faults_left() != 0;
+    standin_clear_faults();
+    EXPECT_STREQ(standin_complaints(), "") << nth;
+  }
+  EXPECT_GE(failures, 6);
+  peer.reset();
+  (void)close(fd);
+}
+
+TEST_F(DeviceMemoryTest, WhatCannotBeShared) {
+  standin_set_attribute(0, kAttributeHandleTypePosixFd, 0);
+  EXPECT_EQ(make(4 * kMiB, 0, true), nullptr);
+  EXPECT_NE(why.find("cannot be shared between processes"), std::string::npos) << why;
+  auto memory = make(4 * kMiB, 0, false);
+  ASSERT_NE(memory, nullptr);
+  EXPECT_EQ(shareable_fd(*memory, why), -1);
+  EXPECT_EQ(why, "this memory was not made to be shared between processes");
+  int pipes[2];
+  ASSERT_EQ(pipe(pipes), 0);
+  EXPECT_EQ(open_device_memory(pipes[0], kMiB, 0, why), nullptr);
+  EXPECT_NE(why.find("cuMemImportFromShareableHandle on CUDA device 0"), std::string::npos) << why;
+  EXPECT_STRNE(standin_complaints(), "");
+  standin_clear_complaints();
+  (void)close(pipes[0]);
+  (void)close(pipes[1]);
+}
+
+// ---- pools
+
+class DevicePoolTest : public DeviceMemoryTest {
+ protected:
+  std::unique_ptr<Pool> make_pool(std::size_t capacity) {
+    PoolOptions options;
+    options.capacity = capacity;
+    options.memory = MemoryKind::device;
+    options.device = 0;
+    Status status = Status::ok;
+    auto pool = Pool::create(options, status, &why);
+    EXPECT_NE(pool, nullptr) << why;
+    return pool;
+  }
+  // Blocks of all sizes until the pool is full, twice; what it says agrees with the device.
+  void use(Pool& pool, std::size_t capacity) {
+    for (int round = 0; round < 2; ++round) {
+      std::vector<Block*> blocks;
+      std::uint64_t total = 0;
+      for (std::uint64_t bytes = 3 * kMiB; bytes >= 4096;) {
+        AllocateSpec spec;
+        spec.nbytes = bytes;
+        spec.zero = true;
+        const Allocation made = pool.allocate(spec);
+        if (made.block == nullptr) {
+          EXPECT_EQ(made.status, Status::exhausted);
+          bytes /= 2;
+          continue;
+        }
+        unsigned char byte = 1;
+        ASSERT_EQ(standin_peek(reinterpret_cast<std::uint64_t>(made.block->data) + bytes - 1, &byte, 1),
+                  1);
+        EXPECT_EQ(byte, 0);
+        ASSERT_TRUE(standin_poke(reinterpret_cast<std::uint64_t>(made.block->data), "used", 4));
+        blocks.push_back(made.block);
+        total += bytes;
+      }
+      EXPECT_GT(total, capacity * 9 / 10);
+      const Stats stats = pool.stats();
+      EXPECT_LE(stats.committed, capacity);
+      EXPECT_EQ(stats.committed, stats.live + stats.retained + stats.in_doubt + stats.cached);
+      EXPECT_STREQ(pool.verify(), nullptr);
+      for (Block* block : blocks) pool.drop_view(*block);
+      EXPECT_STREQ(pool.verify(), nullptr);
+    }
+  }
+};
+
+TEST_F(DevicePoolTest, MappedMemory) {
+  auto pool = make_pool(32 * kMiB);
+  use(*pool, 32 * kMiB);
+  EXPECT_LE(standin_used(0), 32 * kMiB);
+  EXPECT_EQ(pool->stats().committed, standin_used(0));
+  EXPECT_GT(pool->trim(), 30 * kMiB);
+  EXPECT_EQ(standin_used(0), pool->stats().committed);
+  EXPECT_LE(standin_used(0), kGranule);
+  use(*pool, 32 * kMiB);
+  EXPECT_EQ(pool->close(false), Status::ok);
+}
+
+TEST_F(DevicePoolTest, WholeMemory) {
+  standin_set_attribute(0, kAttributeVirtualMemory, 0);
+  auto pool = make_pool(32 * kMiB);
+  EXPECT_EQ(pool->stats().committed, 32 * kMiB);
+  use(*pool, 32 * kMiB);
+  EXPECT_EQ(pool->trim(), 0u);
+  EXPECT_EQ(pool->stats().committed, 32 * kMiB);
+  // One tensor of all of it, after many small ones.
+  AllocateSpec all;
+  all.nbytes = 32 * kMiB;
+  const Allocation made = pool->allocate(all);
+  ASSERT_NE(made.block, nullptr);
+  pool->drop_view(*made.block);
+}
+
+TEST_F(DevicePoolTest, RunsOutBesideOthers) {
+  standin_set_memory(0, 8 * kMiB);
+  auto other = make(8 * kMiB);
+  ASSERT_TRUE(other->commit(0, 6 * kMiB));
+  auto pool = make_pool(8 * kMiB);
+  AllocateSpec spec;
+  spec.nbytes = 4 * kMiB;
+  const Allocation refused = pool->allocate(spec);
+  EXPECT_EQ(refused.block, nullptr);
+  EXPECT_EQ(refused.status, Status::system_refused);
+  EXPECT_STREQ(pool->verify(), nullptr);
+  ASSERT_TRUE(other->decommit(0, 6 * kMiB));
+  const Allocation made = pool->allocate(spec);
+  ASSERT_NE(made.block, nullptr);
+  pool->drop_view(*made.block);
+}
+
+}  // namespace
+}  // namespace slabpool::test
