@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cinttypes>
 #include <cstring>
+#include <fstream>
 
 #include "internal.hpp"
 #include "standin.h"
@@ -54,13 +55,17 @@ bool overlaps(const Ranges& ranges, DevicePointer address, std::size_t bytes) {
   return range_at(ranges, address) != ranges.end();
 }
 
-// Whether the host may write there: asked of the system, which pins pages by the same right.
-bool populate(DevicePointer address, std::size_t bytes) {
-#if !defined(MADV_POPULATE_WRITE)
-  constexpr int MADV_POPULATE_WRITE = 23;
-#endif
-  if (madvise(reinterpret_cast<void*>(address), bytes, MADV_POPULATE_WRITE) == 0) return true;
-  return errno == EINVAL;  // a kernel before 5.14: cannot tell
+// Whether the host may write there. A driver would find out by pinning the pages.
+bool writable(DevicePointer address, std::size_t bytes) {
+  std::ifstream maps("/proc/self/maps");
+  DevicePointer known = address;  // writable up to here
+  for (std::string line; known < address + bytes && std::getline(maps, line);) {
+    DevicePointer first = 0, end = 0;
+    char rights[5] = {};
+    if (std::sscanf(line.c_str(), "%" SCNx64 "-%" SCNx64 " %4s", &first, &end, rights) != 3) return false;
+    if (first <= known && known < end && rights[0] == 'r' && rights[1] == 'w') known = end;
+  }
+  return known >= address + bytes;
 }
 
 // Whether the host may read there, looked at without touching it.
@@ -243,8 +248,12 @@ STANDIN_DRIVER cuMemHostRegister(void* host, std::size_t bytes, unsigned flags) 
     (void)complain("cuMemHostRegister of 0x%" PRIx64 ", some of which is registered", address);
     return kAlreadyRegistered;
   }
-  if (overlaps(allocations, address, bytes) || !populate(address, bytes))
+  if (overlaps(allocations, address, bytes) || !writable(address, bytes))
     return complain("cuMemHostRegister of 0x%" PRIx64 ", which the host may not write", address);
+  // Pinned pages are there; a kernel before 5.14 leaves that to the first touch.
+#if defined(MADV_POPULATE_WRITE)
+  (void)madvise(host, bytes, MADV_POPULATE_WRITE);
+#endif
   registrations[address] = {bytes, flags};
   return kSuccess;
 }
@@ -257,7 +266,7 @@ STANDIN_DRIVER cuMemHostUnregister(void* host) {
     (void)complain("cuMemHostUnregister of 0x%" PRIx64 ", which no registration begins at", address);
     return kNotRegistered;
   }
-  if (!populate(address, found->second.bytes))
+  if (!writable(address, found->second.bytes))
     (void)complain("the memory at 0x%" PRIx64 " went away while it was registered", address);
   registrations.erase(found);
   return kSuccess;
