@@ -159,10 +159,13 @@ class Reporter:
                 f"Lower limit=, or make the pool larger. Held by:{holders(pool)}"
             )
         if status == _SYSTEM:
-            raise PoolExhausted(
-                f"cannot allocate {what}: the system refuses more memory or mappings (see overcommit_memory "
-                f"and max_map_count in /proc/sys/vm on Linux); {usage(pool)}"
+            from slabpool._core.cuda import refusal
+
+            why = refusal(pool) or (
+                "the system refuses more memory or mappings (see overcommit_memory and max_map_count in "
+                "/proc/sys/vm on Linux)"
             )
+            raise PoolExhausted(f"cannot allocate {what}: {why}; {usage(pool)}")
         if status == _QUOTA:
             assert request is not None
             raise QuotaExceededError(

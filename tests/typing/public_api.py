@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from typing_extensions import assert_type
 
 import slabpool
+from slabpool import cuda
 from slabpool.connector import AckAggregator
 
 # As each of an engine's own functions might take one.
@@ -436,6 +437,27 @@ def use_array(array: slabpool.DeviceArray) -> None:
     assert_type(int(slabpool.device_pointer(array)), int)
 
 
+def look_at_devices() -> None:
+    assert_type(cuda.is_available(), bool)
+    assert_type(cuda.why_unavailable(), str | None)
+    if cuda.is_available():
+        assert_type(cuda.driver_version(), tuple[int, int])
+        assert_type(cuda.free_bytes(0), int)
+        for device in cuda.devices():
+            read_device(device)
+
+
+def read_device(device: cuda.Device) -> None:
+    assert_type(device.number, int)
+    assert_type(device.name, str)
+    assert_type(device.total_bytes, int)
+    assert_type(device.pci, str)
+    assert_type(device.numa_node, int | None)
+    assert_type(device.virtual_memory, bool)
+    assert_type(device.exportable, bool)
+    assert_type(device.managed, bool)
+
+
 def leave(pool: slabpool.Pool) -> None:
     req = pool.request("r", ["gpu0"])
     read_record(pool.requests()[0])
@@ -463,7 +485,8 @@ def main() -> None:
         asyncio.run(open_in_a_loop(pool))
         open_sessions(pool)
         leave(pool)
-    if slabpool.cuda.is_available():
+    look_at_devices()
+    if cuda.is_available():
         with slabpool.Pool("64MiB", memory="cuda:0") as pool:
             use_device(pool)
     share()

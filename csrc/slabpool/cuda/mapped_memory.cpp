@@ -55,7 +55,7 @@ bool DeviceBytes::fill(std::byte* at, std::size_t bytes, unsigned char value) no
   if (bytes == 0) return true;
   if (!site_.here()) return false;
   const CurrentContext current(site_.driver(), site_.context());
-  if (!current.ok()) return false;
+  if (!current.ok()) return refusal_.no_context(bytes);
   const char* call = "cuMemsetD8Async";
   Result result =
       site_.driver().cuMemsetD8Async(reinterpret_cast<DevicePointer>(at), value, bytes, stream_);
@@ -135,7 +135,7 @@ bool MappedMemory::commit(std::size_t offset, std::size_t bytes) noexcept {
   if (!site_.here()) return false;
   const Driver& driver = site_.driver();
   const CurrentContext current(driver, site_.context());
-  if (!current.ok()) return false;
+  if (!current.ok()) return refusal_.no_context(bytes);
   const std::size_t first = offset / granule_;
   const std::size_t end = first + bytes / granule_;
   reached_ = std::max(reached_, end);
@@ -170,7 +170,7 @@ bool MappedMemory::decommit(std::size_t offset, std::size_t bytes) noexcept {
   if (!site_.here()) return false;
   const Driver& driver = site_.driver();
   const CurrentContext current(driver, site_.context());
-  if (!current.ok()) return false;
+  if (!current.ok()) return refusal_.no_context(bytes);
   const std::size_t first = offset / granule_;
   const std::size_t end = first + bytes / granule_;
   for (std::size_t i = first; i < end; ++i) {

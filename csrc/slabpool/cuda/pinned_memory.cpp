@@ -94,7 +94,8 @@ bool PinnedMemory::commit(std::size_t offset, std::size_t bytes) noexcept {
     return false;
   }
   const CurrentContext current(site_.driver(), site_.context());
-  if (!current.ok() || !host_->commit(offset, bytes)) return false;
+  if (!current.ok()) return refusal_.no_context(bytes);
+  if (!host_->commit(offset, bytes)) return false;
   for (std::size_t i = first; i < end; ++i) {
     if (pinned_[i])
       std::memset(base_ + i * granule_, 0, granule_);  // stayed once, and must read as zero
@@ -107,7 +108,7 @@ bool PinnedMemory::commit(std::size_t offset, std::size_t bytes) noexcept {
 bool PinnedMemory::decommit(std::size_t offset, std::size_t bytes) noexcept {
   if (!site_.here()) return false;
   const CurrentContext current(site_.driver(), site_.context());
-  if (!current.ok()) return false;
+  if (!current.ok()) return refusal_.no_context(bytes);
   const std::size_t first = offset / granule_;
   const std::size_t end = first + bytes / granule_;
   Result result = kSuccess;

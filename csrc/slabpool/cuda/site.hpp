@@ -25,6 +25,10 @@ class Refusal {
     result_.store(result, std::memory_order_relaxed);
     bytes_.store(bytes, std::memory_order_relaxed);
   }
+  bool no_context(std::size_t bytes) noexcept {
+    note("cuCtxPushCurrent", kInvalidContext, bytes);
+    return false;
+  }
   const char* call() const noexcept { return call_.load(std::memory_order_relaxed); }
   Result result() const noexcept { return result_.load(std::memory_order_relaxed); }
   std::size_t bytes() const noexcept { return bytes_.load(std::memory_order_relaxed); }

@@ -118,6 +118,7 @@ cdef extern from "slabpool/pool.hpp" namespace "slabpool" nogil:
         void answer_bell()
         MemoryKind memory()
         bool host_reaches()
+        string refusal() except +
         int device()
         Stats stats()
         vector[RequestInfo] requests(int64_t older_than_ns) except +

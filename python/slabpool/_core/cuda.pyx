@@ -5,7 +5,9 @@ from libc.stdint cimport uint64_t
 from libcpp cimport bool
 from libcpp.string cimport string
 
+from slabpool._core.array cimport Core
 from slabpool._core.cpp_cuda cimport DeviceInfo, Driver, describe_device, free_memory
+from slabpool._core.pool cimport Pool
 
 from slabpool.errors import DeviceUnavailableError
 
@@ -79,3 +81,12 @@ def free_bytes(int device):
     if not told:
         raise DeviceUnavailableError(text(why))
     return free
+
+
+def refusal(Pool pool not None):
+    """Which call of the driver refused the pool memory last, and what there is; "" if none did."""
+    cdef Core core = pool.core
+    cdef string told
+    with nogil:
+        told = core.pool.refusal()
+    return text(told)
