@@ -161,7 +161,6 @@ class PageHeap {
   // the map and its bit stay as they are, and the caller learnt of the block after they were written.
   Span* lookup(const void* address) const noexcept;
 
-  std::uint64_t granule_pages() const noexcept { return granule_; }
   std::uint64_t granule_up(std::uint64_t page) const noexcept {
     return (page + granule_ - 1) & ~(granule_ - 1);
   }
