@@ -36,14 +36,16 @@ bool Site::find(int device, std::string& why) {
 std::string Site::explain(const char* call, Result result, std::size_t bytes) const {
   std::string text = call;
   if (bytes != 0) text += " of " + show_bytes(bytes);
-  text += " on CUDA device " + std::to_string(device_) + ": " + driver_->describe(result);
+  text += " on CUDA device " + std::to_string(device_) + ": ";
+  if (!here()) return text + "CUDA error " + std::to_string(result);
+  text += driver_->describe(result);
   if (Driver::is_sticky(result)) {
     return text + "; the device has failed, and this process cannot use it again: start another";
   }
   std::uint64_t free = 0;
   std::string ignored;
   std::size_t total = 0;
-  if (bytes == 0 || !here() || !free_memory(*driver_, device_, free, ignored) ||
+  if (bytes == 0 || !free_memory(*driver_, device_, free, ignored) ||
       driver_->cuDeviceTotalMem(&total, device_) != kSuccess) {
     return text;
   }
