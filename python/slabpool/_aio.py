@@ -1,7 +1,8 @@
 """Waiting for a pool inside asyncio: one file descriptor a pool and event loop, no threads, no polling.
 
 The core writes to the descriptor whenever memory came back or a request ended; the loop then wakes
-every coroutine that waits, and each looks for itself. The descriptor exists only while somebody waits,
+every coroutine that waits, and each looks for itself. While acks wait for CUDA streams, which wake nobody, it also
+looks after a pause. The descriptor exists only while somebody waits,
 and nothing of the loop is kept beyond.
 """
 
@@ -18,6 +19,11 @@ from slabpool.errors import InvalidArgumentError, InvalidTypeError, PoolExhauste
 if TYPE_CHECKING:
     from slabpool._core.pool import Pool
     from slabpool._core.request import Request
+
+
+# Seconds between two looks at acks that wait for streams: short at first, because most of what they wait for is.
+FIRST_PAUSE = 50e-6
+LONGEST_PAUSE = 2e-3
 
 
 class _Wakeup:
@@ -113,9 +119,16 @@ async def until(pool: Pool, done: Callable[[], bool], timeout: float | None = No
     with _wakeups(pool).get(loop) or _Wakeup(pool, loop) as wakeup:
         # Asked after the wake-up is in place: what happens from now on is seen. Between the answer and the
         # return nothing is awaited, so that a cancelled coroutine never has what `done` opened.
+        pause = FIRST_PAUSE
         while not done():
+            until_then = deadline
+            if pool._stream_acks:
+                look = loop.time() + pause
+                until_then = look if deadline is None else min(look, deadline)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            woken = await wakeup.next(until_then)
             # The clock is asked too: a pool that is busy enough has news at every turn.
-            if not await wakeup.next(deadline) or (deadline is not None and loop.time() >= deadline):
+            if (not woken and until_then is deadline) or (deadline is not None and loop.time() >= deadline):
                 return done()
     return True
 

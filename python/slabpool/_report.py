@@ -352,6 +352,25 @@ def ack_failed(pool: Pool, status: int, request_id: object, device: object) -> N
     )
 
 
+def stream_failed(status: int, stream: object, why: str) -> None:
+    """Raises for an acknowledgement that was to follow a stream, if that is what the status is about."""
+    if status == _INVALID:
+        raise InvalidArgumentError(
+            f"the ack cannot follow stream {stream!r}: {why}. Pass a stream that exists and is not being captured, or "
+            "none if the device is done; nothing was acknowledged"
+        )
+    if status == _SYSTEM:
+        raise DeviceUnavailableError(
+            f"the ack cannot follow stream {stream!r}: {why or 'the system has no memory'}. Without a stream an ack "
+            "needs no CUDA; nothing was acknowledged"
+        )
+    if status == _DEVICE_LOST:
+        raise DeviceLostError(
+            f"the ack cannot follow stream {stream!r}: its GPU has failed ({why}), and what was queued on it will never "
+            "be done. pool.device_lost(...) lets go of what its device holds"
+        )
+
+
 def busy(pool: Pool) -> str:
     """Why a pool cannot be closed."""
     return (

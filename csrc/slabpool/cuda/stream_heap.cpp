@@ -524,8 +524,12 @@ std::uint64_t StreamHeap::trim() noexcept {
 // ---- what a thread has set
 
 void StreamHeap::set_request(Handle request) noexcept {
-  request_of = request.generation != 0 ? number_ : 0;
-  request_now = request;
+  if (request.generation != 0) {
+    request_of = number_;
+    request_now = request;
+  } else if (request_of == number_) {
+    request_of = 0;  // another heap's stays
+  }
 }
 
 Handle StreamHeap::request() const noexcept { return request_of == number_ ? request_now : Handle{}; }

@@ -15,6 +15,7 @@ from slabpool._core.cpp_request cimport (
 from slabpool._core.cpp_observe cimport Corruption, Event, RequestInfo, Stats
 from slabpool._core.cpp_shared cimport PeerFiles
 from slabpool._core.cpp_status cimport Status
+from slabpool._core.cpp_stream cimport StreamName
 
 
 cdef extern from "slabpool/pool.hpp" namespace "slabpool" nogil:
@@ -89,6 +90,10 @@ cdef extern from "slabpool/pool.hpp" namespace "slabpool" nogil:
         Status open_until(const OpenSpec& spec, Handle& handle, int64_t deadline_ns, bool last)
         Acked ack(Handle handle, uint32_t device)
         Acked ack_id(const string& id, uint32_t device, optional[uint64_t] generation)
+        Acked ack_after(Handle handle, uint32_t device, const StreamName& on, string* why)
+        Acked ack_id_after(const string& id, uint32_t device, optional[uint64_t] generation, const StreamName& on,
+                           string* why)
+        uint64_t stream_acks()
         void close_request(Handle handle, bool cancel)
         Status add_device(Handle handle, uint32_t device)
         uint64_t device_lost(uint32_t device)

@@ -137,7 +137,12 @@ class Pool:
         timeout: float | None = None,
     ) -> Coroutine[Any, Any, Request]: ...
     def ack(
-        self, request_id: str | int | bytes, device: str | int, *, generation: SupportsIndex | None = None
+        self,
+        request_id: str | int | bytes,
+        device: str | int,
+        *,
+        generation: SupportsIndex | None = None,
+        stream: Any = None,
     ) -> Ack: ...
     def session(
         self,
@@ -186,6 +191,8 @@ class Pool:
         timeout: float | None,
         opened_at: tuple[str, int],
     ) -> Request: ...
+    @property
+    def _stream_acks(self) -> int: ...
     @property
     def _bell(self) -> int: ...
     def _answer_bell(self) -> None: ...

@@ -31,9 +31,11 @@ from slabpool._core.cpp_request cimport (
     Handle, OpenSpec, SourceLocation, device_span, kMaxDevices, string_view,
 )
 from slabpool._core.cpp_status cimport Status
+from slabpool._core.cpp_stream cimport StreamName
 from slabpool._core.device_new cimport device_maker
 from slabpool._core.reachable cimport add_reachable
 from slabpool._core.request cimport Request, ack_answer, new_request
+from slabpool._core.stream cimport stream_device, stream_of
 
 import itertools
 import operator
@@ -515,7 +517,7 @@ cdef class Pool:
                 self.core.give_way = weakref.WeakMethod(sessions.give_way)
         return self.sessions_
 
-    def ack(self, request_id, device, *, generation=None):
+    def ack(self, request_id, device, *, generation=None, stream=None):
         """An ack by an engine that carries only the id.
 
         Parameters
@@ -524,6 +526,9 @@ cdef class Pool:
         device : str or int
         generation : int, optional
             Needed where several requests of the id wait for the device at once.
+        stream : int, or a stream of torch, CuPy, Numba or cuda.core, optional
+            The ack counts once everything that is queued on this CUDA stream until now is done: see `Request.ack`,
+            also for what is raised. While it is under way the request does not count as one that waits.
 
         Returns
         -------
@@ -551,7 +556,15 @@ cdef class Pool:
         cdef string id = name_key(request_id, "request_id")
         if generation is not None:
             wanted = _generation(generation)
-        if self.core.cleans:
+        cdef StreamName on
+        cdef string why
+        if stream is not None:
+            on.stream = stream_of(stream)
+            on.device = stream_device(stream)
+            with nogil:
+                acked = self.core.pool.ack_id_after(id, number, wanted, on, &why)
+            _report.stream_failed(<int>acked.status, stream, why.decode("utf-8", "replace"))
+        elif self.core.cleans:
             with nogil:
                 acked = self.core.pool.ack_id(id, number, wanted)
         else:
@@ -848,6 +861,11 @@ cdef class Pool:
         if self.core.pool.usable_here():
             # After an error its traceback keeps views alive; refusing to close would hide it.
             self.close(force=kind is not None)
+
+    @property
+    def _stream_acks(self):
+        """For event loops: acks that wait for a stream. While there are any, nobody is woken by them."""
+        return self.core.pool.stream_acks()
 
     @property
     def _bell(self):

@@ -9,6 +9,7 @@ stay true: dropping an open Request closes it, as a file does, with a ResourceWa
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from slabpool._core.array cimport Core, allocate, check_here, deadline_of, new_array, next_slice, new_copy, new_full
@@ -16,9 +17,11 @@ from slabpool._core.cpp_observe cimport RequestInfo
 from slabpool._core.cpp_pool cimport Acked
 from slabpool._core.cpp_request cimport AckResult, Handle
 from slabpool._core.cpp_status cimport Status
+from slabpool._core.cpp_stream cimport StreamName
 from slabpool._core.growable cimport new_growable
 from slabpool._core.layout cimport Layout, Tensors, new_tensors
 from slabpool._core.ref cimport new_ref
+from slabpool._core.stream cimport stream_device, stream_of
 
 import warnings
 
@@ -254,25 +257,50 @@ cdef class Request:
 
     # ---- holders
 
-    def ack(self, device):
+    def ack(self, device, *, stream=None):
         """A device is done with this request: it will not touch its memory again.
 
         Parameters
         ----------
         device : str or int
             As named when the request was opened.
+        stream : int, or a stream of torch, CuPy, Numba or cuda.core, optional
+            A CUDA stream: the ack counts once everything that is queued on it until now is done. Nobody waits for
+            that, here or elsewhere. 0 and 1 are the legacy default stream, of the device that the pool's memory is
+            of, else of the current one. By default the device is done now.
 
         Returns
         -------
         Ack
             ``RELEASED`` if this was the last hold; ``DUPLICATE`` or ``LATE`` change nothing. An ack of a
-            request is an ack of all its children.
+            request is an ack of all its children. With a stream that still has something to do: ``PENDING``, and
+            until the ack counts the device is one of `pending`; another ack with a stream is a ``DUPLICATE``, and one
+            without counts at once.
 
         Raises
         ------
         UnknownDeviceError
-            The device was never named for this request. Nothing changed.
+            The device was never named for this request. Nothing changed, as with the others:
+        InvalidTypeError, InvalidArgumentError
+            That is no stream; CUDA does not know it, or it is being captured into a graph.
+        DeviceUnavailableError
+            There is no CUDA driver.
+        DeviceLostError
+            The GPU has failed: nothing that was queued on it will be done. `Pool.device_lost` lets go of what its
+            device holds.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> pool = slabpool.Pool("1MiB")
+        >>> req = pool.request("chat-42", devices=["gpu0"])
+        >>> if slabpool.cuda.is_available():
+        ...     _ = req.ack("gpu0", stream=1)  # what the default stream has to do comes first
+        ... else:
+        ...     _ = req.ack("gpu0")
         """
+        if stream is not None:
+            return _ack_after(self, device, stream)
         number = self.devices.get(device) if type(device) is str or type(device) is int else None
         if number is None:
             number = self.pool._known_device(device, self)
@@ -511,6 +539,27 @@ cdef class Request:
         waits = f", waits for {', '.join(sorted(map(str, pending)))}" if pending else ""
         return (f"<Request {self.id!r} generation {self.handle.generation}: {state.value}, "
                 f"{nbytes} bytes{waits}, opened at {where}>")
+
+
+cdef object _ack_after(Request self, object device, object stream):
+    cdef StreamName on
+    cdef string why
+    cdef Acked acked
+    check_here(self.core)
+    cdef uint32_t number = self.pool._known_device(device, self)
+    # As in ack().
+    if device not in self.named and self.core.pool.released(self.handle):
+        _report.unknown_device(device, self)
+    on.stream = stream_of(stream)
+    on.device = stream_device(stream)
+    with nogil:
+        acked = self.core.pool.ack_after(self.handle, number, on, &why)
+    if acked.status == Status.ok:
+        if acked.result != AckResult.late or device in self.named:
+            return ANSWERS[<int>acked.result]
+        _report.unknown_device(device, self)
+    _report.stream_failed(<int>acked.status, stream, why.decode("utf-8", "replace"))
+    self.core.report(self, <int>acked.status, 0, device)
 
 
 cdef Request new_request(object pool, Core core, dict devices, Handle handle, object id, tuple named,
