@@ -1,9 +1,9 @@
 """Waiting for a pool inside asyncio: one file descriptor a pool and event loop, no threads, no polling.
 
 The core writes to the descriptor whenever memory came back or a request ended; the loop then wakes
-every coroutine that waits, and each looks for itself. While acks wait for CUDA streams, which wake nobody, it also
-looks after a pause. The descriptor exists only while somebody waits,
-and nothing of the loop is kept beyond.
+every coroutine that waits, and each looks for itself. While acks wait for CUDA streams, which wake nobody,
+it also looks after a pause. The descriptor exists only while somebody waits, and nothing of the loop is
+kept beyond.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from slabpool._core.request import Request
 
 
-# Seconds between two looks at acks that wait for streams: short at first, because most of what they wait for is.
+# Seconds between two looks at acks that wait for streams. Short at first: so is most of what they wait for.
 FIRST_PAUSE = 50e-6
 LONGEST_PAUSE = 2e-3
 

@@ -62,7 +62,9 @@ _SHOWN = 5
 def no_pool(wanted: Options, capacity: object, why: str, error: int) -> NoReturn:
     """The memory for a pool is not to be had: `why` says so for CUDA memory, an errno for the host's."""
     if wanted.memory.kind != "host":
-        raise DeviceUnavailableError(f"cannot make a pool of {capacity!r} with memory={str(wanted.memory)!r}: {why}")
+        raise DeviceUnavailableError(
+            f"cannot make a pool of {capacity!r} with memory={str(wanted.memory)!r}: {why}"
+        )
     node = f" on NUMA node {wanted.numa_node}" if wanted.numa_node >= 0 else ""
     raise DeviceUnavailableError(
         f"the system does not give a {wanted.memory} pool of {capacity!r}{node}: {os.strerror(error)}"
@@ -72,8 +74,8 @@ def no_pool(wanted: Options, capacity: object, why: str, error: int) -> NoReturn
 def host_only(what: str) -> NoReturn:
     """Something that is made of numpy arrays was asked of a pool of device memory."""
     raise InvalidArgumentError(
-        f"{what} needs memory that the host reaches, and this pool's is a device's. Use a pool of memory='host', "
-        "'pinned' or 'managed:N' for it"
+        f"{what} needs memory that the host reaches, and this pool's is a device's. Use a pool of "
+        "memory='host', 'pinned' or 'managed:N' for it"
     )
 
 
@@ -354,20 +356,21 @@ def ack_failed(pool: Pool, status: int, request_id: object, device: object) -> N
 
 def stream_failed(status: int, stream: object, why: str) -> None:
     """Raises for an acknowledgement that was to follow a stream, if that is what the status is about."""
+    what = f"the ack cannot follow stream {stream!r}"
     if status == _INVALID:
         raise InvalidArgumentError(
-            f"the ack cannot follow stream {stream!r}: {why}. Pass a stream that exists and is not being captured, or "
-            "none if the device is done; nothing was acknowledged"
+            f"{what}: {why}. Pass a stream that exists and is not being captured, or none if the device is "
+            "done; nothing was acknowledged"
         )
     if status == _SYSTEM:
         raise DeviceUnavailableError(
-            f"the ack cannot follow stream {stream!r}: {why or 'the system has no memory'}. Without a stream an ack "
-            "needs no CUDA; nothing was acknowledged"
+            f"{what}: {why or 'the system has no memory'}. Without a stream an ack needs no CUDA; nothing "
+            "was acknowledged"
         )
     if status == _DEVICE_LOST:
         raise DeviceLostError(
-            f"the ack cannot follow stream {stream!r}: its GPU has failed ({why}), and what was queued on it will never "
-            "be done. pool.device_lost(...) lets go of what its device holds"
+            f"{what}: its GPU has failed ({why}), and what was queued on it will never be done. "
+            "pool.device_lost(...) lets go of what its device holds"
         )
 
 

@@ -142,7 +142,7 @@ class Pool:
         device: str | int,
         *,
         generation: SupportsIndex | None = None,
-        stream: Any = None,
+        stream: object = None,
     ) -> Ack: ...
     def session(
         self,

@@ -13,6 +13,7 @@ import operator
 
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 
+cdef object END = int("10000000000000000", 16)  # a literal would be taken for a C integer
 cdef tuple _ATTRIBUTES = ("cuda_stream", "ptr", "handle")
 cdef tuple _DEVICES = ("device_index", "device_id")
 
@@ -61,7 +62,7 @@ cdef Stream stream_of(object stream) except NULL:
         raise InvalidTypeError(
             "stream must be an int, or a stream of torch, CuPy, Numba or cuda.core (something with __cuda_stream__, "
             f"cuda_stream, ptr or handle), got {stream!r} of type {type(stream).__name__}")
-    if not 0 <= handle < 1 << (8 * sizeof(void*)):
+    if not 0 <= handle < END:
         raise InvalidArgumentError(f"stream must be the handle of a stream, got {handle} of {stream!r}")
     return PyLong_AsVoidPtr(handle if handle else 1)
 
@@ -72,12 +73,12 @@ cdef int stream_device(object stream) except? -1:
     for name in _DEVICES:
         number = getattr(stream, name, None)
         if isinstance(number, int):
-            return number if 0 <= number < 1 << 16 else -1
+            return number if 0 <= number < 65536 else -1
     device = getattr(stream, "device", None)
     for name in ("device_id", "index"):
         number = getattr(device, name, None)
         if isinstance(number, int):
-            return number if 0 <= number < 1 << 16 else -1
+            return number if 0 <= number < 65536 else -1
     return -1
 
 
