@@ -22,6 +22,7 @@ class Work:
         self._context = ctypes.c_void_p()
         self._call("cuDevicePrimaryCtxRetain", (_POINTER, ctypes.c_int), ctypes.byref(self._context), device)
         self._streams: list[int] = []
+        self.kept: list[object] = []  # what the work is about
         if standin is not None:
             for name in ("hold", "release"):
                 function = getattr(standin.library, f"standin_{name}")
@@ -78,3 +79,4 @@ class Work:
         for stream in self._streams:
             self._inside("cuStreamDestroy", (ctypes.c_void_p,), stream)
         self._streams.clear()
+        self.kept.clear()

@@ -29,15 +29,18 @@ def work(standin: Standin) -> Iterator[Work]:
     made = Work(standin)
     yield made
     standin.library.standin_release_all()
+    standin.library.standin_settle()
     made.close()
 
 
-@pytest.fixture(params=["cuda:0", "pinned:0", "host"])
-def pool(request: pytest.FixtureRequest, standin: Standin) -> Iterator[slabpool.Pool]:
-    """A pool of 16 MiB of each kind that a GPU works with; a host pool for what is staged there."""
-    made = slabpool.Pool("16MiB", memory=request.param)
-    yield made
-    made.close(force=True)
+# Pools of each kind that a GPU works with; of the host's memory for what is staged there. Made in the tests
+# themselves: pytest would keep them for longer than the stand-in may have anything.
+each_kind = pytest.mark.parametrize("memory", ["cuda:0", "pinned:0", "host"])
+
+
+def new_pool(memory: str) -> slabpool.Pool:
+    """Of 16 MiB."""
+    return slabpool.Pool("16MiB", memory=memory)
 
 
 def busy(work: Work) -> int:
@@ -46,20 +49,13 @@ def busy(work: Work) -> int:
     work.hold(stream)
     array = slabpool.Pool("2MiB", memory="cuda:0").empty(16, "u1")
     work.fill(array.ptr, 1, 16, stream)
-    _kept.append(array)
+    work.kept.append(array)
     return stream
 
 
-_kept: list[Any] = []
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    yield
-    _kept.clear()
-
-
-def test_it_counts_once_the_work_is_done(pool: slabpool.Pool, work: Work) -> None:
+@each_kind
+def test_it_counts_once_the_work_is_done(memory: str, work: Work) -> None:
+    pool = new_pool(memory)
     stream = busy(work)
     req = pool.request("chat", devices=["gpu0"])
     array = req.empty(MIB, "u1")
@@ -75,7 +71,9 @@ def test_it_counts_once_the_work_is_done(pool: slabpool.Pool, work: Work) -> Non
     assert req.ack("gpu0", stream=stream) is Ack.LATE
 
 
-def test_memory_in_use_is_not_handed_out(pool: slabpool.Pool, work: Work) -> None:
+@each_kind
+def test_memory_in_use_is_not_handed_out(memory: str, work: Work) -> None:
+    pool = new_pool(memory)
     stream = busy(work)
     req = pool.request("chat", devices=["gpu0"])
     del_me = req.empty(12 * MIB, "u1")
@@ -88,7 +86,9 @@ def test_memory_in_use_is_not_handed_out(pool: slabpool.Pool, work: Work) -> Non
     assert pool.empty(12 * MIB, "u1").shape == (12 * MIB,)
 
 
-def test_of_work_that_is_done_it_is_what_an_ack_is(pool: slabpool.Pool, work: Work, standin: Standin) -> None:
+@each_kind
+def test_of_work_that_is_done_it_is_what_an_ack_is(memory: str, work: Work, standin: Standin) -> None:
+    pool = new_pool(memory)
     stream = work.stream()
     req = pool.request("chat", devices=["gpu0"])
     req.close()
@@ -98,7 +98,9 @@ def test_of_work_that_is_done_it_is_what_an_ack_is(pool: slabpool.Pool, work: Wo
     assert req.state is slabpool.RequestState.RELEASED
 
 
-def test_by_id(pool: slabpool.Pool, work: Work) -> None:
+@each_kind
+def test_by_id(memory: str, work: Work) -> None:
+    pool = new_pool(memory)
     stream = busy(work)
     first = pool.request("chat", devices=["gpu0"])
     first.close()
@@ -112,7 +114,9 @@ def test_by_id(pool: slabpool.Pool, work: Work) -> None:
     assert pool.ack("chat", "gpu0", stream=stream) is Ack.LATE
 
 
-def test_waiting(pool: slabpool.Pool, work: Work) -> None:
+@each_kind
+def test_waiting(memory: str, work: Work) -> None:
+    pool = new_pool(memory)
     stream = busy(work)
     req = pool.request("chat", devices=["gpu0"])
     req.close()
@@ -123,7 +127,9 @@ def test_waiting(pool: slabpool.Pool, work: Work) -> None:
     thread.join()
 
 
-def test_waiting_in_an_event_loop(pool: slabpool.Pool, work: Work) -> None:
+@each_kind
+def test_waiting_in_an_event_loop(memory: str, work: Work) -> None:
+    pool = new_pool(memory)
     stream = busy(work)
 
     async def main() -> None:
@@ -235,7 +241,9 @@ def test_the_default_stream_is_the_pools_devices(standin: Standin) -> None:
     assert req.state is slabpool.RequestState.RELEASED
 
 
-def test_what_needs_no_stream_is_said_first(pool: slabpool.Pool, work: Work) -> None:
+@each_kind
+def test_what_needs_no_stream_is_said_first(memory: str, work: Work) -> None:
+    pool = new_pool(memory)
     req = pool.request("chat", devices=["gpu0"])
     with pytest.raises(slabpool.UnknownDeviceError):
         req.ack("gpu1", stream=work.stream())
@@ -248,7 +256,9 @@ def test_what_needs_no_stream_is_said_first(pool: slabpool.Pool, work: Work) -> 
         req.ack("gpu1", stream=work.stream())
 
 
-def test_a_stream_that_the_driver_refuses(pool: slabpool.Pool, work: Work, standin: Standin) -> None:
+@each_kind
+def test_a_stream_that_the_driver_refuses(memory: str, work: Work, standin: Standin) -> None:
+    pool = new_pool(memory)
     req = pool.request("chat", devices=["gpu0"])
     with pytest.raises(slabpool.InvalidArgumentError, match="cuStreamGetCtx: CUDA_ERROR_INVALID_HANDLE"):
         req.ack("gpu0", stream=0x1230)
