@@ -144,7 +144,9 @@ def use_holders(pool: slabpool.Pool, req: slabpool.Request) -> None:
     again = pool.request("chat-42")
     use_new_device(again)
     assert_type(req.ack("gpu0"), slabpool.Ack)
+    assert_type(req.ack("gpu0", stream=1), slabpool.Ack)
     assert_type(pool.ack("chat-42", 1, generation=req.generation), slabpool.Ack)
+    assert_type(pool.ack("chat-42", 1, stream=1), slabpool.Ack)
     assert_type(req.wait(), bool)
     assert_type(req.wait(timeout=0), bool)
 

@@ -33,7 +33,9 @@ inline constexpr Result kIllegalAddress = 700;
 inline constexpr Result kAlreadyRegistered = 712;
 inline constexpr Result kNotPermitted = 800;
 inline constexpr Result kNotSupported = 801;
+// Of work that is being captured into a graph: this one up to kCaptureLast.
 inline constexpr Result kCaptureUnsupported = 900;
+inline constexpr Result kCaptureLast = 908;
 inline constexpr Result kUnknown = 999;
 
 // Streams that every context has, as handles.

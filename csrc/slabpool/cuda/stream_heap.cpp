@@ -390,9 +390,10 @@ void StreamHeap::send(std::unique_ptr<Batch> owned) noexcept {
     } else if (Driver::is_sticky(result)) {
       note_lost(place.context);
       ++over;
-    } else if (settled(place)) {
+    } else if ((result < kCaptureUnsupported || result > kCaptureLast) && settled(place)) {
       ++over;
     } else {
+      // Also where a stream is being captured: to wait for its context would break the capture.
       places[refused++] = place;
     }
   }

@@ -425,11 +425,15 @@ TEST_F(StreamHeap, CapturesAreLeftAlone) {
   (void)heap->trim();
   standin_settle();
   EXPECT_EQ(heap->figures().waiting_blocks, 0U);
-  // No event on a stream that is being captured: the device is waited for.
+  // No event is to be had on a stream that is being captured, and its context must not be waited for.
   void* const two = take(4096, a);
   EXPECT_TRUE(heap->release(two, b));
-  EXPECT_EQ(heap->figures().waiting_blocks, 0U);
+  EXPECT_EQ(heap->figures().waiting_blocks, 1U);
+  EXPECT_NE(take(4096, a), two);
   standin_capture(0, b, 0);
+  (void)heap->figures();
+  standin_settle();
+  EXPECT_EQ(heap->figures().waiting_blocks, 0U);
 }
 
 TEST_F(StreamHeap, ItsEndWaitsForTheWork) {

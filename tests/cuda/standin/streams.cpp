@@ -251,6 +251,11 @@ STANDIN_DRIVER cuStreamSynchronize(Stream stream) {
 STANDIN_DRIVER cuCtxSynchronize() {
   STANDIN_CONTEXT_CALL(cuCtxSynchronize);
   ContextRecord* context = call.context;
+  for (const auto& queue : working) {
+    if (queue->context != context || !queue->capturing) continue;
+    (void)complain("cuCtxSynchronize breaks a capture that goes on");
+    return kCaptureUnsupported;
+  }
   const std::uint64_t until = next_work;
   state().changed.wait(call.lock, [&] {
     return stopping || lost_result(*context) != kSuccess ||
