@@ -70,6 +70,6 @@ def parse_memory(text: object) -> Memory:
         if match := _MANAGED.fullmatch(text):
             return Memory("managed", int(match[1]), False)
     raise InvalidArgumentError(
-        "memory must be 'host', 'shared', 'cuda:N', 'shared:cuda:N', 'pinned', 'pinned:N' or 'managed:N', where "
-        f"N is the number of a CUDA device such as 0; got {text!r:.100}"
+        "memory must be 'host', 'shared', 'cuda:N', 'shared:cuda:N', 'pinned', 'pinned:N' or 'managed:N', "
+        f"where N is the number of a CUDA device such as 0; got {text!r:.100}"
     )

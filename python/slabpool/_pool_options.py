@@ -48,8 +48,9 @@ def parse_options(
     assert isinstance(debug, (int, float))
     if debug and kind.kind == "device":
         raise InvalidArgumentError(
-            f"debug must be 0 with memory={memory!r}, got {debug!r}: guards and poison are written and read by the "
-            "host, which does not reach device memory. Debug the same code with memory='host', 'pinned' or 'managed:N'"
+            f"debug must be 0 with memory={memory!r}, got {debug!r}: guards and poison are written and read "
+            "by the host, which does not reach device memory. Debug the same code with memory='host', "
+            "'pinned' or 'managed:N'"
         )
     if not isinstance(events, int) or not 0 <= events <= 1 << 24:
         raise InvalidArgumentError(f"events must be an int from 0 to {1 << 24}, got {events!r}")

@@ -140,7 +140,9 @@ def _new_shape(shape: Dims, wanted: Sequence[object]) -> Dims:
         dims[dims.index(-1)] = size // known
         known = size
     if known != size or min(dims, default=0) < 0:
-        raise InvalidArgumentError(f"cannot reshape an array of shape {shape}, {size} elements, to {tuple(wanted)}")
+        raise InvalidArgumentError(
+            f"cannot reshape an array of shape {shape}, {size} elements, to {tuple(wanted)}"
+        )
     return tuple(dims)
 
 
@@ -174,8 +176,9 @@ def reshape(shape: Dims, strides: Dims, itemsize: int, wanted: Sequence[object])
         for (_, outer), (dim, inner) in zip(old[first : i - 1], old[first + 1 : i], strict=True):
             if outer != dim * inner:
                 raise InvalidArgumentError(
-                    f"an array of shape {shape} and strides {strides} cannot have shape {new} without a copy, and "
-                    "arrays in device memory are not copied unasked; copy it first: pool.copy(array).reshape(...)"
+                    f"an array of shape {shape} and strides {strides} cannot have shape {new} without a "
+                    "copy, and arrays in device memory are not copied unasked; copy it first: "
+                    "pool.copy(array).reshape(...)"
                 )
         result += c_strides(new[first_new:j], old[i - 1][1])
     result += [result[-1] if result else itemsize] * (len(new) - j)
@@ -187,7 +190,9 @@ def view(shape: Dims, strides: Dims, old: np.dtype[Any], new: np.dtype[Any]) -> 
     if old.itemsize == new.itemsize:
         return shape, strides
     if not shape:
-        raise InvalidArgumentError(f"a view of a 0-d array must have items of {old.itemsize} bytes, {new} has not")
+        raise InvalidArgumentError(
+            f"a view of a 0-d array must have items of {old.itemsize} bytes, {new} has not"
+        )
     if shape[-1] != 1 and strides[-1] != old.itemsize:
         raise InvalidArgumentError(
             f"a view as {new} needs the last axis to be contiguous, and its stride is {strides[-1]} bytes"

@@ -35,6 +35,16 @@ bool is_handle(Stream stream) noexcept {
   return stream != nullptr && stream != kLegacyStream && stream != kPerThreadStream;
 }
 
+// Whether the stream is being captured into a graph. Then nothing is done by it now, and what is queued is done
+// again and again when nobody keeps its memory any more.
+Result check_not_captured(const Driver& driver, Stream stream) noexcept {
+  int status = kCaptureNone;
+  if (!is_handle(stream) || driver.cuStreamIsCapturing == nullptr) return kSuccess;
+  const Result result = driver.cuStreamIsCapturing(stream, &status);
+  if (result != kSuccess) return result;
+  return status == kCaptureNone ? kSuccess : kCaptureUnsupported;
+}
+
 // A new event after what is queued on the stream. An event can only be recorded on streams of the context that it
 // was made in, and a stream that somebody else made may be of another than the device's primary one.
 Result record(const Driver& driver, Stream stream, Event& event) {
@@ -123,7 +133,9 @@ Result settle(const Driver& driver, Stream stream, Result result) {
 Result copy(int device, Stream stream, const CopySpec& spec, Event* mark) {
   const Here here(device);
   if (here.result() != kSuccess) return here.result();
-  Result result = queue(here.driver(), stream, spec);
+  Result result = check_not_captured(here.driver(), stream);
+  if (result != kSuccess) return result;
+  result = queue(here.driver(), stream, spec);
   if (result == kSuccess && mark != nullptr) {
     result = record(here.driver(), stream, *mark);
     if (result == kSuccess) return result;
@@ -148,6 +160,7 @@ bool passed(int device, Event mark) noexcept {
     const Here here(device);
     // Where nobody can tell (a fork's child has no driver), what the mark keeps stays.
     if (here.result() != kSuccess) return Driver::is_sticky(here.result());
+    const RelaxedCapture relaxed(here.driver());
     const Result result = here.driver().cuEventQuery(mark);
     // An event that is none any more was taken down with its context, and the context's work with it.
     return result == kSuccess || result == kInvalidHandle || Driver::is_sticky(result);

@@ -6,6 +6,7 @@ without the GIL, and after Python has ended (the owner is then left alone); stri
 """
 
 cimport cython
+cimport numpy as cnp
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pycapsule cimport (
     PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New, PyCapsule_SetName,
@@ -19,6 +20,8 @@ import numpy as np
 
 from slabpool._strided import c_strides
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
+
+cnp.import_array()  # or a dtype's size is read as numpy 1 had it
 
 cdef extern from "Python.h":
     int Py_IsInitialized() nogil
@@ -76,8 +79,9 @@ cdef int _fill(Tensor* tensor, int64_t* room, uint64_t address, tuple shape, tup
     cdef Py_ssize_t nd = len(shape)
     cdef Py_ssize_t i
     cdef int64_t stride
-    if dtype.num < BUILT_IN and dtype.kind in CODES and dtype.isnative:
-        tensor.dtype.code = CODES[dtype.kind]
+    code = CODES.get(chr(dtype.kind))
+    if code is not None and dtype.num < BUILT_IN and dtype.isnative:
+        tensor.dtype.code = code
     elif dtype.name == "bfloat16":
         tensor.dtype.code = BFLOAT
     else:
