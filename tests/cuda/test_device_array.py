@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import pickle
@@ -156,17 +157,16 @@ def test_copy_takes_other_libraries_arrays(pool: Pool) -> None:
 
 def test_copy_waits_for_the_producers_stream(standin: Standin) -> None:
     with Pool("64MiB", memory="cuda:0") as pool, stream() as s:
-        x, y = pool.zeros(100), pool.empty(100)
-        seven = pool.full(100, 7.0)
+        x, seven = pool.zeros(100), pool.full(100, 7.0)
         copies: list[DeviceArray] = []
         with held(standin, s):
             seven.copy_to(x, stream=s)
-            worker = threading.Thread(target=lambda: copies.append(pool.copy(x.on(s))))
+            worker = threading.Thread(target=lambda given: copies.append(pool.copy(given)), args=(x.on(s),))
             worker.start()
-            y.copy_from_host(np.ones(100))  # the other thread does not hold up this one
         worker.join()
         assert (copies[0].copy_to_host() == 7).all()
         copies.clear()
+        del x, seven, worker
 
 
 # ---- views
@@ -302,13 +302,19 @@ def test_copies_of_parts(pool: Pool, cut: Any) -> None:
     assert np.array_equal(turned.copy_to_host(), np.where(rest, 0, host).T)
 
 
-def test_between_devices(pool: Pool, standin: Standin) -> None:
+def test_between_devices_nothing_is_copied_directly(pool: Pool) -> None:
+    if len(slabpool.cuda.devices()) < 2:
+        pytest.skip("needs two GPUs")
     with Pool("64MiB", memory="cuda:1") as other:
-        x = pool.copy(numbers(3, 5))
-        y = x.copy_to(other.empty((3, 5), "f4"))
-        assert (y.device, x.device) == (1, 0)
+        x, y = pool.copy(numbers(3, 5)), other.zeros((3, 5), "f4")
+        assert (x.device, y.device) == (0, 1)
+        says_so = "device 0 and .* on device 1; copy through the host"
+        with pytest.raises(InvalidArgumentError, match=says_so):
+            x.copy_to(y)
+        with pytest.raises(InvalidArgumentError, match=says_so):
+            other.copy(x)
+        y.copy_from_host(x.copy_to_host())
         assert np.array_equal(y.copy_to_host(), numbers(3, 5))
-        assert np.array_equal(other.copy(x[:, 1:]).copy_to_host(), numbers(3, 5)[:, 1:])
         del x, y
 
 
@@ -489,6 +495,25 @@ def test_a_lost_device_lets_go_of_what_was_under_way(standin: Standin) -> None:
             standin.lose_device(0, LAUNCH_FAILED)
             assert pool.stats().live == 0 and staging.stats().live == 0
             standin.lose_device(0, 0)
+    del pool, staging
+    gc.collect()
+    assert standin.leaks().split() == ["cuEventCreate"]  # a lost device takes nothing back
+    standin.reset()
+
+
+def test_a_captured_stream_is_refused(standin: Standin) -> None:
+    capture = standin.library.standin_capture
+    capture.argtypes, capture.restype = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int], None
+    with Pool("64MiB", memory="cuda:0") as pool, Pool("64MiB", memory="pinned") as staging, stream() as s:
+        x, out = pool.zeros(10), staging.zeros(10)
+        capture(0, s, 1)
+        with pytest.raises(InvalidArgumentError) as raised:
+            x.copy_to_host(out, stream=s)
+        says(raised, "copying 80 bytes to the host failed ... captured into a graph")
+        del raised
+        capture(0, s, 0)
+        x.copy_to_host(out, stream=s)
+        del x, out
 
 
 # ---- law 2

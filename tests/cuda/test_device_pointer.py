@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections.abc import Iterator
 from typing import Any
@@ -47,7 +46,7 @@ def test_it_stands_for_its_address(pool: Pool) -> None:
     host = pool.zeros(10)
     pointer = slabpool.device_pointer(host)
     assert int(pointer) == pointer.ptr == pointer.__index__()
-    assert ctypes.c_void_p(pointer).value == pointer.ptr
+    assert hex(pointer) == hex(pointer.ptr)
     assert int(pointer[3:]) == pointer.ptr + 24
     assert int(slabpool.device_pointer(pointer[3:])) == pointer.ptr + 24
 
@@ -57,12 +56,12 @@ def test_interfaces(pool: Pool) -> None:
     pointer = slabpool.device_pointer(host)
     assert pointer.__dlpack_device__() == PLACES[pool.memory]
     assert pointer.__cuda_array_interface__["data"] == (host.ctypes.data, False)
-    _, tensor = read(pointer.__dlpack__(max_version=(1, 0)))
+    tensor = read(pointer.__dlpack__(max_version=(1, 0)))
     assert (tensor.type, tensor.id) == PLACES[pool.memory]
     assert tensor.data == host.ctypes.data
     copied = pointer.__dlpack__(max_version=(1, 0), copy=True)
-    assert read(copied)[0].flags == 2
-    assert read(copied)[1].data != host.ctypes.data
+    assert read(copied).flags == 2
+    assert read(copied).data != host.ctypes.data
 
 
 def test_read_only_arrays_stay_so(pool: Pool) -> None:
@@ -70,7 +69,7 @@ def test_read_only_arrays_stay_so(pool: Pool) -> None:
     host.flags.writeable = False
     pointer = slabpool.device_pointer(host)
     assert pointer.__cuda_array_interface__["data"] == (host.ctypes.data, True)
-    assert read(pointer[1:].__dlpack__(max_version=(1, 0)))[0].flags == 1
+    assert read(pointer[1:].__dlpack__(max_version=(1, 0))).flags == 1
     with pytest.raises(BufferError, match="read-only"):
         pointer.__dlpack__()
     with pytest.raises(InvalidArgumentError, match="read-only"):

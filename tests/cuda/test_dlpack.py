@@ -6,6 +6,7 @@ import ctypes
 import gc
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -51,17 +52,28 @@ _api.PyCapsule_GetPointer.restype = ctypes.c_void_p
 _api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 
-def read(capsule: object) -> tuple[Any, Tensor]:
-    """What is in a capsule: the managed tensor and the tensor."""
+def raw(capsule: object) -> Any:
+    """The managed tensor in a capsule, in its memory: the capsule must live on."""
     name = _api.PyCapsule_GetName(capsule)
     kind = {PLAIN: Managed, VERSIONED: ManagedVersioned}[name]
-    managed = kind.from_address(_api.PyCapsule_GetPointer(capsule, name))
-    return managed, managed.tensor
+    return kind.from_address(_api.PyCapsule_GetPointer(capsule, name))
+
+
+def read(capsule: object) -> SimpleNamespace:
+    """What is in a capsule, as plain values."""
+    managed = raw(capsule)
+    tensor = managed.tensor
+    values = {name: getattr(tensor, name) for name, *_ in tensor._fields_}
+    for name in ("shape", "strides"):
+        values[name] = values[name][: tensor.ndim] if values[name] else None
+    if isinstance(managed, ManagedVersioned):
+        values |= {"version": (managed.major, managed.minor), "flags": managed.flags}
+    return SimpleNamespace(**values)
 
 
 def take(capsule: object) -> Any:
     """As a consumer: the tensor is the caller's from here on, and the capsule is used."""
-    managed, _ = read(capsule)
+    managed = raw(capsule)
     _api.PyCapsule_SetName(capsule, b"used_" + _api.PyCapsule_GetName(capsule))
     return managed
 
@@ -77,16 +89,15 @@ def pool(cuda: object) -> Iterator[Pool]:
 @pytest.mark.parametrize("version", [None, (0, 8), (1, 0), (1, 9), (2, 0)])
 def test_what_a_capsule_says(pool: Pool, version: tuple[int, int] | None) -> None:
     x = pool.zeros((4, 6), np.float16)[1:, ::-2]
-    managed, tensor = read(x.__dlpack__(max_version=version))
+    tensor = read(x.__dlpack__(max_version=version))
     if version is None or version < (1, 0):
-        assert type(managed) is Managed
+        assert not hasattr(tensor, "version")
     else:
-        assert (managed.major, managed.minor) == min(version, (1, 2))
-        assert managed.flags == 0
+        assert (tensor.version, tensor.flags) == (min(version, (1, 2)), 0)
     assert (tensor.type, tensor.id) == x.__dlpack_device__() == (2, 0)
     assert (tensor.code, tensor.bits, tensor.lanes) == (2, 16, 1)
     assert tensor.data + tensor.byte_offset == x.ptr
-    assert (tensor.shape[: tensor.ndim], tensor.strides[: tensor.ndim]) == ([3, 3], [6, -2])
+    assert (tensor.shape, tensor.strides) == ([3, 3], [6, -2])
 
 
 @pytest.mark.parametrize(
@@ -95,7 +106,7 @@ def test_what_a_capsule_says(pool: Pool, version: tuple[int, int] | None) -> Non
 )
 def test_dtypes(pool: Pool, dtype: str, code: int, bits: int) -> None:
     x = pool.zeros((2, 2), dtype)
-    _, tensor = read(x.__dlpack__())
+    tensor = read(x.__dlpack__())
     assert (tensor.code, tensor.bits) == (code, bits)
     assert np.array_equal(pool.copy(OnlyDLPack(x)).copy_to_host(), np.zeros((2, 2), dtype))
 
@@ -105,19 +116,19 @@ def test_dtypes_that_it_does_not_know(pool: Pool, dtype: Any) -> None:
     x = pool.zeros(4, dtype)
     with pytest.raises(BufferError, match="no dtype for"):
         x.__dlpack__()
-    assert read(x.view("u1").__dlpack__())[1].bits == 8
+    assert read(x.view("u1").__dlpack__()).bits == 8
 
 
 def test_strides_are_never_null(pool: Pool) -> None:
     for shape in ((), (3,), (0, 3), (2, 3, 4)):
-        _, tensor = read(pool.zeros(shape).__dlpack__(max_version=(1, 0)))
-        assert tensor.ndim == len(shape)
-        assert bool(tensor.strides)
+        capsule = pool.zeros(shape).__dlpack__(max_version=(1, 0))
+        assert bool(raw(capsule).tensor.strides)
+        assert read(capsule).shape == list(shape)
     odd = pool.zeros((4, 6), "u1")[:, :4].view("f4")
     assert odd.strides == (6, 4)
     with pytest.raises(BufferError, match="6 bytes are no whole number"):
         odd.__dlpack__()
-    assert read(odd[:1].__dlpack__())[1].ndim == 2
+    assert read(odd[:1].__dlpack__()).ndim == 2
 
 
 # ---- lifetimes
@@ -192,17 +203,17 @@ def test_elsewhere_is_refused(pool: Pool, where: tuple[int, int]) -> None:
     for copy in (None, False, True):
         with pytest.raises(BufferError, match="copy_to_host"):
             x.__dlpack__(dl_device=where, copy=copy)
-    assert read(x.__dlpack__(dl_device=(2, 0)))[1].data == x.ptr
+    assert read(x.__dlpack__(dl_device=(2, 0))).data == x.ptr
 
 
 def test_a_copy_that_was_asked_for(pool: Pool) -> None:
     x = pool.copy(np.arange(12.0).reshape(3, 4))
-    assert read(x.__dlpack__(copy=False))[1].data == x.ptr
+    assert read(x.__dlpack__(copy=False)).data == x.ptr
     capsule = x[:, ::2].__dlpack__(max_version=(1, 0), copy=True)
-    managed, tensor = read(capsule)
-    assert managed.flags == 2
+    tensor = read(capsule)
+    assert tensor.flags == 2
     assert tensor.data != x.ptr
-    assert tensor.strides[:2] == [2, 1]
+    assert tensor.strides == [2, 1]
     x.copy_from_host(np.zeros((3, 4)))
     assert np.array_equal(pool.copy(Consumed(capsule)).copy_to_host(), np.arange(12.0).reshape(3, 4)[:, ::2])
 
@@ -254,11 +265,11 @@ def test_what_is_no_tensor_to_copy(pool: Pool) -> None:
             pool.copy(Consumed(capsule))
     managed.deleter(ctypes.addressof(managed))
     bad = pool.zeros(3).__dlpack__(max_version=(1, 0))
-    read(bad)[0].major = 2
+    raw(bad).major = 2
     with pytest.raises(InvalidArgumentError, match="version 2"):
         pool.copy(Consumed(bad))
     odd = pool.zeros(3).__dlpack__(max_version=(1, 0))
-    read(odd)[1].lanes = 4
+    raw(odd).tensor.lanes = 4
     with pytest.raises(slabpool.InvalidTypeError, match="4 lanes"):
         pool.copy(Consumed(odd))
     del bad, odd

@@ -31,4 +31,5 @@ cdef DeviceArray device_array(type kind, object owner, Core core, Block* block, 
                               tuple strides, cnp.dtype dtype, int device, int place, bint readonly)
 cdef DeviceArray copy_of(DeviceArray array)
 cdef int check_same(DeviceArray array, object other, str what) except -1
+cdef int check_near(DeviceArray array, int device, int place) except -1
 cdef int check_writable(DeviceArray array) except -1

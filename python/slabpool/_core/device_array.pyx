@@ -366,7 +366,7 @@ cdef class DeviceArray:
             f"copying {self.nbytes} bytes from the host")
 
     def copy_to(self, DeviceArray out not None, *, stream=None):
-        """Copies the elements to another array on this or another device.
+        """Copies the elements to another array on this device.
 
         Parameters
         ----------
@@ -382,6 +382,7 @@ cdef class DeviceArray:
             `out`.
         """
         check_same(self, out, "out")
+        check_near(self, out.device, out.place)
         check_writable(out)
         copy_elements(
             self.device, self.queued_on if stream is None else stream_of(stream), self.shape, self.dtype.itemsize,
@@ -465,6 +466,15 @@ cdef int check_same(DeviceArray array, object other, str what) except -1:
         raise InvalidArgumentError(
             f"{what} must have the dtype {array.dtype}, and has {other.dtype}; a copy converts nothing: use astype() "
             "on the host's side")
+    return 0
+
+
+cdef int check_near(DeviceArray array, int device, int place) except -1:
+    """Mapped memory is mapped for one device, and only the host's is for all."""
+    if array.device != device and array.place == kCuda and place == kCuda:
+        raise InvalidArgumentError(
+            f"the array is on device {array.device} and the copy would be on device {device}; copy through the host: "
+            "copy_to_host() into an array of a pinned pool, and copy_from_host() from there")
     return 0
 
 

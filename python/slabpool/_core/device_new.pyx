@@ -15,7 +15,7 @@ from slabpool._core.cpp_block cimport Block
 from slabpool._core.cpp_copies cimport Stream, kLegacyStream
 from slabpool._core.cpp_dlpack cimport kCpu, kCuda, kCudaManaged
 from slabpool._core.cpp_request cimport Handle
-from slabpool._core.device_array cimport DeviceArray, device_array
+from slabpool._core.device_array cimport DeviceArray, check_near, device_array
 from slabpool._core.dlpack cimport Taken, take
 from slabpool._core.stream cimport stream_of
 
@@ -100,6 +100,7 @@ cdef _Source _source_of(Core core, object given):
     source.keep = given
     if isinstance(given, DeviceArray):
         array = given
+        check_near(array, core.pool.device(), kCuda)
         source.address = array.address
         source.shape = array.shape
         source.strides = array.strides
