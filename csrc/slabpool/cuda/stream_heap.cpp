@@ -91,7 +91,7 @@ StreamHeap::Held* StreamHeap::take_parked(const Key& key, std::uint64_t bytes, u
   return nullptr;
 }
 
-void* StreamHeap::allocate(std::size_t nbytes, Stream stream) noexcept {
+void* StreamHeap::allocate(std::size_t nbytes, Stream stream, bool waits) noexcept {
   // Relaxed: a device that is lost at this moment may be so a moment later.
   if (!pool_.usable_here() || lost_.load(std::memory_order_relaxed) || nbytes > kMaxBytes)
     return nullptr;
@@ -112,7 +112,7 @@ void* StreamHeap::allocate(std::size_t nbytes, Stream stream) noexcept {
       return held->block->data;
     }
   }
-  return allocate_slowly(bytes, bin, key, request);
+  return allocate_slowly(bytes, bin, key, request, waits);
 }
 
 void StreamHeap::park(Held& held) noexcept {
@@ -237,8 +237,8 @@ bool StreamHeap::record(const void* address, Stream stream) noexcept {
 
 // ---- from the pool
 
-void* StreamHeap::allocate_slowly(std::uint64_t bytes, unsigned bin, const Key& key,
-                                  Handle request) noexcept {
+void* StreamHeap::allocate_slowly(std::uint64_t bytes, unsigned bin, const Key& key, Handle request,
+                                  bool waits) noexcept {
   const auto failed = [&]() -> void* {
     const std::lock_guard lock(mutex_);
     ++figures_.failures;
@@ -265,8 +265,12 @@ void* StreamHeap::allocate_slowly(std::uint64_t bytes, unsigned bin, const Key& 
   if (made.block == nullptr && made.status == Status::exhausted) {
     flush([](const List&) { return true; });
     take_back(true);
+    if (waits) {
+      made = pool_.allocate(spec);
+      if (made.status == Status::exhausted) wait();
+    }
     spec.counts = true;
-    made = pool_.allocate(spec);
+    if (made.block == nullptr) made = pool_.allocate(spec);
   }
   if (made.block == nullptr) return failed();
   Block* block = made.block;
@@ -301,6 +305,13 @@ void* StreamHeap::allocate_slowly(std::uint64_t bytes, unsigned bin, const Key& 
     pool_.drop_view(*block);
     return failed();
   }
+}
+
+void StreamHeap::wait() noexcept {
+  if (!pool_.usable_here()) return;
+  flush([](const List&) { return true; });
+  marks_.wait();
+  take_back(true);
 }
 
 // ---- back to the pool

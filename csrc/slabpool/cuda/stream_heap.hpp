@@ -42,7 +42,12 @@ class SLABPOOL_API StreamHeap {
 
   // Null where there is no room, once everything that is done was taken back; after the device is lost; in a fork's
   // child; or if the driver knows no such stream. Nothing has changed then. Size 0 is served as 1.
-  void* allocate(std::size_t nbytes, Stream stream) noexcept;
+  // `waits`: before it answers null it waits for the work that freed memory is behind, as the caches of array
+  // libraries do. Not with a lock that queued work may need, such as Python's.
+  void* allocate(std::size_t nbytes, Stream stream, bool waits = false) noexcept;
+  // Returns when the work is done that freed memory is behind now, and that memory is back. For those who cannot
+  // wait in allocate().
+  void wait() noexcept;
   // Freed in the order of `stream`. False, and nothing has happened, for an address that is not handed out.
   bool release(void* address, Stream stream) noexcept;
   bool release(void* address) noexcept;  // of the stream it was allocated on
@@ -132,7 +137,7 @@ class SLABPOOL_API StreamHeap {
   static Key key_of(Stream stream, Handle request) noexcept;
   Held* take_parked(const Key& key, std::uint64_t bytes, unsigned bin) noexcept;  // under mutex_
   [[gnu::noinline]] void* allocate_slowly(std::uint64_t bytes, unsigned bin, const Key& key,
-                                          Handle request) noexcept;
+                                          Handle request, bool waits) noexcept;
   bool release_in_order(void* address, const Stream* stream) noexcept;
   void park(Held& held) noexcept;                             // under mutex_
   void unpark(List& list, Held*& chain) noexcept;             // under mutex_

@@ -70,7 +70,7 @@ void slabpool_stream_retire(void* heap) {
 
 void* slabpool_stream_alloc(size_t size, int device, void* stream) {
   StreamHeap* heap = of(device);
-  return heap != nullptr ? heap->allocate(size, stream) : nullptr;
+  return heap != nullptr ? heap->allocate(size, stream, true) : nullptr;
 }
 
 void slabpool_stream_free(void* address, size_t, int device, void* stream) {

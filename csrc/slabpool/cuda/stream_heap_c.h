@@ -22,6 +22,8 @@ SLABPOOL_API void* slabpool_stream_use(int device, void* heap, int* ok);
 /* Forgets a heap that is about to go: it is in force nowhere any more. */
 SLABPOOL_API void slabpool_stream_retire(void* heap);
 
+/* Waits for work that freed memory is behind before it answers null: torch's own cache does so too, and torch has let
+ * go of Python's lock by then. */
 SLABPOOL_API void* slabpool_stream_alloc(size_t size, int device, void* stream);
 SLABPOOL_API void slabpool_stream_free(void* address, size_t size, int device, void* stream);
 /* The block is used on this stream too: record_stream. */

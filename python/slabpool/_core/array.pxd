@@ -46,6 +46,7 @@ cdef class Core:
     cdef object report                # (status, context...) -> raises; slabpool._report
     cdef Maker maker                  # None where the host reaches the memory
     cdef object give_way              # None, or a weak method: True if memory may have come back; slabpool._sessions
+    cdef list heaps                   # None, or weak references to the stream-ordered heaps over it
     cdef object __weakref__
 
 
@@ -54,6 +55,7 @@ cdef Handle NO_REQUEST
 cdef int check_here(Core core) except -1
 cdef void note_copies(int under_way, SettleCopies settle) noexcept
 cdef bint settle_copies() noexcept
+cdef bint trim_heaps(Core core, bint wait) except -1
 cdef bint can_give_way(Core core) noexcept
 cdef bint others_give_way(Core core, Status status) except -1
 cdef SourceLocation caller(Core core) except *

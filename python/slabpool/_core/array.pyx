@@ -193,15 +193,31 @@ cdef bint settle_copies() noexcept:
 
 cdef bint can_give_way(Core core) noexcept:
     """Whether it is worth asking others_give_way() before a failure counts."""
-    return core.give_way is not None or _copies_under_way != 0
+    return core.give_way is not None or core.heaps is not None or _copies_under_way != 0
+
+
+cdef bint trim_heaps(Core core, bint wait) except -1:
+    """What stream-ordered heaps keep for their streams goes back; whether some has at once. With `wait` all of it
+    has, when the work is done that held it."""
+    cdef bint went = False
+    if core.heaps is not None:
+        for known in tuple(core.heaps):
+            heap = known()
+            if heap is None:
+                continue
+            if wait:
+                heap.wait()
+            if heap.trim():
+                went = True
+    return went
 
 
 cdef bint others_give_way(Core core, Status status) except -1:
-    """After a failure for lack of room: whether some may have come back, from copies that are done or by what
-    may be evicted."""
+    """After a failure for lack of room: whether some may have come back, from copies that are done, from heaps, or
+    by what may be evicted."""
     if status != Status.exhausted and status != Status.system_refused and status != Status.too_many_requests:
         return False
-    if settle_copies():
+    if settle_copies() or trim_heaps(core, False):
         return True
     if core.give_way is None:
         return False

@@ -24,7 +24,8 @@ cdef extern from "slabpool/cuda/stream_heap.hpp" namespace "slabpool::cuda" nogi
         uint64_t wrong_frees
 
     cdef cppclass CppStreamHeap "slabpool::cuda::StreamHeap":
-        void* allocate(size_t nbytes, Stream stream)
+        void* allocate(size_t nbytes, Stream stream, bool waits)
+        void wait()
         bool release(void* address, Stream stream)
         bool release(void* address)
         bool record(const void* address, Stream stream)

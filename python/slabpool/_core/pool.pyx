@@ -18,7 +18,7 @@ from libcpp.vector cimport vector
 
 from slabpool._core.array cimport (
     NO_REQUEST, Core, caller, can_give_way, check_here, deadline_of, located, new_array, new_copy, new_full,
-    next_slice, others_give_way, settle_copies,
+    next_slice, others_give_way, settle_copies, trim_heaps,
 )
 from slabpool._core.cpp_memory cimport MemoryKind
 from slabpool._core.cpp_observe cimport Corruption as CppCorruption
@@ -819,6 +819,7 @@ cdef class Pool:
         cdef uint64_t freed
         check_here(self.core)
         settle_copies()
+        trim_heaps(self.core, False)
         with nogil:
             freed = self.core.pool.trim()
         return freed
@@ -842,6 +843,8 @@ cdef class Pool:
         if self.sessions_ is not None and self.core.pool.usable_here():
             self.sessions_.pool_closes(forced)
         settle_copies()
+        if self.core.pool.usable_here():
+            trim_heaps(self.core, True)
         with nogil:
             status = self.core.pool.close(forced)
         if status == Status.pool_busy:

@@ -5,6 +5,8 @@ What must stay true: a heap keeps its pool; whoever has its address keeps the he
 those who give them to libraries know when they come back.
 """
 
+import weakref
+
 from libc.stdint cimport uint64_t, uintptr_t
 from libcpp.memory cimport unique_ptr
 from libcpp.string cimport string
@@ -42,6 +44,9 @@ cdef class StreamHeap:
         self.heap = move(create_heap(self.core.pool[0], -1, why))
         if self.heap.get() is NULL:
             raise DeviceUnavailableError(why.decode("utf-8", "replace"))
+        # The pool has what is kept for streams given back when it runs short.
+        known = [] if self.core.heaps is None else [old for old in self.core.heaps if old() is not None]
+        self.core.heaps = [*known, weakref.ref(self)]
 
     def __dealloc__(self):
         if self.heap.get() is not NULL:
@@ -58,12 +63,13 @@ cdef class StreamHeap:
     def device(self):
         return self.heap.get().device()
 
-    def allocate(self, size_t nbytes, stream=None):
-        """An address on a stream; 0 where there is no room."""
+    def allocate(self, size_t nbytes, stream=None, *, bint wait=False):
+        """An address on a stream; 0 where there is no room. With `wait` only once freed memory is back that
+        queued work still held."""
         cdef Stream handle = stream_of(stream)
         cdef void* address
         with nogil:
-            address = self.heap.get().allocate(nbytes, handle)
+            address = self.heap.get().allocate(nbytes, handle, wait)
         return <uintptr_t>address
 
     def release(self, uintptr_t address, stream=None):
@@ -83,6 +89,11 @@ cdef class StreamHeap:
         """The memory is used on this stream too."""
         cdef Stream handle = stream_of(stream)
         return self.heap.get().record(<void*>address, handle)
+
+    def wait(self):
+        """Until freed memory is back that queued work holds now."""
+        with nogil:
+            self.heap.get().wait()
 
     def trim(self):
         """What is kept for streams goes back to the pool; how many bytes have."""
