@@ -66,7 +66,17 @@ from slabpool.shared.attach import attach
 __version__ = _version("slabpool")
 
 # Modules that need another library: imported when first asked for, so that slabpool itself needs numpy only.
-_LAZY: tuple[str, ...] = ("connector", "cuda", "exo", "tinygrad", "torch", "transformers")
+_LAZY: tuple[str, ...] = (
+    "connector",
+    "cuda",
+    "cuda_core",
+    "cupy",
+    "exo",
+    "numba",
+    "tinygrad",
+    "torch",
+    "transformers",
+)
 
 
 def __getattr__(name: str) -> _Any:

@@ -29,6 +29,8 @@ class Activation:
             raise RuntimeError("an activation is for one `with` block; call activate() for each")
         self._token = _active.set(self)
         self.live = True
+        for enter in on_enter:
+            enter(self)
         return self.request
 
     def __exit__(
@@ -42,6 +44,8 @@ class Activation:
 
 
 _active: ContextVar[Activation | None] = ContextVar("slabpool_active_request", default=None)
+#: Called with each activation that has begun, on its thread. Nothing is ever taken from it.
+on_enter: list[Callable[[Activation], object]] = []
 #: Called with each activation that ends.
 on_leave: list[Callable[[Activation], object]] = []
 

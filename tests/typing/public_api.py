@@ -185,6 +185,45 @@ def use_tinygrad(pool: slabpool.Pool) -> None:
     tinygrad.uninstall()
 
 
+def use_torch_on_a_gpu(device: slabpool.Pool) -> None:
+    import slabpool.torch
+
+    assert_type(slabpool.torch.use_cuda(device), None)
+    with slabpool.torch.mem_pool(device):
+        pass
+
+
+def use_cupy(device: slabpool.Pool, pinned: slabpool.Pool) -> None:
+    from slabpool import cupy
+
+    with cupy.install(device, pinned=pinned) as here:
+        assert_type(here, cupy.Installed)
+        assert_type(cupy.installed(), cupy.Installed | None)
+        assert_type(here.pools, tuple[slabpool.Pool, ...])
+        assert_type(here.pinned, slabpool.Pool | None)
+        here.uninstall()
+    cupy.uninstall()
+
+
+def use_numba(device: slabpool.Pool, context: Any) -> None:
+    from slabpool import numba
+
+    numba.use_cuda(device)
+    manager = numba.MemoryManager(context=context)
+    assert_type(manager.interface_version, int)
+    assert_type(manager.pool, slabpool.Pool)
+
+
+def use_cuda_core(device: slabpool.Pool, stream: Any) -> None:
+    from slabpool.cuda_core import PoolMemoryResource
+
+    resource = PoolMemoryResource(device)
+    resource.allocate(1 << 20, stream=stream).close()
+    assert_type(resource.pool, slabpool.Pool)
+    assert_type((resource.is_device_accessible, resource.is_host_accessible), tuple[bool, bool])
+    assert_type((resource.is_managed, resource.device_id), tuple[bool, int])
+
+
 def use_exo(node: Any, api: Any, pool: slabpool.Pool) -> None:
     from slabpool import exo
 
@@ -421,7 +460,15 @@ def use_array(array: slabpool.DeviceArray) -> None:
     assert_type(array.shape, tuple[int, ...])
     assert_type(array.strides, tuple[int, ...])
     assert_type(array.dtype, np.dtype[Any])
-    for number in (array.device, array.ndim, array.size, array.itemsize, array.nbytes, array.ptr, array.stream):
+    for number in (
+        array.device,
+        array.ndim,
+        array.size,
+        array.itemsize,
+        array.nbytes,
+        array.ptr,
+        array.stream,
+    ):
         assert_type(number, int)
     assert_type(len(array), int)
     assert_type(array.T, slabpool.DeviceArray)

@@ -12,20 +12,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from slabpool._core.pool import Pool
 from slabpool._core.request import Request
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
-
-try:
-    import torch
-except ModuleNotFoundError as error:
-    if error.name != "torch":
-        raise
-    raise ModuleNotFoundError(
-        "slabpool.torch needs PyTorch, which is not installed: pip install torch", name="torch"
-    ) from None
 
 if TYPE_CHECKING:
     _Size: TypeAlias = SupportsIndex | Iterable[SupportsIndex]
