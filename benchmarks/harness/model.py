@@ -60,6 +60,8 @@ class Case:
         Keyword arguments of that function (as JSON), or options of the C++ driver.
     heap : str
         For native cases: what to allocate from.
+    program : str
+        For native cases: which of the C++ programs of `benchmarks.harness.native`.
     preload : str, optional
         A peer (`Peer.name`) whose library replaces malloc in that process.
     peer : str, optional
@@ -75,6 +77,7 @@ class Case:
     heap: str = ""
     preload: str | None = None
     peer: str | None = None
+    program: str = "host"
 
     @property
     def peers(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The C++ driver (benchmarks/cpp), compiled against the headers and the library of the installed slabpool.
+"""The C++ drivers (benchmarks/cpp), compiled against the headers and the library of the installed slabpool.
 
 Built once per run of the harness, into its temporary folder, so that it is never older than what it
 measures. Needs a C++20 compiler: CXX, or c++.
@@ -14,6 +14,8 @@ from pathlib import Path
 import slabpool
 
 SOURCES = Path(__file__).resolve().parent.parent / "cpp"
+#: By name, what each is made of.
+PROGRAMS = {"host": ("main.cpp", "floors.cpp"), "gpu": ("gpu.cpp",)}
 #: -fno-builtin: a pair of malloc and free whose memory is not used must not be optimised away.
 FLAGS = ("-std=c++20", "-O2", "-g", "-fno-builtin-malloc", "-fno-builtin-free", "-fno-plt")
 
@@ -41,6 +43,6 @@ def build(sources: list[Path], program: Path) -> Path:
     return program
 
 
-def build_driver(folder: Path) -> Path:
-    """The driver, in `folder`."""
-    return build([SOURCES / "main.cpp", SOURCES / "floors.cpp"], folder / "slabpool-bench")
+def build_driver(folder: Path, program: str) -> Path:
+    """One of the drivers, in `folder`."""
+    return build([SOURCES / name for name in PROGRAMS[program]], folder / f"slabpool-bench-{program}")

@@ -6,6 +6,7 @@ nothing is ever installed from here.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
 import functools
 import importlib.metadata
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A Python module (with the distribution it comes from), or a library that can replace malloc."""
+    """A Python module (with the distributions it may come from), or a library that can replace malloc."""
 
     name: str
     module: str = ""
@@ -32,6 +33,7 @@ PEERS = {
     for peer in (
         Peer("numpy", module="numpy", distribution="numpy"),
         Peer("torch", module="torch", distribution="torch"),
+        Peer("cupy", module="cupy", distribution="cupy-cuda13x cupy-cuda12x"),
         Peer("pyarrow", module="pyarrow", distribution="pyarrow"),
         Peer(
             "lmcache", module="lmcache.v1.memory_allocators.tensor_memory_allocator", distribution="lmcache"
@@ -74,10 +76,10 @@ def version(name: str) -> str:
     """Of the distribution, or of Debian's package; "unknown" where nobody says."""
     peer = PEERS[name]
     if peer.distribution:
-        try:
-            return importlib.metadata.version(peer.distribution)
-        except importlib.metadata.PackageNotFoundError:
-            return "unknown"
+        for name in peer.distribution.split():
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                return importlib.metadata.version(name)
+        return "unknown"
     if shutil.which("dpkg-query") is None:
         return "unknown"
     asked = subprocess.run(

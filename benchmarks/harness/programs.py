@@ -29,12 +29,12 @@ class CaseFailedError(RuntimeError):
 
 
 class Programs:
-    """Everything needed to run cases: the temporary folder, the C++ driver, what pyperf has calibrated."""
+    """Everything needed to run cases: the temporary folder, the C++ drivers, what pyperf has calibrated."""
 
     def __init__(self, folder: Path, effort: Effort) -> None:
         self._folder = folder
         self._effort = effort
-        self._driver: Path | None = None
+        self._drivers: dict[str, Path] = {}
         self._loops: dict[Case, int] = {}
 
     def run(self, case: Case) -> Metrics:
@@ -46,10 +46,15 @@ class Programs:
         return self._timed(case)
 
     def _native(self, case: Case) -> Metrics:
-        if self._driver is None:
-            self._driver = native.build_driver(self._folder)
+        if case.program not in self._drivers:
+            self._drivers[case.program] = native.build_driver(self._folder, case.program)
         options = {"values": self._effort.values, "seconds": self._effort.min_time, **case.args}
-        command = [str(self._driver), case.target, case.heap, *(f"{k}={v}" for k, v in options.items())]
+        command = [
+            str(self._drivers[case.program]),
+            case.target,
+            case.heap,
+            *(f"{k}={v}" for k, v in options.items()),
+        ]
         return _metrics(self._process(case, command, []))
 
     def _timed(self, case: Case) -> Metrics:

@@ -106,3 +106,23 @@ def report(results: list[Result], machine: dict[str, str], versions: dict[str, s
     for result in results:
         lines += benchmark(result)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def short(results: list[Result], machine: dict[str, str], versions: dict[str, str]) -> str:
+    """Promises and medians of a run, without the rest: what is kept beside its JSON."""
+    lines = [f"# {machine['GPU']}, {machine['date']}", ""]
+    shown = ", ".join(f"{k} {v}" for k, v in versions.items())
+    lines += [f"{machine['processor']}, CUDA driver {machine['CUDA driver']}; {shown}.", ""]
+    lines += [*bars(results), ""]
+    rows = []
+    for result in results:
+        for group, outcomes in result.groups().items():
+            for outcome in outcomes:
+                values = figures.all_values(outcome, "time")
+                median = quantity(figures.quartiles(values).median, "s")
+                rows.append([result.benchmark.name, group.label, outcome.case.contender, median])
+    lines += table(["benchmark", "group", "contender", "time, median"], rows)
+    left_out = {name: why for result in results for name, why in result.left_out.items()}
+    if left_out:
+        lines += ["", *(f"Left out: {name} ({reason})" for name, reason in left_out.items())]
+    return "\n".join(lines) + "\n"

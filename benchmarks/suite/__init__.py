@@ -1,4 +1,7 @@
-"""All benchmarks by name, in the order in which they are told. One file per subject."""
+"""All benchmarks by name, in the order in which they are told. One file per subject.
+
+Those that need a GPU are apart: they run only when they are asked for.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,10 @@ from benchmarks.suite import (
     allocators,
     churn,
     create_drop,
+    gpu_acks,
+    gpu_allocate,
+    gpu_decoder,
+    gpu_request64,
     growing,
     hand_over,
     native,
@@ -42,5 +49,15 @@ BENCHMARKS: dict[str, Benchmark] = {
         growing.BENCHMARK,
         transformers_generate.BENCHMARK,
         stats.BENCHMARK,
+    )
+}
+
+GPU_BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        gpu_allocate.BENCHMARK,
+        gpu_request64.BENCHMARK,
+        gpu_acks.BENCHMARK,
+        gpu_decoder.BENCHMARK,
     )
 }

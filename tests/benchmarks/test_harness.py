@@ -126,3 +126,54 @@ def test_the_instruction_guard_fails_beyond_its_tolerance() -> None:
     assert any("ack" in line and "OVER" in line for line in lines)
     assert not compare({"ack": 100.0}, budget)[1]
     assert not compare({**budget, "new": 1.0}, budget)[1]
+
+
+def test_on_a_gpu_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLABPOOL_CUDA_DRIVER", raising=False)
+    asked = subprocess.run(
+        [sys.executable, "-c", "import slabpool; print(slabpool.cuda.is_available())"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    if asked.stdout.strip() == "True":
+        pytest.skip("this machine has a GPU")
+    for names in (["gpu"], ["gpu_allocate"], ["gpu_acks", "gpu_decoder"]):
+        refused = run(*names)
+        assert refused.returncode == 2 and refused.stdout == ""
+        assert "cannot run without a GPU" in refused.stderr
+        assert "libcuda.so.1" in refused.stderr  # what was looked for
+
+
+def test_benchmarks_on_a_gpu_are_listed_and_run_apart() -> None:
+    listed = {line.split()[0] for line in run("--list").stdout.splitlines()}
+    assert {"gpu_allocate", "gpu_request64", "gpu_acks", "gpu_decoder"} <= listed
+    mixed = run("ack", "gpu_allocate")
+    assert mixed.returncode == 2 and "apart from all others" in mixed.stderr
+
+
+def test_results_of_a_gpu_are_kept_as_a_short_table() -> None:
+    from benchmarks.harness.model import Bar, Benchmark, Case, Group, Metric, Outcome, Result
+    from benchmarks.harness.text import short
+    from benchmarks.suite import gpu
+
+    case = Case(Group("allocate and free", 4096), "slabpool", "measured", "x:y")
+    bar = Bar("over the best", lambda result: [0.25], "at most", 0.3)
+    benchmark = Benchmark("gpu_allocate", "GPU", lambda effort: [case], lambda effort: [bar])
+    outcome = Outcome(case, [{"time": Metric("s", [1e-7, 3e-7])}])
+    machine = {
+        "GPU": "NVIDIA X 80GB",
+        "date": "2026-11-23 05:00 UTC",
+        "processor": "p",
+        "CUDA driver": "13.0",
+    }
+    result = Result(benchmark, [outcome], [bar], {"cupy": "not installed"})
+    told = short([result], machine, {"slabpool": "0.1.0"})
+    assert told.startswith("# NVIDIA X 80GB, 2026-11-23 05:00 UTC\n")
+    for part in (
+        "| 4 KiB, allocate and free | slabpool",
+        "200 ns",
+        "0.25",
+        "met",
+        "Left out: cupy (not installed)",
+    ):
+        assert part in told
+    assert gpu.file_stem(machine) == "nvidia-x-80gb-2026-11-23"
