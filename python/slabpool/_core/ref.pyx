@@ -268,7 +268,7 @@ cdef TensorRef new_ref(Core core, Handle request, object array, object who):
         raise InvalidTypeError(f"a reference is to an array of the request, got {type(array).__name__}")
     cdef TensorRef ref = _blank()
     cdef cnp.ndarray source
-    cdef DeviceArray on_device
+    cdef DeviceArray on_device = None
     cdef char* data = NULL
     cdef bint empty = False
     if array is None:
