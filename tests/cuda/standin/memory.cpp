@@ -62,7 +62,8 @@ bool writable(DevicePointer address, std::size_t bytes) {
   for (std::string line; known < address + bytes && std::getline(maps, line);) {
     DevicePointer first = 0, end = 0;
     char rights[5] = {};
-    if (std::sscanf(line.c_str(), "%" SCNx64 "-%" SCNx64 " %4s", &first, &end, rights) != 3) return false;
+    if (std::sscanf(line.c_str(), "%" SCNx64 "-%" SCNx64 " %4s", &first, &end, rights) != 3)
+      return false;
     if (first <= known && known < end && rights[0] == 'r' && rights[1] == 'w') known = end;
   }
   return known >= address + bytes;
@@ -250,7 +251,7 @@ STANDIN_DRIVER cuMemHostRegister(void* host, std::size_t bytes, unsigned flags) 
   }
   if (overlaps(allocations, address, bytes) || !writable(address, bytes))
     return complain("cuMemHostRegister of 0x%" PRIx64 ", which the host may not write", address);
-  // Pinned pages are there; a kernel before 5.14 leaves that to the first touch.
+    // Pinned pages are there; a kernel before 5.14 leaves that to the first touch.
 #if defined(MADV_POPULATE_WRITE)
   (void)madvise(host, bytes, MADV_POPULATE_WRITE);
 #endif
