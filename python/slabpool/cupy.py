@@ -92,14 +92,15 @@ class Installed:
     def __init__(self, pools: tuple[Pool, ...], pinned: Pool | None) -> None:
         self.pools = pools
         self.pinned = pinned
-        self._serving: dict[int, _Serving] = {}
+        of_device: dict[int, Pool] = {}
         for pool in pools:
             device = _stream_heaps.device_of(pool, "slabpool.cupy.install")
-            if device in self._serving:
+            if device in of_device:
                 raise InvalidArgumentError(
-                    f"pools {self._serving[device].pool.name!r} and {pool.name!r} are both of device {device}"
+                    f"pools {of_device[device].name!r} and {pool.name!r} are both of device {device}"
                 )
-            self._serving[device] = _Serving(pool)
+            of_device[device] = pool
+        self._serving = {device: _Serving(pool) for device, pool in of_device.items()}
         self._before: Any = cupy.cuda.get_allocator() if pools else None
 
     def _malloc(self, size: int) -> Any:

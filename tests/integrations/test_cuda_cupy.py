@@ -116,7 +116,6 @@ def test_wrong_pools_are_refused(cupy: Any) -> None:
             with pytest.raises(error, match=message):
                 call()
         assert slabpool.cupy.installed() is None
-        _stream_heaps.forget(device)
 
 
 def test_symbols_called_as_cupys_CFunctionAllocator_does(standin: Standin) -> None:

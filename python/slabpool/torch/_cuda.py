@@ -106,8 +106,8 @@ def use_cuda(*pools: Pool) -> None:
             "more. Call it first, or put `with slabpool.torch.mem_pool(pool):` around what is to come "
             "from the pool"
         )
-    _stream_heaps.serve(pools, "use_cuda")
     allocator = _torch_allocator()
+    _stream_heaps.serve(pools, "use_cuda")
     with _lock:
         if not _global:
             torch.cuda.memory.change_current_allocator(allocator)
@@ -150,8 +150,10 @@ def mem_pool(pool: Pool) -> Iterator[Any]:
     device = _stream_heaps.device_of(pool, "mem_pool")
     if _global:
         raise SlabpoolError("mem_pool: use_cuda has put pools under all of torch's CUDA allocations already")
+    allocator = _torch_allocator()
     _stream_heaps.serve((pool,), "mem_pool")
-    made = torch.cuda.MemPool(_torch_allocator().allocator())
+    with torch.cuda.device(device):  # it is of the device that is current when it is made
+        made = torch.cuda.MemPool(allocator.allocator())
     try:
         with torch.cuda.use_mem_pool(made, device=device):
             yield made
