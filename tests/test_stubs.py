@@ -71,8 +71,8 @@ def test_mistakes_are_found(require_module: Callable[[str], ModuleType], tmp_pat
 
 def test_stubs_agree_with_the_modules(require_module: Callable[[str], ModuleType], tmp_path: Path) -> None:
     require_module("mypy")
-    # Private: modules that only other compiled modules use, what Cython adds to every module and class, and constructors
-    # that only say who makes such objects.
+    # Private: modules that only other compiled modules use, what Cython adds to every module and class, and
+    # constructors that only say who makes such objects.
     (tmp_path / "allow").write_text(
         "\n".join(
             [
