@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import pickle
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 
 import slabpool
 from slabpool import DeviceArray, InvalidArgumentError, InvalidTypeError, Pool, RequestState, _strided
+from tests.cuda.gpu_work import Work
 from tests.cuda.standin_build import LAUNCH_FAILED, Standin
 from tests.cuda.streams import held, settle, stream
 from tests.scene import says
@@ -502,16 +502,15 @@ def test_a_lost_device_lets_go_of_what_was_under_way(standin: Standin) -> None:
 
 
 def test_a_captured_stream_is_refused(standin: Standin) -> None:
-    capture = standin.library.standin_capture
-    capture.argtypes, capture.restype = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int], None
+    work = Work(standin)
     with Pool("64MiB", memory="cuda:0") as pool, Pool("64MiB", memory="pinned") as staging, stream() as s:
         x, out = pool.zeros(10), staging.zeros(10)
-        capture(0, s, 1)
+        work.capture(s, True)
         with pytest.raises(InvalidArgumentError) as raised:
             x.copy_to_host(out, stream=s)
         says(raised, "copying 80 bytes to the host failed ... captured into a graph")
         del raised
-        capture(0, s, 0)
+        work.capture(s, False)
         x.copy_to_host(out, stream=s)
         del x, out
 
