@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,12 +103,21 @@ def test_references_to_other_memory_are_refused(pool: slabpool.Pool) -> None:
         req.ack("gpu0")
 
 
-def test_a_gpu_that_the_peer_does_not_see(
-    pool: slabpool.Pool, standin: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SLABPOOL_STANDIN_DEVICES", "0")
-    with pytest.raises(AssertionError, match="hangs"):
-        Device(pool.name, "gpu0", "spawn")
+def test_a_process_that_sees_no_gpu_cannot_attach(cuda: object, pool: slabpool.Pool) -> None:
+    if cuda is None:
+        pytest.skip("hides the stand-in's devices, and this machine has a GPU")
+    program = f"import slabpool; slabpool.attach({pool.name!r}, device='gpu0')"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"SLABPOOL_STANDIN_DEVICES": "0"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "AttachError: pool 'engine' cannot be mapped in this process" in done.stderr
+    assert "CUDA_ERROR_NO_DEVICE" in done.stderr
+    assert pool.stats().requests_open == 0
 
 
 def test_without_export(cuda: object, standin: Any) -> None:
