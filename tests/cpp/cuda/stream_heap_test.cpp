@@ -227,9 +227,12 @@ TEST_F(StreamHeap, DefaultStreamsAreOfItsDevice) {
   EXPECT_TRUE(heap->release(mine, cuda::kPerThreadStream));
   std::thread([&] { EXPECT_NE(take(4096, cuda::kPerThreadStream), mine); }).join();
   EXPECT_EQ(take(4096, cuda::kPerThreadStream), mine);
-  // Freed by another thread there is no event to be had on it: the device is waited for.
+  // Freed by another thread there is no event to be had on it: the device is waited for. What is left is the event
+  // on that thread's own.
   std::thread([&] { EXPECT_TRUE(heap->release(mine, cuda::kPerThreadStream)); }).join();
+  heap->wait();
   EXPECT_EQ(heap->figures().waiting_blocks, 0U);
+  EXPECT_EQ(heap->figures().wrong_frees, 0U);
 }
 
 TEST_F(StreamHeap, AForgottenStreamKeepsNothing) {
