@@ -294,10 +294,8 @@ cdef class Request:
         >>> import slabpool
         >>> pool = slabpool.Pool("1MiB")
         >>> req = pool.request("chat-42", devices=["gpu0"])
-        >>> if slabpool.cuda.is_available():
-        ...     _ = req.ack("gpu0", stream=1)  # what the default stream has to do comes first
-        ... else:
-        ...     _ = req.ack("gpu0")
+        >>> req.ack("gpu0")  # with stream=s: once what is queued on s is done
+        <Ack.PENDING: 'pending'>
         """
         if stream is not None:
             return _ack_after(self, device, stream)

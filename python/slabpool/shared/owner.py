@@ -83,10 +83,14 @@ class Service:
 
     def device_lost(self, device: str | int, kill: bool) -> int | None:
         """Requests that an attached device held, once its process is dead; None if it is not attached."""
-        with self._mutex:
+        with self._mutex:  # while it is in there its descriptors are open
             client = self._attached.get(device)
+            gone = client is not None and self._is_gone(client)
         if client is None:
             return None
+        if gone:  # the thread is about to notice
+            client.gone.wait()
+            return client.lost
         if not kill:
             raise DeviceAttachedError(
                 f"device {device!r} is attached to pool {self._name!r} as process {client.pid}, which is "
