@@ -54,4 +54,6 @@ def test_ctypes_reaches_the_copy_that_python_uses() -> None:
     assert library.slabpool_pool_destroy(pool) == 0
     if sys.platform == "linux":
         maps = Path("/proc/self/maps").read_text().splitlines()
-        assert {line.split()[-1] for line in maps if line.endswith("/libslabpool.so")} == {str(LIBRARY.resolve())}
+        assert {line.split()[-1] for line in maps if line.endswith("/libslabpool.so")} == {
+            str(LIBRARY.resolve())
+        }
