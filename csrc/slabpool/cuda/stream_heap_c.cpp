@@ -1,6 +1,7 @@
 #include "slabpool/cuda/stream_heap_c.h"
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <new>
 #include <vector>
@@ -17,8 +18,9 @@ constexpr int kDevices = 64;
 std::atomic<StreamHeap*> in_force[kDevices];
 
 // All that ever were, for what is freed after another one came into force.
-std::mutex
-    used_mutex;  // held while a heap takes memory back: before a heap's mutex in the order of locks
+// Held while a heap takes memory back, and then over calls of the driver: before a heap's mutex, and those of its
+// marks and of the pool, in the order of locks.
+std::mutex used_mutex;
 std::vector<StreamHeap*>& used() {
   static auto& heaps = *new std::vector<StreamHeap*>;  // libraries free at the process' very end
   return heaps;
