@@ -297,7 +297,7 @@ Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
 // All but the first lines of allocate(), apart so that those need no registers saved.
 Allocation Pool::allocate_further(const AllocateSpec& spec) noexcept {
   Allocation result = try_allocate(spec);
-  if (result.status == Status::exhausted && stream_acks() != 0) {
+  if (result.status == Status::exhausted && (quirks_.load(std::memory_order_relaxed) & kFarAcks) != 0) {
     // A look that left nothing out, before running out is the answer.
     collect_acks();
     result = try_allocate(spec);

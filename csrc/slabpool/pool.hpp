@@ -195,10 +195,11 @@ class SLABPOOL_API Pool {
   // invalid_argument: the bytes are in no block of it. None (nbytes 0) refer to the request itself.
   Status refer(Handle handle, const void* data, std::uint64_t nbytes, std::uint64_t& offset,
                std::uint64_t& seal) noexcept;
-  // Takes in the acks of peers and of streams that came since. Done by whatever allocates, opens, waits or looks.
+  // Takes in the acks of peers and of streams that came since (pool_far_acks.cpp). Done by whatever allocates,
+  // opens, waits or looks: an ack that a peer has been answered counts in all that this pool does after it.
   void collect_acks() noexcept {
-    // Relaxed: an ack that comes at this moment may be seen now or later.
-    if ((quirks_.load(std::memory_order_relaxed) & kFarAcks) != 0) collect_acks_slowly(true);
+    // Acquire: a thread that finds nothing more to come sees what the last that came has done.
+    if ((quirks_.load(std::memory_order_acquire) & kFarAcks) != 0) collect_acks_slowly(true);
   }
   // For event loops: readable when a peer rang while somebody waits (-1: not shared). Whoever finds it so
   // calls answer_bell().
@@ -277,9 +278,11 @@ class SLABPOOL_API Pool {
   bool wait_for(std::int64_t deadline_ns, Try&& attempt) noexcept;
   template <typename Try>
   bool wait_for_peers(std::int64_t deadline_ns, Try&& attempt) noexcept;
-  // `all` false: a part of it, and not each time, for who calls often.
+  // `all` false: a part of it, and not each time, for who calls often, and never waiting for another thread.
   [[gnu::noinline]] void collect_acks_slowly(bool all) noexcept;
   void collect_from_peers() noexcept;
+  void hear_peers() noexcept;
+  bool is_time_to_look() const noexcept;
   void collect_from_streams(cuda::StreamAcks& acks, bool all) noexcept;
   void take_ack(Handle handle, std::uint32_t device, bool lost) noexcept;
   // The request that an ack by id means, or the answer if there is none.
@@ -309,6 +312,9 @@ class SLABPOOL_API Pool {
   // Null until a stream was named. Made once, by compare-and-swap; the pool's.
   std::atomic<cuda::StreamAcks*> streams_{nullptr};
   std::atomic<std::int64_t> streams_looked_ns_{0};
+  // Held, and taking_ set, by the one thread that takes in acks; first in the order of the pool's locks.
+  std::mutex taking_mutex_;
+  std::atomic<bool> taking_{false};
   Depot depot_;
   CacheSet caches_;
   DeviceRegistry devices_;

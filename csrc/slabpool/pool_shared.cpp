@@ -1,31 +1,9 @@
-// Devices in other processes: handing them the pool's files, taking in their acks, letting them go.
-#include <algorithm>
+// Devices in other processes: handing them the pool's files, letting them go. Their acks: pool_far_acks.cpp.
 #include <cerrno>
 
-#include "slabpool/observe/clock.hpp"
 #include "slabpool/pool.hpp"
 
 namespace slabpool {
-
-// What peers wrote is a wish to acknowledge, and nothing more: it goes the way of any ack, if a request of
-// exactly that generation has the slot.
-void Pool::collect_from_peers() noexcept {
-  shared_->collect([&](std::uint32_t device, std::uint32_t slot, std::uint64_t generation) {
-    const RequestRecord* record = table_.record(slot);
-    if (record == nullptr || generation == 0 ||
-        record->generation.load(std::memory_order_acquire) != generation) {
-      return;
-    }
-    (void)ack({slot, generation}, device);
-  });
-  if (!table_.any_lease()) return;
-  const std::int64_t now = now_ns();
-  shared_->each_heard([&](std::uint32_t device, std::int64_t claimed) {
-    // A peer that claims to have been heard in the future would never fall silent.
-    const std::int64_t heard = std::min(claimed, now);
-    if (heard > devices_.last_heard(device)) devices_.heard(device, heard);
-  });
-}
 
 bool Pool::attach_peer(std::uint32_t device, PeerFiles& files) noexcept {
   if (!usable_here() || closed() || shared_ == nullptr) {

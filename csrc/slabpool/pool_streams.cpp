@@ -1,8 +1,7 @@
-// Acks that follow a stream: taking them, and letting them count once the work is done.
+// Acks that follow a stream: accepting them. How they come to count: pool_far_acks.cpp.
 //
 // What must stay true: an ack that is under way is a hold like any other, until it counts; it counts once, for the
-// request and the device it was made for, and for nothing that was opened or named since. Only what is certain ends
-// it: the work is done, or the GPU will never do any.
+// request and the device it was made for, and for nothing that was opened or named since.
 #include <algorithm>
 #include <new>
 
@@ -13,10 +12,6 @@
 
 namespace slabpool {
 namespace {
-
-// Allocations come in thousands while a stream is at work: they look at streams this often at most. All other
-// calls, and an allocation that fails, look each time.
-constexpr std::int64_t kBetweenLooks = 10'000;
 
 void tell(std::string* why, const std::string& text) noexcept {
   if (why == nullptr) return;
@@ -89,50 +84,6 @@ Pool::Acked Pool::ack_id_after(std::string_view id, std::uint32_t device,
   if (!usable_here()) return {Status::forked, AckResult::late};
   const Named one = named(id, device, generation);
   return one.found ? ack_after(one.handle, device, on, why) : one.answer;
-}
-
-void Pool::collect_acks_slowly(bool all) noexcept {
-  if (!usable_here()) return;
-  if (shared_ != nullptr) collect_from_peers();
-  if (cuda::StreamAcks* acks = streams_.load(std::memory_order_acquire))
-    collect_from_streams(*acks, all);
-}
-
-void Pool::collect_from_streams(cuda::StreamAcks& acks, bool all) noexcept {
-  const std::int64_t now = now_ns();
-  // Relaxed: two threads that both look are no harm.
-  if (!all && now - streams_looked_ns_.load(std::memory_order_relaxed) < kBetweenLooks) return;
-  streams_looked_ns_.store(now, std::memory_order_relaxed);
-  acks.collect(all, [&](const cuda::StreamAcks::Ended& ended) {
-    if (ended.lost != nullptr) note_lost(ended.lost);
-    if (ended.counts) take_ack({ended.slot, ended.generation}, ended.device, ended.lost != nullptr);
-  });
-  if (shared_ != nullptr || acks.pending() != 0) return;
-  // Nothing to look for any more. An ack that is added at this moment is counted before it sets the bit: either it
-  // is set after this, or the count is seen here. (All sequentially consistent.)
-  quirks_.fetch_and(~kFarAcks, std::memory_order_seq_cst);
-  if (acks.pending() != 0) quirks_.fetch_or(kFarAcks, std::memory_order_seq_cst);
-}
-
-// An ack whose work is over: as ack(), but one that has become pointless meanwhile is nothing, and not counted.
-void Pool::take_ack(Handle handle, std::uint32_t device, bool lost) noexcept {
-  const RequestRecord* record = table_.record(handle.slot);
-  if (record == nullptr || record->generation.load(std::memory_order_acquire) != handle.generation)
-    return;
-  const HolderSet::Left left =
-      table_.holders(handle.slot)
-          .leave(static_cast<std::uint32_t>(handle.generation), device_bit(device));
-  if (left != HolderSet::Left::others_hold && left != HolderSet::Left::last) return;
-  if (table_.any_lease() && !lost) devices_.heard(device, now_ns());
-  caches_.mine().count(Count::acks);
-  log(lost ? EventKind::lost : EventKind::ack, handle.generation, device, 0);
-  // As in ack().
-  if (record->first_child.load(std::memory_order_seq_cst) != 0) {
-    std::vector<Handle> over;
-    table_.leave_children(handle, device_bit(device), over);
-    finish_all(over);
-  }
-  if (left == HolderSet::Left::last) (void)finish(handle);
 }
 
 void Pool::wait_for_streams() noexcept {

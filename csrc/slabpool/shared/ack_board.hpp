@@ -49,7 +49,8 @@ class AckBoard {
   // again. Several threads may do this at once, and each mark goes to one of them.
   template <typename F>
   void collect(F&& f) {
-    for (std::uint64_t groups = dirty_.exchange(0, std::memory_order_acquire); groups != 0;
+    // Release as well: who then finds no news knows of the thread that has them.
+    for (std::uint64_t groups = dirty_.exchange(0, std::memory_order_acq_rel); groups != 0;
          groups &= groups - 1) {
       const auto group = static_cast<std::uint32_t>(__builtin_ctzll(groups));
       for (std::uint32_t word = group * kWordsPerBit; word < (group + 1) * kWordsPerBit; ++word) {

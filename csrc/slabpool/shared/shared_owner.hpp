@@ -54,7 +54,15 @@ class SharedOwner {
   // After a last sweep(). The peer may keep its map of the board; nobody reads it any more.
   void detach(std::uint32_t device) noexcept;
 
-  // Calls f(device, slot, generation) for every ack that came since: one load a device if there is none.
+  // Whether an ack came since: one load a device. The owner's collecting acquires and releases the same word.
+  bool news() noexcept {
+    const std::uint32_t count = count_.load(std::memory_order_acquire);
+    for (std::uint32_t i = 0; i < count; ++i) {
+      if (board(attached_[i].load(std::memory_order_relaxed)).news()) return true;
+    }
+    return false;
+  }
+  // Calls f(device, slot, generation) for every ack that came since.
   template <typename F>
   void collect(F&& f) {
     // Acquire pairs with attach(): the board is mapped. A device that is detached meanwhile may be

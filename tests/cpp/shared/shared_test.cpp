@@ -11,6 +11,7 @@
 
 #include "slabpool/shared/shared_peer.hpp"
 #include "support/pool_help.hpp"
+#include "support/scale.hpp"
 
 namespace slabpool::test {
 namespace {
@@ -225,6 +226,33 @@ TEST_F(SharedPool, TheLastOfManyIsToldOnce) {
     two.join();
     EXPECT_EQ(last, 1);
   }
+  expect_all_returned(*pool);
+}
+
+// An ack that was answered counts in whatever the owner does next, also while another of its threads is just
+// taking it in: memory, the request's end, and closing hang on it.
+TEST_F(SharedPool, WhatAnotherThreadIsTakingInIsWaitedFor) {
+  const std::uint32_t gpu = device("sgpu0");
+  auto peer = attach(gpu);
+  std::atomic<bool> over{false};
+  std::thread looker([&] {
+    while (!over.load(std::memory_order_relaxed)) (void)pool->stats();
+  });
+  int behind = 0;
+  const int total = rounds(20'000);
+  for (int round = 0; round < total; ++round) {
+    const Handle handle = open(*pool, {.devices = {gpu}});
+    const Reference reference = refer(handle, nullptr);
+    Block* block = pool->allocate(bytes(kCapacity, handle)).block;
+    if (block == nullptr) ++behind;  // the round before holds it still
+    if (block != nullptr) pool->drop_view(*block);
+    close(handle);
+    EXPECT_EQ(ack(*peer, reference), AckResult::released);
+    if (round % 2 == 0 && (!pool->released(handle) || pool->stats().live != 0)) ++behind;
+  }
+  over = true;
+  looker.join();
+  EXPECT_EQ(behind, 0);
   expect_all_returned(*pool);
 }
 
