@@ -541,6 +541,24 @@ TEST_F(StreamAcks, WhoWaitsLooksAgain) {
   let_go();
 }
 
+TEST_F(StreamAcks, WhatAnotherThreadIsTakingInIsWaitedFor) {
+  std::atomic<bool> over{false};
+  std::thread looker([&] {
+    while (!over.load(std::memory_order_relaxed)) (void)pool->stats();
+  });
+  int behind = 0;
+  const int total = rounds(2'000);
+  for (int round = 0; round < total; ++round) {
+    const Handle handle = held_back();
+    let_go();
+    if (!pool->released(handle)) ++behind;
+  }
+  over = true;
+  looker.join();
+  EXPECT_EQ(behind, 0);
+  expect_all_returned(*pool);
+}
+
 TEST_F(StreamAcks, ClosingWaitsForTheWork) {
   const Handle handle = held_back();
   EXPECT_EQ(pool->close(false), Status::pool_busy);
