@@ -276,6 +276,10 @@ std::uint64_t Pool::device_lost(std::uint32_t device) noexcept {
   collect_acks();
   // A request opened on the device while this runs names it anew: the device is back.
   std::vector<Handle> held = table_.held_by(device);
+  // Children before the request they descend from, which is older: once the device has let go of that one too, others
+  // may end it, and its children with it, and they would not be counted here.
+  std::sort(held.begin(), held.end(),
+            [](const Handle& a, const Handle& b) { return a.generation > b.generation; });
   std::vector<Handle> over;
   std::erase_if(held, [&](Handle handle) {
     const HolderSet::Left left =

@@ -395,6 +395,39 @@ TEST(Race, BudgetsOfRequestsThatEnd) {
   expect_all_returned(*pool);
 }
 
+// A device is lost while the host lets go of the same requests, which end them and their children: each that the
+// device held is counted.
+TEST(Race, LossesOfAParentAndItsChildAreAllCounted) {
+  const auto pool = make_pool(kMiB);
+  constexpr int kFamilies = 50;
+  const int total = rounds(2'000);
+  test::Meeting start(2);
+  test::Meeting end(2);
+  std::vector<Handle> parents(kFamilies);
+  std::thread host([&] {
+    std::mt19937_64 random(1);
+    for (int round = 0; round < total; ++round) {
+      start.arrive();
+      test::dawdle(random);
+      for (const Handle parent : parents) pool->close_request(parent, false);
+      end.arrive();
+    }
+  });
+  std::uint64_t lost = 0;
+  for (int round = 0; round < total; ++round) {
+    for (Handle& parent : parents) {
+      parent = open(*pool, {.devices = {0}});
+      (void)open(*pool, {.devices = {0}, .parent = parent});
+    }
+    start.arrive();
+    lost += pool->device_lost(0);
+    end.arrive();
+  }
+  host.join();
+  EXPECT_EQ(lost, std::uint64_t{2} * kFamilies * static_cast<std::uint64_t>(total));
+  expect_all_returned(*pool);
+}
+
 // Whoever waited for memory may close the pool at once: that the request it came from is still ending on
 // another thread is no reason to refuse. What a session kept ends in two steps, itself and its session.
 TEST(Race, ClosedAsSoonAsTheMemoryIsBack) {
