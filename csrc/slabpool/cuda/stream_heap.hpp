@@ -145,6 +145,8 @@ class SLABPOOL_API StreamHeap {
   std::unique_ptr<Batch> batch_of(Held* chain, Place place);  // throws std::bad_alloc
   template <typename Which>
   void flush(Which&& which) noexcept;
+  void flush_all() noexcept;
+  void flush_list(const Key& key) noexcept;
   void send(std::unique_ptr<Batch> batch) noexcept;
   bool settled(const Place& place) noexcept;
   void take_back(bool all) noexcept;

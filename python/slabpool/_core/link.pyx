@@ -9,7 +9,8 @@ from libcpp.optional cimport optional
 from slabpool._core.array cimport Core
 from slabpool._core.cpp_request cimport kMaxDevices
 from slabpool._core.cpp_shared cimport PeerFiles
-from slabpool._core.pool cimport Pool, name_key
+from slabpool._core.naming cimport name_key
+from slabpool._core.pool cimport Pool
 
 import os
 

@@ -6,35 +6,27 @@ Converts arguments, calls the C++ core, wraps what comes back. Errors are made i
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libcpp.memory cimport unique_ptr
-from libcpp.optional cimport make_optional, optional
+from libcpp.optional cimport optional
 from libcpp.string cimport string
 from libcpp.utility cimport move
-from libcpp.vector cimport vector
 
 from slabpool._core.array cimport (
-    NO_REQUEST, Core, caller, can_give_way, check_here, deadline_of, located, new_array, new_copy, new_full,
-    next_slice, others_give_way, settle_copies, trim_heaps,
+    NO_REQUEST, Core, check_here, new_array, new_copy, new_full, settle_copies, trim_heaps,
 )
 from slabpool._core.cpp_memory cimport MemoryKind
-from slabpool._core.cpp_observe cimport Corruption as CppCorruption
-from slabpool._core.cpp_observe cimport Event as CppEvent
-from slabpool._core.cpp_observe cimport RequestInfo, kNoDevice
-from slabpool._core.cpp_observe cimport Stats as CppStats
 from slabpool._core.cpp_pool cimport Acked, PoolOptions
 from slabpool._core.cpp_pool cimport Pool as CppPool
-from slabpool._core.cpp_request cimport (
-    Handle, OpenSpec, SourceLocation, device_span, kMaxDevices, string_view,
-)
 from slabpool._core.cpp_status cimport Status
 from slabpool._core.cpp_stream cimport StreamName
 from slabpool._core.device_new cimport device_maker
+from slabpool._core.looking cimport corruptions_of, events_of, records_of, stats_of
+from slabpool._core.naming cimport Devices, caller_of, name_key
+from slabpool._core.opening cimport open_request
 from slabpool._core.reachable cimport add_reachable
-from slabpool._core.request cimport Request, ack_answer, new_request
+from slabpool._core.request cimport Request, ack_answer
 from slabpool._core.stream cimport stream_device, stream_of
 
 import itertools
@@ -44,21 +36,9 @@ import weakref
 
 from slabpool import _aio, _report
 from slabpool._pool_options import parse_options
-from slabpool._sizes import parse_size
-from slabpool.errors import (
-    DuplicateDeviceError,
-    InvalidArgumentError,
-    InvalidTypeError,
-    PoolBusyError,
-    TooManyDevicesError,
-    UnknownDeviceError,
-)
-from slabpool.records import Corruption, Event, RequestRecord, RequestState, Stats
+from slabpool.errors import InvalidArgumentError, InvalidTypeError, PoolBusyError
+from slabpool.records import RequestState
 
-cdef tuple STATES = (RequestState.OPEN, RequestState.DRAINING, RequestState.IN_DOUBT, RequestState.RELEASED,
-                     RequestState.KEPT)
-cdef tuple KINDS = ("open", "allocate", "free", "ack", "close", "lost", "release", "retain", "exhausted", "keep")
-cdef object STATS_NEW = tuple.__new__  # what Stats._make does, without its checks
 _pool_numbers = itertools.count(1)
 
 
@@ -68,44 +48,6 @@ cdef MemoryKind _kind_of(str kind) noexcept:
     if kind == "pinned":
         return MemoryKind.pinned
     return MemoryKind.managed if kind == "managed" else MemoryKind.host
-
-
-cdef bytes name_key(object name, str what):
-    """Names as the core knows them: a letter for the kind, then the bytes."""
-    if isinstance(name, str):
-        return b"s" + (<str>name).encode("utf-8", "surrogatepass")
-    if isinstance(name, int) and not isinstance(name, bool):
-        return b"i%d" % name
-    if what != "device" and isinstance(name, bytes):
-        return b"b" + <bytes>name
-    allowed = "a str or an int" if what == "device" else "a str, an int or bytes"
-    raise InvalidTypeError(f"{what} must be {allowed}, got {name!r} of type {type(name).__name__}")
-
-
-cdef object _unkey(bytes raw):
-    if raw[:1] == b"s":
-        return raw[1:].decode("utf-8", "surrogatepass")
-    return int(raw[1:]) if raw[:1] == b"i" else raw[1:]
-
-
-cdef tuple _identity(bytes raw, bint kept):
-    """(id, None) of a request or a session; (id, name) of what a session keeps."""
-    if not kept:
-        return _unkey(raw), None
-    end = 5 + int.from_bytes(raw[1:5], "little")
-    return _unkey(raw[5:end]), raw[end + 1:].decode("utf-8", "surrogatepass") if len(raw) > end else None
-
-
-cdef tuple _caller_of(Core core):
-    """File and line of the Python code that called."""
-    cdef SourceLocation where = caller(core)
-    return where.file.decode("utf-8", "replace"), where.line
-
-
-cdef object _location(SourceLocation where):
-    if where.line == 0:
-        return ""
-    return f"{where.file.decode('utf-8', 'replace')}:{where.line}"
 
 
 @cython.final
@@ -209,8 +151,11 @@ cdef class Pool:
             self.name += str(next(_pool_numbers))
         self.memory = str(wanted.memory)
         self.capacity = wanted.capacity
-        self.devices = {}
-        self.device_names = []
+        self.devices = Devices.__new__(Devices)
+        self.devices.core = self.core
+        self.devices.pool = self.name
+        self.devices.numbers = {}
+        self.devices.names = []
         self.core.report = _report.Reporter(self)
         if wanted.memory.shared:
             from slabpool.shared.owner import serve
@@ -311,7 +256,8 @@ cdef class Pool:
         >>> pool.ack("chat-42", "gpu0")
         <Ack.RELEASED: 'released'>
         """
-        return self._open(request_id, devices, reserve, quota, lease, timeout, None, None)
+        return open_request(self, self.core, self.devices, request_id, devices, reserve, quota, lease, timeout,
+                            None, None)
 
     def request_async(self, request_id, devices=(), *, reserve=None, quota=None, lease=None, timeout=None):
         """As `request`, awaited: waits for the reserve without blocking the event loop.
@@ -325,101 +271,18 @@ cdef class Pool:
         -------
         Request
         """
-        opened_at = _caller_of(self.core)
+        opened_at = caller_of(self.core)
         devices = tuple(devices) if not isinstance(devices, (str, bytes)) else devices
         return _aio.open_request(
-            self, lambda: self._open(request_id, devices, reserve, quota, lease, None, None, opened_at), timeout)
-
-    cdef Request _open(self, object request_id, object devices, object reserve, object quota, object lease,
-                       object timeout, Request parent, object opened_at):
-        cdef OpenSpec spec
-        cdef Handle handle
-        cdef Status status
-        cdef int64_t deadline, until
-        cdef uint32_t few[16]
-        cdef vector[uint32_t] many
-        cdef Py_ssize_t count = 0
-        cdef uint32_t index
-        cdef uint64_t mask = 0
-        cdef bint new = False
-        cdef bytes key
-        check_here(self.core)
-        if isinstance(devices, (str, bytes)):
-            raise InvalidTypeError(f"devices must be several names, got one {type(devices).__name__} {devices!r}")
-        if type(devices) is not tuple:
-            try:
-                devices = tuple(devices)
-            except TypeError:
-                raise InvalidTypeError(f"devices must be an iterable of names, got {devices!r}") from None
-        for device in <tuple>devices:
-            number = self.devices.get(device) if type(device) is str or type(device) is int else None
-            if number is None:
-                if new == 0 and parent is None:
-                    new = self._room_for(<tuple>devices)  # before any name is added: all of them or none
-                number = self._device_number(device) if parent is None else self._known_device(device, parent)
-            index = number
-            if index < 64:
-                mask |= <uint64_t>1 << index
-            if count < 16:
-                few[count] = index
-            else:
-                if count == 16:
-                    many.assign(&few[0], &few[0] + 16)
-                many.push_back(index)
-            count += 1
-        if count <= 16:
-            spec.devices = device_span(&few[0], <size_t>count)
-        else:
-            spec.devices = device_span(many.data(), <size_t>count)
-        key = name_key(request_id, "request_id")
-        spec.id = string_view(PyBytes_AS_STRING(key), <size_t>PyBytes_GET_SIZE(key))
-        if reserve is not None:
-            spec.reserve = parse_size(reserve, "reserve", least=0, most=1 << 62)
-        if quota is not None:
-            spec.quota = parse_size(quota, "quota", least=1, most=1 << 62)
-        if lease is not None:
-            spec.lease_ns = _lease(lease)
-        if parent is not None:
-            spec.parent = parent.handle
-        if opened_at is None:
-            spec.where = caller(self.core)
-        else:
-            spec.where = located(self.core, opened_at[0], opened_at[1])
-        status = Status.exhausted
-        if can_give_way(self.core):
-            spec.counts = False
-            status = self.core.pool.open(spec, handle)
-            while others_give_way(self.core, status):
-                status = self.core.pool.open(spec, handle)
-            spec.counts = True
-        if status not in (Status.exhausted, Status.too_many_requests):
-            pass
-        elif timeout is None:
-            status = self.core.pool.open(spec, handle)
-        else:
-            deadline = deadline_of(timeout)
-            while True:
-                until = next_slice(deadline)
-                with nogil:
-                    status = self.core.pool.open_until(spec, handle, until, until == deadline)
-                if status not in (Status.exhausted, Status.too_many_requests) or until == deadline:
-                    break
-                PyErr_CheckSignals()
-                others_give_way(self.core, status)  # what has become idle, or done, meanwhile
-        if status != Status.ok:
-            _report.open_failed(self, <int>status, request_id, devices, spec.reserve, spec.quota, timeout, parent)
-        if parent is not None:
-            return new_request(self, self.core, self.devices, handle, request_id, <tuple>devices, mask,
-                               parent.handle.generation, parent.quota)
-        return new_request(self, self.core, self.devices, handle, request_id, <tuple>devices, mask, None,
-                           None if quota is None else spec.quota)
+            self, lambda: self._open_turn(request_id, devices, reserve, quota, lease, None, opened_at), timeout)
 
     def _open_child(self, Request parent, devices):
-        return self._open(parent.id, devices, None, None, None, None, parent, None)
+        return open_request(self, self.core, self.devices, parent.id, devices, None, None, None, None, parent, None)
 
     def _open_turn(self, request_id, devices, reserve, quota, lease, timeout, opened_at):
-        """A request of a session, opened at (file, line)."""
-        return self._open(request_id, devices, reserve, quota, lease, timeout, None, opened_at)
+        """A request opened at (file, line), by whoever opens it for somebody else."""
+        return open_request(self, self.core, self.devices, request_id, devices, reserve, quota, lease, timeout,
+                            None, opened_at)
 
     # ---- sessions
 
@@ -467,7 +330,7 @@ cdef class Pool:
         """
         from slabpool.session import Session
 
-        where = _caller_of(self.core)
+        where = caller_of(self.core)
         sessions = self._sessions()
         return Session._of(self, sessions, sessions.open(session_id, budget, ttl, where))
 
@@ -552,7 +415,7 @@ cdef class Pool:
         """
         cdef optional[uint64_t] wanted
         cdef Acked acked
-        cdef uint32_t number = self._known_device(device, None)
+        cdef uint32_t number = self.devices.known(device, None)
         cdef string id = name_key(request_id, "request_id")
         if generation is not None:
             wanted = _generation(generation)
@@ -605,7 +468,7 @@ cdef class Pool:
             count = self.service.device_lost(device, bool(kill))
             if count is not None:
                 return count
-        number = self._known_device(device, None)
+        number = self.devices.known(device, None)
         with nogil:
             lost = self.core.pool.device_lost(number)
         return lost
@@ -623,57 +486,8 @@ cdef class Pool:
             No request ever named it.
         """
         check_here(self.core)
-        cdef uint32_t number = self._known_device(device, None)
+        cdef uint32_t number = self.devices.known(device, None)
         self.core.pool.heartbeat(number)
-
-    # ---- devices' names
-
-    def _device_number(self, device):
-        number = self.devices.get(device) if type(device) in (str, int) else None
-        if number is not None:
-            return number
-        check_here(self.core)
-        cdef optional[uint32_t] added = self.core.pool.devices().add(name_key(device, "device"))
-        if not added.has_value():
-            raise TooManyDevicesError(
-                f"device {device!r} would be name {kMaxDevices + 1} in pool {self.name!r}; a pool tells at most "
-                f"{kMaxDevices} devices apart. Use the same names for the same devices, or another pool"
-            )
-        number = added.value()
-        while len(self.device_names) <= number:
-            self.device_names.append(None)
-        self.device_names[number] = device
-        self.devices[device] = number
-        return number
-
-    def _device_name(self, number):
-        return self.device_names[number]
-
-    def _room_for(self, devices):
-        """True; raises if these names and those known are more than a pool can tell apart."""
-        for device in devices:
-            name_key(device, "device")
-        known = len(self.devices)
-        named = len({device for device in devices if device not in self.devices})
-        if known + named > kMaxDevices:
-            raise TooManyDevicesError(
-                f"{named} new device names, and pool {self.name!r} already knows {known}; it tells at most "
-                f"{kMaxDevices} devices apart. Use the same names for the same devices, or another pool"
-            )
-        return True
-
-    def _known_device(self, device, request):
-        """The number of a device that this pool knows; else raises, for the request if one is given."""
-        name_key(device, "device")  # a wrong type is an error of its own, although True == 1 == 1.0
-        number = self.devices.get(device)
-        if number is None:
-            if request is None:
-                raise UnknownDeviceError(
-                    f"device {device!r} was never named for any request of pool {self.name!r}; "
-                    f"it knows {_report.names(self.device_names)}"
-                )
-            _report.unknown_device(device, request)
-        return number
 
     # ---- looking inside
 
@@ -685,13 +499,7 @@ cdef class Pool:
         Stats
             Always ``committed == live + retained + in_doubt + cached``.
         """
-        check_here(self.core)
-        settle_copies()
-        cdef CppStats s = self.core.pool.stats()
-        return STATS_NEW(Stats, (
-            s.capacity, s.reserved, s.committed, s.live, s.retained, s.in_doubt, s.cached, s.set_aside, s.peak_live,
-            s.peak_committed, s.allocations, s.frees, s.requests_open, s.requests_draining, s.requests_in_doubt,
-            s.acks, s.duplicate_acks, s.late_acks, s.exhaustions))
+        return stats_of(self.core)
 
     def requests(self):
         """Every request that is not released, or whose bytes live views retain, and every tensor that a session
@@ -701,7 +509,7 @@ cdef class Pool:
         -------
         list of RequestRecord
         """
-        return self._records(0)
+        return records_of(self.core, self.devices, 0)
 
     def leaks(self, older_than=0):
         """Requests that have lived for at least `older_than` seconds, oldest first: what they keep, which
@@ -725,30 +533,7 @@ cdef class Pool:
         >>> [(r.request_id, sorted(r.pending)) for r in pool.leaks()]
         [('chat-42', ['gpu0'])]
         """
-        return [record for record in self._records(older_than) if record.state is not RequestState.KEPT]
-
-    cdef list _records(self, object older_than):
-        check_here(self.core)
-        settle_copies()
-        cdef vector[RequestInfo] infos = self.core.pool.requests(_older_than(older_than))
-        records = []
-        for i in range(<Py_ssize_t>infos.size()):
-            id, name = _identity(infos[i].id, infos[i].kept)
-            if infos[i].kept and name is None:
-                continue  # a session, without memory of its own: see sessions()
-            records.append(RequestRecord(
-                request_id=id,
-                generation=infos[i].handle.generation,
-                state=STATES[<int>infos[i].state],
-                nbytes=infos[i].nbytes,
-                age=infos[i].age_ns / 1e9,
-                pending=frozenset([self.device_names[number] for number in infos[i].pending]),
-                live_views=infos[i].live_views,
-                opened_at=_location(infos[i].opened_at),
-                parent=None if infos[i].kept else infos[i].parent_generation or None,
-                kept_as=name,
-            ))
-        return records
+        return [record for record in records_of(self.core, self.devices, older_than) if record.state is not RequestState.KEPT]
 
     def events(self):
         """The event log, oldest first; empty unless the pool was made with ``events=``.
@@ -757,19 +542,7 @@ cdef class Pool:
         -------
         list of Event
         """
-        check_here(self.core)
-        cdef vector[CppEvent] events = self.core.pool.events()
-        return [
-            Event(
-                time_ns=events[i].time_ns,
-                thread=events[i].thread,
-                kind=KINDS[<int>events[i].kind],
-                generation=events[i].generation,
-                device=None if events[i].device == kNoDevice else self.device_names[events[i].device],
-                nbytes=events[i].bytes,
-            )
-            for i in range(<Py_ssize_t>events.size())
-        ]
+        return events_of(self.core, self.devices)
 
     def corruptions(self):
         """Writes past the end of a block that a pool with ``debug`` on has found so far.
@@ -778,14 +551,7 @@ cdef class Pool:
         -------
         list of Corruption
         """
-        check_here(self.core)
-        cdef vector[CppCorruption] found = self.core.pool.corruptions()
-        return [
-            Corruption(
-                address=found[i].address, nbytes=found[i].nbytes, offset=found[i].offset,
-                generation=found[i].generation, allocated_at=_location(found[i].allocated_at))
-            for i in range(<Py_ssize_t>found.size())
-        ]
+        return corruptions_of(self.core)
 
     def _verify(self):
         """None, or which invariant of the allocator does not hold. For tests."""
@@ -899,16 +665,6 @@ cdef class Pool:
                 f"{s.cached} cached of {s.capacity} bytes, {s.requests_open + s.requests_draining} requests>")
 
 
-cdef int64_t _older_than(object older_than) except? -1:
-    try:
-        seconds = float(older_than)
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidTypeError(f"older_than must be seconds, got {older_than!r}") from None
-    if not seconds >= 0:
-        raise InvalidArgumentError(f"older_than must be seconds from 0 on, got {older_than!r}")
-    return <int64_t>int(min(seconds, 1e9) * 1e9)
-
-
 cdef uint64_t _generation(object generation) except? 0:
     try:
         value = operator.index(generation)
@@ -918,13 +674,3 @@ cdef uint64_t _generation(object generation) except? 0:
     if not 0 < value < 1 << 63:
         raise InvalidArgumentError(f"generation must be one that a request has, got {value}")
     return value
-
-
-cdef int64_t _lease(object lease) except? -1:
-    try:
-        seconds = float(lease)
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidTypeError(f"lease must be seconds, got {lease!r}") from None
-    if not 0 < seconds <= 1e9:
-        raise InvalidArgumentError(f"lease must be more than 0 seconds and at most 1e9, got {lease!r}")
-    return <int64_t>max(1, int(seconds * 1e9))

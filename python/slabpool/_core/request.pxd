@@ -4,12 +4,13 @@ from libc.stdint cimport uint64_t
 
 from slabpool._core.array cimport Core
 from slabpool._core.cpp_request cimport Handle
+from slabpool._core.naming cimport Devices
 
 
 cdef class Request:
     cdef Core core
-    cdef object pool            # the Pool, for names of devices and messages
-    cdef dict devices           # the pool's: name -> number
+    cdef object pool            # the Pool, for messages
+    cdef Devices devices        # the pool's
     cdef Handle handle
     cdef readonly object id
     cdef readonly object parent
@@ -23,6 +24,6 @@ cdef class Request:
     cdef void _leave(self, bint cancel) noexcept
 
 
-cdef Request new_request(object pool, Core core, dict devices, Handle handle, object id, tuple named,
+cdef Request new_request(object pool, Core core, Devices devices, Handle handle, object id, tuple named,
                          uint64_t named_mask, object parent, object quota)
 cdef object ack_answer(int result)

@@ -20,6 +20,7 @@ from slabpool._core.cpp_status cimport Status
 from slabpool._core.cpp_stream cimport StreamName
 from slabpool._core.growable cimport new_growable
 from slabpool._core.layout cimport Layout, Tensors, new_tensors
+from slabpool._core.naming cimport Devices
 from slabpool._core.ref cimport new_ref
 from slabpool._core.stream cimport stream_device, stream_of
 
@@ -299,9 +300,9 @@ cdef class Request:
         """
         if stream is not None:
             return _ack_after(self, device, stream)
-        number = self.devices.get(device) if type(device) is str or type(device) is int else None
+        number = self.devices.numbers.get(device) if type(device) is str or type(device) is int else None
         if number is None:
-            number = self.pool._known_device(device, self)
+            number = self.devices.known(device, self)
         cdef uint32_t index = number
         if index >= 64 or not self.named_mask >> index & 1:
             # The core cannot tell late from unknown once the slot is another's, and would count it as late.
@@ -335,9 +336,9 @@ cdef class Request:
         """
         cdef uint32_t number
         if self.parent is None:
-            number = self.pool._device_number(device)
+            number = self.devices.number(device)
         else:
-            number = self.pool._known_device(device, self)  # its parent's, so no new name
+            number = self.devices.known(device, self)  # its parent's, so no new name
         cdef Status status = self.core.pool.add_device(self.handle, number)
         if status == Status.unknown_device:
             _report.not_the_parents(device, self)
@@ -444,7 +445,7 @@ cdef class Request:
         check_here(self.core)
         if not self.core.pool.describe(self.handle, info):
             return RequestState.RELEASED, 0, frozenset(), 0, "?"
-        pending = frozenset([self.pool._device_name(number) for number in info.pending])
+        pending = frozenset([self.devices.names[number] for number in info.pending])
         where = f"{info.opened_at.file.decode('utf-8', 'replace')}:{info.opened_at.line}"
         return STATES[<int>info.state], info.nbytes, pending, info.live_views, where
 
@@ -544,7 +545,7 @@ cdef object _ack_after(Request self, object device, object stream):
     cdef string why
     cdef Acked acked
     check_here(self.core)
-    cdef uint32_t number = self.pool._known_device(device, self)
+    cdef uint32_t number = self.devices.known(device, self)
     # As in ack().
     if device not in self.named and self.core.pool.released(self.handle):
         _report.unknown_device(device, self)
@@ -560,7 +561,7 @@ cdef object _ack_after(Request self, object device, object stream):
     self.core.report(self, <int>acked.status, 0, device)
 
 
-cdef Request new_request(object pool, Core core, dict devices, Handle handle, object id, tuple named,
+cdef Request new_request(object pool, Core core, Devices devices, Handle handle, object id, tuple named,
                          uint64_t named_mask, object parent, object quota):
     global _making
     _making = True

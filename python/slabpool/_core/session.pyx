@@ -22,7 +22,8 @@ from slabpool._core.cpp_request cimport Handle, SourceLocation, handle_span, str
 from slabpool._core.cpp_status cimport Status
 from slabpool._core.growable cimport GrowableTensor, _Growth, growable_of
 from slabpool._core.layout cimport Layout, Tensors, tensors_of
-from slabpool._core.pool cimport Pool, name_key
+from slabpool._core.naming cimport name_key
+from slabpool._core.pool cimport Pool
 from slabpool._core.request cimport Request
 
 import numpy as np
