@@ -183,11 +183,27 @@ slabpool_status slabpool_pool_stats(slabpool_pool* pool, slabpool_stats* stats) 
     return SLABPOOL_INVALID_ARGUMENT;
   if (!of(pool).usable_here()) return SLABPOOL_FORKED;
   const slabpool::Stats s = of(pool).stats();
-  write_result(stats, {0,           s.capacity,       s.reserved,          s.committed,
-                       s.live,      s.retained,       s.in_doubt,          s.cached,
-                       s.set_aside, s.peak_live,      s.peak_committed,    s.allocations,
-                       s.frees,     s.requests_open,  s.requests_draining, s.requests_in_doubt,
-                       s.acks,      s.duplicate_acks, s.late_acks,         s.exhaustions});
+  write_result(stats, {0,
+                       s.capacity,
+                       s.reserved,
+                       s.committed,
+                       s.live,
+                       s.retained,
+                       s.in_doubt,
+                       s.cached,
+                       s.set_aside,
+                       s.peak_live,
+                       s.peak_committed,
+                       s.allocations,
+                       s.frees,
+                       s.requests_open,
+                       s.requests_draining,
+                       s.requests_in_doubt,
+                       s.acks,
+                       s.duplicate_acks,
+                       s.late_acks,
+                       s.stream_acks,
+                       s.exhaustions});
   return SLABPOOL_OK;
 }
 

@@ -115,7 +115,7 @@ typedef struct slabpool_stats {
   uint64_t capacity, reserved, committed, live, retained, in_doubt, cached, set_aside, peak_live,
       peak_committed;
   uint64_t allocations, frees, requests_open, requests_draining, requests_in_doubt;
-  uint64_t acks, duplicate_acks, late_acks, exhaustions;
+  uint64_t acks, duplicate_acks, late_acks, stream_acks, exhaustions;
 } slabpool_stats;
 
 /* Figures in bytes, in whole blocks, and counts since the pool was made. Always committed == live +

@@ -4,6 +4,7 @@
 // that allocating takes.
 #include <algorithm>
 
+#include "slabpool/cuda/stream_acks.hpp"
 #include "slabpool/observe/clock.hpp"
 #include "slabpool/pool.hpp"
 
@@ -26,6 +27,7 @@ Stats Pool::stats() noexcept {
   s.acks = count(Count::acks);
   s.duplicate_acks = count(Count::duplicate_acks);
   s.late_acks = count(Count::late_acks);
+  s.stream_acks = stream_acks();
   s.exhaustions = count(Count::exhaustions);
   const RequestTable::Counts requests = table_.counts();
   s.requests_open = requests.open;
@@ -71,8 +73,8 @@ RequestState state_of(const RequestTable& table, const RequestRecord& r, const H
   return r.host_left ? RequestState::draining : RequestState::open;
 }
 
-RequestInfo info_of(const RequestTable& table, const RequestRecord& r, const HolderSet& set,
-                    std::int64_t now) {
+RequestInfo info_of(const RequestTable& table, const cuda::StreamAcks* acks, const RequestRecord& r,
+                    const HolderSet& set, std::int64_t now) {
   RequestInfo info;
   info.id = r.id;
   info.handle = {r.slot, r.generation.load(std::memory_order_acquire) & ~RequestRecord::kReleased};
@@ -80,8 +82,11 @@ RequestInfo info_of(const RequestTable& table, const RequestRecord& r, const Hol
   info.state = state_of(table, r, set, now);
   info.nbytes = r.nbytes.load(std::memory_order_relaxed);
   info.age_ns = now - r.opened_ns;
-  set.each_device(static_cast<std::uint32_t>(info.handle.generation),
-                  [&](std::uint32_t device) { info.pending.push_back(device); });
+  set.each_device(static_cast<std::uint32_t>(info.handle.generation), [&](std::uint32_t device) {
+    info.pending.push_back(device);
+    if (acks != nullptr && acks->has(info.handle.generation, device))
+      info.behind_stream.push_back(device);
+  });
   std::int64_t views = r.retained_views.load(std::memory_order_relaxed);
   {
     const std::lock_guard lock(r.lock);
@@ -100,8 +105,9 @@ bool Pool::describe(Handle handle, RequestInfo& info) {
   bool found = false;
   collect_acks();
   const std::int64_t now = now_ns();
+  const cuda::StreamAcks* acks = streams_.load(std::memory_order_acquire);
   table_.at(handle, [&](const RequestRecord& r, const HolderSet& set) {
-    info = info_of(table_, r, set, now);
+    info = info_of(table_, acks, r, set, now);
     found = true;
   });
   return found;
@@ -111,8 +117,9 @@ std::vector<RequestInfo> Pool::requests(std::int64_t older_than_ns) {
   std::vector<RequestInfo> all;
   collect_acks();
   const std::int64_t now = now_ns();
+  const cuda::StreamAcks* acks = streams_.load(std::memory_order_acquire);
   table_.each([&](const RequestRecord& r, const HolderSet& set) {
-    if (now - r.opened_ns >= older_than_ns) all.push_back(info_of(table_, r, set, now));
+    if (now - r.opened_ns >= older_than_ns) all.push_back(info_of(table_, acks, r, set, now));
   });
   std::sort(all.begin(), all.end(), [](const RequestInfo& a, const RequestInfo& b) {
     return a.handle.generation < b.handle.generation;

@@ -115,6 +115,8 @@ class Stats(NamedTuple):
     duplicate_acks: int
     #: Acknowledgements of a request already gone.
     late_acks: int
+    #: Acknowledgements that do not count yet: the work on their stream is not done (``ack(device, stream=)``).
+    stream_acks: int
     #: Allocations and reservations that failed for lack of memory.
     exhaustions: int
 
@@ -167,6 +169,8 @@ class RequestRecord:
     #: Name under which the session `request_id` keeps it (or kept it, until the requests that still read it
     #: are over); None for a request.
     kept_as: str | None = None
+    #: Those of `pending` that have acknowledged, and whose ack counts once the work on a stream is done.
+    behind_stream: frozenset[str | int] = frozenset()
 
     def __str__(self) -> str:
         if self.kept_as is not None:
@@ -175,12 +179,18 @@ class RequestRecord:
                 f"{self.state.value}): {self.nbytes} bytes for {self.age:.1f} s, "
                 f"{self.live_views} live views, kept at {self.opened_at}"
             )
-        waiting = ", ".join(sorted(map(str, self.pending))) or "no device"
+        waiting = waits_for(self.pending, self.behind_stream) or "no device"
         return (
             f"request {self.request_id!r} generation {self.generation} ({self.state.value}): "
             f"{self.nbytes} bytes for {self.age:.1f} s, waits for {waiting}, "
             f"{self.live_views} live views, opened at {self.opened_at}"
         )
+
+
+def waits_for(pending: frozenset[str | int], behind_stream: frozenset[str | int]) -> str:
+    """Names of devices for a message, and of which only a stream's work is missing."""
+    names = [f"{device} (its stream's work)" if device in behind_stream else str(device) for device in pending]
+    return ", ".join(sorted(names))
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,31 @@ def test_it_counts_once_the_work_is_done(memory: str, work: Work) -> None:
     assert req.ack("gpu0", stream=stream) is Ack.LATE
 
 
+def test_reports_tell_a_stream_from_a_device(work: Work) -> None:
+    """Who looks for a leak sees that gpu0 has done its part, and that what is missing is work on its stream."""
+    pool = new_pool("host")
+    stream = busy(work)
+    req = pool.request("chat", devices=["gpu0", "gpu1"])
+    kept = req.child(["gpu1"])
+    array = req.empty(MIB, "u1")
+    req.close()
+    assert pool.stats().stream_acks == 0
+    req.ack("gpu0", stream=stream)
+    assert pool.stats().stream_acks == 1
+    told = {record.generation: record for record in pool.leaks()}[req.generation]
+    assert (told.pending, told.behind_stream) == ({"gpu0", "gpu1"}, {"gpu0"})
+    assert "waits for gpu0 (its stream's work), gpu1" in str(told)
+    assert "waits for gpu0 (its stream's work), gpu1" in repr(req)
+    with pytest.raises(slabpool.PoolBusyError, match=r"waits for gpu0 \(its stream's work\), gpu1"):
+        pool.close()
+    work.let_go(stream)
+    told = {record.generation: record for record in pool.leaks()}[req.generation]
+    assert (told.pending, told.behind_stream) == ({"gpu1"}, frozenset())
+    assert pool.stats().stream_acks == 0
+    assert req.ack("gpu1") is Ack.RELEASED
+    assert kept.released and (array == array).all()
+
+
 @each_kind
 def test_memory_in_use_is_not_handed_out(memory: str, work: Work) -> None:
     pool = new_pool(memory)

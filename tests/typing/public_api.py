@@ -270,6 +270,7 @@ def read_stats(stats: slabpool.Stats) -> int:
         + stats.acks
         + stats.duplicate_acks
         + stats.late_acks
+        + stats.stream_acks
         + stats.exhaustions
     )
     return (
@@ -288,6 +289,7 @@ def read_record(record: slabpool.RequestRecord) -> str:
     assert_type(record.opened_at, str)
     assert_type(record.parent, int | None)
     assert_type(record.kept_as, str | None)
+    assert_type(record.behind_stream, frozenset[str | int])
     return str(record)
 
 

@@ -29,6 +29,7 @@ struct Stats {
   std::uint64_t acks;
   std::uint64_t duplicate_acks;
   std::uint64_t late_acks;
+  std::uint64_t stream_acks;
   std::uint64_t exhaustions;
 };
 
@@ -43,6 +44,8 @@ struct RequestInfo {
   std::uint64_t nbytes;
   std::int64_t age_ns;
   std::vector<std::uint32_t> pending;
+  std::vector<std::uint32_t>
+      behind_stream;  // those of them that have acknowledged behind work on a stream
   std::uint32_t live_views;
   SourceLocation opened_at;
   bool

@@ -28,6 +28,7 @@ cdef extern from "slabpool/observe/stats.hpp" namespace "slabpool" nogil:
         uint64_t acks
         uint64_t duplicate_acks
         uint64_t late_acks
+        uint64_t stream_acks
         uint64_t exhaustions
 
     cdef enum class RequestState(int):
@@ -41,6 +42,7 @@ cdef extern from "slabpool/observe/stats.hpp" namespace "slabpool" nogil:
         uint64_t nbytes
         int64_t age_ns
         vector[uint32_t] pending
+        vector[uint32_t] behind_stream
         uint32_t live_views
         SourceLocation opened_at
         bool kept

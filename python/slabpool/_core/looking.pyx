@@ -27,7 +27,7 @@ cdef object stats_of(Core core):
     return STATS_NEW(Stats, (
         s.capacity, s.reserved, s.committed, s.live, s.retained, s.in_doubt, s.cached, s.set_aside, s.peak_live,
         s.peak_committed, s.allocations, s.frees, s.requests_open, s.requests_draining, s.requests_in_doubt,
-        s.acks, s.duplicate_acks, s.late_acks, s.exhaustions))
+        s.acks, s.duplicate_acks, s.late_acks, s.stream_acks, s.exhaustions))
 
 
 cdef list records_of(Core core, Devices devices, object older_than):
@@ -46,6 +46,7 @@ cdef list records_of(Core core, Devices devices, object older_than):
             nbytes=infos[i].nbytes,
             age=infos[i].age_ns / 1e9,
             pending=frozenset([devices.names[number] for number in infos[i].pending]),
+            behind_stream=frozenset([devices.names[number] for number in infos[i].behind_stream]),
             live_views=infos[i].live_views,
             opened_at=location(infos[i].opened_at),
             parent=None if infos[i].kept else infos[i].parent_generation or None,

@@ -20,7 +20,7 @@ from slabpool._core.cpp_status cimport Status
 from slabpool._core.cpp_stream cimport StreamName
 from slabpool._core.growable cimport new_growable
 from slabpool._core.layout cimport Layout, Tensors, new_tensors
-from slabpool._core.naming cimport Devices
+from slabpool._core.naming cimport Devices, location
 from slabpool._core.ref cimport new_ref
 from slabpool._core.stream cimport stream_device, stream_of
 
@@ -28,7 +28,7 @@ import warnings
 
 from slabpool import _active, _aio, _report
 from slabpool.errors import InvalidTypeError
-from slabpool.records import Ack, RequestState
+from slabpool.records import Ack, RequestState, waits_for
 
 cdef object PENDING = Ack.PENDING
 cdef tuple ANSWERS = (Ack.PENDING, Ack.RELEASED, Ack.DUPLICATE, Ack.LATE)  # in the order of AckResult
@@ -440,14 +440,14 @@ cdef class Request:
     # ---- looking
 
     cdef tuple _info(self):
-        """(state, nbytes, pending, live_views, opened_at)"""
+        """(state, nbytes, pending, live_views, opened_at, those of pending whose stream's work is missing)"""
         cdef RequestInfo info
         check_here(self.core)
         if not self.core.pool.describe(self.handle, info):
-            return RequestState.RELEASED, 0, frozenset(), 0, "?"
+            return RequestState.RELEASED, 0, frozenset(), 0, "?", frozenset()
         pending = frozenset([self.devices.names[number] for number in info.pending])
-        where = f"{info.opened_at.file.decode('utf-8', 'replace')}:{info.opened_at.line}"
-        return STATES[<int>info.state], info.nbytes, pending, info.live_views, where
+        behind = frozenset([self.devices.names[number] for number in info.behind_stream])
+        return STATES[<int>info.state], info.nbytes, pending, info.live_views, location(info.opened_at), behind
 
     @property
     def generation(self):
@@ -534,8 +534,8 @@ cdef class Request:
     def __repr__(self):
         if not self.core.pool.usable_here():
             return f"<Request {self.id!r} generation {self.handle.generation}: inherited through fork>"
-        state, nbytes, pending, _, where = self._info()
-        waits = f", waits for {', '.join(sorted(map(str, pending)))}" if pending else ""
+        state, nbytes, pending, _, where, behind = self._info()
+        waits = f", waits for {waits_for(pending, behind)}" if pending else ""
         return (f"<Request {self.id!r} generation {self.handle.generation}: {state.value}, "
                 f"{nbytes} bytes{waits}, opened at {where}>")
 

@@ -105,6 +105,8 @@ TEST_F(StreamAcks, CountsOnceTheWorkIsDone) {
   EXPECT_EQ(pool->stream_acks(), 1U);
   EXPECT_FALSE(pool->released(handle));
   EXPECT_EQ(info(handle).pending, std::vector<std::uint32_t>{gpu0});
+  EXPECT_EQ(info(handle).behind_stream, std::vector<std::uint32_t>{gpu0});
+  EXPECT_EQ(pool->stats().stream_acks, 1U);
   EXPECT_EQ(pool->stats().live, 4096U);
   let_go();
   EXPECT_TRUE(pool->released(handle));
