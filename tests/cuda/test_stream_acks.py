@@ -77,7 +77,7 @@ def test_reports_tell_a_stream_from_a_device(work: Work) -> None:
     stream = busy(work)
     req = pool.request("chat", devices=["gpu0", "gpu1"])
     kept = req.child(["gpu1"])
-    array = req.empty(MIB, "u1")
+    array = req.full(MIB, 7, "u1")
     req.close()
     assert pool.stats().stream_acks == 0
     req.ack("gpu0", stream=stream)
@@ -93,7 +93,7 @@ def test_reports_tell_a_stream_from_a_device(work: Work) -> None:
     assert (told.pending, told.behind_stream) == ({"gpu1"}, frozenset())
     assert pool.stats().stream_acks == 0
     assert req.ack("gpu1") is Ack.RELEASED
-    assert kept.released and (array == array).all()
+    assert kept.released and (array == 7).all()
 
 
 @each_kind
