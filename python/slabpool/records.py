@@ -115,7 +115,7 @@ class Stats(NamedTuple):
     duplicate_acks: int
     #: Acknowledgements of a request already gone.
     late_acks: int
-    #: Acknowledgements that do not count yet: the work on their stream is not done (``ack(device, stream=)``).
+    #: Acknowledgements that wait for work on a stream (``ack(device, stream=)``) and do not count yet.
     stream_acks: int
     #: Allocations and reservations that failed for lack of memory.
     exhaustions: int
@@ -189,8 +189,9 @@ class RequestRecord:
 
 def waits_for(pending: frozenset[str | int], behind_stream: frozenset[str | int]) -> str:
     """Names of devices for a message, and of which only a stream's work is missing."""
-    names = [f"{device} (its stream's work)" if device in behind_stream else str(device) for device in pending]
-    return ", ".join(sorted(names))
+    return ", ".join(
+        sorted(f"{one} (its stream's work)" if one in behind_stream else str(one) for one in pending)
+    )
 
 
 @dataclass(frozen=True, slots=True)

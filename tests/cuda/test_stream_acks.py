@@ -72,7 +72,7 @@ def test_it_counts_once_the_work_is_done(memory: str, work: Work) -> None:
 
 
 def test_reports_tell_a_stream_from_a_device(work: Work) -> None:
-    """Who looks for a leak sees that gpu0 has done its part, and that what is missing is work on its stream."""
+    """Who looks for a leak sees that gpu0 has done its part, and that work on its stream is missing."""
     pool = new_pool("host")
     stream = busy(work)
     req = pool.request("chat", devices=["gpu0", "gpu1"])
