@@ -1,7 +1,7 @@
 """Fixtures of the CUDA tests, for the conftest.py of each folder that has some.
 
 `cuda` gives a driver: of the machine where it has a GPU, else the stand-in. `standin` gives its controls,
-and skips on a real GPU, as `gpu` skips without one.
+and skips on a real GPU, as `gpu` skips without one. `work` queues some on its streams.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 import slabpool
+from tests.cuda.gpu_work import Work
 from tests.cuda.standin_build import Standin, build
 
-__all__ = ["cuda", "gpu", "standin"]
+__all__ = ["cuda", "gpu", "standin", "work"]
 
 VARIABLE = "SLABPOOL_CUDA_DRIVER"
 
@@ -55,6 +56,16 @@ def standin(cuda: Standin | None) -> Iterator[Standin]:
     assert complaints == ""
     assert leaks == ""
     assert depth == 0
+
+
+@pytest.fixture
+def work(standin: Standin) -> Iterator[Work]:
+    """Streams of device 0, on the stand-in."""
+    made = Work(standin)
+    yield made
+    standin.library.standin_release_all()
+    standin.library.standin_settle()
+    made.close()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,16 +20,6 @@ from tests.cuda.standin_build import Standin
 from tests.waiting import once, waits
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def work(standin: Standin) -> Iterator[Work]:
-    """Streams of device 0, on the stand-in."""
-    made = Work(standin)
-    yield made
-    standin.library.standin_release_all()
-    standin.library.standin_settle()
-    made.close()
 
 
 # Pools of each kind that a GPU works with; of the host's memory for what is staged there. Made in the tests

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,16 +15,6 @@ from tests.cuda.gpu_work import Work
 from tests.cuda.standin_build import Standin
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def work(standin: Standin) -> Iterator[Work]:
-    """Streams of device 0, on the stand-in."""
-    made = Work(standin)
-    yield made
-    standin.library.standin_release_all()
-    standin.library.standin_settle()
-    made.close()
 
 
 def new_heap() -> tuple[slabpool.Pool, StreamHeap]:

@@ -87,14 +87,11 @@ TEST_F(PinnedMemoryTest, EveryCallOfACommitMayFail) {
   ASSERT_TRUE(memory->commit(0, granule));
   memory->base()[5] = std::byte{3};
   int failures = 0;
-  bool went_by = false;
-  for (int nth = 1; !went_by; ++nth) {
+  bool failed = true;
+  for (int nth = 1; failed; ++nth) {
     standin_fail("*", nth, kOutOfMemory, 1);
     const bool done = memory->commit(granule, 3 * granule);
-    went_by = standin_faults_left() != 0;
-    standin_clear_faults();
-    EXPECT_EQ(standin_context_depth(), 0u) << nth;
-    EXPECT_STREQ(standin_complaints(), "") << nth;
+    failed = failed_at(nth);
     EXPECT_EQ(memory->base()[5], std::byte{3});
     if (done) {
       ASSERT_TRUE(memory->decommit(granule, 3 * granule));
@@ -114,16 +111,13 @@ TEST_F(PinnedMemoryTest, EveryCallOfADecommitMayFail) {
   auto memory = make(8 * kMiB);
   const std::size_t granule = memory->granule();
   int failures = 0;
-  bool went_by = false;
+  bool failed = true;
   ASSERT_TRUE(memory->commit(0, 4 * granule));
-  for (int nth = 1; !went_by; ++nth) {
+  for (int nth = 1; failed; ++nth) {
     std::memset(memory->base(), nth, 4 * granule);
     standin_fail("*", nth, kUnknown, 1);
     const bool done = memory->decommit(granule, 2 * granule);
-    went_by = standin_faults_left() != 0;
-    standin_clear_faults();
-    EXPECT_EQ(standin_context_depth(), 0u) << nth;
-    EXPECT_STREQ(standin_complaints(), "") << nth;
+    failed = failed_at(nth);
     EXPECT_EQ(memory->base()[4 * granule - 1], static_cast<std::byte>(nth));
     if (done) {
       ASSERT_TRUE(memory->commit(granule, 2 * granule));
@@ -265,14 +259,11 @@ TEST_F(ManagedMemoryTest, IsRefusedWhereItDoesNotFit) {
 
 TEST_F(ManagedMemoryTest, EveryCallOfACreationMayFail) {
   int failures = 0;
-  bool went_by = false;
-  for (int nth = 1; !went_by; ++nth) {
+  bool failed = true;
+  for (int nth = 1; failed; ++nth) {
     standin_fail("*", nth, kUnknown, 1);
     auto memory = make(kMiB);
-    went_by = standin_faults_left() != 0;
-    standin_clear_faults();
-    EXPECT_STREQ(standin_complaints(), "") << nth;
-    EXPECT_EQ(standin_context_depth(), 0u) << nth;
+    failed = failed_at(nth);
     if (memory != nullptr) continue;
     ++failures;
     EXPECT_STREQ(standin_leaks(), "") << nth;

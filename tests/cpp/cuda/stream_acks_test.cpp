@@ -8,12 +8,10 @@
 #include <string>
 #include <thread>
 
-#include "slabpool/cuda/driver.hpp"
 #include "slabpool/cuda/stream_marks.hpp"
-#include "standin.h"
 #include "support/meeting.hpp"
-#include "support/pool_help.hpp"
 #include "support/scale.hpp"
+#include "support/stream_help.hpp"
 
 namespace slabpool::test {
 namespace {
@@ -21,37 +19,15 @@ namespace {
 using cuda::Stream;
 using cuda::StreamName;
 
-class StreamAcks : public PoolFixture {
+class StreamAcks : public StreamFixture {
  protected:
   void SetUp() override {
-    setenv("SLABPOOL_CUDA_DRIVER", SLABPOOL_STANDIN_CUDA, 1);
-    std::string why;
-    driver = cuda::Driver::get(&why);
-    ASSERT_NE(driver, nullptr) << why;
-    standin_reset();
-    cuda::Result result{};
-    context = driver->context(0, result);
-    ASSERT_EQ(result, cuda::kSuccess);
+    StreamFixture::SetUp();
     stream = make_stream();
     gpu0 = *pool->devices().add("sgpu0");
     gpu1 = *pool->devices().add("sgpu1");
   }
-  void TearDown() override {
-    standin_clear_faults();
-    standin_release_all();
-    pool.reset();
-    EXPECT_STREQ(standin_complaints(), "");
-    EXPECT_EQ(standin_context_depth(), 0U);
-    standin_reset();
-  }
 
-  Stream make_stream(int device = 0) {
-    cuda::Result result{};
-    const cuda::CurrentContext current(*driver, driver->context(device, result));
-    Stream made = nullptr;
-    EXPECT_EQ(driver->cuStreamCreate(&made, cuda::kStreamNonBlocking), cuda::kSuccess);
-    return made;
-  }
   // Some work on a stream of device 0, which is done once the stream is not held back.
   void queue_work(Stream on) {
     const cuda::CurrentContext current(*driver, context);
@@ -59,10 +35,6 @@ class StreamAcks : public PoolFixture {
       ASSERT_EQ(driver->cuMemAlloc(&scratch, 4096), cuda::kSuccess);
     }
     ASSERT_EQ(driver->cuMemsetD8Async(scratch, 7, 4096, on), cuda::kSuccess);
-  }
-  void synchronize(Stream on) {
-    const cuda::CurrentContext current(*driver, context);
-    ASSERT_EQ(driver->cuStreamSynchronize(on), cuda::kSuccess);
   }
   AckResult ack_after(Handle handle, std::uint32_t device, Stream on) {
     std::string why;
@@ -92,8 +64,6 @@ class StreamAcks : public PoolFixture {
     synchronize(stream);
   }
 
-  const cuda::Driver* driver = nullptr;
-  cuda::Context context = nullptr;
   Stream stream = nullptr;
   cuda::DevicePointer scratch = 0;
   std::uint32_t gpu0 = 0;

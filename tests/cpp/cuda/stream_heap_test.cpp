@@ -10,30 +10,23 @@
 #include <string>
 #include <thread>
 
-#include "slabpool/cuda/driver.hpp"
 #include "slabpool/cuda/stream_heap_c.h"
-#include "standin.h"
 #include "support/meeting.hpp"
-#include "support/pool_help.hpp"
 #include "support/scale.hpp"
+#include "support/stream_help.hpp"
 
 namespace slabpool::test {
 namespace {
 
 using cuda::Stream;
 
-class StreamHeap : public PoolFixture {
+class StreamHeap : public StreamFixture {
  protected:
   using Heap = cuda::StreamHeap;
 
   void SetUp() override {
-    setenv("SLABPOOL_CUDA_DRIVER", SLABPOOL_STANDIN_CUDA, 1);
+    StreamFixture::SetUp();
     std::string why;
-    driver = cuda::Driver::get(&why);
-    ASSERT_NE(driver, nullptr) << why;
-    standin_reset();
-    cuda::Result result{};
-    context = driver->context(0, result);
     heap = Heap::create(*pool, -1, why);
     ASSERT_NE(heap, nullptr) << why;
     a = make_stream();
@@ -43,18 +36,9 @@ class StreamHeap : public PoolFixture {
     standin_clear_faults();
     standin_release_all();
     heap.reset();
-    pool.reset();
-    EXPECT_STREQ(standin_complaints(), "");
-    EXPECT_EQ(standin_context_depth(), 0U);
-    standin_reset();
+    StreamFixture::TearDown();
   }
 
-  Stream make_stream() {
-    const cuda::CurrentContext current(*driver, context);
-    Stream made = nullptr;
-    EXPECT_EQ(driver->cuStreamCreate(&made, cuda::kStreamNonBlocking), cuda::kSuccess);
-    return made;
-  }
   void destroy(Stream stream) {
     const cuda::CurrentContext current(*driver, context);
     EXPECT_EQ(driver->cuStreamDestroy(stream), cuda::kSuccess);
@@ -70,10 +54,6 @@ class StreamHeap : public PoolFixture {
     ASSERT_EQ(driver->cuMemsetD8Async(reinterpret_cast<cuda::DevicePointer>(address), value, nbytes, on),
               cuda::kSuccess);
   }
-  void synchronize(Stream on) {
-    const cuda::CurrentContext current(*driver, context);
-    ASSERT_EQ(driver->cuStreamSynchronize(on), cuda::kSuccess);
-  }
   unsigned char first_byte(const void* address) {
     unsigned char byte = 0;
     EXPECT_EQ(standin_peek(reinterpret_cast<std::uint64_t>(address), &byte, 1), 1);
@@ -88,8 +68,6 @@ class StreamHeap : public PoolFixture {
     expect_all_returned(*pool);
   }
 
-  const cuda::Driver* driver = nullptr;
-  cuda::Context context = nullptr;
   std::unique_ptr<Heap> heap;
   Stream a = nullptr;
   Stream b = nullptr;

@@ -34,6 +34,16 @@ class StandinTest : public testing::Test {
     standin_reset();
   }
 
+  // After something in which the `nth` call of the driver was to fail: whether it got that far. Nothing may be wrong
+  // either way.
+  static bool failed_at(int nth) {
+    const bool failed = standin_faults_left() == 0;
+    standin_clear_faults();
+    EXPECT_STREQ(standin_complaints(), "") << nth;
+    EXPECT_EQ(standin_context_depth(), 0u) << nth;
+    return failed;
+  }
+
   // The context of a device, made current until the end of the block.
   struct InContext {
     InContext(const cuda::Driver& driver, int device) : driver_(driver) {
