@@ -6,10 +6,15 @@ find_package(Python REQUIRED COMPONENTS Interpreter Development.Module NumPy)
 function(slabpool_add_cython_module pyx)
   cmake_path(GET pyx STEM name)
   set(cpp "${PROJECT_BINARY_DIR}/cython/${name}.cpp")
+  # Several builds of one tree, for several Pythons say, translate once where Cython is told of a place to keep it.
+  set(cache)
+  if(DEFINED ENV{CYTHON_CACHE_DIR})
+    set(cache --cache)
+  endif()
   # cimports between the modules resolve through python/; the depfile makes edits of a .pxd rebuild users.
   add_custom_command(
     OUTPUT "${cpp}"
-    COMMAND Python::Interpreter -m cython --cplus -3 --fast-fail --depfile
+    COMMAND Python::Interpreter -m cython --cplus -3 --fast-fail --depfile ${cache}
             -I "${PROJECT_SOURCE_DIR}/python" --module-name "slabpool._core.${name}"
             -o "${cpp}" "${pyx}"
     DEPENDS "${pyx}"
