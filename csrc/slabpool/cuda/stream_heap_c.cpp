@@ -30,16 +30,16 @@ StreamHeap* of(int device) {
   return device >= 0 && device < kDevices ? in_force[device].load(std::memory_order_acquire) : nullptr;
 }
 
-bool owns(const StreamHeap* heap, const void* address) {
-  return heap != nullptr && heap->pool().find_held(address) != nullptr;
+bool owns(const StreamHeap& heap, const void* address) {
+  return heap.pool().find_held(address) != nullptr;
 }
 
 template <typename F>
 void with_owner(StreamHeap* first, const void* address, F&& f) {
-  if (owns(first, address)) return f(*first);
+  if (first != nullptr && owns(*first, address)) return f(*first);
   const std::lock_guard lock(used_mutex);
   for (StreamHeap* heap : used()) {
-    if (owns(heap, address)) return f(*heap);
+    if (owns(*heap, address)) return f(*heap);
   }
 }
 
