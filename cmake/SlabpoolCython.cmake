@@ -6,7 +6,8 @@ find_package(Python REQUIRED COMPONENTS Interpreter Development.Module NumPy)
 function(slabpool_add_cython_module pyx)
   cmake_path(GET pyx STEM name)
   set(cpp "${PROJECT_BINARY_DIR}/cython/${name}.cpp")
-  # Several builds of one tree, for several Pythons say, translate once where Cython is told of a place to keep it.
+  # Several builds of one tree, for several Pythons say, translate once where Cython is told of a place to keep
+  # it. Not for work on the modules: what comes from there brings no depfile.
   set(cache)
   if(DEFINED ENV{CYTHON_CACHE_DIR})
     set(cache --cache)

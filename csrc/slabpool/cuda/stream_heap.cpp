@@ -1,5 +1,5 @@
-// A stream's memory: handed out again on the same stream without a word to the driver, and out of the pool. How it goes
-// back: stream_heap_return.cpp.
+// A stream's memory: handed out again on the same stream without a word to the driver, else out of the pool. How it
+// goes back: stream_heap_return.cpp. What must stay true: only what was freed in its stream's order is parked there.
 #include "slabpool/cuda/stream_heap.hpp"
 
 #include <pthread.h>

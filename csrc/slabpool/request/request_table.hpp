@@ -3,8 +3,8 @@
 // A device's ack is one compare-and-swap on the holders' word and takes no lock, unless it is the last
 // or the request has children. All that changes the set of requests (open, close, child, add, the end)
 // is under one mutex. Exactly one caller's claim() succeeds for each request.
-// Order of locks: the pool's mutexes, table mutex, budget mutex, a record's lock, then the depot's. None of this file
-// is held while blocks go back.
+// Order of locks: the pool's (for taking acks in, then for growing), table mutex, budget mutex, a record's lock, then the
+// depot's. None of this file's is held while blocks go back.
 #pragma once
 
 #include <atomic>

@@ -49,6 +49,7 @@ class AckBoard {
   // again. Several threads may do this at once, and each mark goes to one of them.
   template <typename F>
   void collect(F&& f) {
+    if (!news()) return;  // an exchange would take the line from the peer
     // Release as well: who then finds no news knows of the thread that has them.
     for (std::uint64_t groups = dirty_.exchange(0, std::memory_order_acq_rel); groups != 0;
          groups &= groups - 1) {

@@ -1,8 +1,9 @@
 // The owner's side of a shared pool: the files that peers get, and the acks that they leave there.
 //
-// What must stay true: nothing that a peer can write is believed, and an address that a sweep may read
+// What must stay true: nothing that a peer can write is believed, and an address that collecting may read
 // stays mapped while the pool lives (a board that is taken away leaves empty memory in its place).
-// Attaching and detaching take a mutex of their own, a leaf in the order of locks; sweeping takes none.
+// Attaching and detaching take a mutex of their own, a leaf in the order of locks; news() and collect() take none, and
+// of the pool's threads one is in collect() at a time.
 #pragma once
 
 #include <atomic>
@@ -51,7 +52,7 @@ class SharedOwner {
 
   // False if the device is attached already (errno EEXIST), or the system refuses.
   bool attach(std::uint32_t device, PeerFiles& files) noexcept;
-  // After a last sweep(). The peer may keep its map of the board; nobody reads it any more.
+  // After a last collect(). The peer may keep its map of the board; nobody reads it any more.
   void detach(std::uint32_t device) noexcept;
 
   // Whether an ack came since: one load a device. The owner's collecting acquires and releases the same word.
@@ -66,17 +67,13 @@ class SharedOwner {
   template <typename F>
   void collect(F&& f) {
     // Acquire pairs with attach(): the board is mapped. A device that is detached meanwhile may be
-    // missed, or met twice: detaching sweeps it itself, and an ack counts once.
+    // missed, or met twice: detaching collects itself, and an ack counts once.
     const std::uint32_t count = count_.load(std::memory_order_acquire);
     for (std::uint32_t i = 0; i < count; ++i) {
-      sweep(attached_[i].load(std::memory_order_relaxed), f);
+      const std::uint32_t device = attached_[i].load(std::memory_order_relaxed);
+      board(device).collect(
+          [&](std::uint32_t slot, std::uint64_t generation) { f(device, slot, generation); });
     }
-  }
-  template <typename F>
-  void sweep(std::uint32_t device, F&& f) {
-    AckBoard& b = board(device);
-    if (b.news())
-      b.collect([&](std::uint32_t slot, std::uint64_t generation) { f(device, slot, generation); });
   }
   // Before a device is named again for a request that it may have acknowledged.
   void forget_ack(std::uint32_t device, std::uint32_t slot, std::uint64_t generation) noexcept {

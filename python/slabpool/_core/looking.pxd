@@ -4,6 +4,7 @@ from slabpool._core.array cimport Core
 from slabpool._core.naming cimport Devices
 
 
+cdef object state_of(int state)
 cdef object stats_of(Core core)
 cdef list records_of(Core core, Devices devices, object older_than)
 cdef list events_of(Core core, Devices devices)

@@ -20,6 +20,10 @@ cdef tuple KINDS = ("open", "allocate", "free", "ack", "close", "lost", "release
 cdef object STATS_NEW = tuple.__new__  # what Stats._make does, without its checks
 
 
+cdef object state_of(int state):
+    return STATES[state]
+
+
 cdef object stats_of(Core core):
     check_here(core)
     settle_copies()
@@ -42,7 +46,7 @@ cdef list records_of(Core core, Devices devices, object older_than):
         records.append(RequestRecord(
             request_id=id,
             generation=infos[i].handle.generation,
-            state=STATES[<int>infos[i].state],
+            state=state_of(<int>infos[i].state),
             nbytes=infos[i].nbytes,
             age=infos[i].age_ns / 1e9,
             pending=frozenset([devices.names[number] for number in infos[i].pending]),

@@ -58,6 +58,12 @@ cdef object location(SourceLocation where):
 cdef class Devices:
     """The devices that a pool was told of."""
 
+    def __cinit__(self, Core core not None, str pool not None):
+        self.core = core
+        self.pool = pool
+        self.numbers = {}
+        self.names = []
+
     cdef object number(self, object device):
         """A device's number, given now if it has none yet."""
         number = self.numbers.get(device) if type(device) in (str, int) else None

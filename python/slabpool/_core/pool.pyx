@@ -151,11 +151,7 @@ cdef class Pool:
             self.name += str(next(_pool_numbers))
         self.memory = str(wanted.memory)
         self.capacity = wanted.capacity
-        self.devices = Devices.__new__(Devices)
-        self.devices.core = self.core
-        self.devices.pool = self.name
-        self.devices.numbers = {}
-        self.devices.names = []
+        self.devices = Devices(self.core, self.name)
         self.core.report = _report.Reporter(self)
         if wanted.memory.shared:
             from slabpool.shared.owner import serve
@@ -533,7 +529,8 @@ cdef class Pool:
         >>> [(r.request_id, sorted(r.pending)) for r in pool.leaks()]
         [('chat-42', ['gpu0'])]
         """
-        return [record for record in records_of(self.core, self.devices, older_than) if record.state is not RequestState.KEPT]
+        records = records_of(self.core, self.devices, older_than)
+        return [record for record in records if record.state is not RequestState.KEPT]
 
     def events(self):
         """The event log, oldest first; empty unless the pool was made with ``events=``.

@@ -20,6 +20,7 @@ from slabpool._core.cpp_status cimport Status
 from slabpool._core.cpp_stream cimport StreamName
 from slabpool._core.growable cimport new_growable
 from slabpool._core.layout cimport Layout, Tensors, new_tensors
+from slabpool._core.looking cimport state_of
 from slabpool._core.naming cimport Devices, location
 from slabpool._core.ref cimport new_ref
 from slabpool._core.stream cimport stream_device, stream_of
@@ -32,8 +33,6 @@ from slabpool.records import Ack, RequestState, waits_for
 
 cdef object PENDING = Ack.PENDING
 cdef tuple ANSWERS = (Ack.PENDING, Ack.RELEASED, Ack.DUPLICATE, Ack.LATE)  # in the order of AckResult
-cdef tuple STATES = (RequestState.OPEN, RequestState.DRAINING, RequestState.IN_DOUBT, RequestState.RELEASED,
-                     RequestState.KEPT)
 cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
 cdef bint _making = False  # a Request by new_request(), and not by somebody who calls the type
 
@@ -447,7 +446,7 @@ cdef class Request:
             return RequestState.RELEASED, 0, frozenset(), 0, "?", frozenset()
         pending = frozenset([self.devices.names[number] for number in info.pending])
         behind = frozenset([self.devices.names[number] for number in info.behind_stream])
-        return STATES[<int>info.state], info.nbytes, pending, info.live_views, location(info.opened_at), behind
+        return state_of(<int>info.state), info.nbytes, pending, info.live_views, location(info.opened_at), behind
 
     @property
     def generation(self):

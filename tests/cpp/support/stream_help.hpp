@@ -39,7 +39,7 @@ class StreamFixture : public PoolFixture {
     EXPECT_EQ(driver->cuStreamCreate(&made, cuda::kStreamNonBlocking), cuda::kSuccess);
     return made;
   }
-  // Of device 0, as are those below.
+  // Of device 0.
   void synchronize(cuda::Stream on) {
     const cuda::CurrentContext current(*driver, context);
     ASSERT_EQ(driver->cuStreamSynchronize(on), cuda::kSuccess);
