@@ -13,9 +13,9 @@
 #include <string>
 #include <string_view>
 
+#include "slabpool/adapters/stream_heap.hpp"
 #include "slabpool/cuda/driver.hpp"
-#include "slabpool/cuda/stream_heap.hpp"
-#include "slabpool/pool.hpp"
+#include "slabpool/pool/pool.hpp"
 #include "timing.hpp"
 
 namespace {

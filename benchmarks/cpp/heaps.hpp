@@ -6,7 +6,7 @@
 #include <memory>
 
 #include "floors.hpp"
-#include "slabpool/pool.hpp"
+#include "slabpool/pool/pool.hpp"
 #include "timing.hpp"
 
 struct SlabpoolHeap {

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "slabpool/pool.hpp"
+#include "slabpool/pool/pool.hpp"
 
 namespace {
 

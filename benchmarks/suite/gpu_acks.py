@@ -1,6 +1,6 @@
 """gpu_acks: three ways in which the host can learn that a stream has come to a point, on the bare driver.
 
-slabpool records an event and asks for it (csrc/slabpool/cuda/stream_acks.hpp). Whether that is the best of
+slabpool records an event and asks for it (csrc/slabpool/acks/from_streams.hpp). Whether that is the best of
 the three on a machine is what this tells.
 """
 

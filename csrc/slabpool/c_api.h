@@ -18,7 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "slabpool/export.hpp"
+#include "slabpool/base/export.hpp"
 
 #ifdef __cplusplus
 extern "C" {

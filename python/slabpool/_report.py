@@ -1,7 +1,7 @@
 """Turns a status of the core into the error a person can act on: which request, device, bytes, line.
 
 Called on failure only, so it may take its time. The numbers are those of `Status` in
-``csrc/slabpool/status.hpp``.
+``csrc/slabpool/base/status.hpp``.
 """
 
 from __future__ import annotations

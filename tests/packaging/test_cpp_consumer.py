@@ -22,7 +22,7 @@ ENGINE = """\
 #include <cstdio>
 #include <cstring>
 
-#include "slabpool/pool.hpp"
+#include "slabpool/pool/pool.hpp"
 
 int main() {
   slabpool::Status status{};

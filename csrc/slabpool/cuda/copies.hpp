@@ -10,8 +10,8 @@
 #include <span>
 #include <string>
 
+#include "slabpool/base/export.hpp"
 #include "slabpool/cuda/api.hpp"
-#include "slabpool/export.hpp"
 
 namespace slabpool::cuda {
 

@@ -4,8 +4,8 @@
 #include <memory>
 #include <string>
 
+#include "slabpool/base/export.hpp"
 #include "slabpool/cuda/driver.hpp"
-#include "slabpool/export.hpp"
 #include "slabpool/memory/memory_resource.hpp"
 
 namespace slabpool::cuda {

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <string>
 
+#include "slabpool/base/export.hpp"
 #include "slabpool/cuda/driver.hpp"
-#include "slabpool/export.hpp"
 
 namespace slabpool::cuda {
 

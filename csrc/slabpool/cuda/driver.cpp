@@ -6,7 +6,7 @@
 #include <map>
 #include <mutex>
 
-#include "slabpool/fork.hpp"
+#include "slabpool/base/fork.hpp"
 
 namespace slabpool::cuda {
 namespace {

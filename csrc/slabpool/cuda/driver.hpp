@@ -7,8 +7,8 @@
 
 #include <string>
 
+#include "slabpool/base/export.hpp"
 #include "slabpool/cuda/api.hpp"
-#include "slabpool/export.hpp"
 
 namespace slabpool::cuda {
 

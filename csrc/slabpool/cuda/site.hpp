@@ -9,8 +9,8 @@
 #include <cstdint>
 #include <string>
 
+#include "slabpool/base/fork.hpp"
 #include "slabpool/cuda/driver.hpp"
-#include "slabpool/fork.hpp"
 
 namespace slabpool::cuda {
 

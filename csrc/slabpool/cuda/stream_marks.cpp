@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <new>
 
-#include "slabpool/fork.hpp"
+#include "slabpool/base/fork.hpp"
 
 namespace slabpool::cuda {
 

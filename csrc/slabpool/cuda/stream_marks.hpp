@@ -13,8 +13,8 @@
 #include <map>
 #include <mutex>
 
+#include "slabpool/base/export.hpp"
 #include "slabpool/cuda/driver.hpp"
-#include "slabpool/export.hpp"
 
 namespace slabpool::cuda {
 

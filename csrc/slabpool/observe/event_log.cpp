@@ -3,7 +3,7 @@
 #include <pthread.h>
 #include <unistd.h>
 
-#include "slabpool/observe/clock.hpp"
+#include "slabpool/base/clock.hpp"
 
 #if defined(__linux__)
 #include <sys/syscall.h>

@@ -9,7 +9,7 @@
 #include <mutex>
 #include <vector>
 
-#include "slabpool/request/request_record.hpp"
+#include "slabpool/request/record.hpp"
 #include "slabpool/slab/block.hpp"
 
 namespace slabpool {

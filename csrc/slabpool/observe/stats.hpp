@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "slabpool/request/request_record.hpp"
+#include "slabpool/request/record.hpp"
 
 namespace slabpool {
 

@@ -6,7 +6,7 @@
 #include <atomic>
 #include <cstdint>
 
-#include "slabpool/request/request_slot.hpp"
+#include "slabpool/request/slot.hpp"
 
 namespace slabpool {
 

@@ -15,7 +15,7 @@
 #include <mutex>
 #include <thread>
 
-#include "slabpool/export.hpp"
+#include "slabpool/base/export.hpp"
 
 namespace slabpool {
 

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <unordered_map>
 
-#include "slabpool/fork.hpp"
+#include "slabpool/base/fork.hpp"
 
 namespace slabpool {
 

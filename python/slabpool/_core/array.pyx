@@ -101,10 +101,10 @@ cdef extern from *:
     int slabpool_mul_overflows(unsigned long long a, unsigned long long b, unsigned long long* r) nogil
     PyObject* slabpool_caller(int* line)
 
-cdef extern from "slabpool/observe/clock.hpp" namespace "slabpool" nogil:
+cdef extern from "slabpool/base/clock.hpp" namespace "slabpool" nogil:
     int64_t now_ns()
 
-cdef extern from "slabpool/pool.hpp":
+cdef extern from "slabpool/pool/pool.hpp":
     uint64_t NO_BYTES "(~std::uint64_t{0})"
 
 

@@ -1,4 +1,4 @@
-# slabpool/pool.hpp: the face of the C++ core, and the plain values its calls take and return.
+# slabpool/pool/pool.hpp: the face of the C++ core, and the plain values its calls take and return.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool
@@ -18,7 +18,7 @@ from slabpool._core.cpp_status cimport Status
 from slabpool._core.cpp_stream cimport StreamName
 
 
-cdef extern from "slabpool/pool.hpp" namespace "slabpool" nogil:
+cdef extern from "slabpool/pool/pool.hpp" namespace "slabpool" nogil:
     const size_t kDefaultAlign
     const size_t kMaxAlign
 

@@ -1,11 +1,11 @@
-# slabpool/raw_heap.hpp: a pool as malloc and free.
+# slabpool/adapters/raw_heap.hpp: a pool as malloc and free.
 
 from libc.stdint cimport uint8_t
 
 from slabpool._core.cpp_pool cimport Pool
 
 
-cdef extern from "slabpool/raw_heap.hpp" namespace "slabpool" nogil:
+cdef extern from "slabpool/adapters/raw_heap.hpp" namespace "slabpool" nogil:
     const uint8_t kRawTag
 
     cdef cppclass RawHeap:

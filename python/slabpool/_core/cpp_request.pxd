@@ -18,7 +18,7 @@ cdef extern from "<span>" namespace "std" nogil:
         device_span(const uint32_t* data, size_t size)
 
 
-cdef extern from "slabpool/request/request_record.hpp" namespace "slabpool" nogil:
+cdef extern from "slabpool/request/record.hpp" namespace "slabpool" nogil:
     cdef cppclass Handle:
         uint32_t slot
         uint64_t generation
@@ -45,7 +45,7 @@ cdef extern from "slabpool/request/holder_set.hpp" namespace "slabpool" nogil:
     const uint32_t kMaxDevices
 
 
-cdef extern from "slabpool/request/request_table.hpp" namespace "slabpool" nogil:
+cdef extern from "slabpool/request/table.hpp" namespace "slabpool" nogil:
     const uint32_t kMaxRequests
 
     cdef enum class AckResult(int):

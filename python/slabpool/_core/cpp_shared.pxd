@@ -9,7 +9,7 @@ from slabpool._core.cpp_block cimport byte
 from slabpool._core.cpp_request cimport AckResult
 
 
-cdef extern from "slabpool/shared/shared_owner.hpp" namespace "slabpool" nogil:
+cdef extern from "slabpool/shared/owner.hpp" namespace "slabpool" nogil:
     cdef cppclass PeerFiles:
         int data
         int table
@@ -18,7 +18,7 @@ cdef extern from "slabpool/shared/shared_owner.hpp" namespace "slabpool" nogil:
         int bell
 
 
-cdef extern from "slabpool/shared/shared_peer.hpp" namespace "slabpool" nogil:
+cdef extern from "slabpool/shared/peer.hpp" namespace "slabpool" nogil:
     cdef cppclass Reference:
         uint64_t pool_id
         uint64_t generation

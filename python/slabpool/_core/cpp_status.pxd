@@ -1,7 +1,7 @@
-# slabpool/status.hpp: why a call did not do what it was asked to.
+# slabpool/base/status.hpp: why a call did not do what it was asked to.
 
 
-cdef extern from "slabpool/status.hpp" namespace "slabpool" nogil:
+cdef extern from "slabpool/base/status.hpp" namespace "slabpool" nogil:
     cdef enum class Status(int):
         ok
         invalid_argument

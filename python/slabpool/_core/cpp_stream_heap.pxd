@@ -1,4 +1,4 @@
-# slabpool/cuda/stream_heap.hpp and stream_heap_c.h: allocation in the order of streams, and as C functions.
+# slabpool/adapters/stream_heap.hpp and stream_heap_c.h: allocation in the order of streams, and as C functions.
 
 from libc.stdint cimport uint64_t
 from libcpp cimport bool
@@ -10,7 +10,7 @@ from slabpool._core.cpp_pool cimport Pool
 from slabpool._core.cpp_request cimport Handle
 
 
-cdef extern from "slabpool/cuda/stream_heap.hpp" namespace "slabpool::cuda" nogil:
+cdef extern from "slabpool/adapters/stream_heap.hpp" namespace "slabpool::cuda" nogil:
     cdef cppclass Figures "slabpool::cuda::StreamHeap::Figures":
         uint64_t live_blocks
         uint64_t live_bytes
@@ -41,7 +41,7 @@ cdef extern from "slabpool/cuda/stream_heap.hpp" namespace "slabpool::cuda" nogi
     void set_heap_stream "slabpool::cuda::StreamHeap::set_stream"(Stream stream)
 
 
-cdef extern from "slabpool/cuda/stream_heap_c.h" nogil:
+cdef extern from "slabpool/adapters/stream_heap_c.h" nogil:
     void* slabpool_stream_use(int device, void* heap, int* ok)
     void slabpool_stream_retire(void* heap)
     void* slabpool_cupy_malloc(void* heap, size_t size, int device)

@@ -31,7 +31,7 @@ CUPY_FREE = <uintptr_t>&slabpool_cupy_free
 
 
 cdef class StreamHeap:
-    """Allocates from a pool in the order of streams; see csrc/slabpool/cuda/stream_heap.hpp."""
+    """Allocates from a pool in the order of streams; see csrc/slabpool/adapters/stream_heap.hpp."""
 
     cdef Core core
     cdef unique_ptr[CppStreamHeap] heap

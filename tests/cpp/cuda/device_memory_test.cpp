@@ -9,7 +9,7 @@
 
 #include "slabpool/cuda/cuda_memory.hpp"
 #include "slabpool/cuda/device_info.hpp"
-#include "slabpool/pool.hpp"
+#include "slabpool/pool/pool.hpp"
 #include "support/standin.hpp"
 
 namespace slabpool::test {

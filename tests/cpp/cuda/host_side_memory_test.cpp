@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "slabpool/cuda/cuda_memory.hpp"
-#include "slabpool/pool.hpp"
+#include "slabpool/pool/pool.hpp"
 #include "support/standin.hpp"
 
 namespace slabpool::test {

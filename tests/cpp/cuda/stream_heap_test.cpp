@@ -1,6 +1,6 @@
 // The stream-ordered heap, on the stand-in driver: the pair on one stream costs no call of the driver, and memory
 // meets another stream, or the pool, only behind the work of the stream it was used on.
-#include "slabpool/cuda/stream_heap.hpp"
+#include "slabpool/adapters/stream_heap.hpp"
 
 #include <gtest/gtest.h>
 #include <sys/wait.h>
@@ -10,7 +10,7 @@
 #include <string>
 #include <thread>
 
-#include "slabpool/cuda/stream_heap_c.h"
+#include "slabpool/adapters/stream_heap_c.h"
 #include "support/meeting.hpp"
 #include "support/scale.hpp"
 #include "support/stream_help.hpp"

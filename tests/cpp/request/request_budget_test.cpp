@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "slabpool/request/request_table.hpp"
+#include "slabpool/request/table.hpp"
 #include "support/table_help.hpp"
 
 namespace slabpool {

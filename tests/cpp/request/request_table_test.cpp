@@ -1,5 +1,5 @@
 // The table of requests without a pool around it: lives, generations, ids and children.
-#include "slabpool/request/request_table.hpp"
+#include "slabpool/request/table.hpp"
 
 #include <gtest/gtest.h>
 

@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-#include "slabpool/pool.hpp"
+#include "slabpool/pool/pool.hpp"
 #include "support/meeting.hpp"
 #include "support/pool_help.hpp"
 #include "support/scale.hpp"

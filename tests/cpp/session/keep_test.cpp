@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "slabpool/pool.hpp"
+#include "slabpool/pool/pool.hpp"
 #include "support/fake_memory.hpp"
 #include "support/pool_help.hpp"
 

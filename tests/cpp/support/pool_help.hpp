@@ -8,8 +8,8 @@
 #include <string_view>
 #include <vector>
 
-#include "slabpool/observe/clock.hpp"
-#include "slabpool/pool.hpp"
+#include "slabpool/base/clock.hpp"
+#include "slabpool/pool/pool.hpp"
 
 namespace slabpool::test {
 

@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "slabpool/request/request_table.hpp"
+#include "slabpool/request/table.hpp"
 #include "support/fake_memory.hpp"
 
 namespace slabpool::test {

@@ -1,0 +1,92 @@
+// What a request with a quota or a reserve is charged, and what sessions keep in all.
+//
+// A child charges the request it descends from. All of it is under one mutex, and each charge names the
+// generation it is for: an allocation may be under way while its request ends and the slot gets another.
+#include "slabpool/request/table.hpp"
+
+namespace slabpool {
+
+RequestRecord* RequestTable::budget_of(Handle root) const noexcept {
+  RequestRecord* r = record(root.slot);
+  return r != nullptr && r->charged_for == root.generation ? r : nullptr;
+}
+
+Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes, ReserveRef& reserve) {
+  const std::lock_guard lock(budget_mutex_);
+  if (r.charged_for != handle.generation) return Status::request_closed;
+  RequestRecord* root = budget_of(r.root);
+  if (root == nullptr) return Status::request_closed;
+  if (root->quota != 0 && root->used + bytes > root->quota) return Status::quota_exceeded;
+  if (r.kept && kept_bytes_ + bytes > kept_quota_) return Status::quota_exceeded;
+  root->used += bytes;
+  r.charged += bytes;
+  if (r.kept) kept_bytes_ += bytes;
+  reserve = root->reserve;
+  return Status::ok;
+}
+
+void RequestTable::uncharge(RequestRecord& r, Handle handle, std::uint64_t bytes) noexcept {
+  const std::lock_guard lock(budget_mutex_);
+  // Else the request ended meanwhile, and all that it had been charged was taken off then.
+  if (r.charged_for != handle.generation) return;
+  r.charged -= bytes;
+  if (r.kept) kept_bytes_ -= bytes;
+  if (RequestRecord* root = budget_of(r.root)) root->used -= bytes;
+}
+
+void RequestTable::return_budget(RequestRecord& r) noexcept {
+  ReserveRef over;
+  {
+    const std::lock_guard lock(budget_mutex_);
+    if (r.kept) {
+      forget_charge(r);
+      return;
+    }
+    r.charged_for = 0;
+    if (r.root.slot == r.slot) {
+      over = r.reserve;
+      r.reserve = {};
+    } else {
+      if (RequestRecord* root = budget_of(r.root)) root->used -= r.charged;
+      r.charged = 0;
+    }
+  }
+  if (over.reserve != nullptr) depot_.close_reserve(over);
+}
+
+// ---- of what sessions keep
+
+void RequestTable::charge_kept(RequestRecord& r, std::uint64_t bytes) noexcept {
+  r.charged += bytes;
+  kept_bytes_ += bytes;
+  if (RequestRecord* root = budget_of(r.root)) root->used += bytes;
+}
+
+void RequestTable::forget_charge(RequestRecord& r) noexcept {
+  if (r.charged_for == 0) return;
+  r.charged_for = 0;
+  kept_bytes_ -= r.charged;
+  if (RequestRecord* root = budget_of(r.root)) root->used -= r.charged;
+  r.charged = 0;
+}
+
+Status RequestTable::set_quota(Handle root, std::uint64_t quota) noexcept {
+  const std::lock_guard budget_lock(budget_mutex_);
+  RequestRecord* r = budget_of(root);
+  if (r == nullptr) return Status::request_closed;
+  if (r->used > quota) return Status::quota_exceeded;
+  r->quota = quota;
+  return Status::ok;
+}
+
+void RequestTable::set_kept_quota(std::uint64_t quota) noexcept {
+  const std::lock_guard budget_lock(budget_mutex_);
+  kept_quota_ = quota;
+}
+
+std::uint64_t RequestTable::kept_bytes() const noexcept {
+  const std::lock_guard budget_lock(budget_mutex_);
+  return kept_bytes_;
+}
+
+}  // namespace slabpool

@@ -1,0 +1,138 @@
+// The owner's side of a shared pool: the files that peers get, and the acks that they leave there.
+//
+// What must stay true: nothing that a peer can write is believed, and an address that collecting may read
+// stays mapped while the pool lives (a board that is taken away leaves empty memory in its place).
+// Attaching and detaching take a mutex of their own, a leaf in the order of locks; news() and collect() take none, and
+// of the pool's threads one is in collect() at a time.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "slabpool/memory/shared_file.hpp"
+#include "slabpool/request/slot.hpp"
+#include "slabpool/shared/layout.hpp"
+
+namespace slabpool {
+
+// Descriptors to hand to a peer. They stay the owner's: those of the peer alone until it is detached.
+struct PeerFiles {
+  int data = -1;   // for reading only
+  int table = -1;  // for reading only
+  int board = -1;
+  int tally = -1;
+  int bell = -1;
+};
+
+// The pool's memory, as peers get it.
+struct SharedData {
+  int fd = -1;        // for reading only, where the memory knows such a thing
+  int writable = -1;  // may be the same
+  std::uint64_t bytes = 0;
+  std::string pci;     // see SharedHeader
+  bool owned = false;  // whether the descriptors are the SharedOwner's to close; else they outlive it
+};
+
+class SharedOwner {
+ public:
+  // Null where the system refuses; errno says why.
+  static std::unique_ptr<SharedOwner> create(const SharedData& data);
+  SharedOwner(const SharedOwner&) = delete;
+  SharedOwner& operator=(const SharedOwner&) = delete;
+  ~SharedOwner();
+
+  RequestSlot* slots() noexcept { return slots_; }
+  std::uint64_t pool_id() const noexcept { return header_->pool_id; }
+  std::uint64_t secret() const noexcept { return secret_; }
+  int writable_data() const noexcept { return data_.writable; }
+
+  // False if the device is attached already (errno EEXIST), or the system refuses.
+  bool attach(std::uint32_t device, PeerFiles& files) noexcept;
+  // After a last collect(). The peer may keep its map of the board; nobody reads it any more.
+  void detach(std::uint32_t device) noexcept;
+
+  // Whether an ack came since: one load a device. The owner's collecting acquires and releases the same word.
+  bool news() noexcept {
+    const std::uint32_t count = count_.load(std::memory_order_acquire);
+    for (std::uint32_t i = 0; i < count; ++i) {
+      if (board(attached_[i].load(std::memory_order_relaxed)).news()) return true;
+    }
+    return false;
+  }
+  // Calls f(device, slot, generation) for every ack that came since.
+  template <typename F>
+  void collect(F&& f) {
+    // Acquire pairs with attach(): the board is mapped. A device that is detached meanwhile may be
+    // missed, or met twice: detaching collects itself, and an ack counts once.
+    const std::uint32_t count = count_.load(std::memory_order_acquire);
+    for (std::uint32_t i = 0; i < count; ++i) {
+      const std::uint32_t device = attached_[i].load(std::memory_order_relaxed);
+      board(device).collect(
+          [&](std::uint32_t slot, std::uint64_t generation) { f(device, slot, generation); });
+    }
+  }
+  // Before a device is named again for a request that it may have acknowledged.
+  void forget_ack(std::uint32_t device, std::uint32_t slot, std::uint64_t generation) noexcept {
+    board(device).forget(slot, generation);
+    tally_map_->rejoin(slot, generation, device_bit(device));
+  }
+  // Calls f(device, ns) with the last sign of life of each attached device, as it claims.
+  template <typename F>
+  void each_heard(F&& f) {
+    const std::uint32_t count = count_.load(std::memory_order_acquire);
+    for (std::uint32_t i = 0; i < count; ++i) {
+      const std::uint32_t device = attached_[i].load(std::memory_order_relaxed);
+      f(device, board(device).heard_ns());
+    }
+  }
+
+  // Peers ring while somebody waits. Sequentially consistent: see AckBoard::publish().
+  void wait_begins() noexcept { header_->waiting.fetch_add(1, std::memory_order_seq_cst); }
+  void wait_ends() noexcept { header_->waiting.fetch_sub(1, std::memory_order_relaxed); }
+  // Readable once a peer has rung; silence() makes it unreadable again, and after it one has to look.
+  int bell() const noexcept { return bells_; }
+  void silence() noexcept;
+  // A descriptor for one thread that waits, which whoever has news for it writes to; -1 if there is none
+  // to be had. Sleeping until such news, a ring (which is silenced then), or for `ns`; a thread without a
+  // descriptor sleeps for a moment only, since it cannot hear what happens in its own process.
+  static int new_wakeup() noexcept;
+  void listen(int wakeup, std::int64_t ns) noexcept;
+
+  // Peers see at their next call that the pool is closed.
+  void close() noexcept { header_->closed.store(1, std::memory_order_release); }
+
+ private:
+  struct Peer {
+    std::uint32_t device;
+    std::unique_ptr<SharedFile> board;
+    int bell;
+  };
+
+  explicit SharedOwner(const SharedData& data) : data_(data) {}
+  AckBoard& board(std::uint32_t device) noexcept {
+    return *reinterpret_cast<AckBoard*>(boards_ + device * kBoardBytes);
+  }
+  bool blank(std::uint32_t device) noexcept;
+
+  const SharedData data_;
+  std::unique_ptr<SharedFile> table_;
+  std::unique_ptr<SharedFile> tally_;
+  std::byte* table_map_ = nullptr;
+  SharedHeader* header_ = nullptr;
+  RequestSlot* slots_ = nullptr;
+  AckTally* tally_map_ = nullptr;
+  std::byte* boards_ = nullptr;  // kMaxDevices places of kBoardBytes
+  int bells_ = -1;               // epoll of the peers' bells
+  std::uint64_t secret_ = 0;
+
+  std::mutex mutex_;
+  std::vector<Peer> peers_;  // guarded by mutex_, as is any change of the two below
+  std::atomic<std::uint32_t> count_{0};
+  std::atomic<std::uint32_t> attached_[kMaxDevices];
+};
+
+}  // namespace slabpool

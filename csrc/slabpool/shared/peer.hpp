@@ -1,0 +1,102 @@
+// A device's side of a shared pool: its maps, what a reference means here, and its acks.
+//
+// All calls may be made from any thread. Nothing here trusts a reference: it is checked against the table
+// before an address is made of it. The maps stay while this lives, whatever becomes of the owner, so that
+// a view never faults; what its bytes mean after the device's ack is another matter.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "slabpool/base/export.hpp"
+#include "slabpool/request/table.hpp"
+#include "slabpool/shared/layout.hpp"
+
+namespace slabpool {
+
+// Bytes of a request, as one process tells another.
+struct Reference {
+  std::uint64_t pool_id = 0;
+  std::uint64_t generation = 0;
+  std::uint64_t seal = 0;
+  std::uint64_t offset = 0;  // from the first byte of the pool's range
+  std::uint64_t nbytes = 0;
+  std::uint32_t slot = 0;
+};
+
+enum class PeerStatus : std::int32_t {
+  ok = 0,
+  closed = 1,          // the owner has closed the pool, or is gone
+  other_pool = 2,      // the reference is to another pool
+  over = 3,            // the request is over; its slot may have another by now
+  forged = 4,          // the reference was not made by the owner, or was changed since
+  out_of_range = 5,    // it leads out of the pool's memory
+  unknown_device = 6,  // this device was never named for the request
+  acknowledged = 7,    // this device has acknowledged the request
+  read_only = 8,       // no writable map yet: see map_writable()
+};
+
+class SLABPOOL_API SharedPeer {
+ public:
+  // Maps what the owner handed over. Null if the files are not those of a pool this version knows (errno
+  // EPROTO), or the system refuses; with device memory `why` says more. The descriptors stay the caller's,
+  // but for `bell`, which is copied.
+  static std::unique_ptr<SharedPeer> create(std::uint32_t device, int data, int table, int board,
+                                            int tally, int bell, std::string* why = nullptr);
+  SharedPeer(const SharedPeer&) = delete;
+  SharedPeer& operator=(const SharedPeer&) = delete;
+  ~SharedPeer();
+
+  std::uint64_t pool_id() const noexcept { return header_->pool_id; }
+  // The CUDA device, in this process' numbering, whose memory open() gives addresses of; -1: host memory.
+  int cuda_device() const noexcept { return cuda_device_; }
+
+  // Address of the bytes. This device must hold the request.
+  PeerStatus open(const Reference& reference, bool writable, std::byte*& data) noexcept;
+  struct Acked {
+    PeerStatus status;
+    AckResult result;
+  };
+  Acked ack(const Reference& reference) noexcept;
+  void heartbeat() noexcept;
+
+  // With a writable descriptor of the data; once.
+  bool map_writable(int data) noexcept;
+  bool writable() const noexcept { return writable_.load(std::memory_order_acquire) != nullptr; }
+
+  // The owner is known to be gone.
+  void lose() noexcept { lost_.store(true, std::memory_order_relaxed); }
+  bool lost() const noexcept {
+    return lost_.load(std::memory_order_relaxed) || header_->closed.load(std::memory_order_acquire) != 0;
+  }
+  bool usable_here() const noexcept;  // false in a child of the process that attached
+
+ private:
+  SharedPeer() = default;
+  bool map(int fd, std::size_t bytes, int protection, std::byte*& at) noexcept;
+  bool map_data(int fd, std::string* why);
+  const RequestSlot* slot_of(const Reference& reference) const noexcept;
+
+  HolderBit bit_{};
+  std::uint32_t epoch_ = 0;
+  std::uint64_t reserved_ = 0;
+  const SharedHeader* header_ = nullptr;
+  const RequestSlot* slots_ = nullptr;
+  AckBoard* board_ = nullptr;
+  AckTally* tally_ = nullptr;
+  std::byte* data_ = nullptr;
+  int cuda_device_ = -1;
+  std::unique_ptr<MemoryResource> device_memory_;  // that data_ is in
+  std::byte* table_map_ = nullptr;
+  std::byte* board_map_ = nullptr;
+  std::byte* tally_map_ = nullptr;
+  std::atomic<std::byte*> writable_{nullptr};
+  std::mutex writable_mutex_;  // so that one thread maps
+  int bell_ = -1;
+  std::atomic<bool> lost_{false};
+};
+
+}  // namespace slabpool

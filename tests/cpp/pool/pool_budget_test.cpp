@@ -1,0 +1,118 @@
+// Quotas and reserves: bounds that hold, and room that is there when it is asked for.
+#include "slabpool/pool/pool.hpp"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "support/pool_help.hpp"
+
+namespace slabpool {
+namespace {
+
+using test::bytes;
+using test::expect_all_returned;
+using test::kept;
+using test::kMiB;
+using test::open;
+
+class PoolBudget : public test::PoolFixture {};
+
+TEST_F(PoolBudget, AQuotaBoundsARequestAndItsChildren) {
+  const Handle request = open(*pool, {.quota = 300'000});
+  const Handle child = open(*pool, {.parent = request});
+  Block* first = take(kept(200'000, request));
+  ASSERT_NE(first, nullptr);
+  const Stats before = pool->stats();
+  EXPECT_EQ(pool->allocate(kept(150'000, child)).status, Status::quota_exceeded);
+  EXPECT_EQ(pool->stats().live, before.live);
+  EXPECT_EQ(pool->stats().exhaustions, before.exhaustions) << "the pool has room";
+  EXPECT_NE(take(kept(50'000, child)), nullptr);
+  close(child);
+  EXPECT_NE(take(kept(80'000, request)), nullptr);
+  close(request);
+  expect_all_returned(*pool);
+}
+
+TEST_F(PoolBudget, AReserveIsThereWhateverOthersTake) {
+  for (const std::uint64_t piece : {std::uint64_t{64}, std::uint64_t{1000}, std::uint64_t{5000},
+                                    std::uint64_t{70'000}, std::uint64_t{200'000}, kMiB}) {
+    const std::uint64_t reserve = 4 * kMiB;
+    const Handle request = open(*pool, {.reserve = reserve});
+    std::vector<Block*> others;
+    for (const std::uint64_t size : {kMiB, std::uint64_t{100'000}, std::uint64_t{100}}) {
+      Allocation made;
+      while ((made = pool->allocate(bytes(size))).block != nullptr) others.push_back(made.block);
+      EXPECT_EQ(made.status, Status::exhausted);
+    }
+    const std::uint64_t need = block_size_for(piece);
+    std::uint64_t got = 0;
+    while (got + need <= reserve) {
+      const Allocation made = pool->allocate(kept(piece, request));
+      if (made.status != Status::ok) break;
+      got += need;
+    }
+    EXPECT_GT(got + need, reserve) << piece << ": to the last block";
+    test::expect_adds_up(pool->stats());
+    close(request);
+    for (Block* block : others) pool->drop_view(*block);
+    expect_all_returned(*pool);
+  }
+}
+
+TEST_F(PoolBudget, RequestsThatReservedAllOfThePoolAreBothServed) {
+  for (const std::uint64_t piece : {std::uint64_t{64}, std::uint64_t{5000}, std::uint64_t{200'000}}) {
+    const std::uint64_t reserve = kCapacity / 2;
+    const Handle requests[] = {open(*pool, {.id = "sa", .reserve = reserve}),
+                               open(*pool, {.id = "sb", .reserve = reserve})};
+    const std::uint64_t need = block_size_for(piece);
+    std::uint64_t got = 0;
+    bool served = true;
+    // Taking turns, so that neither has anything for itself by chance.
+    while (served && got + need <= reserve) {
+      for (const Handle request : requests)
+        served = served && pool->allocate(kept(piece, request)).block != nullptr;
+      if (served) got += need;
+    }
+    EXPECT_GT(got + need, reserve) << piece;
+    for (const Handle request : requests) close(request);
+    expect_all_returned(*pool);
+  }
+}
+
+TEST_F(PoolBudget, AReserveIsSetAsideOrRefused) {
+  const Handle first = open(*pool, {.reserve = 10 * kMiB});
+  EXPECT_EQ(pool->stats().set_aside, 10 * kMiB);
+  Handle second;
+  EXPECT_EQ(pool->open(test::Opening{.reserve = 7 * kMiB}.spec(), second), Status::exhausted);
+  EXPECT_EQ(pool->stats().exhaustions, 1U);
+  EXPECT_EQ(pool->open(test::Opening{.reserve = kCapacity + 1}.spec(), second), Status::too_large);
+  EXPECT_EQ(pool->open(test::Opening{.reserve = 2000, .quota = 1000}.spec(), second),
+            Status::invalid_argument);
+  EXPECT_EQ(pool->stats().requests_open, 1U);
+  EXPECT_EQ(pool->stats().set_aside, 10 * kMiB);
+  close(first);
+  expect_all_returned(*pool);
+}
+
+TEST_F(PoolBudget, CachedMemoryOfOthersCountsAsRoomForAReserve) {
+  std::vector<Block*> all;
+  for (int i = 0; i < 16; ++i) all.push_back(take(bytes(kMiB)));
+  for (Block* block : all) pool->drop_view(*block);
+  const Handle request = open(*pool, {.reserve = kCapacity});
+  EXPECT_NE(take(kept(kCapacity, request)), nullptr);
+  close(request);
+  expect_all_returned(*pool);
+}
+
+TEST_F(PoolBudget, MoreThanTheReserveIsTakenFromTheRest) {
+  const Handle request = open(*pool, {.reserve = kMiB});
+  Block* large = take(kept(5 * kMiB, request));
+  ASSERT_NE(large, nullptr);
+  EXPECT_EQ(pool->stats().set_aside, 0U);
+  close(request);
+  expect_all_returned(*pool);
+}
+
+}  // namespace
+}  // namespace slabpool
