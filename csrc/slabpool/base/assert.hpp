@@ -10,10 +10,11 @@
 
 #include <unistd.h>
 
+#include <charconv>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
+#include <system_error>
 #include <type_traits>
 
 #ifndef SLABPOOL_ASSERT_LEVEL
@@ -59,28 +60,38 @@ struct AssertValue {
 [[noreturn, gnu::cold, gnu::noinline]] inline void assert_failed_with(
     const char* file, int line, const char* condition, const char* message, const char* names,
     const AssertValue* values, std::size_t count) noexcept {
-  char text[1024];
-  std::size_t at = 0;
-  // snprintf of integers and strings uses this buffer and the stack only.
-  const auto print = [&](const char* format, auto... arguments) {
-    const int wrote = std::snprintf(text + at, sizeof text - at, format, arguments...);
-    if (wrote > 0) at += static_cast<std::size_t>(wrote);
-    if (at > sizeof text - 1) at = sizeof text - 1;
+  char text[1024];  // what does not fit is cut off
+  char* at = text;
+  char* const end = text + sizeof text - 1;
+  const auto print = [&](const char* what) {
+    while (*what != '\0' && at != end) *at++ = *what++;
   };
-  print("slabpool: %s:%d: assertion failed: %s: %s", file, line, condition, message);
+  const auto print_number = [&](std::uint64_t number, int base) {
+    const auto done = std::to_chars(at, end, number, base);
+    if (done.ec == std::errc{}) at = done.ptr;
+  };
+  print("slabpool: ");
+  print(file);
+  print(":");
+  print_number(static_cast<std::uint64_t>(line), 10);
+  print(": assertion failed: ");
+  print(condition);
+  print(": ");
+  print(message);
   for (std::size_t i = 0; i < count; ++i) {
-    const auto bits = static_cast<unsigned long long>(values[i].bits);
-    print(i == 0 ? " [%s = " : ", ", names);
-    print(values[i].form == AssertValue::Form::pointer    ? "0x%llx"
-          : values[i].form == AssertValue::Form::negative ? "-%llu"
-                                                          : "%llu",
-          bits);
+    print(i == 0 ? " [" : ", ");
+    if (i == 0) print(names);
+    if (i == 0) print(" = ");
+    const AssertValue::Form form = values[i].form;
+    print(form == AssertValue::Form::pointer ? "0x" : form == AssertValue::Form::negative ? "-" : "");
+    print_number(values[i].bits, form == AssertValue::Form::pointer ? 16 : 10);
   }
-  print(count != 0 ? "]\n" : "\n");
-  for (std::size_t done = 0; done < at;) {
-    const auto wrote = ::write(STDERR_FILENO, text + done, at - done);
+  if (count != 0) print("]");
+  *at++ = '\n';
+  for (const char* from = text; from != at;) {
+    const auto wrote = ::write(STDERR_FILENO, from, static_cast<std::size_t>(at - from));
     if (wrote <= 0) break;
-    done += static_cast<std::size_t>(wrote);
+    from += wrote;
   }
   std::abort();
 }
