@@ -26,7 +26,9 @@ constexpr int kLooks = 8;
 }  // namespace
 
 std::unique_ptr<StreamHeap> StreamHeap::create(Pool& pool, int device, std::string& why) {
-  const Driver* driver = Driver::get(&why);
+  Error error;
+  const Driver* driver = Driver::get(error);
+  why = error.text;
   if (driver == nullptr) return nullptr;
   if (device < 0) device = std::max(pool.device(), 0);
   Result result = kSuccess;

@@ -23,7 +23,7 @@ Allocation Pool::open_growing(Handle request, std::uint64_t most) noexcept {
   if (!usable_here()) return {nullptr, Status::forked};
   if (closed()) return {nullptr, Status::pool_closed};
   collect_acks();
-  if (most > memory_->reserved()) return {nullptr, Status::no_addresses};
+  if (most > memory_->address_space()) return {nullptr, Status::no_addresses};
   RequestRecord* record = table_.record(request.slot);
   if (record == nullptr || !table_.is_open(request)) return {nullptr, Status::request_closed};
   Block* block = nullptr;

@@ -28,35 +28,31 @@ constexpr std::uint64_t kLeastReserve = std::uint64_t{64} << 30;
 constexpr std::uint64_t kMostReserve = std::uint64_t{16} << 40;
 
 std::unique_ptr<MemoryResource> create_cuda_memory(const PoolOptions& options, std::uint64_t reserve,
-                                                   std::string* why) {
+                                                   Error& error) {
   cuda::CudaMemoryOptions wanted;
   wanted.device = options.device;
   wanted.reserve = reserve;
   wanted.minimum = options.capacity;
   wanted.capacity = options.capacity;
   wanted.shared = options.shared;
-  std::string reason;
-  auto memory = options.memory == MemoryKind::device   ? cuda::create_device_memory(wanted, reason)
-                : options.memory == MemoryKind::pinned ? cuda::create_pinned_memory(wanted, reason)
-                                                       : cuda::create_managed_memory(wanted, reason);
-  if (why != nullptr) *why = std::move(reason);
-  return memory;
+  return options.memory == MemoryKind::device   ? cuda::create_device_memory(wanted, error)
+         : options.memory == MemoryKind::pinned ? cuda::create_pinned_memory(wanted, error)
+                                                : cuda::create_managed_memory(wanted, error);
 }
 
 std::unique_ptr<SharedOwner> share_device_memory(const MemoryResource& memory, int device,
-                                                 std::string* why) {
-  std::string reason;
+                                                 Error& error) {
   cuda::DeviceInfo info;
-  const cuda::Driver* driver = cuda::Driver::get(&reason);
+  const cuda::Driver* driver = cuda::Driver::get(error);
   std::unique_ptr<SharedOwner> shared;
-  if (driver != nullptr && cuda::describe_device(*driver, device, info, reason)) {
-    const int fd = cuda::shareable_fd(memory, reason);
+  if (driver != nullptr && cuda::describe_device(*driver, device, info, error)) {
+    const int fd = cuda::shareable_fd(memory, error);
     if (fd >= 0) {
-      shared = SharedOwner::create({fd, fd, memory.reserved(), info.pci, true});
-      if (shared == nullptr) reason = std::string("the files of a shared pool: ") + std::strerror(errno);
+      shared = SharedOwner::create({fd, fd, memory.address_space(), info.pci, true});
+      if (shared == nullptr)
+        error.fail_errno(std::string("the files of a shared pool: ") + std::strerror(errno));
     }
   }
-  if (why != nullptr) *why = std::move(reason);
   return shared;
 }
 
@@ -84,17 +80,23 @@ std::unique_ptr<Pool> Pool::create(const PoolOptions& options, Status& status, s
   const std::uint64_t reserve =
       std::clamp(options.capacity * kReserveFactor, kLeastReserve, kMostReserve);
   status = Status::system_refused;
+  Error error;
+  const auto refused = [&]() -> std::unique_ptr<Pool> {
+    if (why != nullptr) *why = error.text;
+    if (error.system_errno != 0) errno = error.system_errno;
+    return nullptr;
+  };
   try {
     std::unique_ptr<MemoryResource> memory;
     std::unique_ptr<SharedOwner> shared;
     if (options.memory != MemoryKind::host) {
-      memory = create_cuda_memory(options, reserve, why);
+      memory = create_cuda_memory(options, reserve, error);
       if (memory != nullptr && options.shared) {
-        shared = share_device_memory(*memory, options.device, why);
-        if (shared == nullptr) return nullptr;
+        shared = share_device_memory(*memory, options.device, error);
+        if (shared == nullptr) return refused();
       }
     } else if (options.shared) {
-      auto data = SharedMemory::create(reserve, options.capacity * 2);
+      auto data = SharedMemory::create(reserve, options.capacity * 2, error);
       if (data != nullptr) {
         const SharedFile& file = data->file();
         shared = SharedOwner::create({file.read_only_fd(), file.fd(), file.bytes(), {}, false});
@@ -106,9 +108,9 @@ std::unique_ptr<Pool> Pool::create(const PoolOptions& options, Status& status, s
       host.minimum = options.capacity * 2;
       host.huge_pages = options.huge_pages;
       host.numa_node = options.numa_node;
-      memory = HostMemory::create(host);
+      memory = HostMemory::create(host, error);
     }
-    if (memory == nullptr) return nullptr;
+    if (memory == nullptr) return refused();
     auto pool = std::make_unique<Pool>(options, std::move(memory), std::move(shared));
     status = Status::ok;
     return pool;

@@ -18,10 +18,10 @@ Stats Pool::stats() noexcept {
   const Depot::Figures figures = depot_.figures();
   Stats s{};
   s.capacity = options_.capacity;
-  s.reserved = depot_.reserved();
+  s.reserved = depot_.address_space();
   s.committed = figures.committed;
   s.peak_committed = figures.peak_committed;
-  s.set_aside = depot_.aside();
+  s.set_aside = depot_.reserved_bytes();
   s.allocations = count(Count::allocations);
   s.frees = count(Count::frees);
   s.acks = count(Count::acks);

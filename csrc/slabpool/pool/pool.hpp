@@ -210,7 +210,7 @@ class SLABPOOL_API Pool {
   MemoryKind memory() const noexcept { return memory_->kind(); }
   bool host_reaches() const noexcept { return memory_->host_reaches(); }
   // Behind the last system_refused, where errno does not say it: the driver's call, its answer, and what is free.
-  std::string refusal() const { return memory_->refusal(); }
+  std::string refusal() const { return memory_->refusal().text; }
   int device() const noexcept { return options_.device; }  // CUDA device, -1 for none
   std::uint64_t capacity() const noexcept { return options_.capacity; }
   Stats stats() noexcept;

@@ -32,8 +32,12 @@ cuda::StreamAcks* Pool::stream_acks_made(std::string* why) noexcept {
   // Acquire pairs with the release of whoever made it.
   cuda::StreamAcks* acks = streams_.load(std::memory_order_acquire);
   if (acks != nullptr) return acks;
-  const cuda::Driver* driver = cuda::Driver::get(why);
-  if (driver == nullptr) return nullptr;
+  Error error;
+  const cuda::Driver* driver = cuda::Driver::get(error);
+  if (driver == nullptr) {
+    tell(why, error.text);
+    return nullptr;
+  }
   auto* made = new (std::nothrow) cuda::StreamAcks(*driver);
   if (made == nullptr) return nullptr;
   if (streams_.compare_exchange_strong(acks, made, std::memory_order_acq_rel, std::memory_order_acquire))

@@ -20,16 +20,17 @@ namespace slabpool {
 
 std::unique_ptr<SharedOwner> SharedOwner::create(const SharedData& data) {
   std::unique_ptr<SharedOwner> owner(new SharedOwner(data));
-  owner->table_ = SharedFile::create(kTableBytes);
-  owner->tally_ = SharedFile::create(kTallyBytes);
-  if (owner->table_ == nullptr || owner->tally_ == nullptr || !owner->tally_->seal(false))
+  Error error;
+  owner->table_ = SharedFile::create(kTableBytes, error);
+  owner->tally_ = SharedFile::create(kTallyBytes, error);
+  if (owner->table_ == nullptr || owner->tally_ == nullptr || !owner->tally_->seal(false, error))
     return nullptr;
   void* table = mmap(nullptr, kTableBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
                      owner->table_->fd(), 0);
   if (table == MAP_FAILED) return nullptr;
   owner->table_map_ = static_cast<std::byte*>(table);
   // Sealed once our own writable map exists: from here on nobody can make another.
-  if (!owner->table_->open_read_only() || !owner->table_->seal(true)) return nullptr;
+  if (!owner->table_->open_read_only(error) || !owner->table_->seal(true, error)) return nullptr;
   void* tally = mmap(nullptr, kTallyBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
                      owner->tally_->fd(), 0);
   if (tally == MAP_FAILED) return nullptr;
@@ -79,14 +80,15 @@ bool SharedOwner::attach(std::uint32_t device, PeerFiles& files) noexcept {
     errno = EEXIST;
     return false;
   }
+  Error error;
   Peer peer{device, nullptr, -1};
   try {
     peers_.reserve(peers_.size() + 1);
-    peer.board = SharedFile::create(kBoardBytes);
+    peer.board = SharedFile::create(kBoardBytes, error);
   } catch (const std::bad_alloc&) {
     errno = ENOMEM;
   }
-  if (peer.board == nullptr || !peer.board->seal(false)) return false;
+  if (peer.board == nullptr || !peer.board->seal(false, error)) return false;
   // An eventfd for each peer, waited for by its edges and never read: nothing that a peer does to the
   // descriptor it shares with us can make a reader block, or keep another peer from ringing.
   peer.bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -96,9 +98,9 @@ bool SharedOwner::attach(std::uint32_t device, PeerFiles& files) noexcept {
   if (epoll_ctl(bells_, EPOLL_CTL_ADD, peer.bell, &event) != 0 ||
       mmap(&board(device), kBoardBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, peer.board->fd(),
            0) == MAP_FAILED) {
-    const int error = errno;
+    const int number = errno;
     (void)::close(peer.bell);
-    errno = error;
+    errno = number;
     return false;
   }
   files = {data_.fd, table_->read_only_fd(), peer.board->fd(), tally_->fd(), peer.bell};

@@ -34,23 +34,24 @@ bool SharedPeer::map(int fd, std::size_t bytes, int protection, std::byte*& at) 
 bool SharedPeer::map_data(int fd, std::string* why) {
   const std::string_view pci(header_->pci, strnlen(header_->pci, sizeof header_->pci));
   if (pci.empty()) return map(fd, reserved_, PROT_READ, data_);
-  std::string reason;
+  Error error;
   errno = ENODEV;
-  if (const cuda::Driver* driver = cuda::Driver::get(&reason)) {
+  if (const cuda::Driver* driver = cuda::Driver::get(error)) {
     cuda::DeviceInfo info;
     int device = 0;
     while (device < driver->devices() &&
-           !(cuda::describe_device(*driver, device, info, reason) && info.pci == pci))
+           !(cuda::describe_device(*driver, device, info, error) && info.pci == pci))
       ++device;
     if (device == driver->devices()) {
-      reason = "this process does not see the GPU at " + std::string(pci) + ", whose memory it is";
+      error.fail(Status::system_refused,
+                 "this process does not see the GPU at " + std::string(pci) + ", whose memory it is");
     } else {
-      device_memory_ = cuda::open_device_memory(fd, reserved_, device, reason);
+      device_memory_ = cuda::open_device_memory(fd, reserved_, device, error);
       cuda_device_ = device;
     }
   }
   if (device_memory_ == nullptr) {
-    if (why != nullptr) *why = std::move(reason);
+    if (why != nullptr) *why = std::move(error.text);
     return false;
   }
   data_ = device_memory_->base();
