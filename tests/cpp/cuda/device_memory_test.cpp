@@ -49,10 +49,10 @@ TEST_F(DeviceMemoryTest, CommitsPiecesAndGivesThemBack) {
   EXPECT_EQ(memory->kind(), MemoryKind::device);
   EXPECT_FALSE(memory->host_reaches());
   EXPECT_FALSE(memory->commits_zero());
-  EXPECT_FALSE(memory->whole());
+  EXPECT_FALSE(memory->always_committed());
   EXPECT_EQ(memory->granule(), kGranule);
   EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory->base()) % kGranule, 0u);
-  EXPECT_EQ(memory->reserved(), 512 * kMiB);
+  EXPECT_EQ(memory->address_space(), 512 * kMiB);
   EXPECT_EQ(standin_used(0), 0u);
   ASSERT_TRUE(memory->commit(4 * kGranule, 6 * kGranule));
   EXPECT_EQ(standin_used(0), 6 * kGranule);
@@ -269,9 +269,9 @@ TEST_F(DeviceMemoryTest, WhereTheDeviceMapsNothing) {
   standin_set_attribute(0, kAttributeVirtualMemory, 0);
   auto memory = make(10 * kMiB);
   ASSERT_NE(memory, nullptr) << why;
-  EXPECT_TRUE(memory->whole());
+  EXPECT_TRUE(memory->always_committed());
   EXPECT_EQ(memory->granule(), kPageSize);
-  EXPECT_EQ(memory->reserved(), 10 * kMiB);
+  EXPECT_EQ(memory->address_space(), 10 * kMiB);
   EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory->base()) % kGranule, 0u);
   EXPECT_EQ(standin_used(0), 12 * kMiB - 256);
   EXPECT_FALSE(memory->decommit(0, kPageSize));
@@ -287,8 +287,8 @@ TEST_F(DeviceMemoryTest, WhereTheDeviceMapsNothing) {
 TEST_F(DeviceMemoryTest, SharedMemoryIsSeenByWhoeverOpensIt) {
   auto memory = make(5 * kMiB, 1, true);
   ASSERT_NE(memory, nullptr) << why;
-  EXPECT_TRUE(memory->whole());
-  EXPECT_EQ(memory->reserved(), 6 * kMiB);
+  EXPECT_TRUE(memory->always_committed());
+  EXPECT_EQ(memory->address_space(), 6 * kMiB);
   EXPECT_EQ(standin_used(1), 6 * kMiB);
   const int fd = shareable_fd(*memory, why);
   ASSERT_GE(fd, 0) << why;

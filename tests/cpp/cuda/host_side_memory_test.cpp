@@ -232,9 +232,9 @@ TEST_F(ManagedMemoryTest, IsTheHostsToo) {
   ASSERT_NE(memory, nullptr) << why;
   EXPECT_EQ(memory->kind(), MemoryKind::managed);
   EXPECT_TRUE(memory->host_reaches());
-  EXPECT_TRUE(memory->whole());
+  EXPECT_TRUE(memory->always_committed());
   EXPECT_FALSE(memory->commits_zero());
-  EXPECT_EQ(memory->reserved(), 5 * kMiB);
+  EXPECT_EQ(memory->address_space(), 5 * kMiB);
   EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory->base()) % (2 * kMiB), 0u);
   std::memset(memory->base(), 7, 5 * kMiB);
   unsigned char byte = 0;

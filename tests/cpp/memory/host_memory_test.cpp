@@ -42,7 +42,7 @@ TEST(HostMemory, ReservesAnAlignedRange) {
   const auto memory = make(64 * kMiB);
   ASSERT_NE(memory, nullptr);
   EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory->base()) % (2 * kMiB), 0U);
-  EXPECT_EQ(memory->reserved(), 64 * kMiB);
+  EXPECT_EQ(memory->address_space(), 64 * kMiB);
 }
 
 TEST(HostMemory, CommittedPagesAreZeroAndWritable) {
@@ -81,8 +81,8 @@ TEST(HostMemory, TakesLessAddressSpaceWhereTheSystemHasNoMore) {
   options.minimum = 16 * kMiB;
   const auto memory = HostMemory::create(options);
   ASSERT_NE(memory, nullptr);
-  EXPECT_GE(memory->reserved(), options.minimum);
-  EXPECT_LT(memory->reserved(), options.reserve);
+  EXPECT_GE(memory->address_space(), options.minimum);
+  EXPECT_LT(memory->address_space(), options.reserve);
 }
 
 TEST(HostMemory, SaysWhyWhenTheSystemRefuses) {
