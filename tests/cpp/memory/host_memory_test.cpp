@@ -1,7 +1,8 @@
-// Host memory: what is committed can be used, what is not faults, and nothing survives a decommit.
+// Host memory: committed bytes are usable, others fault, and decommitted bytes read as zero after the next commit.
 #include "slabpool/memory/host_memory.hpp"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -20,14 +21,15 @@ constexpr std::size_t kMiB = std::size_t{1} << 20;
 std::unique_ptr<HostMemory> make(std::size_t bytes) {
   HostMemoryOptions options;
   options.reserve = options.minimum = bytes;
-  return HostMemory::create(options);
+  Error error;
+  return HostMemory::create(options, error);
 }
 
 // The signal that ends a child process that reads one byte, 0 if it can.
 int signal_of_read(const std::byte* address) {
   const pid_t child = fork();
   if (child == 0) {
-    (void)signal(SIGSEGV, SIG_DFL);  // a sanitizer would report and go on its own way
+    (void)signal(SIGSEGV, SIG_DFL);  // a sanitizer's own handler would report it
     (void)signal(SIGBUS, SIG_DFL);
     const volatile std::byte* p = address;
     const std::byte byte = *p;
@@ -75,11 +77,12 @@ TEST(HostMemory, WhatIsNotCommittedFaults) {
   EXPECT_EQ(signal_of_read(memory->base() + kPageSize), 0);
 }
 
-TEST(HostMemory, TakesLessAddressSpaceWhereTheSystemHasNoMore) {
+TEST(HostMemory, TakesLessAddressSpaceIfTheSystemHasNoMore) {
   HostMemoryOptions options;
-  options.reserve = std::size_t{1} << 52;  // more than any process has
+  options.reserve = std::size_t{1} << 52;  // more than a process can have
   options.minimum = 16 * kMiB;
-  const auto memory = HostMemory::create(options);
+  Error error;
+  const auto memory = HostMemory::create(options, error);
   ASSERT_NE(memory, nullptr);
   EXPECT_GE(memory->address_space(), options.minimum);
   EXPECT_LT(memory->address_space(), options.reserve);
@@ -88,9 +91,10 @@ TEST(HostMemory, TakesLessAddressSpaceWhereTheSystemHasNoMore) {
 TEST(HostMemory, SaysWhyWhenTheSystemRefuses) {
   HostMemoryOptions options;
   options.reserve = options.minimum = std::size_t{1} << 52;
-  errno = 0;
-  EXPECT_EQ(HostMemory::create(options), nullptr);
-  EXPECT_EQ(errno, ENOMEM);
+  Error error;
+  EXPECT_EQ(HostMemory::create(options, error), nullptr);
+  EXPECT_EQ(error.status, Status::system_refused);
+  EXPECT_EQ(error.system_errno, ENOMEM);
 }
 
 TEST(HostMemory, ANumaNodeThatDoesNotExistIsAnError) {
@@ -98,17 +102,28 @@ TEST(HostMemory, ANumaNodeThatDoesNotExistIsAnError) {
     HostMemoryOptions options;
     options.reserve = options.minimum = 16 * kMiB;
     options.numa_node = node;
-    errno = 0;
-    EXPECT_EQ(HostMemory::create(options), nullptr) << node;
-    EXPECT_NE(errno, 0) << node;
+    Error error;
+    EXPECT_EQ(HostMemory::create(options, error), nullptr) << node;
+    EXPECT_NE(error.system_errno, 0) << node;
   }
+}
+
+TEST(HostMemory, TheLastRefusalIsRemembered) {
+  const auto memory = make(16 * kMiB);
+  EXPECT_EQ(memory->refusal().status, Status::ok);
+  // The kernel refuses mprotect of a range that is not mapped any more.
+  ASSERT_EQ(munmap(memory->base(), kPageSize), 0);
+  EXPECT_FALSE(memory->commit(0, kPageSize));
+  EXPECT_EQ(memory->refusal().status, Status::system_refused);
+  EXPECT_EQ(memory->refusal().system_errno, ENOMEM);
 }
 
 TEST(HostMemory, HugePagesMayBeLeftOut) {
   HostMemoryOptions options;
   options.reserve = options.minimum = 16 * kMiB;
   options.huge_pages = false;
-  const auto memory = HostMemory::create(options);
+  Error error;
+  const auto memory = HostMemory::create(options, error);
   ASSERT_NE(memory, nullptr);
   ASSERT_TRUE(memory->commit(0, 4 * kMiB));
   std::memset(memory->base(), 1, 4 * kMiB);
