@@ -48,7 +48,7 @@ class SLABPOOL_API StreamAcks {
   // Calls f(Ended) for acks whose work is over. `all`: as in StreamMarks::collect().
   template <typename F>
   void collect(bool all, F&& f) noexcept {
-    marks_.collect(all, [&](const StreamMarks::Told& told) {
+    marks_.collect(all, [&](const StreamMarks::Completed& told) {
       const std::uint64_t generation = told.payload.words[0];
       const auto slot = static_cast<std::uint32_t>(told.payload.words[1] >> 32);
       const auto device = static_cast<std::uint32_t>(told.payload.words[1]);
