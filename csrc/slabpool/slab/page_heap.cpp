@@ -232,9 +232,7 @@ Span* PageHeap::carve(Span* span, std::uint64_t pages, std::uint64_t align_pages
 
 PageHeap::Result PageHeap::allocate(std::uint64_t pages, std::uint64_t align_pages,
                                     std::uint64_t commit_limit) {
-  SLABPOOL_ASSERT(pages != 0 && commit_limit <= total_pages(),
-                  "an allocation has pages, and the limit lies in the range", pages, commit_limit,
-                  total_pages());
+  SLABPOOL_ASSERT(pages != 0, "an allocation has pages");
   // Records for every split below, and for the one split that a later decommit() may need. Only here can the heap run
   // out of memory for records, and nothing has changed yet.
   if (spares_ < 8) add_spares();

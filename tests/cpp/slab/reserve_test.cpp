@@ -1,4 +1,4 @@
-// Promises: served to the last byte whatever the sizes, apart from others, and back when their blocks are.
+// Promises: every promised byte can be allocated whatever the sizes, others cannot take it, and returned blocks return it.
 #include "slabpool/slab/reserve.hpp"
 
 #include <gtest/gtest.h>
@@ -48,7 +48,7 @@ class ReserveTest : public testing::Test {
     ASSERT_EQ(depot.figures().committed, memory.committed_pages() << kPageBits);
     ASSERT_LE(depot.figures().committed, kCapacity);
   }
-  std::uint64_t aside_pages() { return depot.reserved_bytes() >> kPageBits; }
+  std::uint64_t reserved_pages() { return depot.reserved_bytes() >> kPageBits; }
 
   test::FakeMemory memory{std::size_t{128} << 20};
   Depot depot{memory, kCapacity, true};
@@ -62,12 +62,12 @@ TEST_F(ReserveTest, RoomIsPromisedOnce) {
   ASSERT_NE(others, nullptr);
   Block* own = span(200 << kPageBits, first);
   ASSERT_NE(own, nullptr);
-  EXPECT_EQ(aside_pages(), 0U);
+  EXPECT_EQ(reserved_pages(), 0U);
   expect_sound();
   give(own);
-  EXPECT_EQ(aside_pages(), 200U) << "it serves the same promise again";
+  EXPECT_EQ(reserved_pages(), 200U) << "it serves the same promise again";
   depot.close_reserve(first);
-  EXPECT_EQ(aside_pages(), 0U);
+  EXPECT_EQ(reserved_pages(), 0U);
   give(others);
   expect_sound();
 }
@@ -83,12 +83,12 @@ TEST_F(ReserveTest, EverySizeIsServedToTheLastByte) {
   for (int round = 0; round < test::rounds(200) && !HasFailure(); ++round) {
     const std::uint64_t pages = 8 + random() % 120;
     const ReserveRef reserve = promise(pages);
-    std::vector<Block*> others;  // everything else is taken
+    std::vector<Block*> others;  // use up all other memory
     while (Block* block = span(kPageSize)) others.push_back(block);
     std::vector<Block*> own;
     std::uint64_t used = 0;
     for (;;) {
-      // Small ones and spans in any order, while what is left of the promised bytes covers them.
+      // Small blocks and spans in any order, as long as the promise has enough bytes left.
       const std::uint64_t bytes = 1 + (random() % 4 == 0 ? random() % 400'000 : random() % 5'000);
       const std::uint64_t size = block_size_for(bytes);
       if (pages_for(used + size) > pages) break;
@@ -101,7 +101,7 @@ TEST_F(ReserveTest, EverySizeIsServedToTheLastByte) {
     expect_sound();
     std::shuffle(own.begin(), own.end(), random);
     for (Block* block : own) give(block);
-    EXPECT_EQ(aside_pages(), pages);
+    EXPECT_EQ(reserved_pages(), pages);
     expect_sound();
     depot.close_reserve(reserve);
     for (Block* block : others) give(block);
@@ -177,7 +177,7 @@ TEST_F(ReserveTest, WhatViewsKeepOfAnEndedPromiseKeepsNoOtherPages) {
     for (const Block* block : kept) {
       most += pages_for(block->bytes) + 1;
       EXPECT_EQ(depot.find(block->data), block);
-      ASSERT_TRUE(test::all_bytes(block->data, 0x5a, block->bytes)) << "its pages were given away";
+      ASSERT_TRUE(test::all_bytes(block->data, 0x5a, block->bytes)) << "its pages were handed out again";
     }
     EXPECT_LE(memory.committed_pages(), most);
     std::shuffle(kept.begin(), kept.end(), random);
@@ -258,7 +258,7 @@ TEST_F(ReserveTest, AtRandomEveryPromiseIsKept) {
   expect_sound();
   (void)depot.trim();
   EXPECT_EQ(memory.committed_pages(), 0U);
-  EXPECT_EQ(aside_pages(), 0U);
+  EXPECT_EQ(reserved_pages(), 0U);
 }
 
 }  // namespace
