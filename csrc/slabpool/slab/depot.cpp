@@ -46,13 +46,6 @@ void Depot::publish() noexcept {
   SLABPOOL_VERIFY(verify_each_, pages_.verify());
 }
 
-void Depot::assert_figures() const noexcept {
-  SLABPOOL_ASSERT(pages_.committed_pages() << kPageBits <= capacity_, "committed <= capacity",
-                  pages_.committed_pages(), capacity_);
-  SLABPOOL_ASSERT(pages_.in_use_pages() <= capacity_ >> kPageBits, "pages in use <= capacity",
-                  pages_.in_use_pages(), capacity_);
-}
-
 PageHeap::Result Depot::take_pages(std::uint64_t pages, std::uint64_t align_pages, Effort effort,
                                    std::uint64_t own) {
   if (effort == Effort::hard) drop_empty_slabs();

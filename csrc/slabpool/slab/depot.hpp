@@ -131,4 +131,11 @@ class Depot {
   const bool verify_each_;
 };
 
+inline void Depot::assert_figures() const noexcept {
+  SLABPOOL_ASSERT(pages_.committed_pages() << kPageBits <= capacity_, "committed <= capacity",
+                  pages_.committed_pages(), capacity_);
+  SLABPOOL_ASSERT(pages_.in_use_pages() <= capacity_ >> kPageBits, "pages in use <= capacity",
+                  pages_.in_use_pages(), capacity_);
+}
+
 }  // namespace slabpool

@@ -134,24 +134,6 @@ void PageHeap::retire(Span* span) noexcept {
   ++spares_;
 }
 
-void PageHeap::assert_figures() const noexcept {
-  SLABPOOL_ASSERT(cached_ + idle_ <= committed_, "pages in use = committed - cached - idle >= 0",
-                  committed_, cached_, idle_);
-  SLABPOOL_ASSERT(ahead_ <= idle_, "pages ahead of growing tensors are idle", ahead_, idle_);
-  SLABPOOL_ASSERT(committed_ <= peak_committed_ && peak_committed_ <= total_pages(),
-                  "committed <= peak <= the range", committed_, peak_committed_, total_pages());
-  SLABPOOL_ASSERT((ahead_ == 0) == (ahead_spans_.front() == nullptr),
-                  "growing spans with idle pages are listed", ahead_);
-}
-
-void PageHeap::assert_range([[maybe_unused]] const Span* range) const noexcept {
-  SLABPOOL_ASSERT(range->drawn <= range->committed && range->committed <= range->pages,
-                  "drawn <= committed <= pages", range->drawn, range->committed, range->pages);
-  SLABPOOL_ASSERT(
-      range->committed == range->pages || ((range->first_page + range->committed) & (granule_ - 1)) == 0,
-      "a range is committed up to the end of a granule", range->first_page, range->committed, granule_);
-}
-
 void PageHeap::mark_ends(Span* span) noexcept {
   SLABPOOL_ASSERT(starts_.contains(span->first_page), "a span is found from its pages", span->first_page,
                   span->pages);

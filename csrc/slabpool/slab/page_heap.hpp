@@ -269,4 +269,23 @@ class PageHeap {
   std::uint64_t peak_committed_ = 0;
 };
 
+// Inline, so that release builds call nothing.
+inline void PageHeap::assert_figures() const noexcept {
+  SLABPOOL_ASSERT(cached_ + idle_ <= committed_, "pages in use = committed - cached - idle >= 0",
+                  committed_, cached_, idle_);
+  SLABPOOL_ASSERT(ahead_ <= idle_, "pages ahead of growing tensors are idle", ahead_, idle_);
+  SLABPOOL_ASSERT(committed_ <= peak_committed_ && peak_committed_ <= total_pages(),
+                  "committed <= peak <= the range", committed_, peak_committed_, total_pages());
+  SLABPOOL_ASSERT((ahead_ == 0) == (ahead_spans_.front() == nullptr),
+                  "growing spans with idle pages are listed", ahead_);
+}
+
+inline void PageHeap::assert_range([[maybe_unused]] const Span* range) const noexcept {
+  SLABPOOL_ASSERT(range->drawn <= range->committed && range->committed <= range->pages,
+                  "drawn <= committed <= pages", range->drawn, range->committed, range->pages);
+  SLABPOOL_ASSERT(
+      range->committed == range->pages || ((range->first_page + range->committed) & (granule_ - 1)) == 0,
+      "a range is committed up to the end of a granule", range->first_page, range->committed, granule_);
+}
+
 }  // namespace slabpool
