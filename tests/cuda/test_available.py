@@ -141,15 +141,15 @@ def test_a_forks_child_has_no_driver(standin: Standin) -> None:
     child = os.fork()
     if child == 0:  # no code of pytest may run here
         try:
-            told = f"{slabpool.cuda.why_unavailable()} {standin.calls_after_fork()}"
-            os.write(writer, told.encode())
+            message = f"{slabpool.cuda.why_unavailable()} {standin.calls_after_fork()}"
+            os.write(writer, message.encode())
         finally:
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        told = pipe.read()
+        message = pipe.read()
     os.waitpid(child, 0)
-    assert re.fullmatch(r"CUDA was used before this process was forked, .* 0", told)
+    assert re.fullmatch(r"CUDA was used before this process was forked, .* 0", message)
 
 
 def test_a_gpu(gpu: None) -> None:

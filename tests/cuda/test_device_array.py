@@ -62,7 +62,7 @@ def test_repr_tells_everything_but_contents(pool: Pool) -> None:
         )
 
 
-def test_nobody_else_makes_one() -> None:
+def test_only_a_pool_makes_one() -> None:
     for make in (DeviceArray, lambda: DeviceArray.__new__(DeviceArray)):
         with pytest.raises(InvalidTypeError, match="made by a pool"):
             make()

@@ -71,15 +71,15 @@ def test_reports_tell_a_stream_from_a_device(work: Work) -> None:
     assert pool.stats().stream_acks == 0
     req.ack("gpu0", stream=stream)
     assert pool.stats().stream_acks == 1
-    told = {record.generation: record for record in pool.leaks()}[req.generation]
-    assert (told.pending, told.behind_stream) == ({"gpu0", "gpu1"}, {"gpu0"})
-    assert "waits for gpu0 (its stream's work), gpu1" in str(told)
+    leak = {record.generation: record for record in pool.leaks()}[req.generation]
+    assert (leak.pending, leak.behind_stream) == ({"gpu0", "gpu1"}, {"gpu0"})
+    assert "waits for gpu0 (its stream's work), gpu1" in str(leak)
     assert "waits for gpu0 (its stream's work), gpu1" in repr(req)
     with pytest.raises(slabpool.PoolBusyError, match=r"waits for gpu0 \(its stream's work\), gpu1"):
         pool.close()
     work.let_go(stream)
-    told = {record.generation: record for record in pool.leaks()}[req.generation]
-    assert (told.pending, told.behind_stream) == ({"gpu1"}, frozenset())
+    leak = {record.generation: record for record in pool.leaks()}[req.generation]
+    assert (leak.pending, leak.behind_stream) == ({"gpu1"}, frozenset())
     assert pool.stats().stream_acks == 0
     assert req.ack("gpu1") is Ack.RELEASED
     assert kept.released and (array == 7).all()
@@ -329,9 +329,9 @@ def test_without_a_driver() -> None:
         timeout=60,
         check=True,
     )
-    told, pending, last = done.stdout.splitlines()
-    assert "/nonexistent/libcuda.so" in told
-    assert "nothing was acknowledged" in told
+    message, pending, last = done.stdout.splitlines()
+    assert "/nonexistent/libcuda.so" in message
+    assert "nothing was acknowledged" in message
     assert (pending, last) == ("frozenset({'gpu0'})", "Ack.RELEASED")
 
 

@@ -265,7 +265,7 @@ void Depot::drop_slab(Span* slab) noexcept {
 void Depot::give_one(Block* block) noexcept {
   Span* span = block->span;
   SLABPOOL_ASSERT(Block::holds(block->state.load(std::memory_order_relaxed)) == 0,
-                  "a block returns once nobody holds it", block->data,
+                  "a block returns when it has no holder", block->data,
                   block->state.load(std::memory_order_relaxed));
   SLABPOOL_ASSERT(span != nullptr && span->kind != SpanKind::committed_free &&
                       span->kind != SpanKind::uncommitted_free,

@@ -267,7 +267,7 @@ void ThreadCache::keep(Block* chain) noexcept {
 
 void ThreadCache::push_bin(Block* block) noexcept {
   SLABPOOL_ASSERT(block->bin < kBins && Block::holds(block->state.load(std::memory_order_relaxed)) == 0,
-                  "a block returns once nobody holds it", block->data, block->bin);
+                  "a block returns when it has no holder", block->data, block->bin);
   SLABPOOL_ASSERT(block != bins_[block->bin].head, "a block returns once", block->data);
   Bin& list = bins_[block->bin];
   block->next = list.head;

@@ -204,7 +204,7 @@ inline Block* ThreadCache::pop_first(unsigned bin, std::uint64_t need) noexcept 
 inline bool ThreadCache::push_own(Block& block) noexcept {
   if (block.home != this || block.bin == kBins) return false;
   SLABPOOL_ASSERT(block.bin < kBins && Block::holds(block.state.load(std::memory_order_relaxed)) == 0,
-                  "a block returns once nobody holds it", block.data, block.bin);
+                  "a block returns when it has no holder", block.data, block.bin);
   lock_.enter(set_.revokers_);
   Bin& list = bins_[block.bin];
   SLABPOOL_ASSERT(&block != list.head, "a block returns once", block.data);

@@ -88,7 +88,7 @@ TEST(InvariantDeathTest, ABlockReturnsToTheDepotOnceAndWithoutHolders) {
   Block* block = depot.take_span(256 << 10, 64, Depot::Effort::hard).chain;
   ASSERT_NE(block, nullptr);
   block->start(Block::kView);
-  EXPECT_DEATH(depot.give(block), "a block returns once nobody holds it");
+  EXPECT_DEATH(depot.give(block), "a block returns when it has no holder");
   ASSERT_TRUE(block->drop());
   depot.give(block);
   EXPECT_DEATH(depot.give(block), "a block returns once");

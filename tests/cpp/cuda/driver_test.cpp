@@ -43,8 +43,8 @@ TEST_F(DriverTest, ContextsAreRetainedOnce) {
   std::vector<std::thread> threads;
   for (int i = 0; i < 4; ++i) {
     threads.emplace_back([this, first] {
-      Result told = kUnknown;
-      EXPECT_EQ(driver->context(0, told), first);
+      Result answer = kUnknown;
+      EXPECT_EQ(driver->context(0, answer), first);
     });
   }
   for (std::thread& thread : threads) thread.join();

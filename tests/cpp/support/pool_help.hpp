@@ -119,9 +119,9 @@ class PoolFixture : public testing::Test {
   }
   void close(Handle handle) { pool->close_request(handle, false); }
   RequestInfo info(Handle handle) {
-    RequestInfo told;
-    EXPECT_TRUE(pool->describe(handle, told));
-    return told;
+    RequestInfo found;
+    EXPECT_TRUE(pool->describe(handle, found));
+    return found;
   }
 
   std::unique_ptr<Pool> pool = make_pool(kCapacity);
