@@ -21,7 +21,6 @@
 
 namespace slabpool {
 
-inline constexpr std::size_t kMinBlock = 64;
 inline constexpr std::size_t kMaxSlabBlock = std::size_t{128} << 10;
 inline constexpr std::size_t kMaxBinned = std::size_t{256} << 20;
 inline constexpr unsigned kSlabClasses = 16 + 7 * 8;

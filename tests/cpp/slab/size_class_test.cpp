@@ -34,11 +34,11 @@ TEST(SizeClass, LargeSizesWasteLittle) {
   }
 }
 
-TEST(SizeClass, NothingStillGetsABlock) { EXPECT_EQ(block_size_for(0), kMinBlock); }
+TEST(SizeClass, NothingStillGetsABlock) { EXPECT_EQ(block_size_for(0), class_size(0)); }
 
 TEST(SizeClass, ClassesGrowStrictlyAndAreMultiplesOfALine) {
   for (unsigned c = 0; c < kSlabClasses; ++c) {
-    EXPECT_EQ(class_size(c) % kMinBlock, 0U) << c;
+    EXPECT_EQ(class_size(c) % 64, 0U) << c;
     if (c > 0) {
       EXPECT_GT(class_size(c), class_size(c - 1)) << c;
     }

@@ -61,7 +61,7 @@ STANDIN_API void standin_release(int device, void* stream);
 STANDIN_API void standin_hold_all(void);
 STANDIN_API void standin_release_all(void);
 STANDIN_API void standin_step(int device, void* stream,
-                              uint64_t works);                 /* lets a held stream do that many works */
+                              uint64_t works); /* lets a held stream do that many works */
 STANDIN_API uint64_t standin_queued(int device, void* stream); /* works that are not done yet */
 STANDIN_API void standin_settle(void); /* returns once all work is done that is not held */
 /* Whether the stream is being captured into a graph, in global mode: other threads must not query events unless their
