@@ -14,7 +14,7 @@ constinit thread_local LastCache t_last_cache{0, nullptr};
 namespace {
 
 // Spans of one bin that are compared to find one that is large enough.
-constexpr int kSearch = 4;
+constexpr int kBinSearch = 4;
 
 // The pools that exist, for threads that end after a pool.
 struct Registry {
@@ -152,73 +152,12 @@ void CacheSet::collect() noexcept {
   }
 }
 
-CacheSet::Sums CacheSet::sums() const noexcept {
-  const std::lock_guard lock(revokers_);
-  // The counters only grow, so two equal passes in a row are sums of one instant. After four passes the last one is
-  // returned; it may be off by the operations of other threads during the call.
-  Sums sums{};
-  for (int round = 0; round < 4; ++round) {
-    const std::uint64_t before = sums.counts[0] + sums.counts[1];
-    sums = Sums{};
-    for (const auto& cache : caches_) {
-      for (unsigned i = 0; i < kCounts; ++i)
-        sums.counts[i] += cache->counts_[i].load(std::memory_order_acquire);
-      sums.live += cache->live_.load(std::memory_order_acquire);
-    }
-    if (round > 0 && before == sums.counts[0] + sums.counts[1]) break;
-  }
-  // The sum was higher than now if one thread's live bytes were, and no other thread has done anything since.
-  const std::uint64_t all = sums.counts[0] + sums.counts[1];
-  std::int64_t above = 0;
-  for (const auto& cache : caches_) {
-    if (cache->others_operations_.load(std::memory_order_relaxed) + cache->operations() != all) continue;
-    above = std::max(above, cache->highest_live_.load(std::memory_order_relaxed) -
-                                cache->live_.load(std::memory_order_relaxed));
-  }
-  raise_peak(sums.live + above);
-  sums.peak_live = peak_live_.load(std::memory_order_relaxed);
-  return sums;
-}
-
-void CacheSet::raise_peak(std::int64_t live) const noexcept {
-  // Relaxed: for reports; written under revokers_.
-  if (live > peak_live_.load(std::memory_order_relaxed))
-    peak_live_.store(live, std::memory_order_relaxed);
-}
-
 // ---- ThreadCache
-
-// A thread updates the peak when its own live bytes have risen by peak_step_ since the last update by any thread. So
-// the peak is exact while one thread works. While several work it is never too high, and at most one step per thread
-// too low.
-void ThreadCache::update_peak() noexcept {
-  const std::int64_t live = live_.load(std::memory_order_relaxed);
-  const std::unique_lock lock(set_.revokers_, std::try_to_lock);
-  // try_to_lock: the thread that has the mutex is updating the peak itself, or collecting all caches.
-  if (lock.owns_lock()) {
-    std::int64_t others_live = 0;
-    std::uint64_t others_operations = 0;
-    for (const auto& cache : set_.caches_) {
-      if (cache.get() == this) continue;
-      const std::int64_t its = cache->live_.load(std::memory_order_relaxed);
-      others_live += its;
-      others_operations += cache->operations();
-      // The other thread may have been higher, but not at the same time as this one. Relaxed: for reports.
-      cache->highest_live_.store(its, std::memory_order_relaxed);
-      cache->update_above_.store(its + set_.peak_step_, std::memory_order_relaxed);
-    }
-    const bool alone = others_operations == others_operations_.load(std::memory_order_relaxed);
-    set_.raise_peak(others_live + (alone ? highest_live_.load(std::memory_order_relaxed) : live));
-    others_operations_.store(others_operations, std::memory_order_relaxed);
-  }
-  highest_live_.store(live, std::memory_order_relaxed);
-  update_above_.store(live + set_.peak_step_, std::memory_order_relaxed);
-}
 
 Block* ThreadCache::pop_bin(unsigned bin, std::uint64_t need, bool exact) noexcept {
   Bin& list = bins_[bin];
   Block** link = &list.head;
-  for (int left = kSearch; *link != nullptr && left > 0; --left, link = &(*link)->next) {
+  for (int left = kBinSearch; *link != nullptr && left > 0; --left, link = &(*link)->next) {
     Block* block = *link;
     if (exact ? block->bytes != need : block->bytes < need) continue;
     SLABPOOL_ASSERT(list.blocks != 0 && bytes_ >= block->bytes, "a list with a block counts it", bin,
