@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from slabpool._core import cuda as _cuda
-from slabpool._sizes import show_size
+from slabpool.arguments.sizes import show_size
 from slabpool.errors import InvalidArgumentError
 
 __all__ = ["Device", "devices", "driver_version", "free_bytes", "is_available", "why_unavailable"]

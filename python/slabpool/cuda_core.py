@@ -11,9 +11,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from slabpool import _stream_heaps
 from slabpool._core.pool import Pool
 from slabpool.errors import PoolExhausted
+from slabpool.libraries import stream_heaps as _stream_heaps
 
 # As Any: mypy sees the same with cuda.core and without.
 try:

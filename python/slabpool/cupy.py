@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slabpool import _stream_heaps
 from slabpool._core import stream_heap
 from slabpool._core.pool import Pool
 from slabpool._core.stream_heap import StreamHeap
 from slabpool.errors import InvalidArgumentError, InvalidTypeError, PoolExhausted, SlabpoolError
+from slabpool.libraries import stream_heaps as _stream_heaps
 
 if TYPE_CHECKING:
     from typing_extensions import Self

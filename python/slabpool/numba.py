@@ -18,9 +18,9 @@ import weakref
 from importlib import import_module
 from typing import Any
 
-from slabpool import _stream_heaps
 from slabpool._core.pool import Pool
 from slabpool.errors import InvalidArgumentError, SlabpoolError
+from slabpool.libraries import stream_heaps as _stream_heaps
 
 # As Any: mypy sees the same with Numba and without.
 try:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from slabpool import _active
+from slabpool._core import active as _active
 from slabpool._core.pool import Pool
 from slabpool._core.request import Request
 from slabpool.errors import (

@@ -8,8 +8,8 @@ import pytest
 from cuda.core import Buffer, Device
 
 import slabpool
-from slabpool import _stream_heaps
 from slabpool.cuda_core import PoolMemoryResource
+from slabpool.libraries import stream_heaps as _stream_heaps
 
 MIB = 1 << 20
 

@@ -11,7 +11,7 @@ import pytest
 
 import slabpool
 import slabpool.cupy
-from slabpool import _stream_heaps
+from slabpool.libraries import stream_heaps as _stream_heaps
 
 MIB = 1 << 20
 POOL = slabpool.Pool("256MiB", memory="cuda:0", name="cupy")

@@ -10,7 +10,7 @@ from numba import cuda
 
 import slabpool
 import slabpool.numba
-from slabpool import _stream_heaps
+from slabpool.libraries import stream_heaps as _stream_heaps
 
 MIB = 1 << 20
 POOL = slabpool.Pool("64MiB", memory="cuda:0", name="numba")

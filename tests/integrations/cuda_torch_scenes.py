@@ -10,7 +10,7 @@ import torch
 
 import slabpool
 import slabpool.torch
-from slabpool import _stream_heaps
+from slabpool.libraries import stream_heaps as _stream_heaps
 
 MIB = 1 << 20
 POOL = slabpool.Pool("512MiB", memory="cuda:0", name="torch")

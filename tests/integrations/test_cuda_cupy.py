@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import slabpool
-from slabpool import _stream_heaps
 from slabpool._core import stream_heap
+from slabpool.libraries import stream_heaps as _stream_heaps
 from tests.cuda.standin_build import Standin
 from tests.integrations import scenes
 

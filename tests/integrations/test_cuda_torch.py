@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import slabpool
-from slabpool import _stream_heaps
+from slabpool.libraries import stream_heaps as _stream_heaps
 from tests.cuda.standin_build import Standin
 from tests.integrations import scenes
 

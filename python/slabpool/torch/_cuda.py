@@ -2,9 +2,10 @@
 (`mem_pool`).
 
 torch calls functions of libslabpool, with the GIL and without; they look up the heap of the device
-(`slabpool._stream_heaps`). What must stay true: once torch has the functions, they, the heaps and torch's
-own allocator object stay for the life of the process, since tensors are freed whenever torch likes, after
-this module is gone too. Facts of torch/csrc/cuda/CUDAPluggableAllocator and c10/cuda/CUDACachingAllocator.
+(`slabpool.libraries.stream_heaps`). What must stay true: once torch has the functions, they, the heaps and
+torch's own allocator object stay for the life of the process, since tensors are freed whenever torch likes,
+after this module is gone too. Facts of torch/csrc/cuda/CUDAPluggableAllocator and
+c10/cuda/CUDACachingAllocator.
 
 Known versions: written for torch 2.11 to 2.13. Nothing here has run on a GPU yet.
 """
@@ -20,10 +21,10 @@ from typing import Any
 
 import torch
 
-import slabpool._paths
-from slabpool import _stream_heaps
+from slabpool import paths
 from slabpool._core.pool import Pool
 from slabpool.errors import DeviceUnavailableError, SlabpoolError
+from slabpool.libraries import stream_heaps as _stream_heaps
 
 _ALLOCATE, _FREE, _RECORD = "slabpool_stream_alloc", "slabpool_stream_free", "slabpool_stream_record"
 
@@ -33,7 +34,7 @@ _global = False
 
 
 def _library() -> str:
-    folder = slabpool._paths.get_lib()
+    folder = paths.get_lib()
     for name in ("libslabpool.so", "libslabpool.dylib"):
         if os.path.exists(path := os.path.join(folder, name)):
             return path

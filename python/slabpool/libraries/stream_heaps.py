@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import weakref
 
-from slabpool import _active
+from slabpool._core import active as _active
 from slabpool._core import stream_heap
 from slabpool._core.pool import Pool
 from slabpool._core.stream_heap import StreamHeap

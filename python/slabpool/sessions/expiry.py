@@ -12,7 +12,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from slabpool._sessions import Sessions
+    from slabpool.sessions.registry import Sessions
 
 
 def start(sessions: Sessions, name: str, news: threading.Event) -> threading.Thread:

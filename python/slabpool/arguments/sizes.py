@@ -40,6 +40,7 @@ def parse_size(value: object, what: str, *, least: int, most: int) -> int:
 
     Examples
     --------
+    >>> from slabpool.arguments.sizes import parse_size
     >>> parse_size("2GiB", "capacity", least=1, most=1 << 40)
     2147483648
     """
@@ -74,6 +75,7 @@ def show_size(nbytes: int) -> str:
 
     Examples
     --------
+    >>> from slabpool.arguments.sizes import show_size
     >>> show_size(1536), show_size(10)
     ('1.5 KiB', '10 bytes')
     """

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from slabpool._report import holders, usage
-from slabpool._sizes import show_size
+from slabpool.arguments.sizes import show_size
 from slabpool.errors import (
     InvalidArgumentError,
     PoolClosedError,
@@ -15,10 +14,11 @@ from slabpool.errors import (
     RequestClosedError,
     SessionLostError,
 )
+from slabpool.messages.pool import holders, usage
 
 if TYPE_CHECKING:
     from slabpool._core.pool import Pool
-    from slabpool._session_state import State
+    from slabpool.sessions.state import State
 
 
 def pool_gone() -> NoReturn:

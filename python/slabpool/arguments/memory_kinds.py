@@ -55,6 +55,7 @@ def parse_memory(text: object) -> Memory:
 
     Examples
     --------
+    >>> from slabpool.arguments.memory_kinds import parse_memory
     >>> parse_memory("cuda")
     Memory(kind='device', device=0, shared=False)
     >>> str(parse_memory("cuda")), str(parse_memory("pinned"))

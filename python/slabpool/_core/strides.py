@@ -22,6 +22,7 @@ _INSTEAD = "; gather with a kernel of your array library over the same memory, o
 def c_strides(shape: Dims, itemsize: int) -> Dims:
     """Strides of C order.
 
+    >>> from slabpool._core.strides import c_strides
     >>> c_strides((2, 3), 4)
     (12, 4)
     """
@@ -75,6 +76,7 @@ def index(shape: Dims, strides: Dims, key: object) -> tuple[Dims, Dims, int]:
 
     Examples
     --------
+    >>> from slabpool._core.strides import index
     >>> index((4, 6), (24, 4), (slice(1, None), 2))
     ((3,), (24,), 32)
     """
@@ -110,6 +112,7 @@ def transpose(shape: Dims, strides: Dims, axes: Sequence[object] | None) -> tupl
 
     Examples
     --------
+    >>> from slabpool._core.strides import transpose
     >>> transpose((2, 3), (12, 4), None)
     ((3, 2), (4, 12))
     """
@@ -151,6 +154,7 @@ def reshape(shape: Dims, strides: Dims, itemsize: int, wanted: Sequence[object])
 
     Examples
     --------
+    >>> from slabpool._core.strides import reshape
     >>> reshape((4, 6), (24, 4), 4, (2, -1))
     ((2, 12), (48, 4))
     """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from slabpool._memory_kinds import Memory, parse_memory
-from slabpool._sizes import parse_size
+from slabpool.arguments.memory_kinds import Memory, parse_memory
+from slabpool.arguments.sizes import parse_size
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 
 _HUGE_FROM = 64 << 20  # bytes from which huge pages are asked for unless told otherwise

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy.typing as npt
 
-from slabpool import _aio, _session_state
+from slabpool._core import async_wait
 from slabpool._core.growable import GrowableTensor
 from slabpool._core.layout import Tensors
 from slabpool.errors import InvalidTypeError
+from slabpool.sessions import state as _session_state
 
 if TYPE_CHECKING:
     from slabpool._core.pool import Pool
     from slabpool._core.request import Request
-    from slabpool._sessions import Sessions
+    from slabpool.sessions.registry import Sessions
 
 _Size = str | SupportsIndex
 
@@ -148,7 +149,7 @@ class Session:
     ) -> Request:
         self._sessions.begin_turn(self._state)
         try:
-            request = await _aio.open_request(
+            request = await async_wait.open_request(
                 self._pool, lambda: self._pool._open_turn(self._state.id, *options, where), timeout
             )
         except BaseException:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn
 
-from slabpool._sizes import show_size
+from slabpool.arguments.sizes import show_size
 from slabpool.errors import (
     AmbiguousRequestError,
     DeviceLostError,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from slabpool._core.pool import Pool
     from slabpool._core.ref import TensorRef
     from slabpool._core.request import Request
-    from slabpool._pool_options import Options
+    from slabpool.arguments.pool_options import Options
     from slabpool.records import RequestRecord
 
 _INVALID = 1

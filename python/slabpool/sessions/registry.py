@@ -15,7 +15,6 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from slabpool import _report_sessions as _report
 from slabpool._core.session import (
     CLOSED,
     EXHAUSTED,
@@ -29,8 +28,12 @@ from slabpool._core.session import (
     open_shelf,
     set_limit,
 )
-from slabpool._session_expiry import start
-from slabpool._session_state import (
+from slabpool.arguments.sizes import parse_size
+from slabpool.errors import InvalidTypeError
+from slabpool.messages import sessions as _report
+from slabpool.records import SessionRecord
+from slabpool.sessions.expiry import start
+from slabpool.sessions.state import (
     CLOSED_BY_USER,
     EVICTED,
     EXPIRED,
@@ -44,9 +47,6 @@ from slabpool._session_state import (
     Where,
     parse_ttl,
 )
-from slabpool._sizes import parse_size
-from slabpool.errors import InvalidTypeError
-from slabpool.records import SessionRecord
 
 if TYPE_CHECKING:
     from slabpool._core.pool import Pool

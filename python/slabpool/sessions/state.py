@@ -1,4 +1,4 @@
-"""What the sessions of a pool are made of: plain values, which only `slabpool._sessions` changes."""
+"""What the sessions of a pool are made of: plain values, which only `slabpool.sessions.registry` changes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from slabpool import _report_sessions as _report
 from slabpool._core.session import Form, Kept, Shelf
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
+from slabpool.messages import sessions as _report
 from slabpool.records import SessionRecord
 
 if TYPE_CHECKING:
-    from slabpool._sessions import Sessions
+    from slabpool.sessions.registry import Sessions
 
 #: How a session ended.
 CLOSED_BY_USER = "closed"
