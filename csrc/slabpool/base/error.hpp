@@ -1,13 +1,10 @@
-// Why a call failed, for calls whose caller needs more than a status: one value instead of a status, errno and a text.
-//
-// Calls that fail often, or on the hot path, return a Status alone.
+// Why a call failed: a status, the system's errno where a system call failed, and a text where there is more to say.
 #pragma once
 
 #include <cerrno>
-#include <cstring>
 #include <new>
 #include <string>
-#include <utility>
+#include <string_view>
 
 #include "slabpool/base/status.hpp"
 
@@ -15,25 +12,32 @@ namespace slabpool {
 
 struct Error {
   Status status = Status::ok;
-  int system_errno = 0;  // 0: the system did not say
-  std::string text;      // in the words of the layer that failed; may be empty
+  int system_errno = 0;  // 0: no system call failed
+  std::string text;      // for the user; empty: the status and system_errno say everything
 
-  // The text that `make()` returns; without memory for it the error keeps the status alone.
-  template <typename Make>
-  void set_text(Make&& make) noexcept {
+  // Both helpers return false, so that a function can end with `return error.fail(...)`. If there is no memory for
+  // the text, it stays empty and the rest is set all the same.
+  bool fail(Status why, std::string_view what = {}) noexcept {
+    status = why;
+    system_errno = 0;
+    say(what);
+    return false;
+  }
+  // Of a system call that failed just now, or with the errno `number`.
+  bool fail_errno(std::string_view what = {}, int number = errno) noexcept {
+    status = Status::system_refused;
+    system_errno = number;
+    say(what);
+    return false;
+  }
+
+ private:
+  void say(std::string_view what) noexcept {
     try {
-      text = std::forward<Make>(make)();
+      text.assign(what);
     } catch (const std::bad_alloc&) {
       text.clear();
     }
-  }
-
-  // The system refused `what`; errno says why.
-  void set_errno(const char* what) noexcept {
-    const int number = errno;
-    status = Status::system_refused;
-    system_errno = number;
-    set_text([&] { return std::string(what) + ": " + std::strerror(number); });
   }
 };
 
