@@ -162,7 +162,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """One benchmark: one row of the table in README.md."""
+    """One benchmark: its cases, its promises and its notes."""
 
     name: str
     title: str
