@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "slabpool/shared/owner.hpp"
 #include "slabpool/shared/peer.hpp"
 #include "support/pool_help.hpp"
 #include "support/scale.hpp"
