@@ -165,7 +165,7 @@ TEST_F(DepotTest, ARefusalOfTheSystemIsToldApartAndChangesNothing) {
   ASSERT_NE(reserve.reserve, nullptr);
   EXPECT_TRUE(depot.take_span(kPageSize, 1, kHard, reserve).system_refused);
   EXPECT_TRUE(depot.take_reserved(reserve, 3, 64).system_refused);
-  EXPECT_EQ(depot.aside(), kPageSize);
+  EXPECT_EQ(depot.reserved_bytes(), kPageSize);
   EXPECT_EQ(depot.figures().committed, 0U);
   expect_sound();
   memory.refuse_commits_after = -1;

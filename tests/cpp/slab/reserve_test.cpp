@@ -48,7 +48,7 @@ class ReserveTest : public testing::Test {
     ASSERT_EQ(depot.figures().committed, memory.committed_pages() << kPageBits);
     ASSERT_LE(depot.figures().committed, kCapacity);
   }
-  std::uint64_t aside_pages() { return depot.aside() >> kPageBits; }
+  std::uint64_t aside_pages() { return depot.reserved_bytes() >> kPageBits; }
 
   test::FakeMemory memory{std::size_t{128} << 20};
   Depot depot{memory, kCapacity, true};
