@@ -59,7 +59,7 @@ TEST_F(DepotTest, BlocksOfEveryClassAreApartAndInsideTheRange) {
       EXPECT_EQ(block->bin, c);
       EXPECT_EQ(reinterpret_cast<std::uintptr_t>(block->data) % 64, 0U);
       EXPECT_GE(block->data, memory.base());
-      EXPECT_LE(block->data + block->bytes, memory.base() + memory.reserved());
+      EXPECT_LE(block->data + block->bytes, memory.base() + memory.address_space());
       std::memset(block->data, 0x5a, block->bytes);  // faults if any of it is not committed
       EXPECT_TRUE(starts.insert(block->data).second);
     }
