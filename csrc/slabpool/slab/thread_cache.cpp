@@ -14,7 +14,7 @@ constinit thread_local LastCache t_last_cache{0, nullptr};
 namespace {
 
 // Spans of one bin looked at for one that is large enough.
-constexpr int kSearch = 4;
+constexpr int kBinSearch = 4;
 
 // Which pools live, for threads that end after a pool did.
 struct Registry {
@@ -217,7 +217,7 @@ void ThreadCache::look_at_peak() noexcept {
 Block* ThreadCache::pop_bin(unsigned bin, std::uint64_t need, bool exact) noexcept {
   Bin& list = bins_[bin];
   Block** link = &list.head;
-  for (int left = kSearch; *link != nullptr && left > 0; --left, link = &(*link)->next) {
+  for (int left = kBinSearch; *link != nullptr && left > 0; --left, link = &(*link)->next) {
     Block* block = *link;
     if (exact ? block->bytes != need : block->bytes < need) continue;
     *link = block->next;
