@@ -91,12 +91,11 @@ Report allocate(std::string_view how, const Options& options, const Gpu& gpu) {
   pool_options.capacity = std::uint64_t{1} << 30;
   pool_options.memory = slabpool::MemoryKind::device;
   pool_options.device = 0;
-  slabpool::Status status{};
-  std::string why;
-  const auto pool = slabpool::Pool::create(pool_options, status, &why);
-  if (pool == nullptr) fail("no pool: " + why);
-  const auto heap = slabpool::cuda::StreamHeap::create(*pool, 0, why);
-  if (heap == nullptr) fail("no heap: " + why);
+  slabpool::Error error;
+  const auto pool = slabpool::Pool::create(pool_options, error);
+  if (pool == nullptr) fail("no pool: " + error.text);
+  const auto heap = slabpool::cuda::StreamHeap::create(*pool, 0, error);
+  if (heap == nullptr) fail("no heap: " + error.text);
   return repeat(options, gpu, [&] {
     void* address = heap->allocate(options.bytes, gpu.stream);
     if (address == nullptr) fail("the pool has no room");

@@ -49,7 +49,7 @@ static void test_wrong_requests(void) {
   options.quota = 999;
   CHECK(slabpool_request_open(pool, &options, &request) == SLABPOOL_INVALID_ARGUMENT);
   CHECK(request.generation == 0);
-  CHECK(stats_of(pool).requests_open == 0 && stats_of(pool).set_aside == 0);
+  CHECK(stats_of(pool).requests_open == 0 && stats_of(pool).reserved == 0);
 
   CHECK(slabpool_ack(pool, request, devices[0], &result) == SLABPOOL_OK && result == SLABPOOL_ACK_LATE);
   CHECK(slabpool_ack(pool, request, UINT32_MAX, &result) == SLABPOOL_UNKNOWN_DEVICE);

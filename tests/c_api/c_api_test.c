@@ -72,7 +72,7 @@ static void test_requests(void) {
   options.file = __FILE__;
   options.line = __LINE__;
   CHECK(slabpool_request_open(pool, &options, &request) == SLABPOOL_OK);
-  CHECK(stats_of(pool).set_aside == 1 << 18);
+  CHECK(stats_of(pool).reserved == 1 << 18);
   CHECK(allocate(pool, 100000, request, &block) == SLABPOOL_OK);
   CHECK(allocate(pool, 1 << 20, request, &block) == SLABPOOL_QUOTA_EXCEEDED);
 

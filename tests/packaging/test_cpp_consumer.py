@@ -25,10 +25,10 @@ ENGINE = """\
 #include "slabpool/pool/pool.hpp"
 
 int main() {
-  slabpool::Status status{};
+  slabpool::Error error;
   slabpool::PoolOptions options;
   options.capacity = std::uint64_t{64} << 20;
-  const auto pool = slabpool::Pool::create(options, status);
+  const auto pool = slabpool::Pool::create(options, error);
   if (pool == nullptr) return 2;
 
   const std::uint32_t device = pool->devices().add("sgpu0").value();

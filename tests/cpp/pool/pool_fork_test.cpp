@@ -86,10 +86,10 @@ TEST_F(PoolFork, TheChildReadsWhatItInherited) {
 TEST_F(PoolFork, TheChildMayMakeAPoolOfItsOwn) {
   Block* block = take(bytes(1000));  // this thread has a cache of the parent's pool
   EXPECT_TRUE(in_child([&] {
-    Status status{};
+    Error error;
     PoolOptions options;
     options.capacity = kMiB;
-    const auto own = Pool::create(options, status);
+    const auto own = Pool::create(options, error);
     if (own == nullptr) return false;
     Block* mine = own->allocate(bytes(1000)).block;
     if (mine == nullptr || own->find(block->data) != nullptr) return false;

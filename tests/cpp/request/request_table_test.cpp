@@ -72,8 +72,8 @@ TEST_F(RequestTableTest, WrongDevicesMakeNoRequest) {
   EXPECT_EQ(table.counts().open, 0U);
   EXPECT_EQ(depot.aside(), 0U);
   const Handle fine = open("sa", {1, 2});
-  EXPECT_EQ(table.find_waiting("sa", 1, {}).count, 1U);
-  EXPECT_FALSE(table.find_waiting("sa", 4000, {}).named);
+  EXPECT_EQ(find_waiting("sa", 1, {}).count, 1U);
+  EXPECT_FALSE(find_waiting("sa", 4000, {}).named);
   close(fine);
 }
 
@@ -94,29 +94,29 @@ TEST_F(RequestTableTest, AsManyRequestsAsThereAreSlots) {
 TEST_F(RequestTableTest, GenerationsOfOneIdAreIndependent) {
   const Handle first = open("sa", {0, 1});
   const Handle second = open("sa", {0});
-  EXPECT_EQ(table.find_waiting("sa", 0, {}).count, 2U);
-  RequestTable::Waiting one = table.find_waiting("sa", 1, {});
+  EXPECT_EQ(find_waiting("sa", 0, {}).count, 2U);
+  RequestTable::Waiting one = find_waiting("sa", 1, {});
   EXPECT_EQ(one.count, 1U);
   EXPECT_EQ(one.handle.generation, first.generation);
-  one = table.find_waiting("sa", 0, second.generation);
+  one = find_waiting("sa", 0, second.generation);
   EXPECT_EQ(one.count, 1U);
   EXPECT_EQ(one.handle.generation, second.generation);
   close(second);
   EXPECT_EQ(leave(second, 0), Left::last);
   EXPECT_TRUE(finish(second));
-  EXPECT_EQ(table.find_waiting("sa", 0, {}).handle.generation, first.generation);
-  EXPECT_EQ(table.find_waiting("sa", 0, second.generation).found, false);
+  EXPECT_EQ(find_waiting("sa", 0, {}).handle.generation, first.generation);
+  EXPECT_EQ(find_waiting("sa", 0, second.generation).found, false);
 }
 
 TEST_F(RequestTableTest, AnIdNobodyWaitsForSaysWhy) {
-  EXPECT_FALSE(table.find_waiting("snobody", 0, {}).found);
+  EXPECT_FALSE(find_waiting("snobody", 0, {}).found);
   const Handle handle = open("sa", {0, 1});
   (void)leave(handle, 0);
-  const RequestTable::Waiting acked = table.find_waiting("sa", 0, {});
+  const RequestTable::Waiting acked = find_waiting("sa", 0, {});
   EXPECT_EQ(acked.count, 0U);
   EXPECT_TRUE(acked.found);
   EXPECT_TRUE(acked.named);
-  const RequestTable::Waiting never = table.find_waiting("sa", 2, {});
+  const RequestTable::Waiting never = find_waiting("sa", 2, {});
   EXPECT_TRUE(never.found);
   EXPECT_FALSE(never.named);
 }
@@ -125,9 +125,9 @@ TEST_F(RequestTableTest, IdsAreBytes) {
   const Handle a = open(std::string_view("b\0x", 3), {0});
   const Handle b = open(std::string_view("b\0y", 3), {0});
   const Handle c = open("", {0});
-  EXPECT_EQ(table.find_waiting(std::string_view("b\0x", 3), 0, {}).handle.generation, a.generation);
-  EXPECT_EQ(table.find_waiting(std::string_view("b\0y", 3), 0, {}).handle.generation, b.generation);
-  EXPECT_EQ(table.find_waiting("", 0, {}).handle.generation, c.generation);
+  EXPECT_EQ(find_waiting(std::string_view("b\0x", 3), 0, {}).handle.generation, a.generation);
+  EXPECT_EQ(find_waiting(std::string_view("b\0y", 3), 0, {}).handle.generation, b.generation);
+  EXPECT_EQ(find_waiting("", 0, {}).handle.generation, c.generation);
 }
 
 TEST_F(RequestTableTest, ManyIdsInOneBucketAreKeptApart) {
@@ -140,7 +140,7 @@ TEST_F(RequestTableTest, ManyIdsInOneBucketAreKeptApart) {
     EXPECT_TRUE(finish(all[i]));
   }
   for (std::size_t i = 0; i < all.size(); ++i) {
-    const RequestTable::Waiting waiting = table.find_waiting("s" + std::to_string(i), 0, {});
+    const RequestTable::Waiting waiting = find_waiting("s" + std::to_string(i), 0, {});
     ASSERT_EQ(waiting.found, i % 3 != 0) << i;
     if (waiting.found) {
       ASSERT_EQ(waiting.handle.generation, all[i].generation);
@@ -185,8 +185,8 @@ TEST_F(RequestTableTest, AChildHasASubsetOfItsParentsDevices) {
   (void)leave(parent, 0);
   EXPECT_EQ(try_open(other, "sa", {0}, parent), Status::unknown_device) << "it has let go of the parent";
   EXPECT_EQ(try_open(other, "sa", {1, 1}, parent), Status::duplicate_device);
-  EXPECT_EQ(table.find_waiting("sa", 1, {}).count, 1U) << "an ack by id is the parent's";
-  EXPECT_EQ(table.find_waiting("sa", 1, child.generation).count, 1U);
+  EXPECT_EQ(find_waiting("sa", 1, {}).count, 1U) << "an ack by id is the parent's";
+  EXPECT_EQ(find_waiting("sa", 1, child.generation).count, 1U);
 }
 
 TEST_F(RequestTableTest, AChildMayNameNoDeviceThatItsParentLacks) {
@@ -294,9 +294,11 @@ TEST_F(RequestTableTest, CutLetsAllHoldersOfAllDescendantsGo) {
 TEST_F(RequestTableTest, ARetainedRequestKeepsItsSlot) {
   const Handle handle = open("sa");
   RequestRecord& record = *table.record(handle.slot);
-  record.keep.fetch_add(1);
+  Block* block = attach_viewed(handle);
+  ASSERT_NE(block, nullptr);
   close(handle);
   EXPECT_TRUE(table.is_over(handle));
+  EXPECT_EQ(retained.load(), block->bytes);
   int seen = 0;
   table.at(handle, [&](const RequestRecord& r, const HolderSet&) {
     ++seen;
@@ -305,27 +307,33 @@ TEST_F(RequestTableTest, ARetainedRequestKeepsItsSlot) {
   EXPECT_EQ(seen, 1);
   const Handle other = open("sb");
   EXPECT_NE(other.slot, handle.slot);
-  ASSERT_EQ(record.keep.fetch_sub(1), 1U);
+  ASSERT_TRUE(record.blocks.drop_retained(*block, retained));
+  depot.give(block);
+  ASSERT_TRUE(record.blocks.returned_retained());
   table.recycle(record);
+  EXPECT_EQ(retained.load(), 0U);
   table.at(handle, [&](const RequestRecord&, const HolderSet&) { ++seen; });
   EXPECT_EQ(seen, 1);
   EXPECT_EQ(open("sc").slot, handle.slot);
 }
 
 TEST_F(RequestTableTest, ARequestHasEndedWhenItsBlocksWentBack) {
-  for (const bool retained : {false, true}) {
+  for (const bool viewed : {false, true}) {
     const Handle handle = open("sa");
     RequestRecord& record = *table.record(handle.slot);
+    if (viewed) {
+      ASSERT_NE(attach_viewed(handle), nullptr);
+    }
     EXPECT_FALSE(table.has_ended(handle));
     std::vector<Handle> over;
     ASSERT_TRUE(table.close(handle, false, over));
     ASSERT_TRUE(table.claim(handle));
     EXPECT_TRUE(table.is_over(handle));
     EXPECT_FALSE(table.has_ended(handle)) << "its blocks are still on their way";
-    if (retained) record.keep.fetch_add(1);
+    (void)record.blocks.release(retained);
     (void)table.retire(record);
     EXPECT_TRUE(table.has_ended(handle));
-    EXPECT_EQ(record.generation.load() != 0, retained);
+    EXPECT_EQ(record.generation.load() != 0, viewed);
   }
   EXPECT_TRUE(table.has_ended({0, 0}));
   EXPECT_TRUE(table.has_ended({70'000, 5}));

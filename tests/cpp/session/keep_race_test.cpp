@@ -53,7 +53,7 @@ class KeepRace : public testing::TestWithParam<bool> {
     other_ = pool_->allocate(bytes(4096, turn_)).block;
     write_stamp(*block_, stamp_);
     serial_ = block_->serial();
-    kept_status_ = Status::timed_out;
+    kept_status_ = Status::pool_busy;
   }
   void check() const {
     EXPECT_TRUE(has_stamp(*block_, stamp_)) << "it was handed out while somebody reads";

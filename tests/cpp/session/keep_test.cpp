@@ -170,7 +170,7 @@ TEST_F(Keep, TheChargeGoesAlongOrNothingChanges) {
   close(turn);
   (void)ack(turn, 0);
   EXPECT_EQ(held(pool->stats()), small->bytes);
-  EXPECT_EQ(pool->stats().set_aside, 0U);
+  EXPECT_EQ(pool->stats().reserved, 0U);
   EXPECT_EQ(pool->verify(), nullptr);
   close(chat);
   expect_all_returned(*pool);

@@ -28,10 +28,11 @@ class SharedPool : public PoolFixture {
   std::uint32_t device(std::string_view name) { return pool->devices().add(name).value(); }
   std::unique_ptr<SharedPeer> attach(std::uint32_t number) {
     PeerFiles files;
-    EXPECT_TRUE(pool->attach_peer(number, files)) << strerror(errno);
+    Error error;
+    EXPECT_TRUE(pool->attach_peer(number, files, error)) << strerror(error.system_errno);
     auto peer =
-        SharedPeer::create(number, files.data, files.table, files.board, files.tally, files.bell);
-    EXPECT_NE(peer, nullptr) << strerror(errno);
+        SharedPeer::create(number, files.data, files.table, files.board, files.tally, files.bell, error);
+    EXPECT_NE(peer, nullptr) << error.text;
     return peer;
   }
   Reference refer(Handle handle, const Block* block) {
