@@ -10,7 +10,6 @@
 #include "slabpool/acks/from_streams.hpp"
 #include "slabpool/acks/polled_acks.hpp"
 #include "slabpool/base/clock.hpp"
-#include "slabpool/base/fork.hpp"
 #include "slabpool/pool/pool.hpp"
 #include "slabpool/shared/owner.hpp"
 

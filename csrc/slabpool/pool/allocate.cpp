@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <bit>
 
-#include "slabpool/base/fork.hpp"
 #include "slabpool/pool/hand_out.hpp"
 #include "slabpool/pool/pool.hpp"
 

@@ -5,7 +5,6 @@
 // that lock, sees one size.
 #include <algorithm>
 
-#include "slabpool/base/fork.hpp"
 #include "slabpool/pool/hand_out.hpp"
 #include "slabpool/pool/pool.hpp"
 

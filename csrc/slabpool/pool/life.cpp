@@ -7,7 +7,6 @@
 #include <thread>
 
 #include "slabpool/acks/polled_acks.hpp"
-#include "slabpool/base/fork.hpp"
 #include "slabpool/cuda/cuda_memory.hpp"
 #include "slabpool/cuda/device_info.hpp"
 #include "slabpool/memory/host_memory.hpp"

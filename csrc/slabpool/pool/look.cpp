@@ -7,7 +7,6 @@
 #include "slabpool/acks/polled_acks.hpp"
 #include "slabpool/base/assert.hpp"
 #include "slabpool/base/clock.hpp"
-#include "slabpool/base/fork.hpp"
 #include "slabpool/pool/pool.hpp"
 
 namespace slabpool {

@@ -4,7 +4,6 @@
 #include <cerrno>
 
 #include "slabpool/acks/polled_acks.hpp"
-#include "slabpool/base/fork.hpp"
 #include "slabpool/pool/pool.hpp"
 
 namespace slabpool {

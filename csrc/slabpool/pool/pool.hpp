@@ -21,6 +21,7 @@
 #include "slabpool/acks/ack_source.hpp"
 #include "slabpool/base/error.hpp"
 #include "slabpool/base/export.hpp"
+#include "slabpool/base/fork.hpp"
 #include "slabpool/memory/memory_resource.hpp"
 #include "slabpool/observe/event_log.hpp"
 #include "slabpool/observe/guard.hpp"

@@ -1,5 +1,4 @@
 // Blocks: views of them, and the way back to the cache of the thread that allocated them.
-#include "slabpool/base/fork.hpp"
 #include "slabpool/pool/pool.hpp"
 
 namespace slabpool {

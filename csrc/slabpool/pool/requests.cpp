@@ -1,6 +1,5 @@
 // Requests: opening and closing them, and giving their blocks back once.
 #include "slabpool/base/clock.hpp"
-#include "slabpool/base/fork.hpp"
 #include "slabpool/pool/pool.hpp"
 
 namespace slabpool {

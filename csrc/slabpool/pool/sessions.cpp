@@ -1,5 +1,4 @@
 // What sessions keep: a block moves to a request that stays, and goes back once no request pins it.
-#include "slabpool/base/fork.hpp"
 #include "slabpool/pool/pool.hpp"
 
 namespace slabpool {

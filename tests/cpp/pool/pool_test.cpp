@@ -95,8 +95,8 @@ TEST_F(PoolTest, EverySizeIsServedWithItsBytes) {
   expect_all_returned(*pool);
 }
 
-// However a block comes about, fresh, from a cache or from its neighbour bin, an eighth is wasted at most.
-TEST_F(PoolTest, BlocksThatAreUsedAgainWasteNoMore) {
+// A block may be fresh, from a cache, or from the next bin: at most an eighth of it is wasted.
+TEST_F(PoolTest, ReusedBlocksWasteNoMore) {
   std::mt19937_64 random(6);
   std::vector<Block*> out;
   for (int i = 0; i < 5000; ++i) {
@@ -134,7 +134,7 @@ TEST_F(PoolTest, AlignsToAnyPowerOfTwoUpToTwoMegabytes) {
       }
       pool->drop_view(*one);
       pool->drop_view(*two);
-      // What comes out of a cache must be aligned as well.
+      // Blocks from a cache must be aligned too.
       Block* again = take(spec);
       EXPECT_EQ(reinterpret_cast<std::uintptr_t>(again->data) % align, 0U);
       pool->drop_view(*again);
@@ -143,7 +143,7 @@ TEST_F(PoolTest, AlignsToAnyPowerOfTwoUpToTwoMegabytes) {
   expect_all_returned(*pool);
 }
 
-TEST_F(PoolTest, RefusesAlignmentsThatAreNone) {
+TEST_F(PoolTest, RefusesInvalidAlignments) {
   for (const std::uint64_t align :
        {std::uint64_t{0}, std::uint64_t{3}, std::uint64_t{96}, 2 * kMaxAlign, ~std::uint64_t{0}}) {
     AllocateSpec spec = bytes(100);
@@ -155,7 +155,7 @@ TEST_F(PoolTest, RefusesAlignmentsThatAreNone) {
   EXPECT_EQ(pool->stats().allocations, 0U);
 }
 
-TEST_F(PoolTest, ZeroedMemoryIsZeroHoweverOftenItWasUsed) {
+TEST_F(PoolTest, ZeroedMemoryIsZeroAfterAnyReuse) {
   for (const std::uint64_t size : {100, 5000, 200'000}) {
     for (int i = 0; i < 5; ++i) {
       AllocateSpec spec = bytes(size);
@@ -215,8 +215,9 @@ TEST_F(PoolTest, MoreThanTheCapacityIsTooLargeForEver) {
   }
 }
 
-TEST(PoolCapacity, WhatNeverFitsIsTooLargeWhateverTheCapacity) {
-  // Capacities that are no multiple of a page: blocks that would fit by their bytes but not by their pages.
+TEST(PoolCapacity, SizesThatNeverFitAreTooLargeForAnyCapacity) {
+  // Capacities that are not a multiple of a page: some blocks would fit by their bytes but not by their
+  // pages.
   for (std::uint64_t capacity = kPageSize; capacity < 20 * kPageSize; capacity += 1000) {
     const auto pool = make_pool(capacity);
     for (std::uint64_t size = 1000; size <= capacity; size += 3000) {
@@ -236,7 +237,7 @@ TEST_F(PoolTest, FreeMemoryOfOneSizeServesEveryOther) {
     std::vector<Block*> all;
     Allocation made;
     while ((made = pool->allocate(bytes(size))).block != nullptr) all.push_back(made.block);
-    // A sixteenth at most is lost to the ends of slabs, and less than one block to the end of the pool.
+    // At most a sixteenth is lost to the ends of slabs, and less than one block to the end of the pool.
     std::uint64_t total = 0;
     for (const Block* block : all) total += block->bytes;
     EXPECT_GE(total + all.front()->bytes + kCapacity / 16, kCapacity) << size;
@@ -263,9 +264,9 @@ TEST(PoolSystem, ARefusalOfTheSystemIsItsOwnStatus) {
   expect_all_returned(pool);
 }
 
-// ---- looking inside
+// ---- reports
 
-TEST_F(PoolTest, RequestsAreToldOldestFirst) {
+TEST_F(PoolTest, RequestsAreListedOldestFirst) {
   const Handle first = open(*pool, {.id = "sfirst", .devices = {3, 40}});
   const Handle second = open(*pool, {.id = "ssecond"});
   const Handle child = open(*pool, {.id = "sfirst", .devices = {40}, .parent = first});
@@ -307,7 +308,7 @@ TEST_F(PoolTest, CloseRefusesWhileAnythingIsHeld) {
   const Handle request = open(*pool, {.devices = {0}});
   EXPECT_EQ(pool->close(false), Status::pool_busy);
   close(request);
-  EXPECT_EQ(pool->close(false), Status::pool_busy) << "a device holds";
+  EXPECT_EQ(pool->close(false), Status::pool_busy) << "a device holds a request";
   Block* block = take(bytes(100));
   (void)ack(request, 0);
   EXPECT_EQ(pool->close(false), Status::pool_busy) << "a view lives";
@@ -322,7 +323,7 @@ TEST_F(PoolTest, CloseRefusesWhileAnythingIsHeld) {
   EXPECT_EQ(pool->open(test::Opening{}.spec(), handle), Status::pool_closed);
 }
 
-TEST_F(PoolTest, ForceCutsRequestsButNeverAView) {
+TEST_F(PoolTest, ForceEndsRequestsButNeverAView) {
   const Handle request = open(*pool, {.devices = {0, 100}});
   const Handle child = open(*pool, {.devices = {100}, .parent = request});
   (void)take(kept(100'000, request));

@@ -1,4 +1,4 @@
-// A shared pool's owner and its peers in one process: what is told through the files, and what is believed.
+// A shared pool's owner and its peers in one process: what the files carry, and what each side believes.
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sys/mman.h>
@@ -74,7 +74,7 @@ TEST_F(SharedPool, TheSameBytesInBothMaps) {
   expect_all_returned(*pool);
 }
 
-TEST_F(SharedPool, WhatGoesBackToTheSystemReadsAsZero) {
+TEST_F(SharedPool, DecommittedMemoryReadsAsZero) {
   Block* block = take(bytes(1 << 20));
   std::memset(block->data, 7, 1 << 20);
   const std::byte* data = block->data;
@@ -104,7 +104,7 @@ TEST_F(SharedPool, AnswersOfEveryKind) {
   EXPECT_EQ(stranger->open(reference, false, data), PeerStatus::unknown_device);
   close(handle);
   EXPECT_EQ(ack(*second, reference), AckResult::released);
-  // The owner has not looked yet, and then it has.
+  // The owner has not collected the acks yet; then it has.
   EXPECT_EQ(ack(*second, reference), AckResult::duplicate);
   EXPECT_TRUE(pool->released(handle));
   EXPECT_EQ(ack(*second, reference), AckResult::late);
@@ -138,14 +138,14 @@ TEST_F(SharedPool, EveryFieldOfAReferenceIsSealed) {
   EXPECT_EQ(tried([](Reference& r) { r.nbytes += 1; }), PeerStatus::forged);
   EXPECT_EQ(tried([](Reference& r) { r.seal ^= 1; }), PeerStatus::forged);
   EXPECT_EQ(tried([&](Reference& r) {
-              // With the slot's own nonce, as a peer that reads the table could.
+              // With the slot's own nonce, which a peer can read from the table.
               r.generation = other.generation;
               r.slot = other.slot;
             }),
             PeerStatus::forged);
   EXPECT_EQ(pool->refer(handle, data, 10, *std::make_unique<std::uint64_t>(),
                         *std::make_unique<std::uint64_t>()),
-            Status::invalid_argument);  // an address in another map
+            Status::invalid_argument);  // an address in another mapping
 }
 
 TEST_F(SharedPool, RandomBytesOnABoardAreAcksOfThatDeviceAtMost) {
@@ -180,7 +180,7 @@ TEST_F(SharedPool, RandomBytesOnABoardAreAcksOfThatDeviceAtMost) {
   expect_all_returned(*pool);
 }
 
-TEST_F(SharedPool, TheBellRingsOnlyForThoseWhoWait) {
+TEST_F(SharedPool, TheBellRingsOnlyForWaiters) {
   const std::uint32_t gpu = device("sgpu0");
   auto peer = attach(gpu);
   const auto rung = [&] {
@@ -204,7 +204,7 @@ TEST_F(SharedPool, TheBellRingsOnlyForThoseWhoWait) {
   expect_all_returned(*pool);
 }
 
-TEST_F(SharedPool, TheLastOfManyIsToldOnce) {
+TEST_F(SharedPool, TheLastOfManyIsAnsweredOnce) {
   constexpr std::uint32_t kDevices = 40;  // two words of holders
   std::vector<std::uint32_t> numbers;
   std::vector<std::unique_ptr<SharedPeer>> peers;
@@ -230,9 +230,9 @@ TEST_F(SharedPool, TheLastOfManyIsToldOnce) {
   expect_all_returned(*pool);
 }
 
-// An ack that was answered counts in whatever the owner does next, also while another of its threads is just
-// taking it in: memory, the request's end, and closing hang on it.
-TEST_F(SharedPool, WhatAnotherThreadIsTakingInIsWaitedFor) {
+// An ack that was answered counts in whatever the owner does next, even while another of its threads is
+// collecting it: allocations, the end of the request, and closing depend on it.
+TEST_F(SharedPool, AnAckThatAnotherThreadCollectsIsWaitedFor) {
   const std::uint32_t gpu = device("sgpu0");
   auto peer = attach(gpu);
   std::atomic<bool> over{false};
@@ -245,7 +245,7 @@ TEST_F(SharedPool, WhatAnotherThreadIsTakingInIsWaitedFor) {
     const Handle handle = open(*pool, {.devices = {gpu}});
     const Reference reference = refer(handle, nullptr);
     Block* block = pool->allocate(bytes(kCapacity, handle)).block;
-    if (block == nullptr) ++behind;  // the round before holds it still
+    if (block == nullptr) ++behind;  // the previous round still holds it
     if (block != nullptr) pool->drop_view(*block);
     close(handle);
     EXPECT_EQ(ack(*peer, reference), AckResult::released);
@@ -270,7 +270,7 @@ TEST_F(SharedPool, ADeviceIsAttachedOnceAndItsBoardGoesWithIt) {
   auto next = attach(gpu);
   const Handle later = open(*pool, {.devices = {gpu}});
   const Reference second = refer(later, nullptr);
-  // The old peer writes on a board that nobody reads.
+  // The old peer writes to a board that no owner reads.
   EXPECT_EQ(ack(*peer, second), AckResult::pending);
   EXPECT_EQ(info(later).pending, std::vector<std::uint32_t>{gpu});
   EXPECT_EQ(ack(*next, reference), AckResult::duplicate);
