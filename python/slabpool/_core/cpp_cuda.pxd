@@ -4,10 +4,15 @@ from libcpp cimport bool
 from libcpp.string cimport string
 
 
+cdef extern from "slabpool/base/error.hpp" namespace "slabpool" nogil:
+    cdef struct Error:
+        string text
+
+
 cdef extern from "slabpool/cuda/driver.hpp" namespace "slabpool::cuda" nogil:
     cdef cppclass Driver:
         @staticmethod
-        const Driver* get(string* why)
+        const Driver* get(Error& error)
         int version()
         int devices()
         const string& library()
@@ -23,5 +28,5 @@ cdef extern from "slabpool/cuda/device_info.hpp" namespace "slabpool::cuda" nogi
         bool exportable
         bool managed
 
-    bool describe_device(const Driver& driver, int device, DeviceInfo& info, string& why) except +
-    bool free_memory(const Driver& driver, int device, uint64_t& bytes, string& why) except +
+    bool describe_device(const Driver& driver, int device, DeviceInfo& info, Error& error) except +
+    bool free_memory(const Driver& driver, int device, uint64_t& bytes, Error& error) except +

@@ -6,7 +6,7 @@ from libcpp cimport bool
 from libcpp.string cimport string
 
 from slabpool._core.array cimport Core
-from slabpool._core.cpp_cuda cimport DeviceInfo, Driver, describe_device, free_memory
+from slabpool._core.cpp_cuda cimport DeviceInfo, Driver, Error, describe_device, free_memory
 from slabpool._core.pool cimport Pool
 
 from slabpool.errors import DeviceUnavailableError
@@ -18,26 +18,26 @@ cdef str text(const string& told):
     return raw.decode("utf-8", "surrogateescape")
 
 
-cdef const Driver* find(string* why) noexcept:
+cdef const Driver* find(Error& error) noexcept:
     # Loading a driver and starting it may take seconds.
     cdef const Driver* driver
     with nogil:
-        driver = Driver.get(why)
+        driver = Driver.get(error)
     return driver
 
 
 cdef const Driver* need() except NULL:
-    cdef string why
-    cdef const Driver* driver = find(&why)
+    cdef Error error
+    cdef const Driver* driver = find(error)
     if driver == NULL:
-        raise DeviceUnavailableError(text(why))
+        raise DeviceUnavailableError(text(error.text))
     return driver
 
 
 def why_unavailable():
     """Why there is no driver, or None if there is one."""
-    cdef string why
-    return text(why) if find(&why) == NULL else None
+    cdef Error error
+    return text(error.text) if find(error) == NULL else None
 
 
 def driver_version():
@@ -59,12 +59,12 @@ def describe(int device):
     """The fields of `slabpool.cuda.Device`, in order."""
     cdef const Driver* driver = need()
     cdef DeviceInfo info
-    cdef string why
+    cdef Error error
     cdef bool told
     with nogil:
-        told = describe_device(driver[0], device, info, why)
+        told = describe_device(driver[0], device, info, error)
     if not told:
-        raise DeviceUnavailableError(text(why))
+        raise DeviceUnavailableError(text(error.text))
     return (device, text(info.name), info.total_bytes, text(info.pci),
             None if info.numa_node < 0 else info.numa_node,
             info.virtual_memory, info.exportable, info.managed)
@@ -74,12 +74,12 @@ def free_bytes(int device):
     """Free bytes of the device's memory."""
     cdef const Driver* driver = need()
     cdef uint64_t free = 0
-    cdef string why
+    cdef Error error
     cdef bool told
     with nogil:
-        told = free_memory(driver[0], device, free, why)
+        told = free_memory(driver[0], device, free, error)
     if not told:
-        raise DeviceUnavailableError(text(why))
+        raise DeviceUnavailableError(text(error.text))
     return free
 
 

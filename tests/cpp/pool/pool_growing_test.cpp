@@ -75,7 +75,8 @@ TEST_F(PoolGrowing, ARefusalChangesNothing) {
   EXPECT_EQ(grow(block, request, 65 * kMiB), Status::invalid_argument);
   EXPECT_EQ(block->bytes, was);
   EXPECT_EQ(pool->stats().live, before.live);
-  ASSERT_EQ(grow(block, request, 6 * kMiB), Status::ok) << "the last bytes are used, without the extra eighth";
+  ASSERT_EQ(grow(block, request, 6 * kMiB), Status::ok)
+      << "the last bytes are used, without the extra eighth";
   EXPECT_EQ(pool->stats().live, kCapacity);
   pool->drop_view(*other);
   pool->drop_view(*block);

@@ -356,7 +356,7 @@ TEST(Race, BudgetsOfRequestsThatEnd) {
     if (root.generation != 0) {
       pool->close_request(root, false);
       const Stats s = pool->stats();
-      if (s.set_aside != 0 || s.live != 0) ++wrong;
+      if (s.reserved != 0 || s.live != 0) ++wrong;
     }
     root = open(*pool, {.reserve = kReserve, .quota = kQuota});
     child = open(*pool, {.parent = root});

@@ -30,7 +30,7 @@ TEST_F(RequestBudget, AQuotaCountsTheWholeFamily) {
 
 TEST_F(RequestBudget, TheWholeFamilySharesOneReserveWhichEndsWithIt) {
   const Handle root = open("sa", {}, {}, 3 * kPageSize - 100);
-  EXPECT_EQ(depot.aside(), 3 * kPageSize) << "whole pages";
+  EXPECT_EQ(depot.reserved_bytes(), 3 * kPageSize) << "whole pages";
   const Handle child = open("sa", {}, root);
   ReserveRef of_root;
   ReserveRef of_child;
@@ -40,9 +40,9 @@ TEST_F(RequestBudget, TheWholeFamilySharesOneReserveWhichEndsWithIt) {
   EXPECT_EQ(of_child.reserve, of_root.reserve);
   EXPECT_EQ(of_child.serial, of_root.serial);
   close(child);
-  EXPECT_EQ(depot.aside(), 3 * kPageSize);
+  EXPECT_EQ(depot.reserved_bytes(), 3 * kPageSize);
   close(root);
-  EXPECT_EQ(depot.aside(), 0U);
+  EXPECT_EQ(depot.reserved_bytes(), 0U);
   EXPECT_EQ(depot.take_reserved(of_root, 0, 64).chain, nullptr) << "a stale reserve is worth nothing";
 }
 
@@ -83,7 +83,7 @@ TEST_F(RequestBudget, AnEndedRequestTouchesNoOtherBudget) {
   ReserveRef reserve;
   ASSERT_EQ(table.charge(record, old, 300, reserve), Status::ok);
   close(old);
-  EXPECT_EQ(depot.aside(), 0U);
+  EXPECT_EQ(depot.reserved_bytes(), 0U);
   const Handle next = open("sb", {}, {}, 200, 1000);
   ASSERT_EQ(next.slot, old.slot);
   EXPECT_EQ(depot.take_reserved(reserve, 0, 64).chain, nullptr);
@@ -91,7 +91,7 @@ TEST_F(RequestBudget, AnEndedRequestTouchesNoOtherBudget) {
       << "from the memory that all share";
   table.uncharge(record, old, 300);
   EXPECT_EQ(used(next), 0U);
-  EXPECT_EQ(depot.aside(), kPageSize);
+  EXPECT_EQ(depot.reserved_bytes(), kPageSize);
   EXPECT_EQ(table.charge(record, next, 1000, reserve), Status::ok);
   EXPECT_EQ(table.charge(record, old, 1, reserve), Status::request_closed);
 }

@@ -70,7 +70,7 @@ TEST_F(RequestTableTest, WrongDevicesOpenNoRequest) {
   EXPECT_EQ(try_open(handle, "sa", {1, kMaxDevices}), Status::too_many_devices);
   EXPECT_EQ(try_open(handle, "sa", {4000, 1, 4000}, {}, 5000), Status::duplicate_device);
   EXPECT_EQ(table.counts().open, 0U);
-  EXPECT_EQ(depot.aside(), 0U);
+  EXPECT_EQ(depot.reserved_bytes(), 0U);
   const Handle fine = open("sa", {1, 2});
   EXPECT_EQ(find_waiting("sa", 1, {}).count, 1U);
   EXPECT_FALSE(find_waiting("sa", 4000, {}).named);
@@ -82,7 +82,7 @@ TEST_F(RequestTableTest, AsManyRequestsAsThereAreSlots) {
   for (Handle& handle : all) handle = open("sa");
   Handle more;
   EXPECT_EQ(try_open(more, "sb", {}, {}, 1000), Status::too_many_requests);
-  EXPECT_EQ(depot.aside(), 0U) << "nothing is reserved for a request that was not opened";
+  EXPECT_EQ(depot.reserved_bytes(), 0U) << "nothing is reserved for a request that was not opened";
   close(all[12'345]);
   const Handle next = open("sb");
   EXPECT_EQ(next.slot, all[12'345].slot);
@@ -205,7 +205,7 @@ TEST_F(RequestTableTest, AChildHasNoBudgetOfItsOwn) {
   Handle child;
   EXPECT_EQ(try_open(child, "sa", {}, parent, 4096), Status::invalid_argument);
   EXPECT_EQ(try_open(child, "sa", {}, parent, 0, 4096), Status::invalid_argument);
-  EXPECT_EQ(depot.aside(), 0U);
+  EXPECT_EQ(depot.reserved_bytes(), 0U);
 }
 
 TEST_F(RequestTableTest, AnAckOfTheParentCountsForItsChildren) {

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "slabpool/shared/owner.hpp"
 #include "slabpool/shared/peer.hpp"
 #include "support/pool_help.hpp"
 #include "support/scale.hpp"
@@ -151,7 +152,8 @@ TEST_F(SharedPool, EveryFieldOfAReferenceIsSealed) {
 TEST_F(SharedPool, RandomBytesOnABoardAreAcksOfThatDeviceAtMost) {
   const std::uint32_t good = device("sgood"), evil = device("sevil");
   PeerFiles files;
-  ASSERT_TRUE(pool->attach_peer(evil, files));
+  Error error;
+  ASSERT_TRUE(pool->attach_peer(evil, files, error)) << error.text;
   void* map = mmap(nullptr, kBoardBytes, PROT_READ | PROT_WRITE, MAP_SHARED, files.board, 0);
   ASSERT_NE(map, MAP_FAILED);
   auto* words = static_cast<std::uint64_t*>(map);
@@ -261,8 +263,9 @@ TEST_F(SharedPool, ADeviceIsAttachedOnceAndItsBoardGoesWithIt) {
   const std::uint32_t gpu = device("sgpu0");
   auto peer = attach(gpu);
   PeerFiles files;
-  EXPECT_FALSE(pool->attach_peer(gpu, files));
-  EXPECT_EQ(errno, EEXIST);
+  Error error;
+  EXPECT_FALSE(pool->attach_peer(gpu, files, error));
+  EXPECT_EQ(error.system_errno, EEXIST);
   const Handle handle = open(*pool, {.devices = {gpu}});
   const Reference reference = refer(handle, nullptr);
   EXPECT_EQ(pool->detach_peer(gpu), 1U);
