@@ -45,22 +45,22 @@ def played(
 
 def without_clock(outcome: Outcome) -> dict[str, Any]:
     """An outcome as far as it must repeat: without wall time and the pool's own addresses of use."""
-    told = asdict(outcome)
-    del told["wall_s"]
+    figures = asdict(outcome)
+    del figures["wall_s"]
     # How much was committed beyond what was live may depend on which thread gave a block back.
-    told["samples"] = [(s.time_us, s.live, s.retained, s.in_doubt) for s in outcome.samples]
-    told["stats"] = {
+    figures["samples"] = [(s.time_us, s.live, s.retained, s.in_doubt) for s in outcome.samples]
+    figures["stats"] = {
         name: value
         for name, value in outcome.final._asdict().items()
         if name not in ("committed", "cached", "peak_committed", "duplicate_acks", "late_acks")
     }
-    return told
+    return figures
 
 
 def test_everything_is_served_and_nothing_leaks(trace: Trace) -> None:
     plan = lay_out(trace, TOKEN)
     outcome = played(plan)
-    assert outcome.told == []
+    assert outcome.violation_texts == []
     assert outcome.ok
     assert outcome.opened == outcome.released == len(trace)
     assert outcome.leaked_bytes == 0
@@ -81,7 +81,7 @@ def test_live_peak_is_the_one_the_schedule_foretells(trace: Trace) -> None:
 @pytest.mark.parametrize("devices", [1, 2, 7])
 def test_any_number_of_devices(trace: Trace, devices: int) -> None:
     outcome = played(lay_out(trace, TOKEN, devices=devices, faults=ALL_FAULTS))
-    assert outcome.told == []
+    assert outcome.violation_texts == []
     assert outcome.ok
     assert outcome.acks_counted + outcome.holds_lost == devices * len(trace)
 
@@ -104,7 +104,7 @@ def test_ids_make_no_difference_to_memory(trace: Trace) -> None:
 def test_duplicate_and_late_acks_change_nothing(trace: Trace) -> None:
     plan = lay_out(trace, TOKEN, faults=Faults(duplicate_acks=0.5, late_acks=0.5))
     outcome, quiet = played(plan), played(lay_out(trace, TOKEN))
-    assert outcome.told == []
+    assert outcome.violation_texts == []
     assert outcome.acks_duplicate == plan.duplicate.sum() > 0
     assert outcome.acks_late == plan.late.sum() > 0
     assert outcome.acks_counted == quiet.acks_counted
@@ -115,7 +115,7 @@ def test_duplicate_and_late_acks_change_nothing(trace: Trace) -> None:
 def test_lost_devices_let_go_of_all_they_held(trace: Trace) -> None:
     plan = lay_out(trace, TOKEN, faults=Faults(lost_devices=0.3))
     outcome = played(plan)
-    assert outcome.told == []
+    assert outcome.violation_texts == []
     assert outcome.ok
     assert 0 < outcome.devices_lost <= (plan.lost_device >= 0).sum()
     assert outcome.holds_lost >= outcome.devices_lost
@@ -124,7 +124,7 @@ def test_lost_devices_let_go_of_all_they_held(trace: Trace) -> None:
 
 def test_every_device_lost_every_time(trace: Trace) -> None:
     outcome = played(lay_out(trace, TOKEN, faults=Faults(1, 1, 1, 1)))
-    assert outcome.told == []
+    assert outcome.violation_texts == []
     assert outcome.ok
     assert outcome.aborted == len(trace)
 
@@ -132,7 +132,7 @@ def test_every_device_lost_every_time(trace: Trace) -> None:
 def test_aborted_requests_hold_less_and_give_it_back(trace: Trace) -> None:
     plan = lay_out(trace, TOKEN, faults=Faults(abort=1.0))
     outcome = played(plan)
-    assert outcome.told == []
+    assert outcome.violation_texts == []
     assert outcome.ok
     assert outcome.aborted == len(trace)
     assert outcome.allocated == len(trace) + int(plan.blocks_drawn.sum())
@@ -148,7 +148,7 @@ def test_a_pool_of_the_largest_request_makes_others_wait_and_refuses_none(
     capacity = -(-int(need.max()) // (1 << 20)) << 20
     assert capacity < peak
     outcome = played(plan, capacity)
-    assert outcome.told == []
+    assert outcome.violation_texts == []
     assert outcome.ok
     assert outcome.released == len(trace)
     assert max(outcome.waits_us) > 0
@@ -203,11 +203,11 @@ def test_samples_add_up_and_are_few(trace: Trace) -> None:
     assert max(sample.live for sample in outcome.samples) > 0
 
 
-def test_progress_is_told() -> None:
+def test_progress_is_reported() -> None:
     many = Trace("many", "azure", np.arange(600), np.full(600, 1), np.full(600, 0))
-    told: list[int] = []
-    played(lay_out(many, 64), 1 << 20, progress=told.append)
-    assert told == [256, 512]
+    steps: list[int] = []
+    played(lay_out(many, 64), 1 << 20, progress=steps.append)
+    assert steps == [256, 256]
 
 
 # What a pool gets wrong must not pass.
@@ -223,13 +223,13 @@ def test_lost_acks_are_noticed(trace: Trace) -> None:
 def test_late_acks_that_count_are_noticed(trace: Trace) -> None:
     outcome = played(lay_out(trace, TOKEN, faults=Faults(late_acks=0.5)), make_pool=CountsMessages)
     assert not outcome.ok
-    assert any("late ack" in told for told in outcome.told)
+    assert any("late ack" in text for text in outcome.violation_texts)
 
 
 def test_ignored_losses_are_noticed(trace: Trace) -> None:
     outcome = played(lay_out(trace, TOKEN, faults=Faults(lost_devices=0.3)), make_pool=IgnoresLoss)
     assert not outcome.ok
-    assert any("losing device-" in told for told in outcome.told)
+    assert any("device_lost of device-" in text for text in outcome.violation_texts)
     assert outcome.leaked_bytes > 0
 
 
