@@ -145,7 +145,7 @@ class Runs:
     def _refuse_late(self, request_id: str, tag: Tag) -> None:
         if tag.run in self._past or not (tag.fresh or tag.run in self._runs):
             raise RunRefusedError(
-                f"request {request_id!r} (run {tag.run}) is over on node {self.me}; its tensor arrived late"
+                f"request {request_id!r} (run {tag.run}) is over on node {self.me}; work for it is late"
             )
 
     def _open(self, request_id: str, name: str, entry: str, ring: tuple[str, ...]) -> Run:
@@ -276,7 +276,7 @@ class Runs:
         self._swept = now
 
     def _nodes_that_know(self, run: Run) -> set[str]:
-        """Return nodes that have certainly seen the run: its entry node and the receiver of this node's work."""
+        """Return the nodes that have surely seen the run: its entry node and the receiver of our work."""
         at = run.ring.index(self.me)
         next_one = run.ring[(at + 1) % len(run.ring)] if run.steps else run.ring[0]
         return {run.entry, next_one} - {self.me}

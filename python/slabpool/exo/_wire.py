@@ -67,9 +67,7 @@ class Message(NamedTuple):
 
 def parse(status: str) -> Message | None:
     """Decode an opaque status; return None if it is not one of ours."""
-    if (
-        f'"{_TYPE}"' not in status
-    ):  # without parsing, because exo sends two statuses for each prompt, some long
+    if f'"{_TYPE}"' not in status:  # checked before parsing, because some of exo's statuses are long
         return None
     fields: dict[str, Any] = json.loads(status)
     if fields.pop("type", None) != _TYPE:
