@@ -46,9 +46,7 @@ class Block:
         self.devices: frozenset[str | int] = frozenset()
         self.generation = 0
         self.request_id: str | int | bytes | None = None
-        self.request: weakref.ref[Request] | None = (
-            None  # weak, because a buffer must not keep the request open
-        )
+        self.request: weakref.ref[Request] | None = None  # weak: a buffer must not keep the request open
         if request is None:
             self.array: NDArray[np.uint8] | None = (pool.zeros if zero else pool.empty)(size, np.uint8)
             return
