@@ -33,7 +33,7 @@ class Client:
 
     def __init__(self) -> None:
         self.requests: set[str] = set()
-        self.gone = False
+        self.disconnected = False
 
 
 #: The client whose HTTP request is being handled. Tasks that the handler starts inherit it.
@@ -68,7 +68,7 @@ def find_api(node: Any) -> Any:
 class Clients:
     """The HTTP clients of a node's API."""
 
-    def __init__(self, api: Any, gone: Callable[[str], None]) -> None:
+    def __init__(self, api: Any, on_disconnect: Callable[[str], None]) -> None:
         # Imported here, because only nodes with an API need aiohttp. It is a dependency of exo.
         from aiohttp import web
 
@@ -77,7 +77,7 @@ class Clients:
                 "the node's API is already serving; call slabpool.exo.install before api.run()"
             )
         self._api = api
-        self._gone = gone
+        self._on_disconnect = on_disconnect
         self._by_request: dict[str, Client] = {}
         self._handle_tokens = api.handle_tokens
         api.handle_tokens = self._take_tokens
@@ -128,12 +128,12 @@ class Clients:
             yield
         finally:
             _client.reset(token)
-            client.gone = True
+            client.disconnected = True
             for request_id in client.requests:
                 if self._by_request.get(request_id) is client:
                     del self._by_request[request_id]
                     self._api.token_queues.pop(request_id, None)
-                    self._gone(request_id)
+                    self._on_disconnect(request_id)
 
     async def _run(self, host: str = "0.0.0.0", port: int = 52415) -> None:
         """Replace exo's own `run`: the same, but a handler is cancelled when its client disconnects."""

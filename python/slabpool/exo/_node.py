@@ -9,8 +9,9 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from slabpool._core.pool import Pool
@@ -188,11 +189,9 @@ class Adapter:
         request_id, tag = untagged(request_id or str(uuid.uuid4()))
         client = self._clients.caller() if self._clients is not None and tag is None else None
         run = await (self._runs.begin(request_id) if tag is None else self._runs.join(request_id, tag))
-        self._runs.hold(run)
-        try:
-            self._engines.adopt(self._node.inference_engine)
+        with self._working(run):
             if client is not None and self._clients is not None:
-                if client.gone:
+                if client.disconnected:
                     self._runs.end(run, CLIENT_GONE)
                     raise RunRefusedError(f"request {request_id!r}: {CLIENT_GONE}")
                 self._clients.attach(request_id, client)
@@ -200,11 +199,6 @@ class Adapter:
                 run.steps += 1
             state = {} if inference_state is None else inference_state
             return await self._original["process_prompt"](base_shard, prompt, request_id, state)
-        except BaseException as error:
-            self._runs.end(run, f"node {self._node.id}: {one_line(error)}")
-            raise
-        finally:
-            self._runs.unhold(run)
 
     async def _take_tensor(
         self, base_shard: Any, tensor: Any, request_id: str | None = None, inference_state: Any = None
@@ -216,11 +210,17 @@ class Adapter:
                 "call slabpool.exo.install on every node of the ring"
             )
         run = await self._runs.join(request_id, tag)
+        with self._working(run):
+            run.steps += 1
+            return await self._original["process_tensor"](base_shard, tensor, request_id, inference_state)
+
+    @contextlib.contextmanager
+    def _working(self, run: Run) -> Iterator[None]:
+        """Hold the run while the engine works on it; end the run if the work raises."""
         self._runs.hold(run)
-        run.steps += 1
         try:
             self._engines.adopt(self._node.inference_engine)
-            return await self._original["process_tensor"](base_shard, tensor, request_id, inference_state)
+            yield
         except BaseException as error:
             self._runs.end(run, f"node {self._node.id}: {one_line(error)}")
             raise

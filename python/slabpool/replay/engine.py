@@ -157,10 +157,10 @@ class Replay:
     # ---- virtual time
 
     def _at(
-        self, when: int, kind: int, index: int, device: int = 0, gone: slabpool.Request | None = None
+        self, when: int, kind: int, index: int, device: int = 0, released: slabpool.Request | None = None
     ) -> None:
         self._made += 1
-        heapq.heappush(self._events, (when, self._made, kind, index, device, gone))
+        heapq.heappush(self._events, (when, self._made, kind, index, device, released))
 
     def _step(self) -> None:
         """Run all events of the next instant: first the host's, then all devices' concurrently."""
@@ -170,7 +170,7 @@ class Replay:
         acks: list[tuple[int, int]] = []
         late: list[AckJob] = []
         while events and events[0][0] == now:
-            _, _, kind, index, device, gone = heapq.heappop(events)
+            _, _, kind, index, device, released = heapq.heappop(events)
             if kind == _GROW:
                 self._grow(now, index)
             elif kind == _ACK:
@@ -182,8 +182,8 @@ class Replay:
             elif kind == _LOSE:
                 if index in self._holding[device]:
                     lost.add(device)
-            elif gone is not None:
-                late.append(AckJob(index, device, gone, 1, True))
+            elif released is not None:
+                late.append(AckJob(index, device, released, 1, True))
         if acks or late or lost:
             self._devices_report(now, acks, late, lost)
         while self._waiting and not self._blocked:
@@ -318,14 +318,14 @@ class Replay:
         way.
         """
         held = self._held[index]
-        gone = not held.host and not held.pending
+        over = not held.host and not held.pending
         left = f"with devices {sorted(held.pending)} pending"
         # Exactly one ack returns RELEASED, unless the last hold may have been the host's or a lost device's.
-        if times > int(gone) or (only_acks and times != int(gone)):
+        if times > int(over) or (only_acks and times != int(over)):
             self._out.violated(f"request {index + 1} was released by {times} acks, {left}")
-        if (held.request.state is slabpool.RequestState.RELEASED) is not gone:
+        if (held.request.state is slabpool.RequestState.RELEASED) is not over:
             self._out.violated(f"request {index + 1} is {held.request.state.value}, {left}")
-        if not gone:
+        if not over:
             return
         request = held.request
         del self._held[index]
