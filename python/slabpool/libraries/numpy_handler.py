@@ -1,7 +1,8 @@
-"""`numpy_handler`: arrays that numpy itself makes come from a pool (NEP 49).
+"""`numpy_handler`: arrays that numpy itself makes have their memory in a pool (NEP 49).
 
-What must stay true: it is in force in the context that entered it and in those copied from that, never
-in others; and once its block has ended nobody gets pool memory through it, whatever context still has it.
+Invariants:
+- A handler is in force in the context that entered it and in copies of that context, never in others.
+- After its block has ended, no allocation uses it, even in a context that still has it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from slabpool.records import NumpyUsage
 if TYPE_CHECKING:
     from typing_extensions import CapsuleType, Self
 
-#: What threads started by this context begin with.
+#: The handler for threads that this context starts.
 _for_threads: ContextVar[CapsuleType | None] = ContextVar("slabpool_numpy_for_threads", default=None)
 
 _install_lock = threading.Lock()
@@ -29,33 +30,31 @@ _installed = False
 
 
 class numpy_handler:
-    """Within the block, every array that numpy makes has its memory from a pool.
+    """Inside the block, every array that numpy makes has its memory in a pool.
 
-    The arrays are ordinary: they outlive the block, and each gives its memory back when it dies. They
-    belong to no request; `numpy_usage` counts them. Where the pool has no room numpy raises
-    ``MemoryError``. Tasks started inside (`asyncio.create_task`, `asyncio.to_thread`) inherit it, as
-    numpy's own settings; what they make after the block has ended is ordinary memory again, as it is in
-    the child of a fork.
+    The arrays are ordinary ones: they may outlive the block, and each frees its memory when it is destroyed.
+    They belong to no request; `numpy_usage` counts them. If the pool has no room, numpy raises
+    ``MemoryError``. Tasks started inside the block (`asyncio.create_task`, `asyncio.to_thread`) inherit the
+    handler. After the block has ended, arrays that these tasks make are in ordinary memory again. So are
+    arrays in the child of a fork.
 
     Parameters
     ----------
     pool : Pool
     threads : bool, default False
-        Also in threads that `threading` starts inside, and in those that they start. (Python before 3.14
-        gives new threads nothing of their starter's context.) The first use puts a wrapper around
-        `threading.Thread.start` that stays, and does nothing for other threads.
+        Whether threads that are started inside the block, and threads that these start, use the handler too.
+        (Before Python 3.14 a new thread does not inherit the context.) The first use wraps
+        `threading.Thread.start` for good; the wrapper does nothing for other threads.
 
     Raises
     ------
     PoolClosedError, ForkedPoolError
-        On entering: the pool is closed, or the parent process's.
+        On entering: the pool is closed, or belongs to the parent process.
     InvalidArgumentError
-        On entering one object twice; make one for each ``with``.
+        On entering: this object is already in use. Make one for each ``with``.
 
-    Notes
-    -----
-    As with `numpy.errstate`, a generator that is suspended inside the block leaves it in force in whoever
-    runs the generator.
+    Notes ----- As with `numpy.errstate`, if a generator is suspended inside the block, the handler stays in
+    force in the code that runs the generator.
 
     Examples
     --------
@@ -73,8 +72,8 @@ class numpy_handler:
     def __init__(self, pool: Pool, *, threads: bool = False) -> None:
         if not isinstance(pool, Pool):
             raise InvalidTypeError(
-                f"numpy_handler needs a Pool, got {pool!r} of type {type(pool).__name__}. A request cannot "
-                "serve numpy: what is dropped comes back only when the request ends"
+                f"numpy_handler needs a Pool, got {pool!r} of type {type(pool).__name__}. A Request cannot "
+                "serve numpy, because its memory returns only when the request ends"
             )
         self._pool = pool
         self._threads = bool(threads)
@@ -110,10 +109,10 @@ class numpy_handler:
 
 
 def numpy_usage(pool: Pool) -> NumpyUsage:
-    """How much of a pool arrays hold that numpy made under `numpy_handler`.
+    """Count the arrays in a pool that numpy made under `numpy_handler`.
 
-    Looks at every block of the pool: for reports, not for every step. Where they were made is for
-    `tracemalloc` to say, which numpy tells of each.
+    This walks every block of the pool, so use it for reports and not in a hot loop. To see where the arrays
+    were made use `tracemalloc`: numpy reports each allocation to it.
 
     Parameters
     ----------
@@ -141,7 +140,7 @@ def numpy_usage(pool: Pool) -> NumpyUsage:
 
 
 def _install() -> None:
-    """Wrap `Thread.start`, once and for good: others may have wrapped it too by the time we would undo it."""
+    """Wrap `Thread.start` once. It stays wrapped, because other code may have wrapped it in the meantime."""
     global _installed
     with _install_lock:
         if not _installed:
@@ -150,20 +149,22 @@ def _install() -> None:
 
 
 def _carrying(start: Callable[..., None]) -> Callable[..., None]:
+    """Return a `Thread.start` that puts the handler of the starting context in force in the new thread."""
+
     @functools.wraps(start)
     def carrying(self: threading.Thread, *args: Any, **options: Any) -> None:
         capsule = _for_threads.get()
         if capsule is None:
             return start(self, *args, **options)
-        own = vars(self).get("run")  # of an object that has a `run` of its own, beside its class's
+        own = vars(self).get("run")  # set if the object itself has a `run` that shadows the one of its class
 
-        def put_back() -> None:
+        def restore() -> None:
             vars(self).pop("run", None)
             if own is not None:
                 self.run = own  # type: ignore[method-assign]
 
         def run() -> None:
-            put_back()  # also ends the circle from the thread to this function
+            restore()  # also breaks the reference cycle between the thread and this function
             numpy_heap.adopt(capsule)
             _for_threads.set(capsule)
             self.run()
@@ -172,7 +173,7 @@ def _carrying(start: Callable[..., None]) -> Callable[..., None]:
         try:
             return start(self, *args, **options)
         except BaseException:
-            put_back()
+            restore()
             raise
 
     return carrying
