@@ -8,7 +8,7 @@ namespace {
 
 // Spans looked at in one list before the best so far is taken. All of them fit within 1/16 of each
 // other, so a longer search could gain little.
-constexpr int kSearch = 12;
+constexpr int kPageSearch = 12;
 
 }  // namespace
 
@@ -48,7 +48,7 @@ Span* FreeSpans::best_fit(std::uint64_t pages) const noexcept {
   Span* best = nullptr;
   for (int list = next_used(list_of(pages)); list >= 0;
        list = next_used(static_cast<unsigned>(list) + 1)) {
-    int left = kSearch;
+    int left = kPageSearch;
     for (Span* span = lists_[list].front(); span != nullptr && left > 0; span = span->next, --left) {
       if (span->pages < pages) continue;
       if (best == nullptr || span->pages < best->pages ||
