@@ -70,7 +70,7 @@ function(slabpool_add_cython_modules)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/python/slabpool/_core/*.pyx")
   slabpool_translate_cython("${sources}")
 
-  file(CONFIGURE OUTPUT "${SLABPOOL_CYTHON_DIR}/header.cpp" CONTENT "// The precompiled header needs a target with a source.\n")
+  file(CONFIGURE OUTPUT "${SLABPOOL_CYTHON_DIR}/header.cpp" CONTENT "// Compiled for its precompiled header alone.\n")
   add_library(slabpool_module_header OBJECT "${SLABPOOL_CYTHON_DIR}/header.cpp")
   target_link_libraries(slabpool_module_header PRIVATE slabpool_module_flags Python::Module)
   target_precompile_headers(slabpool_module_header PRIVATE "${PROJECT_SOURCE_DIR}/cmake/module_header.hpp")
