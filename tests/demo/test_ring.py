@@ -47,7 +47,7 @@ def test_ring_equals_reference_and_gives_everything_back(
         assert caches_alone > 0
         ring.submit(conversation)
         assert ring.wait() == Finished(conversation, complete=True)
-        # Every hidden state is back already, although the request is still open and no device has acknowledged it.
+        # Every hidden state is back, although the request is still open and no device has acknowledged it.
         assert pool.stats().live == caches_alone
         assert [record.request_id for record in pool.requests()] == ["chat-42"]
         conversation.close()
