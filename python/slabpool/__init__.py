@@ -14,7 +14,7 @@ from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 from typing import Any as _Any
 
-from slabpool._active import active_request
+from slabpool._core.active import active_request
 from slabpool._core.device_array import DeviceArray
 from slabpool._core.device_pointer import device_pointer
 from slabpool._core.growable import GrowableTensor
@@ -23,8 +23,6 @@ from slabpool._core.peer import Peer
 from slabpool._core.pool import Pool
 from slabpool._core.ref import TensorRef
 from slabpool._core.request import Request
-from slabpool._numpy import numpy_handler, numpy_usage
-from slabpool._paths import get_cmake_dir, get_include, get_lib
 from slabpool.errors import (
     AmbiguousRequestError,
     AttachError,
@@ -50,6 +48,8 @@ from slabpool.errors import (
     TooManyDevicesError,
     UnknownDeviceError,
 )
+from slabpool.libraries.numpy_handler import numpy_handler, numpy_usage
+from slabpool.paths import get_cmake_dir, get_include, get_lib
 from slabpool.records import (
     Ack,
     Corruption,
@@ -60,7 +60,7 @@ from slabpool.records import (
     SessionRecord,
     Stats,
 )
-from slabpool.session import Session
+from slabpool.sessions.session import Session
 from slabpool.shared.attach import attach
 
 __version__ = _version("slabpool")

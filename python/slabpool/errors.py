@@ -1,56 +1,56 @@
-"""Every error slabpool raises of its own, under one base.
+"""All errors that slabpool raises, with one base class.
 
-Each is also the built-in error a caller would already be catching: running out is a MemoryError, a
-bad argument a ValueError or TypeError. A raised error means the pool is as it was before the call.
+Each class also derives from the built-in error for its case: exhaustion from MemoryError, a bad argument from
+ValueError or TypeError. When an error is raised, the pool is as it was before the call.
 """
 
 
 class SlabpoolError(Exception):
-    """Base of all errors of slabpool."""
+    """Base class of all errors of slabpool."""
 
 
 class InvalidArgumentError(SlabpoolError, ValueError):
-    """An argument of the right type with a value that cannot be served."""
+    """An argument has the right type but a value that is not allowed."""
 
 
 class InvalidTypeError(SlabpoolError, TypeError):
-    """An argument of a type that cannot be served."""
+    """An argument has a type that is not allowed."""
 
 
 class TooManyDevicesError(InvalidArgumentError):
-    """More device names than one pool can tell apart (4,096)."""
+    """The pool already knows 4,096 device names, which is the limit."""
 
 
 class DuplicateDeviceError(InvalidArgumentError):
-    """The same device named twice for one request."""
+    """The same device is named twice for one request."""
 
 
 class PoolExhausted(SlabpoolError, MemoryError):
-    """The pool cannot serve this now, or could not within the timeout. Nobody's memory was taken."""
+    """The pool has no memory for this now, or got none within the timeout. No live memory was evicted."""
 
 
 class TensorTooLargeError(PoolExhausted, ValueError):
-    """The pool can never serve this, whoever lets go: it is larger than the capacity."""
+    """The pool can never serve this, because it is larger than the capacity."""
 
 
 class QuotaExceededError(SlabpoolError, MemoryError):
-    """The request's own quota does not allow this much more."""
+    """The allocation would exceed the request's own budget."""
 
 
 class UnknownDeviceError(SlabpoolError, LookupError):
-    """A device that was never named for the request. Nothing changed."""
+    """The device was never named for the request. Nothing was changed."""
 
 
 class AmbiguousRequestError(SlabpoolError, LookupError):
-    """Several generations of one request id wait for this device, and none was named."""
+    """Several generations of the request id wait for this device. Give the generation."""
 
 
 class RequestClosedError(SlabpoolError, RuntimeError):
-    """The host has let go of this request: nothing more can be allocated or changed on it."""
+    """The host has closed this request, so nothing more can be allocated or changed on it."""
 
 
 class SessionLostError(SlabpoolError, RuntimeError):
-    """The session has been closed, has expired, or gave way to others. Open its id again for a new one."""
+    """The session was closed, has expired, or was evicted. Open its id again to get a new session."""
 
 
 class PoolClosedError(SlabpoolError, RuntimeError):
@@ -58,40 +58,40 @@ class PoolClosedError(SlabpoolError, RuntimeError):
 
 
 class PoolBusyError(SlabpoolError, RuntimeError):
-    """The pool cannot be closed: somebody still holds memory. The message names the holders."""
+    """The pool cannot be closed, because some of its memory is held. The message names the holders."""
 
 
 class ForkedPoolError(SlabpoolError, RuntimeError):
-    """A pool inherited through ``fork``: only views may be used, and read. Make a pool of your own."""
+    """The pool was inherited through ``fork``. The child may only read views; it needs a pool of its own."""
 
 
 class NameInUseError(InvalidArgumentError):
-    """A shared pool of this name lives already, in this process or another."""
+    """A shared pool with this name exists already, in this process or in another one."""
 
 
 class DeviceAttachedError(SlabpoolError, RuntimeError):
-    """The device's process is attached and alive, so its memory cannot be taken from it."""
+    """The device's process is attached and alive, so the device cannot be reported as lost."""
 
 
 class AttachError(SlabpoolError, ConnectionError):
-    """The owner of a shared pool is not there, or does not let this process attach."""
+    """The owner of the shared pool is not running, or refuses this process."""
 
 
 class OwnerLostError(SlabpoolError, ConnectionError):
-    """The owner has closed the shared pool, or its process is gone. Views stay readable."""
+    """The owner has closed the shared pool or has exited. Views stay readable."""
 
 
 class InvalidReferenceError(InvalidArgumentError):
-    """A reference that is none of this pool's: truncated, forged, out of range, or another pool's."""
+    """The reference is not valid for this pool: truncated, forged, out of range, or of another pool."""
 
 
 class StaleReferenceError(InvalidReferenceError):
-    """A reference to a request that is over, or that this device has acknowledged."""
+    """The request of the reference is over, or this device has already acknowledged it."""
 
 
 class DeviceUnavailableError(SlabpoolError, RuntimeError):
-    """The kind of memory asked for is not available on this machine."""
+    """This kind of memory is not available on this machine."""
 
 
 class DeviceLostError(SlabpoolError, RuntimeError):
-    """The GPU failed, and nothing on it works any more in this process."""
+    """The GPU has failed, and nothing on it works any more in this process."""

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import slabpool
-from slabpool import DeviceArray, InvalidArgumentError, InvalidTypeError, Pool, RequestState, _strided
+from slabpool import DeviceArray, InvalidArgumentError, InvalidTypeError, Pool, RequestState
+from slabpool._core import strides as _strided
 from tests.cuda.gpu_work import Work
 from tests.cuda.standin_build import LAUNCH_FAILED, Standin
 from tests.cuda.streams import held, settle, stream

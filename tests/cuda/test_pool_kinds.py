@@ -12,7 +12,7 @@ import pytest
 
 import slabpool
 from slabpool import DeviceArray, DeviceUnavailableError, InvalidArgumentError, Layout, Pool
-from slabpool._memory_kinds import Memory, parse_memory
+from slabpool.arguments.memory_kinds import Memory, parse_memory
 from tests.cuda.standin_build import OUT_OF_MEMORY, Standin
 from tests.scene import says
 

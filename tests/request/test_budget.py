@@ -1,7 +1,7 @@
-"""Quota and reserve: what bounds a request, and what is set aside for it.
+"""Quota and reserve: the limit of a request, and the bytes promised to it.
 
-What must stay true: bytes set aside are there when they are asked for, whatever others do; a reserve that
-cannot be had leaves nothing behind; and both count whole blocks.
+Invariants: reserved bytes are there when the request asks for them, whatever other requests do; a reserve
+that is refused leaves nothing behind; both count whole blocks.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ def test_quota_bounds_whole_blocks(pool: Pool) -> None:
     with pool.request("r", quota=8 * KiB) as req:
         assert req.quota == 8 * KiB
         req.empty(4 * KiB, "u1")
-        req.empty(4000, "u1")  # a block of 4 KiB as well
+        req.empty(4000, "u1")  # also a block of 4 KiB
         with pytest.raises(QuotaExceededError, match="8 KiB"):
             req.empty(1, "u1")
         assert req.nbytes == 8 * KiB
         assert pool.stats().exhaustions == 0
-        pool.empty(1, "u1")  # others are not bound by it
-    with pool.request("r", quota="8KiB") as req:  # what the last one had counts for nothing
+        pool.empty(1, "u1")  # the quota does not bind other callers
+    with pool.request("r", quota="8KiB") as req:  # the bytes of the last request do not count
         req.empty(8 * KiB, "u1")
 
 
-def test_quota_covers_children_and_comes_back_with_them(pool: Pool) -> None:
+def test_quota_covers_children_until_they_return(pool: Pool) -> None:
     with pool.request("r", ["gpu0"], quota=8 * KiB) as req:
         step = req.child(["gpu0"])
         assert step.quota == 8 * KiB
@@ -95,7 +95,7 @@ def serve(req: slabpool.Request, size: int) -> bool:
 
 
 def sizes_within(budget: int, largest: int, rng: np.random.Generator) -> list[int]:
-    """Sizes from 64 bytes to 2**largest, evenly on a log scale, whose blocks take the budget and no more."""
+    """Sizes from 64 bytes to 2**largest, even on a log scale, whose blocks take exactly the budget."""
     sizes: list[int] = []
     with Pool(4 * budget) as pool, pool.request("measure") as req:
         while True:
@@ -106,7 +106,7 @@ def sizes_within(budget: int, largest: int, rng: np.random.Generator) -> list[in
             sizes.append(size)
 
 
-# Sizes whose blocks fill pages of 16 KiB without a rest, so that the last byte of a reserve can be had.
+# Sizes whose blocks fill pages of 16 KiB exactly, so that the last byte of a reserve can be used.
 @pytest.mark.parametrize("size", [64, 1024, 4096, 16384, 65536, 131_072, 524_288])
 def test_two_reserves_of_half_are_both_fully_served(size: int) -> None:
     with Pool("1MiB") as pool:
@@ -116,7 +116,7 @@ def test_two_reserves_of_half_are_both_fully_served(size: int) -> None:
             pool.empty(64, "u1")
         with pytest.raises(PoolExhausted):
             pool.request("c", reserve=1)
-        for _ in range(512 * KiB // size):  # in turns, so that neither has slabs of its own by chance
+        for _ in range(512 * KiB // size):  # in turns, so that neither has slabs to itself by chance
             first.empty(size, "u1")
             second.empty(size, "u1")
         assert first.nbytes == second.nbytes == 512 * KiB
@@ -151,7 +151,7 @@ def test_reserves_of_mixed_sizes_are_served_to_the_last_byte(largest: int, seed:
     with Pool("4MiB") as pool:
         requests = [pool.request(number, reserve="1MiB") for number in range(4)]
         planned = {req: sizes_within(MiB, largest, rng) for req in requests}
-        while any(planned.values()):  # in turns; nothing else is free
+        while any(planned.values()):  # in turns; no other memory is free
             for req, sizes in planned.items():
                 if sizes:
                     req.empty(sizes.pop(), "u1")
@@ -160,7 +160,7 @@ def test_reserves_of_mixed_sizes_are_served_to_the_last_byte(largest: int, seed:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_steps_of_a_request_serve_themselves_from_its_reserve_again(seed: int) -> None:
+def test_steps_of_a_request_draw_on_its_reserve_again(seed: int) -> None:
     rng = np.random.default_rng(seed)
     with Pool("4MiB") as pool:
         req = pool.request("chat", reserve="1MiB")
@@ -175,7 +175,7 @@ def test_steps_of_a_request_serve_themselves_from_its_reserve_again(seed: int) -
         other.close()
 
 
-def test_reserve_that_cannot_be_had_leaves_nothing(pool: Pool) -> None:
+def test_refused_reserve_leaves_nothing(pool: Pool) -> None:
     keep = pool.empty(512 * KiB, "u1")
     before = pool.stats()
     with pytest.raises(PoolExhausted, match="768 KiB"):
@@ -188,7 +188,7 @@ def test_reserve_that_cannot_be_had_leaves_nothing(pool: Pool) -> None:
     del keep
 
 
-def test_reserve_takes_room_from_others_and_gives_it_back(pool: Pool) -> None:
+def test_reserve_takes_room_from_others_and_returns_it(pool: Pool) -> None:
     with pool.request("r", reserve="768KiB") as req:
         others = pool.empty(256 * KiB, "u1")
         with pytest.raises(PoolExhausted, match="768 KiB set aside"):
@@ -212,7 +212,7 @@ def test_request_may_have_more_than_its_reserve(pool: Pool) -> None:
             req.empty(1, "u1")
 
 
-def test_children_draw_on_the_reserve_and_give_it_back(pool: Pool) -> None:
+def test_children_draw_on_the_reserve_and_return_it(pool: Pool) -> None:
     with pool.request("r", ["gpu0"], reserve="512KiB") as req:
         for _ in range(50):
             with req.child(["gpu0"]) as step:
@@ -226,7 +226,7 @@ def test_children_draw_on_the_reserve_and_give_it_back(pool: Pool) -> None:
         req.ack("gpu0")
 
 
-def test_reserve_is_held_while_devices_hold(pool: Pool) -> None:
+def test_reserve_is_held_until_the_last_device_leaves(pool: Pool) -> None:
     req = pool.request("r", ["gpu0"], reserve="768KiB")
     req.empty(256 * KiB, "u1")
     req.close()
@@ -235,7 +235,7 @@ def test_reserve_is_held_while_devices_hold(pool: Pool) -> None:
     assert pool.empty(1 * MiB, "u1").nbytes == MiB
 
 
-def test_reserve_drops_what_others_cached(pool: Pool) -> None:
+def test_reserve_evicts_the_caches_of_others(pool: Pool) -> None:
     arrays = [pool.empty(size, "u1") for size in (100, 5000, 70_000, 200_000) for _ in range(2)]
     arrays.clear()
     assert pool.stats().cached > 0

@@ -43,9 +43,9 @@ cdef class Core:
     cdef readonly dict filenames      # keeps the strings that the core's SourceLocations point into
     cdef bint records_lines           # debug: every block remembers the line that allocated it
     cdef bint cleans                  # blocks are scrubbed or poisoned as they come back: bulk work, without the GIL
-    cdef object report                # (status, context...) -> raises; slabpool._report
+    cdef object report                # (status, context...) -> raises; slabpool.messages.pool
     cdef Maker maker                  # None where the host reaches the memory
-    cdef object give_way              # None, or a weak method: True if memory may have come back; slabpool._sessions
+    cdef object give_way              # None, or a weak method: True if memory may have come back; slabpool.sessions.registry
     cdef list heaps                   # None, or weak references to the stream-ordered heaps over it
     cdef object __weakref__
 

@@ -17,7 +17,7 @@ from slabpool._core.cpp_copies cimport (
 from libcpp cimport bool
 from libcpp.string cimport string
 
-from slabpool import _report_cuda
+from slabpool.messages import cuda as _report_cuda
 
 # How many records each new copy looks at, so that they do not gather where nobody asks.
 cdef Py_ssize_t A_FEW = 4

@@ -24,7 +24,7 @@ import operator
 
 import numpy as np
 
-from slabpool import _strided
+from slabpool._core import strides as _strided
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 
 cnp.import_array()

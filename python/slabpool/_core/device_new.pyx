@@ -21,7 +21,7 @@ from slabpool._core.stream cimport stream_of
 
 import numpy as np
 
-from slabpool import _strided
+from slabpool._core import strides as _strided
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 
 cnp.import_array()

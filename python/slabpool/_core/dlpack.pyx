@@ -18,7 +18,7 @@ from slabpool._core.cpp_dlpack cimport Managed, ManagedVersioned, Tensor
 
 import numpy as np
 
-from slabpool._strided import c_strides
+from slabpool._core.strides import c_strides
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 
 cnp.import_array()  # or a dtype's size is read as numpy 1 had it

@@ -21,7 +21,7 @@ from slabpool._core.cpp_status cimport Status
 
 import operator
 
-from slabpool import _report
+from slabpool.messages import pool as _report
 
 from slabpool.errors import InvalidArgumentError, InvalidTypeError, RequestClosedError, TensorTooLargeError
 

@@ -12,7 +12,7 @@ from libcpp.optional cimport optional
 from slabpool._core.array cimport Core, caller, check_here
 from slabpool._core.cpp_request cimport SourceLocation, kMaxDevices
 
-from slabpool import _report
+from slabpool.messages import pool as _report
 from slabpool.errors import InvalidTypeError, TooManyDevicesError, UnknownDeviceError
 
 

@@ -3,7 +3,7 @@
 
 What must stay true: an array keeps the capsule it was made under, the capsule keeps the `Core`, so memory
 outlives neither; and a capsule whose block has ended is never put back in force. Which of several is in
-force, and in which threads, is decided in `slabpool._numpy`.
+force, and in which threads, is decided in `slabpool.libraries.numpy_handler`.
 """
 
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
@@ -21,7 +21,7 @@ from slabpool._core.cpp_raw_heap cimport RawHeap, kRawTag
 from slabpool._core.cpp_status cimport Status
 from slabpool._core.pool cimport Pool
 
-from slabpool import _report
+from slabpool.messages import pool as _report
 
 cnp.import_array()
 

@@ -17,8 +17,8 @@ from slabpool._core.cpp_status cimport Status
 from slabpool._core.naming cimport Devices, name_key
 from slabpool._core.request cimport Request, new_request
 
-from slabpool import _report
-from slabpool._sizes import parse_size
+from slabpool.messages import pool as _report
+from slabpool.arguments.sizes import parse_size
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 
 

@@ -24,7 +24,7 @@ from slabpool._core.request cimport ack_answer
 import os
 import warnings
 
-from slabpool import _report
+from slabpool.messages import pool as _report
 from slabpool.errors import AttachError, InvalidTypeError
 from slabpool.records import Ack
 

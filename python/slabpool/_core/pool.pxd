@@ -11,6 +11,6 @@ cdef class Pool:
     cdef readonly str memory    # its kind, as `memory=` takes it
     cdef readonly object capacity
     cdef object service         # of a shared pool: slabpool.shared.owner.Service
-    cdef object sessions_       # slabpool._sessions.Sessions, once there was one
+    cdef object sessions_       # slabpool.sessions.registry.Sessions, once there was one
     cdef object __weakref__
     cdef dict __dict__          # for what Python modules keep with a pool (event loops' wake-ups)

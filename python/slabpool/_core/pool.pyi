@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from slabpool._core.layout import _Shape
 from slabpool._core.request import Request
 from slabpool.records import Ack, Corruption, Event, RequestRecord, SessionRecord, Stats
-from slabpool.session import Session
+from slabpool.sessions.session import Session
 
 _S = TypeVar("_S", bound=np.generic)
 

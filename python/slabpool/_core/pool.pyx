@@ -2,7 +2,7 @@
 # cython: embedsignature=True, embedsignature.format=clinic
 """The pool as Python sees it: memory, requests, and looking inside.
 
-Converts arguments, calls the C++ core, wraps what comes back. Errors are made in `slabpool._report`.
+Converts arguments, calls the C++ core, wraps what comes back. Errors are made in `slabpool.messages.pool`.
 """
 
 cimport cython
@@ -34,8 +34,9 @@ import operator
 import os
 import weakref
 
-from slabpool import _aio, _report
-from slabpool._pool_options import parse_options
+from slabpool._core import async_wait
+from slabpool.messages import pool as _report
+from slabpool.arguments.pool_options import parse_options
 from slabpool.errors import InvalidArgumentError, InvalidTypeError, PoolBusyError
 from slabpool.records import RequestState
 
@@ -269,7 +270,7 @@ cdef class Pool:
         """
         opened_at = caller_of(self.core)
         devices = tuple(devices) if not isinstance(devices, (str, bytes)) else devices
-        return _aio.open_request(
+        return async_wait.open_request(
             self, lambda: self._open_turn(request_id, devices, reserve, quota, lease, None, opened_at), timeout)
 
     def _open_child(self, Request parent, devices):
@@ -324,7 +325,7 @@ cdef class Pool:
         ...     print(session["kv"].shape)
         (2, 4, 64)
         """
-        from slabpool.session import Session
+        from slabpool.sessions.session import Session
 
         where = caller_of(self.core)
         sessions = self._sessions()
@@ -368,7 +369,7 @@ cdef class Pool:
         if self.sessions_ is None:
             if self.core.maker is not None:
                 _report.host_only("a session")
-            from slabpool._sessions import Sessions
+            from slabpool.sessions.registry import Sessions
 
             sessions = Sessions(self)
             if self.sessions_ is None:  # nobody came first, while that was made

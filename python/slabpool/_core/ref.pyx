@@ -25,7 +25,7 @@ import zlib
 
 import numpy as np
 
-from slabpool import _report
+from slabpool.messages import pool as _report
 from slabpool.errors import InvalidReferenceError, InvalidTypeError
 
 cnp.import_array()

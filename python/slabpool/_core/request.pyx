@@ -27,7 +27,8 @@ from slabpool._core.stream cimport stream_device, stream_of
 
 import warnings
 
-from slabpool import _active, _aio, _report
+from slabpool._core import active, async_wait
+from slabpool.messages import pool as _report
 from slabpool.errors import InvalidTypeError
 from slabpool.records import Ack, RequestState, waits_for
 
@@ -426,7 +427,7 @@ cdef class Request:
         ...         slabpool.active_request() is req
         True
         """
-        return _active.Activation(self)
+        return active.Activation(self)
 
     def __enter__(self):
         return self
@@ -525,7 +526,7 @@ cdef class Request:
         >>> asyncio.run(main())
         <RequestState.RELEASED: 'released'>
         """
-        return _aio.released(self.pool, lambda: self._is_released)
+        return async_wait.released(self.pool, lambda: self._is_released)
 
     def __reduce__(self):
         raise InvalidTypeError("a Request is a hold on memory of this process: it cannot be copied or pickled")

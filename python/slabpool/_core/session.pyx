@@ -2,7 +2,7 @@
 # cython: embedsignature=True, embedsignature.format=clinic
 """What sessions ask of the core: a shelf for each session, and on it the blocks it keeps.
 
-Which session keeps what, for how long, and which gives way is decided in `slabpool._sessions`, under its
+Which session keeps what, for how long, and which gives way is decided in `slabpool.sessions.registry`, under its
 lock; all calls here are made with it held. What must stay true: nothing here keeps a `Pool`.
 """
 

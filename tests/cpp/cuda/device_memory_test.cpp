@@ -344,8 +344,7 @@ class DevicePoolTest : public DeviceMemoryTest {
     options.capacity = capacity;
     options.memory = MemoryKind::device;
     options.device = 0;
-    Status status = Status::ok;
-    auto pool = Pool::create(options, status, &error.text);
+    auto pool = Pool::create(options, error);
     EXPECT_NE(pool, nullptr) << error.text;
     return pool;
   }

@@ -279,8 +279,7 @@ TEST_F(ManagedMemoryTest, PoolsOfBothKinds) {
     options.capacity = 32 * kMiB;
     options.memory = kind;
     options.device = 0;
-    Status status = Status::ok;
-    auto pool = Pool::create(options, status, &error.text);
+    auto pool = Pool::create(options, error);
     ASSERT_NE(pool, nullptr) << error.text;
     for (int round = 0; round < 3; ++round) {
       std::vector<Block*> blocks;

@@ -1,0 +1,80 @@
+"""The arguments of `slabpool.Pool`, checked before anything is made of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from slabpool.arguments.memory_kinds import Memory, parse_memory
+from slabpool.arguments.sizes import parse_size
+from slabpool.errors import InvalidArgumentError, InvalidTypeError
+
+_HUGE_FROM = 64 << 20  # bytes from which huge pages are asked for unless told otherwise
+
+
+class Options(NamedTuple):
+    """What a pool is to be, as the core takes it."""
+
+    capacity: int
+    memory: Memory
+    name: str | None
+    scrub: bool
+    debug: int
+    events: int
+    huge_pages: bool
+    numa_node: int  # -1: any
+
+
+def parse_options(
+    capacity: object,
+    memory: object,
+    name: object,
+    scrub: object,
+    debug: object,
+    events: object,
+    huge_pages: object,
+    numa_node: object,
+) -> Options:
+    """Raises InvalidArgumentError or InvalidTypeError, which say what was passed and what goes."""
+    size = parse_size(capacity, "capacity", least=16384, most=1 << 42)
+    kind = parse_memory(memory)
+    if str(kind) != "host" and (huge_pages or numa_node is not None):
+        raise InvalidArgumentError(
+            f"huge_pages and numa_node are for memory='host', got memory={memory!r}: {_why_not(kind)}"
+        )
+    if scrub not in ("never", "release"):
+        raise InvalidArgumentError(f"scrub must be 'never' or 'release', got {scrub!r}")
+    if debug not in (0, 1, 2):
+        raise InvalidArgumentError(f"debug must be 0, 1 or 2, got {debug!r}")
+    assert isinstance(debug, (int, float))
+    if debug and kind.kind == "device":
+        raise InvalidArgumentError(
+            f"debug must be 0 with memory={memory!r}, got {debug!r}: guards and poison are written and read "
+            "by the host, which does not reach device memory. Debug the same code with memory='host', "
+            "'pinned' or 'managed:N'"
+        )
+    if not isinstance(events, int) or not 0 <= events <= 1 << 24:
+        raise InvalidArgumentError(f"events must be an int from 0 to {1 << 24}, got {events!r}")
+    if numa_node is not None and (not isinstance(numa_node, int) or not 0 <= numa_node < 1 << 16):
+        raise InvalidArgumentError(f"numa_node must be an int from 0 to {(1 << 16) - 1}, got {numa_node!r}")
+    if name is not None and not isinstance(name, str):
+        raise InvalidTypeError(f"name must be a str, got {name!r}")
+    return Options(
+        capacity=size,
+        memory=kind,
+        name=name,
+        scrub=scrub == "release",
+        debug=int(debug),
+        events=events,
+        huge_pages=size >= _HUGE_FROM if huge_pages is None else bool(huge_pages),
+        numa_node=-1 if numa_node is None else numa_node,
+    )
+
+
+def _why_not(memory: Memory) -> str:
+    if memory.kind == "device":
+        return "device memory is no memory of the host"
+    if memory.kind == "pinned":
+        return "pinned memory is taken near the device that it is pinned for, 'pinned:N'"
+    if memory.kind == "managed":
+        return "where managed memory lies is decided by the CUDA driver"
+    return "shared memory is allocated page by page as it is committed"

@@ -1,0 +1,4 @@
+"""Error messages: each function takes what failed and raises an exception that says what to do.
+
+Used on failure only.
+"""

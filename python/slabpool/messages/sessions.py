@@ -1,0 +1,129 @@
+"""Errors of sessions: which one, how many bytes, and what to do. As `_report`, called on failure only."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+from slabpool.arguments.sizes import show_size
+from slabpool.errors import (
+    InvalidArgumentError,
+    PoolClosedError,
+    PoolExhausted,
+    QuotaExceededError,
+    RequestClosedError,
+    SessionLostError,
+)
+from slabpool.messages.pool import holders, usage
+
+if TYPE_CHECKING:
+    from slabpool._core.pool import Pool
+    from slabpool.sessions.state import State
+
+
+def pool_gone() -> NoReturn:
+    """Raises for a session whose pool nobody has any more."""
+    raise PoolClosedError(
+        "the pool of this session is gone. Keep the pool, or the Session, as long as it is used"
+    )
+
+
+def lost(state: State) -> NoReturn:
+    """Raises for a session that is over."""
+    how = {
+        "closed": "was closed",
+        "expired": f"expired: no request used it for its ttl of {state.ttl} s",
+        "evicted": "was idle longest and gave way when the pool had no room left",
+    }.get(state.lost or "", "was closed with its pool")
+    ago = (time.monotonic_ns() - state.lost_ns) / 1e9 if state.lost else 0.0
+    raise SessionLostError(
+        f"session {state.id!r} {how} {ago:.1f} s ago, and nothing of it is kept. "
+        f"pool.session({state.id!r}) opens a new one"
+    )
+
+
+def no_slot(pool: Pool, session_id: object) -> NoReturn:
+    """Raises where there is no place for one more session or kept tensor."""
+    raise PoolExhausted(
+        f"cannot keep anything for session {session_id!r}: pool {pool.name!r} has as many requests and kept "
+        f"tensors as it can tell apart. The largest:{holders(pool)}"
+    )
+
+
+def system_refuses(pool: Pool, state: State, name: str) -> NoReturn:
+    """Raises where the system has no memory for what the pool notes of a kept tensor."""
+    raise PoolExhausted(
+        f"session {state.id!r} cannot keep {name!r}: the system refuses memory for the record of it; "
+        f"{usage(pool)}"
+    )
+
+
+def budget_below(state: State, budget: int) -> NoReturn:
+    """Raises for a new budget that is less than what is kept."""
+    raise QuotaExceededError(
+        f"session {state.id!r} keeps {show_size(state.nbytes)}, more than a budget of {show_size(budget)}. "
+        "drop() some of it first"
+    )
+
+
+def budget_exceeded(state: State, name: str, nbytes: int) -> NoReturn:
+    """Raises for a tensor that the session's own budget does not allow."""
+    told = state.shelf.told()
+    budget = 0 if told is None else told[1] or 0
+    kept = ", ".join(
+        f"{other!r} {show_size(block.kept.nbytes)}" for other, (block, _) in list(state.tensors.items())[:5]
+    )
+    raise QuotaExceededError(
+        f"session {state.id!r} cannot keep {name!r} of {show_size(nbytes)}: it keeps "
+        f"{show_size(state.nbytes)} of its budget of {show_size(budget)} ({kept or 'nothing'}). drop() some "
+        f"of it, or give pool.session({state.id!r}, budget=...) more"
+    )
+
+
+def session_budget_exceeded(pool: Pool, state: State, name: str, nbytes: int, budget: int) -> NoReturn:
+    """Raises for a tensor that the budget of all sessions does not allow."""
+    records = pool.sessions()
+    total = sum(record.nbytes for record in records)
+    raise QuotaExceededError(
+        f"session {state.id!r} cannot keep {name!r} of {show_size(nbytes)}: {len(records)} sessions keep "
+        f"{show_size(total)} of the pool's session_budget of {show_size(budget)}, and the idle ones among "
+        "them too little to make room. Raise pool.session_budget, or close sessions"
+    )
+
+
+def nothing_to_keep(pool: Pool, state: State, name: str, tensor: object) -> NoReturn:
+    """Raises for a tensor that is in no request's memory."""
+    shape = getattr(tensor, "shape", None)
+    raise InvalidArgumentError(
+        f"session {state.id!r} cannot keep {name!r}: the array of shape {shape} is not in the memory of a "
+        f"request of pool {pool.name!r}. Keep what a request made, or keep request.copy(array)"
+    )
+
+
+def kept_elsewhere(state: State, name: str, other: State) -> NoReturn:
+    """Raises for a tensor that another session keeps."""
+    raise InvalidArgumentError(
+        f"session {state.id!r} cannot keep {name!r}: session {other.id!r} keeps its memory already. Keep a "
+        "copy: request.copy(array)"
+    )
+
+
+def growth_of_the_dropped(session_id: object, name: str) -> NoReturn:
+    """Raises for a tensor that grows although its session has let go of it."""
+    raise RequestClosedError(
+        f"the tensor that session {session_id!r} kept as {name!r} cannot grow any more: it was dropped or "
+        "replaced, or the session is over. Its arrays stay valid; take the present one from the session"
+    )
+
+
+def not_kept(state: State, name: str, *, closed: bool) -> NoReturn:
+    """Raises for a tensor whose request is over, or that a session has given up."""
+    if closed:
+        raise RequestClosedError(
+            f"session {state.id!r} cannot keep {name!r}: its request is released, and only live views retain "
+            "the memory. keep() what is to stay before the last holder lets go"
+        )
+    raise InvalidArgumentError(
+        f"session {state.id!r} cannot keep {name!r}: its memory was kept before and has been dropped or "
+        "replaced; it goes back with the requests that may still read it. Keep a copy: request.copy(array)"
+    )

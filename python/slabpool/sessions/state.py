@@ -1,0 +1,183 @@
+"""What the sessions of a pool are made of: plain values, which only `slabpool.sessions.registry` changes."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from slabpool._core.session import Form, Kept, Shelf
+from slabpool.errors import InvalidArgumentError, InvalidTypeError
+from slabpool.messages import sessions as _report
+from slabpool.records import SessionRecord
+
+if TYPE_CHECKING:
+    from slabpool.sessions.registry import Sessions
+
+#: How a session ended.
+CLOSED_BY_USER = "closed"
+EXPIRED = "expired"
+EVICTED = "evicted"
+POOL_CLOSED = "closed with its pool"
+
+#: File and line of the user's program.
+Where = tuple[str, int]
+#: Of a turn: devices, reserve, quota, lease, timeout.
+Options = tuple[Any, Any, Any, Any, Any]
+
+
+class Lock:
+    """A lock that its thread may take again, and that says whether this thread has it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._owner = 0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._depth += 1
+        self._owner = threading.get_ident()
+
+    def __exit__(self, *exc: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._owner = 0
+        self._lock.release()
+
+    def mine(self) -> bool:
+        """Whether the calling thread has it."""
+        return self._owner == threading.get_ident()
+
+
+@dataclass(eq=False, slots=True)
+class Block:
+    """A block that a session keeps, under one name or more."""
+
+    kept: Kept
+    shelf: Shelf  # and not the State, which leads here
+    names: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class State:
+    """One session: living until `lost` says how it ended."""
+
+    id: str | int | bytes
+    key: bytes  # the id, as the core tells ids apart
+    shelf: Shelf
+    ttl: float | None
+    opened_at: Where
+    born_ns: int
+    tensors: dict[str, tuple[Block, Form]] = field(default_factory=dict)
+    opening: int = 0  # requests that are being opened: they use it already
+    lost: str | None = None
+    lost_ns: int = 0
+    face: weakref.ref[Any] | None = None  # the Session that users have, if they do
+
+    def blocks(self) -> list[Block]:
+        """Each once."""
+        return list({id(block): block for block, _ in self.tensors.values()}.values())
+
+    def idle_since(self) -> int | None:
+        """Monotonic ns; None while a request is using it, or once the pool has cut it loose."""
+        told = self.shelf.told()
+        return None if told is None or told[2] or self.opening else told[3]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it keeps."""
+        told = self.shelf.told()
+        return 0 if told is None else told[0]
+
+    def viewed(self) -> bool:
+        """Whether somebody looks at what it keeps."""
+        return any(block.kept.live_views for block in self.blocks())
+
+    def frees(self) -> bool:
+        """Whether its end would give memory back: not what somebody looks at."""
+        return self.nbytes > 0 and any(not block.kept.live_views for block in self.blocks())
+
+    def record(self, now_ns: int) -> SessionRecord | None:
+        """As told to users; None once the pool has cut it loose."""
+        told = self.shelf.told()
+        if told is None:
+            return None
+        nbytes, budget, pins, since = told
+        return SessionRecord(
+            session_id=self.id,
+            nbytes=nbytes,
+            names=tuple(self.tensors),
+            idle=None if pins or self.opening else max(now_ns - since, 0) / 1e9,
+            requests=pins,
+            budget=budget,
+            ttl=self.ttl,
+            age=(now_ns - self.born_ns) / 1e9,
+            opened_at=f"{self.opened_at[0]}:{self.opened_at[1]}",
+        )
+
+
+class Queue:
+    """Sessions by an instant of each, the earliest first; one entry for each, and the latest one counts."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, State]] = []
+        self._tickets = itertools.count()
+        self._valid: dict[State, int] = {}
+
+    def push(self, at_ns: int, state: State) -> None:
+        """Enter it, or move it."""
+        ticket = self._valid[state] = next(self._tickets)
+        heapq.heappush(self._heap, (at_ns, ticket, state))
+        if len(self._heap) > 2 * len(self._valid) + 64:  # mostly of sessions that are gone, or moved
+            self._heap = [entry for entry in self._heap if self._valid.get(entry[2]) == entry[1]]
+            heapq.heapify(self._heap)
+
+    def discard(self, state: State) -> None:
+        """It is not in here any more."""
+        self._valid.pop(state, None)
+
+    def first(self) -> int | None:
+        """The earliest instant."""
+        while self._heap:
+            at, ticket, state = self._heap[0]
+            if self._valid.get(state) == ticket:
+                return at
+            heapq.heappop(self._heap)
+        return None
+
+    def pop(self) -> tuple[int, State]:
+        """Take out the first; there must be one."""
+        at, _, state = heapq.heappop(self._heap)
+        del self._valid[state]
+        return at, state
+
+
+class Keeper:
+    """Whom a kept tensor that cannot grow turns to. Keeps neither the sessions nor the session."""
+
+    def __init__(self, sessions: Sessions, state: State, name: str) -> None:
+        self._sessions = weakref.ref(sessions)
+        self._shelf = state.shelf
+        self._id = state.id
+        self._name = name
+
+    def __call__(self, status: int, nbytes: int) -> bool:
+        sessions = self._sessions()
+        if sessions is None:
+            _report.pool_gone()
+        return sessions.growth_refused(self._shelf, self._id, self._name, status, nbytes)
+
+
+def parse_ttl(ttl: object) -> float:
+    """Seconds, checked."""
+    try:
+        seconds = float(ttl)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidTypeError(f"ttl must be seconds, got {ttl!r}") from None
+    if not 0 < seconds <= 1e9:
+        raise InvalidArgumentError(f"ttl must be more than 0 seconds and at most 1e9, got {ttl!r}")
+    return seconds
