@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slabpool._core import stream_heap
+from slabpool._core import heaps
+from slabpool._core.heaps import StreamHeap
 from slabpool._core.pool import Pool
-from slabpool._core.stream_heap import StreamHeap
 from slabpool.errors import InvalidArgumentError, InvalidTypeError, PoolExhausted, SlabpoolError
 from slabpool.libraries import stream_heaps as _stream_heaps
 
@@ -51,13 +51,13 @@ class _Serving:
         self.pool = pool
         self.heap: StreamHeap = _stream_heaps.heap_of(pool, for_good=True)
         self._allocator = cupy.cuda.CFunctionAllocator(
-            self.heap.address, stream_heap.CUPY_MALLOC, stream_heap.CUPY_FREE, self.heap
+            self.heap.address, heaps.CUPY_MALLOC, heaps.CUPY_FREE, self.heap
         )
 
     def malloc(self, size: int) -> Any:
         """Memory on CuPy's current stream."""
         _stream_heaps.tell()
-        stream_heap.set_stream(cupy.cuda.get_current_stream().ptr)
+        heaps.set_stream(cupy.cuda.get_current_stream().ptr)
         pointer = self._allocator.malloc(size)
         if pointer.ptr == 0 and size > 0:
             self.heap.wait()  # not in the C function, which has the GIL: queued work may need it

@@ -111,7 +111,7 @@ def test_timeout(pool: Pool) -> None:
         files = open_files()
         with pool.request("first", reserve=CAPACITY):
             began = loop.time()
-            with pytest.raises(slabpool.PoolExhausted, match="set aside"):
+            with pytest.raises(slabpool.PoolExhausted, match="cannot reserve"):
                 await pool.request_async("second", reserve=1, timeout=0.05)
             assert loop.time() - began >= 0.05
             with pytest.raises(slabpool.PoolExhausted):

@@ -166,7 +166,7 @@ def test_message_without_any_request(pool: Pool) -> None:
 def test_too_many_requests() -> None:
     with Pool("1MiB") as pool:
         requests = []
-        with pytest.raises(PoolExhausted, match="as many requests as it can tell apart"):
+        with pytest.raises(PoolExhausted, match="as many requests as it can hold"):
             for number in range(100_000):
                 requests.append(pool.request(number))
         assert len(requests) == 65536

@@ -225,7 +225,7 @@ def test_of_a_request_that_is_over(shared_pool: slabpool.Pool, peer: slabpool.Pe
         ref = req.ref(req.zeros(10))
     req.ack("gpu0")
     for _ in range(2):
-        with pytest.raises(StaleReferenceError, match="its request is over"):
+        with pytest.raises(StaleReferenceError, match="its request is released"):
             peer.open(ref)
         assert peer.ack(ref) is Ack.LATE
         # The next has the same slot and, as like as not, the same bytes.

@@ -191,7 +191,7 @@ def test_reserve_that_cannot_be_had_leaves_nothing(pool: Pool) -> None:
 def test_reserve_takes_room_from_others_and_gives_it_back(pool: Pool) -> None:
     with pool.request("r", reserve="768KiB") as req:
         others = pool.empty(256 * KiB, "u1")
-        with pytest.raises(PoolExhausted, match="768 KiB set aside"):
+        with pytest.raises(PoolExhausted, match="768 KiB reserved"):
             pool.empty(16 * KiB, "u1")
         own = req.empty(256 * KiB, "u1")
         assert pool.stats().set_aside == 512 * KiB

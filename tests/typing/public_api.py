@@ -424,8 +424,6 @@ def use_session(pool: slabpool.Pool, session: slabpool.Session) -> None:
     assert_type(session.nbytes, int)
     assert_type(session.in_use, bool)
     assert_type(session["kv"], Any)
-    assert_type(session.names(), tuple[str, ...])
-    assert_type(session.keys(), tuple[str, ...])
     assert_type(list(session), list[str])
     assert_type(len(session), int)
     assert_type("kv" in session, bool)

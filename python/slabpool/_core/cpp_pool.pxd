@@ -1,4 +1,7 @@
-# slabpool/pool/pool.hpp: the face of the C++ core, and the plain values its calls take and return.
+# slabpool/pool/pool.hpp: the C++ core's Pool, and the plain values that its calls take and return.
+#
+# Cimporting this declares the class and does not include the header, so that modules which only pass a pool on are not
+# rebuilt when it changes. A module that calls the pool includes it: `cdef extern from "slabpool/pool/pool.hpp": pass`.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool
@@ -9,16 +12,19 @@ from libcpp.vector cimport vector
 
 from slabpool._core.cpp_block cimport Block
 from slabpool._core.cpp_memory cimport MemoryKind
+from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_request cimport (
     AckResult, DeviceRegistry, Handle, OpenSpec, SourceLocation, handle_span, string_view,
 )
 from slabpool._core.cpp_observe cimport Corruption, Event, RequestInfo, Stats
 from slabpool._core.cpp_shared cimport PeerFiles
 from slabpool._core.cpp_status cimport Status
-from slabpool._core.cpp_stream cimport StreamName
 
 
-cdef extern from "slabpool/pool/pool.hpp" namespace "slabpool" nogil:
+cdef extern from * namespace "slabpool" nogil:
+    """
+    namespace slabpool { class Pool; }
+    """
     const size_t kDefaultAlign
     const size_t kMaxAlign
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from slabpool._core.growable import GrowableTensor
 from slabpool._core.request import Request
+from slabpool._core.tensors import GrowableTensor
 from slabpool.exo._run import Run
 
 #: tinygrad's names of devices that work on the host's memory (CLANG and LLVM until 0.10, CPU since).

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from slabpool._core import numpy_heap
+from slabpool._core import heaps
 from slabpool._core.pool import Pool
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 from slabpool.records import NumpyUsage
@@ -88,7 +88,7 @@ class numpy_handler:
             )
         if self._threads:
             _install()
-        self._capsule = numpy_heap.enter(self._pool)
+        self._capsule = heaps.enter(self._pool)
         if self._threads:
             self._threads_before = _for_threads.get()
             _for_threads.set(self._capsule)
@@ -103,7 +103,7 @@ class numpy_handler:
         capsule, self._capsule = self._capsule, None
         if capsule is None:
             raise InvalidArgumentError("this numpy_handler is not in force; use it in a `with` statement")
-        numpy_heap.leave(capsule)
+        heaps.leave(capsule)
         if self._threads and _for_threads.get() is capsule:
             _for_threads.set(self._threads_before)
         self._threads_before = None
@@ -134,7 +134,7 @@ def numpy_usage(pool: Pool) -> NumpyUsage:
     """
     if not isinstance(pool, Pool):
         raise InvalidTypeError(f"numpy_usage needs a Pool, got {pool!r} of type {type(pool).__name__}")
-    return NumpyUsage(*numpy_heap.usage(pool))
+    return NumpyUsage(*heaps.usage(pool))
 
 
 # ---- threads
@@ -164,7 +164,7 @@ def _carrying(start: Callable[..., None]) -> Callable[..., None]:
 
         def run() -> None:
             put_back()  # also ends the circle from the thread to this function
-            numpy_heap.adopt(capsule)
+            heaps.adopt(capsule)
             _for_threads.set(capsule)
             self.run()
 

@@ -15,7 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from slabpool._core.peer import Peer, new_peer
+from slabpool._core.shared import Peer, new_peer
 from slabpool.errors import (
     AttachError,
     DeviceAttachedError,
@@ -27,7 +27,7 @@ from slabpool.shared import forks, wire
 from slabpool.shared.rendezvous import connect
 
 if TYPE_CHECKING:
-    from slabpool._core.peer import Maps
+    from slabpool._core.shared import Maps
 
 _PATIENCE = 30.0  # seconds that an owner which is there may take to answer
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)

@@ -19,7 +19,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from slabpool._core.link import Link
+from slabpool._core.pool import Link
 from slabpool.errors import AttachError, DeviceAttachedError, SlabpoolError
 from slabpool.shared import forks, wire
 from slabpool.shared.rendezvous import Claim, credentials
