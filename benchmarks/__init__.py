@@ -1,5 +1,5 @@
-"""Benchmarks of slabpool beside what people use today: ``python -m benchmarks`` from the checkout's root.
+"""Benchmarks that compare slabpool with other allocators: ``python -m benchmarks`` from the checkout's root.
 
-`harness` runs fresh processes in turn and tells what came of it; `suite` has one file per benchmark;
-`cpp` and `instructions` hold the C++ side. What is measured is the *installed* slabpool.
+`harness` runs each case in fresh processes, in turns, and reports the figures; `suite` has one file per
+benchmark; `cpp` and `instructions` hold the C++ side. What is measured is the *installed* slabpool.
 """

@@ -1,4 +1,4 @@
-"""Time of a step of a small jitted decoder in tinygrad, its own allocator and slabpool's by turns.
+"""Time of a step of a small jitted decoder in tinygrad, with its own allocator and slabpool's in turns.
 
 `python -m benchmarks.tinygrad_step`: medians in microseconds, and how many buffers a step takes.
 """
@@ -36,7 +36,7 @@ def make_step(tinygrad: Any) -> Callable[[Any], Any]:
 
 
 def run(tinygrad: Any, step: Callable[[Any], Any]) -> float:
-    """Microseconds a step: a new input, the step, its result."""
+    """Microseconds per step: a new input, the step, its result."""
     taken = []
     data = np.ones((1, DIM), np.float32)
     for _ in range(STEPS):
@@ -47,7 +47,7 @@ def run(tinygrad: Any, step: Callable[[Any], Any]) -> float:
 
 
 def main() -> None:
-    """By turns, so that a machine that slows down slows down both."""
+    """Measures both in turns, so that a machine that slows down affects both."""
     tinygrad: Any = import_module("tinygrad")
     pool = slabpool.Pool("64MiB")
     own, ours = [], []

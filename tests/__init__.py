@@ -1,1 +1,1 @@
-"""Tests of the installed package, by the rooms of the house; tests/cpp holds those of the C++ core."""
+"""Tests of the installed package, one folder per subject; tests/cpp has those of the C++ core."""

@@ -1,8 +1,8 @@
-"""What all tests share: that the *installed* package is tested, and honest skips.
+"""Shared by all tests: the check that the *installed* package is tested, and the skips.
 
-A test that needs a part of the system asks for it through `require_program` or `require_module`. It
-skips with the reason where the part is missing, unless SLABPOOL_TESTS_REQUIRE_ALL=1 (as .ci/run sets):
-then a missing part is a failure, so that nothing goes untested unnoticed.
+A test that needs a part of the system asks for it through `require_program` or `require_module`. It skips
+with the reason if the part is missing. With SLABPOOL_TESTS_REQUIRE_ALL=1 (as .ci/run sets) a missing part is
+a failure instead, so that no test is skipped unnoticed.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ import slabpool
 ROOT = Path(__file__).resolve().parent.parent
 REQUIRE_ALL = os.environ.get("SLABPOOL_TESTS_REQUIRE_ALL", "") not in ("", "0")
 
-# No deadline per example: a busy machine is no bug. pytest-timeout bounds each test as a whole.
+# No deadline per example, because a busy machine is no bug. pytest-timeout bounds each test as a whole.
 hypothesis.settings.register_profile("slabpool", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("slabpool")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--pool-memory=shared``: the same tests on pools of shared memory, which promise the same."""
+    """``--pool-memory=shared``: the same tests on pools of shared memory, which make the same promises."""
     parser.addoption("--pool-memory", choices=["host", "shared"], default="host")
 
 
 def _make_shared(make: Callable[..., slabpool.Pool], capacity: object, **options: Any) -> slabpool.Pool:
-    # Where a test asks for what only host memory has, it gets that.
+    # A test that asks for an option that only host memory has gets host memory.
     if not options.get("huge_pages") and options.get("numa_node") is None:
         options.setdefault("memory", "shared")
     return make(capacity, **options)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse to test the source tree in place of what is installed; exchange the pools if asked to."""
+    """Refuse to test the source tree instead of the installed package; replace the pools if asked to."""
     if config.getoption("--pool-memory") == "shared":
         slabpool.Pool = functools.partial(_make_shared, slabpool.Pool)  # type: ignore[misc, assignment]
     if Path(slabpool.__file__).resolve().is_relative_to(ROOT / "python"):
@@ -65,7 +65,7 @@ def _missing(reason: str) -> None:
 
 @pytest.fixture(scope="session")
 def require_program() -> Callable[..., str]:
-    """Give the path of the first of some programs that is installed; skip or fail without any."""
+    """Return the path of the first of these programs that is installed; skip or fail if none is."""
 
     def require(*names: str) -> str:
         for name in names:

@@ -1,4 +1,4 @@
-"""Several threads at once, for tests of races: they start together, and what fails in one fails the test."""
+"""Several threads at once, for tests of races: they start together, and an error in one fails the test."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-TIMEOUT = 60  # seconds after which threads that wait for each other count as stuck
+TIMEOUT = 60  # seconds after which a thread counts as stuck
 
 
 def together(*works: Callable[[], object]) -> None:
-    """Runs each work in a thread of its own, all released at one moment; raises the first error."""
+    """Runs each work in its own thread, all released at the same moment; raises the first error."""
     start = threading.Barrier(len(works))
     failed: list[BaseException] = []
 
@@ -34,7 +34,7 @@ def together(*works: Callable[[], object]) -> None:
 
 @contextmanager
 def switching_often() -> Iterator[None]:
-    """Python switches threads a thousand times more often than it would."""
+    """Python switches threads a thousand times more often than by default."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(5e-6)
     try:

@@ -14,7 +14,7 @@ import slabpool
 
 @dataclasses.dataclass
 class Scene:
-    """A pool of 1 MiB, "scene", and what is going on in it."""
+    """A pool of 1 MiB, "scene", with its requests and arrays."""
 
     pool: slabpool.Pool
     req: slabpool.Request  # "chat": open; waits for gpu0 and gpu1
@@ -27,7 +27,7 @@ class Scene:
 
 
 def make_scene() -> Scene:
-    """A scene; its pool is closed with ``force=True`` by whoever made it."""
+    """A scene; the caller closes its pool with ``force=True``."""
     pool = slabpool.Pool("1MiB", name="scene")
     req = pool.request("chat", ["gpu0", "gpu1"])
     array = req.full(1000, 7.0)
@@ -55,13 +55,13 @@ def says(raised: pytest.ExceptionInfo[BaseException], text: str) -> None:
 
 
 def picture(pool: slabpool.Pool) -> tuple[slabpool.Stats, list[slabpool.RequestRecord]]:
-    """All that can be seen of a pool and that a refused call must leave as it was."""
+    """Everything visible of a pool that a refused call must not change."""
     stats = pool.stats()._replace(exhaustions=0)
     return stats, [dataclasses.replace(record, age=0.0) for record in pool.requests()]
 
 
 def refused(scene: Scene, call: Callable[[Scene], object], error: type[Exception], text: str) -> None:
-    """The call raises exactly this error, says so, and changes nothing."""
+    """The call raises exactly this error with this text, and changes nothing."""
     before = picture(scene.pool)
     with pytest.raises(error) as raised:
         call(scene)

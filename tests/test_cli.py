@@ -1,4 +1,4 @@
-"""The ``slabpool`` command: finding subcommands, and one clear line for what the user can mend."""
+"""The ``slabpool`` command: finding subcommands, and one clear line for errors that the user can correct."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_bad_options_are_refused_with_status_two(argv: list[str], capsys: pytest
     assert "error: " in captured.err
 
 
-def test_a_reader_that_goes_away_makes_no_traceback() -> None:
+def test_a_closed_output_pipe_makes_no_traceback() -> None:
     argv = [sys.executable, "-m", "slabpool", "replay", str(TRACE), "--bytes-per-token", "4096", "--json"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stdout is not None

@@ -1,6 +1,6 @@
-"""The stubs say what the compiled modules do, infer what a user needs, and the typed sample is complete.
+"""The stubs match the compiled modules, infer what a user needs, and the typed sample is complete.
 
-That the sample itself passes mypy --strict against the installed package is tests/packaging/test_typing.py.
+tests/packaging/test_typing.py checks that the sample itself passes mypy --strict on the installed package.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import slabpool
 
 SAMPLE = Path(__file__).resolve().parent / "typing" / "public_api.py"
 
-#: A program full of mistakes: mypy must find one on each line that says so, and on no other.
+#: A program full of mistakes: mypy must report each line marked "# wrong", and no other.
 MISTAKES = """\
 import asyncio
 import numpy as np
@@ -72,7 +72,7 @@ def test_mistakes_are_found(require_module: Callable[[str], ModuleType], tmp_pat
 def test_stubs_agree_with_the_modules(require_module: Callable[[str], ModuleType], tmp_path: Path) -> None:
     require_module("mypy")
     # Private: modules that only other compiled modules use, what Cython adds to every module and class, and
-    # constructors that only say who makes such objects.
+    # constructors whose only use is to say what makes such objects.
     (tmp_path / "allow").write_text(
         "\n".join(
             [
@@ -95,7 +95,8 @@ def test_sample_runs(require_module: Callable[[str], ModuleType]) -> None:
 
 
 def _used() -> tuple[set[str], dict[str, set[str]]]:
-    """Names taken from `slabpool` in the sample, and members by class: of parameters annotated with it."""
+    """Names taken from `slabpool` in the sample, and members by class, from parameters annotated with the
+    class."""
     tree = ast.parse(SAMPLE.read_text())
     names: set[str] = set()
     members: dict[str, set[str]] = defaultdict(set)
@@ -127,7 +128,7 @@ def _members(public: type) -> set[str]:
         return set()
     if dataclasses.is_dataclass(public):
         return {field.name for field in dataclasses.fields(public)}
-    fields = getattr(public, "_fields", None)  # of a named tuple
+    fields = getattr(public, "_fields", None)  # the fields of a named tuple
     return set(fields) if fields else {name for name in vars(public) if not name.startswith("_")}
 
 
@@ -142,7 +143,7 @@ def test_sample_leaves_out_no_member(name: str) -> None:
     assert _members(getattr(slabpool, name)) - members[name] == set()
 
 
-def test_all_is_all() -> None:
+def test_all_lists_every_public_name() -> None:
     public = {
         name
         for name, value in vars(slabpool).items()

@@ -1,4 +1,4 @@
-"""Telling that a thread waits, without sleeping for a time that one hopes is long enough."""
+"""Detects that a thread waits, without sleeping for a guessed time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 def waits(ident: int) -> Callable[[], bool]:
-    """A question: has this thread been at one and the same place for the last twenty looks?"""
+    """A condition: has this thread been at the same place in the last twenty checks?"""
     last: object = None
     count = 0
 
@@ -25,7 +25,7 @@ def waits(ident: int) -> Callable[[], bool]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Return once the condition holds; fail when it has not after half a minute."""
+    """Return once the condition holds; fail if it does not within half a minute."""
     deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline, "it never came"
@@ -33,7 +33,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def once(condition: Callable[[], bool], act: Callable[[], object]) -> threading.Thread:
-    """A started thread that acts once the condition holds (or, so that nobody hangs, after half a minute)."""
+    """A started thread that acts once the condition holds, or after half a minute, so that no test hangs."""
 
     def run() -> None:
         try:

@@ -8,7 +8,7 @@
 
 namespace {
 
-// Fresh address space, never given back. Not touched unless the workload does.
+// Fresh address space, never returned. It is touched only if the workload does so.
 void* carve(std::size_t bytes) {
   static std::atomic<char*> next{[] {
     void* range = mmap(nullptr, std::size_t{1} << 40, PROT_READ | PROT_WRITE,
@@ -50,7 +50,8 @@ FloorOwner* mine() {
   return owner;
 }
 
-// Sorts what other threads gave back into the lists. Acquire pairs with their release.
+// Sorts the blocks that other threads returned into the lists. Acquire pairs with the release of their
+// push.
 __attribute__((noinline)) FloorNode* refill(FloorOwner* owner, std::size_t list) {
   FloorNode* node = owner->remote.exchange(nullptr, std::memory_order_acquire);
   while (node != nullptr) {

@@ -1,10 +1,11 @@
-// The two floors: the least an allocator of this kind can do, without any of its duties.
+// The two floors: the least that an allocator of this kind can do, without any of its duties.
 //
-// ThreadList keeps a list of free blocks per exact size and thread; a block stays with whoever frees it.
-// OwnerList also sends a block that another thread frees back to the thread that allocated it, over a
-// list many push to and one takes whole. Neither counts, returns memory, joins blocks or checks
-// anything. Sizes are multiples of 4 KiB up to 64 MiB; nodes lie outside the memory handed out, as
-// slabpool's do. Compiled apart from the workloads, so that calling them costs a call, as with a library.
+// ThreadList keeps a list of free blocks per exact size and thread; a block stays with the thread that
+// frees it. OwnerList also returns a block that another thread frees to the thread that allocated it,
+// over a list to which many threads push and which one thread takes whole. Neither counts, returns
+// memory, joins blocks or checks anything. Sizes are multiples of 4 KiB up to 64 MiB; nodes lie outside
+// the memory handed out, as slabpool's do. Compiled separately from the workloads, so that calling them
+// costs a call, as with a library.
 #pragma once
 
 #include <atomic>

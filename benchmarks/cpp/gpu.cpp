@@ -1,8 +1,9 @@
-// slabpool-bench-gpu WORKLOAD HOW [bytes=N] [values=N] [seconds=X]: what is measured on a GPU without Python.
+// slabpool-bench-gpu WORKLOAD HOW [bytes=N] [values=N] [seconds=X]: what is measured on a GPU without
+// Python.
 //   allocate slabpool|driver   one allocation and its free on one stream, nothing else alive
-//   ack none|event|host_function|write_value   how the host can learn that a stream has come to a point
-// The driver is the one that slabpool found; what slabpool itself does not call is looked up here. Times are the
-// host's; each repetition ends with the stream idle.
+//   ack none|event|host_function|write_value   how the host can learn that a stream has reached a point
+// The driver is the one that slabpool found; functions that slabpool itself does not call are looked up
+// here. Times are the host's; each repetition ends with the stream idle.
 #include <dlfcn.h>
 
 #include <atomic>
@@ -27,15 +28,15 @@ using slabpool::cuda::HostFunction;
 using slabpool::cuda::Result;
 using slabpool::cuda::Stream;
 
-constexpr std::size_t kWork = 64 << 10;  // bytes that the stream has to write between two acks
-constexpr std::size_t kInFlight = 256;   // acks that the host has not seen yet, at most
+constexpr std::size_t kWork = 64 << 10;  // bytes that the stream writes between two acks
+constexpr std::size_t kInFlight = 256;   // most acks that the host has not seen yet
 
 [[noreturn]] void fail(const std::string& what) {
   std::fprintf(stderr, "slabpool-bench-gpu: %s\n", what.c_str());
   std::exit(2);
 }
 
-// The driver, its primary context made current for good, and a stream of our own.
+// The driver, with its primary context made current for the whole run, and a stream of this program.
 struct Gpu {
   Gpu() {
     std::string why;
@@ -53,7 +54,7 @@ struct Gpu {
   }
   void finish() const { check(driver->cuStreamSynchronize(stream), "cuStreamSynchronize"); }
 
-  // A function that slabpool has no need of.
+  // A driver function that slabpool does not use.
   template <typename Function>
   Function* find(const char* name) const {
     void* library = dlopen(driver->library().c_str(), RTLD_NOW);
@@ -91,12 +92,11 @@ Report allocate(std::string_view how, const Options& options, const Gpu& gpu) {
   pool_options.capacity = std::uint64_t{1} << 30;
   pool_options.memory = slabpool::MemoryKind::device;
   pool_options.device = 0;
-  slabpool::Status status{};
-  std::string why;
-  const auto pool = slabpool::Pool::create(pool_options, status, &why);
-  if (pool == nullptr) fail("no pool: " + why);
-  const auto heap = slabpool::cuda::StreamHeap::create(*pool, 0, why);
-  if (heap == nullptr) fail("no heap: " + why);
+  slabpool::Error error;
+  const auto pool = slabpool::Pool::create(pool_options, error);
+  if (pool == nullptr) fail("no pool: " + error.text);
+  const auto heap = slabpool::cuda::StreamHeap::create(*pool, 0, error);
+  if (heap == nullptr) fail("no heap: " + error.text);
   return repeat(options, gpu, [&] {
     void* address = heap->allocate(options.bytes, gpu.stream);
     if (address == nullptr) fail("the pool has no room");
@@ -106,12 +106,13 @@ Report allocate(std::string_view how, const Options& options, const Gpu& gpu) {
 
 // ---- acks
 
-// Runs on a thread of the driver, which lets the stream wait until it returns.
+// Runs on a thread of the driver. The stream waits until it returns.
 void count_one(void* seen) {
   static_cast<std::atomic<std::uint64_t>*>(seen)->fetch_add(1, std::memory_order_release);
 }
 
-// Ways to ack: send() puts one behind the stream's work, seen() says how many have arrived since the start.
+// Ways to ack: send() enqueues an ack behind the stream's work, seen() returns how many have arrived
+// since the start.
 struct NoAck {
   explicit NoAck(const Gpu&) {}
   void send() { ++sent; }
@@ -175,7 +176,7 @@ struct WriteValueAck {
   const Gpu& gpu;
   Result (*write)(Stream, DevicePointer, std::uint64_t, unsigned);
   std::atomic<std::uint64_t>* word =
-      nullptr;  // the GPU writes it; registered for the life of the process
+      nullptr;  // written by the GPU; registered for the life of the process
   DevicePointer there = 0;
   std::uint64_t sent = 0;
 };
@@ -194,7 +195,7 @@ Report ack(const Options& options, const Gpu& gpu) {
     while (way.seen() < count) {
     }
   };
-  // Many in a row: work and its ack, and a look at what has arrived, as a pool does.
+  // Many in a row: work and its ack, with a poll for arrived acks, as a pool does.
   const auto in_a_row = [&](std::uint64_t loops) {
     const double start = now();
     for (std::uint64_t i = 0; i < loops; ++i) {
@@ -207,7 +208,7 @@ Report ack(const Options& options, const Gpu& gpu) {
     arrive(sent);
     return now() - start;
   };
-  // One at a time: from the call to the moment at which the host knows.
+  // One at a time: from the call to the moment at which the host has seen the ack.
   const auto alone = [&](std::uint64_t loops) {
     double total = 0;
     for (std::uint64_t i = 0; i < loops; ++i) {

@@ -1,5 +1,5 @@
-// What the workloads allocate from: slabpool's core, the C library's malloc (or whichever was
-// preloaded in its place), and the floors. Each has allocate(bytes) -> Ref and free(Ref).
+// The heaps of the workloads: slabpool's core, the C library's malloc (or the one preloaded in its
+// place), and the floors. Each has allocate(bytes) -> Ref and free(Ref).
 #pragma once
 
 #include <cstdlib>
@@ -49,7 +49,7 @@ struct OwnerListHeap : OwnerList {
   explicit OwnerListHeap(std::uint64_t) {}
 };
 
-// Running out in a benchmark means the numbers are worth nothing.
+// Ends the program, because the figures of a benchmark that runs out are worthless.
 template <typename Ref>
 inline Ref must(Ref ref) {
   if (ref == nullptr) [[unlikely]] {

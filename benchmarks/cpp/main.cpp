@@ -1,6 +1,6 @@
 // slabpool-bench WORKLOAD HEAP [bytes=N] [values=N] [seconds=X]: runs one workload on one heap and
-// prints its metrics as one JSON object. Heap "malloc" is whatever malloc the process has; HEAP may name
-// the library that must provide it ("malloc:mimalloc"), so that a preload that failed cannot pass unseen.
+// prints its metrics as one JSON object. Heap "malloc" is the malloc of the process; HEAP may name the
+// library that must provide it ("malloc:mimalloc"), so that a failed preload is noticed.
 #include <dlfcn.h>
 
 #include <cstring>

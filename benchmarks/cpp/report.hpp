@@ -1,5 +1,5 @@
-// What a workload hands back: named metrics with a unit and one value per repetition, printed as JSON
-// for the harness. Options are the same for every workload.
+// The result of a workload: named metrics with a unit and one value per repetition, printed as JSON for
+// the harness. Options are the same for every workload.
 #pragma once
 
 #include <cstddef>
@@ -8,9 +8,9 @@
 #include <vector>
 
 struct Options {
-  std::size_t bytes = 4096;  // of one allocation, where the workload has one size
+  std::size_t bytes = 4096;  // size of one allocation, if the workload has only one
   unsigned values = 3;       // repetitions reported
-  double seconds = 0.05;     // least length of one repetition
+  double seconds = 0.05;     // shortest duration of one repetition
 };
 
 struct Metric {

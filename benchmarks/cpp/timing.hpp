@@ -1,5 +1,5 @@
-// Clocks, and how often to repeat: as pyperf does it, the number of loops is doubled until one
-// repetition lasts long enough, one more is thrown away to warm up, and the rest are reported.
+// Clocks, and the number of loops: as in pyperf, it is doubled until one repetition lasts long enough,
+// one more repetition warms up and is discarded, and the rest are reported.
 #pragma once
 
 #include <chrono>
@@ -15,13 +15,13 @@ inline double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// The value is used: keeps the compiler from leaving out an allocation nobody writes to.
+// Marks the value as used, because the compiler may drop an allocation whose memory is never written.
 template <typename T>
 inline void used(const T& value) {
   asm volatile("" : : "r"(value) : "memory");
 }
 
-// `run(loops)` does the work that many times and returns the seconds it took.
+// `run(loops)` does the work `loops` times and returns the seconds it took.
 template <typename Run>
 std::uint64_t calibrate(const Options& options, Run&& run) {
   std::uint64_t loops = 1;
@@ -39,8 +39,8 @@ std::vector<double> seconds_per_loop(const Options& options, Run&& run) {
   return values;
 }
 
-// Ticks of the cheapest clock that is ordered after all earlier instructions: for single operations of
-// some ten nanoseconds, where reading the system's clock would cost more than what is measured.
+// Ticks of the cheapest clock that is ordered after all earlier instructions. For single operations of
+// some ten nanoseconds, because reading the system's clock would cost more than the operation.
 inline std::uint64_t ticks() {
 #if defined(__x86_64__)
   unsigned core;

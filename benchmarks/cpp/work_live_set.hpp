@@ -1,7 +1,8 @@
-// A set of live tensors of very different sizes in which one after another is replaced.
+// A set of live tensors of very different sizes, in which one after another is replaced.
 //
-// live_set: 1,000 of them, time of one replacement. churn: 10,000, every allocation timed by itself for
-// its tail, and what the pool had to commit for it. Which one and what size are drawn beforehand.
+// live_set: 1,000 tensors, time of one replacement. churn: 10,000 tensors; every allocation is timed
+// alone, for the tail of the distribution, and the committed bytes of the pool are recorded. Slots and
+// sizes are drawn beforehand.
 #pragma once
 
 #include <algorithm>
@@ -19,11 +20,11 @@ struct Step {
 struct Sizes {
   double least;
   double most;
-  std::uint32_t grain;         // rounded up to a multiple of it
-  unsigned to_a_doubling = 0;  // so many sizes between one power of two and the next; 0: any
+  std::uint32_t grain;         // sizes are rounded up to a multiple of it
+  unsigned to_a_doubling = 0;  // number of sizes per doubling; 0: any size
 };
 
-// Which slot gets which size: slots at random, sizes log-uniform.
+// Draws the slot and the new size of each step: slots at random, sizes log-uniform.
 inline std::vector<Step> draw_steps(std::size_t count, std::uint32_t slots, const Sizes& sizes,
                                     unsigned seed) {
   std::mt19937_64 random(seed);
@@ -57,7 +58,7 @@ Report live_set(const Options& options, unsigned to_a_doubling) {
     }
     return now() - start;
   };
-  // Every size has come by once before anything is timed.
+  // Every size occurs once before anything is timed.
   replace(steps.size());
   Report report{{"time", "s", seconds_per_loop(options, replace)}};
   for (const auto ref : live) heap.free(ref);
@@ -71,8 +72,8 @@ inline double quantile(std::vector<double>& values, double q) {
   return *at;
 }
 
-// What reading the clock twice costs with nothing in between: the least seen, so that nothing of the
-// allocation is taken off with it.
+// The cost of reading the clock twice with nothing in between: the least seen, so that no part of an
+// allocation is subtracted with it.
 inline std::uint64_t clock_cost() {
   std::uint64_t least = ~std::uint64_t{0};
   for (int i = 0; i < 100000; ++i) {

@@ -1,6 +1,6 @@
-// Does looking at a pool slow down a thread that allocates from it? Its time per allocate and free
-// while the other core rests, computes on memory of its own, does so and calls stats() 1,000 times a
-// second, and calls stats() without pause.
+// Does stats() slow down a thread that allocates? Its time per allocate and free while the other core is
+// idle, computes on its own memory, does so and calls stats() 1,000 times a second, and calls stats()
+// without pause.
 #pragma once
 
 #include <atomic>

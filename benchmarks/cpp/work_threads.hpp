@@ -1,5 +1,5 @@
-// Allocate and free the same size over and over: in one thread, in two threads at once each its own,
-// and handed from one thread to another that frees.
+// Allocates and frees the same size repeatedly: in one thread, in two threads at once, and from one
+// thread to another that frees.
 #pragma once
 
 #include <atomic>
@@ -24,7 +24,7 @@ Report same_thread(const Options& options) {
            })}};
 }
 
-// A start line for threads that must begin together.
+// A gate at which threads wait, so that they begin together.
 class Gate {
  public:
   explicit Gate(unsigned threads) : waiting_(threads) {}
@@ -37,7 +37,8 @@ class Gate {
   std::atomic<int> waiting_;
 };
 
-// Throughput of two threads over that of one: each repetition measures both, one right after the other.
+// Throughput of two threads divided by that of one. Each repetition measures both, one right after the
+// other.
 template <typename Heap>
 Report two_threads(const Options& options) {
   Heap heap(std::uint64_t{1} << 30);
@@ -48,14 +49,14 @@ Report two_threads(const Options& options) {
     std::vector<std::thread> threads;
     for (double& mine : seconds) {
       threads.emplace_back([&] {
-        // A thread's first allocation sets up its cache; that belongs to no loop.
+        // The first allocation of a thread sets up its cache, so it is not timed.
         heap.free(must(heap.allocate(options.bytes)));
         gate.pass();
         mine = allocate_free(heap, options.bytes, loops);
       });
     }
     for (auto& t : threads) t.join();
-    // Operations of both over the time of both: loops/seconds summed.
+    // Operations of both divided by the time of both: the sum of loops/seconds.
     return 2 / (1 / seconds[0] + 1 / seconds[1]);
   };
   const std::uint64_t loops = calibrate(options, alone);
@@ -69,8 +70,9 @@ Report two_threads(const Options& options) {
   return {{"time", "s", each}, {"alone", "s", one}, {"scaling", "", scaling}};
 }
 
-// A ring with one writer and one reader. Each keeps a copy of the other's position and looks again
-// only when that says full or empty, so that handing over costs little beside allocating.
+// A ring with one writer and one reader. Each side keeps a copy of the other's position and reads it
+// again only when the copy says full or empty, so that handing over costs little compared with
+// allocating.
 template <typename T>
 class Ring {
  public:
@@ -94,8 +96,8 @@ class Ring {
 
  private:
   static constexpr std::uint64_t kSize = 256;
-  // Gives the processor away after a while: on a machine that has other work, the thread waited for may
-  // not be running.
+  // Yields the processor after a while, because on a busy machine the thread that is waited for may not
+  // be running.
   static void relax(unsigned& spins) {
     if (++spins % 1024 == 0) std::this_thread::yield();
 #if defined(__x86_64__)
@@ -111,7 +113,7 @@ class Ring {
   alignas(64) T slots_[kSize] = {};
 };
 
-// One thread allocates, the other frees (a device's ack); at most 256 are on their way.
+// One thread allocates, the other frees (as a device's ack does); at most 256 blocks are in the ring.
 template <typename Heap>
 Report cross_thread(const Options& options) {
   Heap heap(std::uint64_t{64} << 30);
@@ -130,7 +132,7 @@ Report cross_thread(const Options& options) {
            })}};
 }
 
-// The ring alone, with pointers that nobody allocates: what of cross_thread is handing over.
+// The ring alone, with pointers that were not allocated: the part of cross_thread that is handing over.
 struct NoHeap {
   using Ref = void*;
   explicit NoHeap(std::uint64_t) {}

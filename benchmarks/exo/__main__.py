@@ -1,6 +1,6 @@
 """The whole run: the reference, then the same faults without and with slabpool, side by side.
 
-With slabpool anything that is not as promised makes the exit status 1; without, it is what exo does.
+With slabpool, any broken promise makes the exit status 1. Without slabpool, results are only reported.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ENTRIES = ("outstanding_requests", "buffered_token_output", "token_queues", "sta
 
 
 class Report:
-    """What was seen, by scene."""
+    """The results, by scene."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, str, str]] = []
@@ -39,19 +39,19 @@ class Report:
         print(f"{side:9} {scene:28} {text}", flush=True)
 
     def expect(self, side: str, scene: str, condition: bool, text: str) -> None:
-        """With slabpool it must be so."""
+        """Report a result; with slabpool it also fails the run unless the condition holds."""
         self.say(scene, side, text)
         if side == "slabpool" and not condition:
             self.wrong.append(f"{scene}: {text}")
 
 
 def kept(node: Node) -> dict[str, int]:
-    """Counts that are not 0."""
+    """The node's counts that are not 0."""
     return {name: count for name, count in node.counts().items() if count}
 
 
 def settle(ring: Ring) -> float | None:
-    """Seconds until every node keeps nothing; None if that does not come."""
+    """Seconds until every node keeps nothing; None after a timeout."""
     with contextlib.suppress(TimeoutError):
         return wait_until(lambda: not any(kept(node) for node in ring.nodes), 10, "all counts are 0")
     return None
@@ -63,7 +63,7 @@ def show(ring: Ring) -> str:
 
 
 def compare(answers: list[Any], wanted: list[list[int]]) -> tuple[bool, str]:
-    """Whether all tokens are as wanted, and how many answers are."""
+    """Whether all tokens are as wanted, and a text with the number of right answers."""
     good = sum(answer.get("tokens") == tokens for answer, tokens in zip(answers, wanted, strict=True))
     errors = [answer["error"] for answer in answers if "error" in answer]
     text = f"{good} of {len(wanted)} answers are the reference's"
@@ -86,7 +86,7 @@ class Scenes:
         self.report.expect(self.side, scene, good and clean, f"{text}; kept: {show(self.ring)}")
 
     def sequential(self) -> None:
-        """Prompts one after another, each with an id of its own."""
+        """Prompts one after another, each with a new id."""
         answers, times = [], []
         for i, prompt in enumerate(PROMPTS[:4]):
             start = time.perf_counter()
@@ -127,7 +127,7 @@ class Scenes:
         self._result("through the HTTP API", *compare(answers, [self.wanted[1]] * 2))
 
     def client_leaves(self) -> None:
-        """Clients that hang up in the middle of an answer."""
+        """Clients that disconnect in the middle of an answer."""
         for stream in (True, False):
             self._hang_up(stream)
         answer = self.first.generate("after", PROMPTS[2])
@@ -166,7 +166,7 @@ class Scenes:
         wait_until(lambda: left.ask("/counts")["ring"] == [left.name], 60, "the ring is one node")
         good, says = compare([left.generate("survivor", PROMPTS[1])], [self.wanted[1]])
         self._result(
-            "a node is killed", good, f"its client was told after {seconds:.1f} s; then alone: {says}"
+            "a node is killed", good, f"its client got the error after {seconds:.1f} s; then alone: {says}"
         )
 
 
@@ -178,7 +178,8 @@ def tokens_of(text: str) -> list[int]:
 
 
 def reference(exo: Path, python: str) -> list[list[int]]:
-    """Tokens of a single node without TinyJit, whose first request's cache is all later ones' too."""
+    """Tokens of a single node without TinyJit, because under TinyJit all requests share the first one's
+    cache."""
     with Ring(exo, python, ("alone",), False, TOKENS, {"JIT": "0"}) as ring:
         return [ring.nodes[0].generate(f"r{i}", prompt, 120)["tokens"] for i, prompt in enumerate(PROMPTS)]
 
@@ -189,12 +190,12 @@ def main() -> int:
     parser.add_argument("--exo", type=Path, required=True, help="a checkout of exo at v0.0.15-alpha")
     parser.add_argument("--python", default=sys.executable, help="with exo's dependencies and slabpool")
     parser.add_argument("--only", choices=("exo", "slabpool"), help="one side")
-    parser.add_argument("--json", type=Path, help="write what was seen here")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     arguments = parser.parse_args()
     report = Report()
     wanted = reference(arguments.exo.resolve(), arguments.python)
     if len({tuple(tokens) for tokens in wanted}) != len(wanted):
-        print("the reference gives the same tokens for different prompts: nothing can be told from it")
+        print("the reference gives the same tokens for different prompts: a comparison would prove nothing")
         return 1
     for slabpool in (False, True):
         if arguments.only in (None, "slabpool" if slabpool else "exo"):
@@ -211,7 +212,7 @@ def main() -> int:
                 for scene in play:
                     try:
                         scene()
-                    except Exception as error:  # a scene that breaks off is a result
+                    except Exception as error:  # recorded as the scene's result
                         name = scene.__name__.replace("_", " ")
                         report.expect(scenes.side, name, False, f"broke off: {type(error).__name__}: {error}")
     if arguments.json:

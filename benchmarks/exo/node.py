@@ -1,4 +1,4 @@
-"""One node of exo, as its own main.py puts it together, with a port to ask and to drive it by.
+"""One node of exo, built as its own main.py does it, with a control port for the driver of the run.
 
 Run by `benchmarks.exo`, with the Python that has exo's dependencies: ``python node.py '{"exo": ..., ...}'``.
 """
@@ -53,7 +53,7 @@ def rss() -> int:
 
 
 class Control:
-    """What the driver of the run may ask of a node."""
+    """What the driver of the run can ask of a node."""
 
     def __init__(self, node: Any, api: Any, adapter: Any) -> None:
         self.node = node
@@ -61,7 +61,7 @@ class Control:
         self.adapter = adapter
 
     async def counts(self, request: Any) -> Any:
-        """Sizes of all that is kept by request."""
+        """Sizes of all per-request dictionaries."""
         counts = {
             "outstanding_requests": len(self.node.outstanding_requests),
             "buffered_token_output": len(self.node.buffered_token_output),
@@ -76,7 +76,7 @@ class Control:
         return self._json({"counts": counts, "rss": rss(), "ring": [part.node_id for part in ring]})
 
     async def generate(self, request: Any) -> Any:
-        """Tokens for a prompt under an id of the caller's."""
+        """Tokens for a prompt, under an id that the caller chooses."""
         asked = await request.json()
         tokens: list[int] = []
         done = asyncio.Event()
@@ -95,7 +95,7 @@ class Control:
             )
             await self.node.process_prompt(shard, asked["prompt"], request_id=asked["id"])
             await asyncio.wait_for(done.wait(), asked["timeout"])
-        except Exception as error:  # whatever exo raises is an answer here
+        except Exception as error:  # any error of exo is an answer here
             return self._json({"error": f"{type(error).__name__}: {error}", "tokens": tokens})
         finally:
             self.node.on_token.deregister(name)

@@ -1,6 +1,6 @@
 """Nodes of exo as processes: start them, ask them, kill them.
 
-What must stay true: every process that was started here is dead when the ring is left.
+Invariant: when the ring is left, every process that it started is dead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
+    """Ports on which no process listens now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -42,14 +42,14 @@ class Node:
     log: Path
 
     def ask(self, path: str, body: object = None, timeout: float = 150.0) -> Any:
-        """Answer of the control port."""
+        """The answer of the control port."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.control}{path}", data)
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             return json.load(answer)
 
     def counts(self) -> dict[str, int]:
-        """What the node keeps by request."""
+        """What the node keeps per request."""
         counts: dict[str, int] = self.ask("/counts")["counts"]
         return counts
 
@@ -69,7 +69,7 @@ class Node:
 
 @dataclass
 class Ring:
-    """Some nodes on loopback that know each other, with or without slabpool."""
+    """Nodes on loopback that know each other, with or without slabpool."""
 
     exo: Path
     python: str
@@ -82,7 +82,7 @@ class Ring:
     def __enter__(self) -> Ring:
         self._directory = tempfile.TemporaryDirectory(prefix="slabpool-exo-")
         ports = {name: free_ports(3) for name in self.names}
-        # As every node sees itself: exo divides the layers by memory.
+        # The same figures for every node, because exo divides the layers by memory.
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
         peers = {
             name: {
@@ -161,10 +161,10 @@ class Ring:
 
 
 def wait_until(condition: Any, seconds: float, what: str) -> float:
-    """Seconds until the condition held; raises when it did not in time."""
+    """Seconds until the condition held; raises TimeoutError if it did not in time."""
     start = time.monotonic()
     while not condition():
         if time.monotonic() - start > seconds:
-            raise TimeoutError(f"it was not so within {seconds} s: {what}")
+            raise TimeoutError(f"not within {seconds} s: {what}")
         time.sleep(0.05)
     return time.monotonic() - start

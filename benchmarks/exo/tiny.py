@@ -1,6 +1,6 @@
 """A Llama of four layers with random weights, and a tokenizer, in place of what exo would download.
 
-The weights of a tensor depend on its name alone, so that every node makes the same ones for its layers.
+The weights of a tensor depend on its name alone, so every node makes the same ones for its layers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 NAME = "slabpool-tiny"
 LAYERS = 4
 CONTEXT = 512  # positions of a KV cache; 2 * 512 * 4 * 32 * 4 bytes for each layer
-END = 1000  # no token: answers end by their length
+END = 1000  # never generated: answers end by their length
 
 
 class Tokenizer:
@@ -23,7 +23,7 @@ class Tokenizer:
     eos_token_id = END
 
     def encode(self, text: str) -> list[int]:
-        """One token a byte."""
+        """One token per byte."""
         return list(text.encode())
 
     def decode(self, tokens: list[int]) -> str:
@@ -36,7 +36,7 @@ class Tokenizer:
 
 
 def build(path: object, shard: Any, *args: object, **kwargs: object) -> Any:
-    """In place of exo's build_transformer."""
+    """Replaces exo's build_transformer."""
     llama = importlib.import_module("exo.inference.tinygrad.models.llama")
     tinygrad = importlib.import_module("tinygrad")
     state = importlib.import_module("tinygrad.nn.state")
@@ -65,12 +65,12 @@ def build(path: object, shard: Any, *args: object, **kwargs: object) -> Any:
 
 
 async def resolve_tokenizer(name: object) -> Tokenizer:
-    """In place of exo's own."""
+    """Replaces exo's function of the same name."""
     return Tokenizer()
 
 
 def put_in() -> None:
-    """Replaces what exo would download, in the modules that use it."""
+    """Replaces the downloads of exo, in the modules that use them."""
     models = importlib.import_module("exo.models")
     models.model_cards[NAME] = {
         "layers": LAYERS,

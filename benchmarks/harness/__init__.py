@@ -1,5 +1,5 @@
-"""Runs the suite: `model` has the words, `rounds` runs `programs` in turn, `figures` compares, others tell.
+"""Runs the suite. `model` defines the terms, `rounds` runs `programs` in turns, `figures` compares.
 
-Each module uses only those named before it: `model`, `peers`, `native`, `programs`, `rounds`, `figures`,
-`machine`, `record`, `text`, `plot`, `cli`. `worker` is what a fresh process of a Python case runs.
+Each module uses only those before it in this list: `model`, `peers`, `native`, `programs`, `rounds`,
+`figures`, `machine`, `record`, `text`, `plot`, `cli`. `worker` runs in the fresh process of a Python case.
 """

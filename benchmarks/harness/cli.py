@@ -1,8 +1,8 @@
 """The command line: ``python -m benchmarks [names…] [--quick] [--json FILE] [--plot DIR] [--results]``.
 
-Tables go to standard output, progress to standard error. The exit status is 0 whether promises are met
-or not: this tells, it does not judge; 2 if a benchmark could not run. The name "gpu" stands for all that need
-a GPU, which no others run with; what they measured is also kept under benchmarks/results/.
+Tables go to standard output, progress to standard error. The exit status is 0 whether promises are met or
+not, and 2 if a benchmark could not run. The name "gpu" stands for all benchmarks that need a GPU; these run
+apart from all others, and their results are also kept under benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ def _parser() -> argparse.ArgumentParser:
         "names",
         nargs="*",
         metavar="NAME",
-        help="which benchmarks; all but those on a GPU by default, `gpu` for these",
+        help="which benchmarks; default: all that need no GPU; `gpu` for those that do",
     )
     parser.add_argument("--list", action="store_true", help="name the benchmarks and stop")
     parser.add_argument(
-        "--quick", action="store_true", help="one short round: shows that it works, not how fast it is"
+        "--quick",
+        action="store_true",
+        help="one short round: shows that everything works, not how fast it is",
     )
     parser.add_argument(
         "--rounds", type=int, metavar="N", help="fresh processes of each case (default 5, quick 1)"
@@ -81,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.rounds is not None and args.rounds < 1:
         parser.error("--rounds must be at least 1")
     if args.plot is not None:
-        # Before an hour of measuring, not after it.
+        # Checked before an hour of measuring, not after it.
         try:
             importlib.import_module("matplotlib")
         except ImportError as error:
@@ -106,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{name}: {error}", file=sys.stderr)
                 if not on_gpu:
                     return 2
-                failed = True  # such machines are rare: what else can be measured there is
+                failed = True  # the other benchmarks still run
                 continue
             _tick("")
             print(f"{name}: {results[-1].seconds:.0f} s", file=sys.stderr)
@@ -130,6 +132,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _tick(what: str) -> None:
-    """One line that overwrites itself on a terminal; a log file gets a line a benchmark instead."""
+    """One line that overwrites itself on a terminal; in a log file, one line per benchmark."""
     if sys.stderr.isatty():
         print(f"\r\x1b[2K{what}", end="", file=sys.stderr, flush=True)

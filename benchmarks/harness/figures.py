@@ -1,7 +1,7 @@
-"""Comparing: ratios of contenders that took turns, their spread, and whether a promise is kept.
+"""Compares: ratios of contenders that took turns, their spread, and whether a promise is kept.
 
-A figure has one value per round, made from the medians of processes that ran right after each other;
-what is reported is the median over the rounds and their extremes.
+A figure has one value per round, made from the medians of processes that ran right after each other.
+Reported are the median over the rounds, and the lowest and the highest value.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from benchmarks.harness.model import OURS, Bar, Figure, Group, Outcome, Result
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A median and how far values lie from it."""
+    """A median, and the range of the values around it."""
 
     median: float
     low: float
@@ -22,7 +22,7 @@ class Spread:
 
 
 def extremes(values: list[float]) -> Spread:
-    """Median, least and most."""
+    """Median, lowest and highest."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
@@ -43,8 +43,8 @@ def per_round(outcome: Outcome, metric: str) -> list[float]:
 
 
 def over(outcome: Outcome, base: Outcome | None, metric: str) -> Spread | None:
-    """An outcome's metric over the same of another, round by round; None where there is nothing to
-    compare with, or only zeros."""
+    """One outcome's metric divided by another's, round by round; None if there is no other, or if it has only
+    zeros."""
     if base is None or metric not in base.rounds[0]:
         return None
     pairs = zip(per_round(outcome, metric), per_round(base, metric), strict=True)
@@ -53,7 +53,7 @@ def over(outcome: Outcome, base: Outcome | None, metric: str) -> Spread | None:
 
 
 def value(group: Group, metric: str = "time", contender: str = OURS, scale: float = 1.0) -> Figure:
-    """A contender's own metric."""
+    """The figure of one metric of one contender."""
 
     def figure(result: Result) -> list[float] | None:
         outcome = result.outcome(group, contender)
@@ -63,7 +63,7 @@ def value(group: Group, metric: str = "time", contender: str = OURS, scale: floa
 
 
 def ratio(group: Group, over: str, of: str = OURS, metric: str = "time") -> Figure:
-    """`of`'s metric over `over`'s. As a time: below 1 means that `of` is faster."""
+    """`of`'s metric divided by `over`'s. For times, below 1 means that `of` is faster."""
 
     def figure(result: Result) -> list[float] | None:
         ours, theirs = result.outcome(group, of), result.outcome(group, over)
@@ -81,7 +81,7 @@ def times_faster(group: Group, than: str, of: str = OURS) -> Figure:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A bar, what was reached, and whether that meets it."""
+    """A bar, the figure reached, and whether the figure meets the bar."""
 
     bar: Bar
     reached: Spread | None
@@ -97,7 +97,8 @@ class Verdict:
 
     @property
     def text(self) -> str:
-        """In a word or two. Only the median decides; that a round came out otherwise is said."""
+        """The verdict in a word or two. Only the median decides; rounds with another verdict are
+        mentioned."""
         if self.reached is None:
             return "no figure"
         mixed = self._meets(self.reached.low) != self._meets(self.reached.high)
@@ -115,6 +116,6 @@ class Verdict:
 
 
 def judge(result: Result, bar: Bar) -> Verdict:
-    """The bar held against what was measured."""
+    """Compares the measured figure with the bar."""
     values = bar.figure(result)
     return Verdict(bar, extremes(values) if values else None)

@@ -1,4 +1,4 @@
-"""Where and when: what a reader needs to know of the machine to place the figures."""
+"""Describes the machine and the moment, so that a reader can place the figures."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def describe() -> dict[str, str]:
 
 
 def versions(names: set[str]) -> dict[str, str]:
-    """Of slabpool and of those peers that are here."""
+    """Versions of slabpool and of the peers that are installed."""
     import slabpool
 
     found = {"slabpool": slabpool.__version__, "numpy": peers.version("numpy")}

@@ -1,7 +1,7 @@
-"""What a benchmark is made of, and what a run of it leaves behind.
+"""The terms: what a benchmark consists of, and what a run of it produces.
 
-A benchmark is a list of cases; cases of one `Group` did the same work under the same conditions and may
-be compared. A `Bar` is a promise about such a comparison. Nothing here runs anything.
+A benchmark is a list of cases. Cases of one `Group` did the same work under the same conditions and may be
+compared. A `Bar` is a promise about such a comparison. Nothing here runs anything.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-#: Ours, in every table.
+#: The contender name of slabpool in every table.
 OURS = "slabpool"
 
 
@@ -30,16 +30,16 @@ def size_text(nbytes: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Conditions under which cases are compared; `nbytes` is the size where the group has one."""
+    """Conditions under which cases are compared. `nbytes` is the size, where the group has one."""
 
     condition: str
     nbytes: int | None = None
-    #: What comes before the size, such as "64 x".
+    #: Text before the size, such as "64 x".
     times: str = ""
 
     @property
     def size(self) -> str:
-        """How many of what size, or ""."""
+        """The count and the size as text, or ""."""
         return "" if self.nbytes is None else f"{self.times} {size_text(self.nbytes)}".strip()
 
     @property
@@ -49,30 +49,30 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One contender in one group, and the program that measures it in a process of its own.
+    """One contender in one group, and the program that measures it in a fresh process.
 
     Attributes
     ----------
     kind : {"timed", "measured", "native"}
-        "timed": `target` is a function of the suite (``module:function``) that returns what pyperf is to
-        time. "measured": a function that returns metrics itself. "native": a workload of the C++ driver.
+        "timed": `target` is a function of the suite (``module:function``) that returns what pyperf times.
+        "measured": a function that returns metrics itself. "native": a workload of the C++ driver.
     args : mapping
         Keyword arguments of that function (as JSON), or options of the C++ driver.
     heap : str
-        For native cases: what to allocate from.
+        For native cases: the heap to allocate from.
     program : str
-        For native cases: which of the C++ programs of `benchmarks.harness.native`.
+        For native cases: which C++ program of `benchmarks.harness.native`.
     preload : str, optional
-        A peer (`Peer.name`) whose library replaces malloc in that process.
+        A peer (`Peer.name`) whose library replaces malloc in the process.
     peer : str, optional
-        A peer the case needs.
+        A peer that the case needs.
     """
 
     group: Group
     contender: str
     kind: Literal["timed", "measured", "native"]
     target: str
-    # Outside the hash: a mapping has none. Two cases of a benchmark differ in the rest.
+    # Not hashed, because a mapping has no hash. Two cases of a benchmark always differ in another field.
     args: Mapping[str, Any] = field(default_factory=dict, hash=False)
     heap: str = ""
     preload: str | None = None
@@ -88,32 +88,32 @@ class Case:
 class Effort:
     """How long to measure."""
 
-    #: Fresh processes of each case, and values each of them reports.
+    #: Fresh processes per case, and values that each process reports.
     rounds: int = 5
     values: int = 3
-    #: Least seconds of one value.
+    #: Shortest duration of one value, in seconds.
     min_time: float = 0.05
-    #: For benchmarks whose length is a number of steps: a small one.
+    #: True: benchmarks whose length is a number of steps take a small one.
     quick: bool = False
-    #: Folder of full traces, or None for the excerpts in the repository.
+    #: Folder with the full traces, or None for the excerpts in the repository.
     traces: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """Values of one process: seconds per operation ("s"), or a ratio or count ("")."""
+    """Values of one process, and their unit: seconds per operation ("s"), or "" for a ratio or a count."""
 
     unit: str
     values: Sequence[float]
 
 
-#: What one process reports, by the metric's name.
+#: What one process reports: metric by name.
 Metrics = Mapping[str, Metric]
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What the processes of one case reported, one after another; the position is the round."""
+    """What the processes of one case reported, one entry per round."""
 
     case: Case
     rounds: list[Metrics] = field(default_factory=list)
@@ -121,12 +121,12 @@ class Outcome:
 
 @dataclass(slots=True)
 class Result:
-    """All that came of one benchmark."""
+    """Everything that a run of one benchmark produced."""
 
     benchmark: Benchmark
     outcomes: list[Outcome]
     bars: list[Bar]
-    #: Peers that were left out, and why.
+    #: Peers that were left out, with the reason.
     left_out: dict[str, str]
     seconds: float = 0.0
 
@@ -149,24 +149,24 @@ Figure = Callable[[Result], "list[float] | None"]
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A promise: the median over the rounds of `figure` is at most (or at least) `limit`."""
+    """A promise: the median of `figure` over the rounds is at most (or at least) `limit`."""
 
     text: str
     figure: Figure
     sense: Literal["at most", "at least"]
     limit: float
-    #: How the figure is printed: a format specification, and a unit after it.
+    #: How the figure is printed: a format specification, and the unit after it.
     form: str = ".2f"
     unit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """One row of the table of promises."""
+    """One benchmark: its cases, its promises and its notes."""
 
     name: str
     title: str
     cases: Callable[[Effort], list[Case]]
     bars: Callable[[Effort], list[Bar]]
-    #: What a reader must know to read the figures right.
+    #: What a reader must know to read the figures correctly.
     notes: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """The C++ drivers (benchmarks/cpp), compiled against the headers and the library of the installed slabpool.
 
-Built once per run of the harness, into its temporary folder, so that it is never older than what it
-measures. Needs a C++20 compiler: CXX, or c++.
+They are built once per run of the harness, into its temporary folder, so a driver is never older than the
+library it measures. Needs a C++20 compiler: CXX, or c++.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 import slabpool
 
 SOURCES = Path(__file__).resolve().parent.parent / "cpp"
-#: By name, what each is made of.
+#: The source files of each program.
 PROGRAMS = {"host": ("main.cpp", "floors.cpp"), "gpu": ("gpu.cpp",)}
-#: -fno-builtin: a pair of malloc and free whose memory is not used must not be optimised away.
+#: -fno-builtin, because the compiler would remove a malloc and free pair whose memory is not used.
 FLAGS = ("-std=c++20", "-O2", "-g", "-fno-builtin-malloc", "-fno-builtin-free", "-fno-plt")
 
 
 class NoCompilerError(RuntimeError):
-    """The driver cannot be built here; the message says why."""
+    """The driver cannot be built here. The message says why."""
 
 
 def compiler() -> list[str]:
@@ -44,5 +44,5 @@ def build(sources: list[Path], program: Path) -> Path:
 
 
 def build_driver(folder: Path, program: str) -> Path:
-    """One of the drivers, in `folder`."""
+    """Builds one of the drivers in `folder`."""
     return build([SOURCES / name for name in PROGRAMS[program]], folder / f"slabpool-bench-{program}")

@@ -1,7 +1,7 @@
-"""The things slabpool is compared with: whether each is here, and which version.
+"""The libraries that slabpool is compared with: whether each is installed, and which version.
 
-A peer that is missing, or that does not load, is left out of the tables and named with the reason;
-nothing is ever installed from here.
+A peer that is missing, or that does not load, is left out of the tables and named with the reason. Nothing
+is installed from here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Peer:
     module: str = ""
     distribution: str = ""
     library: str = ""
-    #: Debian's package, for libraries.
+    #: Name of the Debian package, for libraries.
     package: str = ""
 
 
@@ -56,7 +56,7 @@ def missing(name: str) -> str | None:
         if ctypes.util.find_library(peer.library) is None:
             return f"no lib{peer.library} on this machine (Debian: {peer.package})"
         return None
-    # In a process of its own: loading it must not change what is measured, nor end the harness.
+    # In a separate process: loading the peer must neither change what is measured nor end the harness.
     tried = subprocess.run([sys.executable, "-c", f"import {peer.module}"], capture_output=True, text=True)
     if tried.returncode == 0:
         return None
@@ -65,7 +65,7 @@ def missing(name: str) -> str | None:
 
 
 def preload_path(name: str) -> str:
-    """What to put into LD_PRELOAD."""
+    """The value of LD_PRELOAD that loads the peer."""
     found = ctypes.util.find_library(PEERS[name].library)
     if found is None:
         raise FileNotFoundError(missing(name))
@@ -73,7 +73,7 @@ def preload_path(name: str) -> str:
 
 
 def version(name: str) -> str:
-    """Of the distribution, or of Debian's package; "unknown" where nobody says."""
+    """Version of the distribution or of the Debian package; "unknown" if neither states one."""
     peer = PEERS[name]
     if peer.distribution:
         for name in peer.distribution.split():

@@ -1,7 +1,7 @@
-"""Pictures for people: time over size on log axes, and memory over time. Needs matplotlib.
+"""Plots: time over size on log axes, and memory over time. Needs matplotlib.
 
-One file for each condition that was measured at several sizes, one for the memory of a process or a pool
-over its run.
+Writes one file per condition that was measured at several sizes, and one for the memory of a process or a
+pool over its run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from benchmarks.harness.model import OURS, Group, Outcome, Result, size_text
 
 
 def draw_all(results: list[Result], folder: Path) -> list[Path]:
-    """Everything that can be drawn of these results; returns the files written."""
+    """Draws every plot that these results allow; returns the files written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for result in results:
@@ -48,7 +48,7 @@ def _time_over_size(title: str, groups: dict[Group, list[Outcome]], path: Path) 
         for outcome in outcomes:
             spread = figures.quartiles(figures.all_values(outcome, "time"))
             lines.setdefault(outcome.case.contender, []).append((group.nbytes or 0, spread))
-    # A Figure of its own, not pyplot: no display, no global state.
+    # A Figure without pyplot needs no display and changes no global state.
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
     for name, points in lines.items():

@@ -1,8 +1,8 @@
-"""Runs one case in a fresh process and brings back what it measured.
+"""Runs one case in a fresh process and returns what it measured.
 
-Timed cases are pyperf workers: the first process of a case also finds the number of loops, as pyperf's
-own runner would have it done. (That runner finishes one benchmark before it starts the next; the order
-here is the harness's, so that contenders take turns.)
+Timed cases are pyperf workers. The first process of a case also calibrates the number of loops, as pyperf's
+own runner does. (That runner finishes one benchmark before it starts the next; here the harness decides the
+order, so contenders take turns.)
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from benchmarks.harness import native, peers
 from benchmarks.harness.model import Case, Effort, Metric, Metrics
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-#: Beyond this a case counts as hung.
+#: Seconds after which a case counts as hung.
 _TIMEOUT = 1800.0
 
 
 class CaseFailedError(RuntimeError):
-    """A case's process failed; the message has its last words."""
+    """The process of a case failed. The message has the end of its output."""
 
 
 class Programs:
-    """Everything needed to run cases: the temporary folder, the C++ drivers, what pyperf has calibrated."""
+    """Everything needed to run cases: the temporary folder, the C++ drivers, pyperf's calibrated loop
+    counts."""
 
     def __init__(self, folder: Path, effort: Effort) -> None:
         self._folder = folder
@@ -38,7 +39,7 @@ class Programs:
         self._loops: dict[Case, int] = {}
 
     def run(self, case: Case) -> Metrics:
-        """One process of the case."""
+        """Runs the case in one process."""
         if case.kind == "native":
             return self._native(case)
         if case.kind == "measured":
@@ -76,7 +77,7 @@ class Programs:
 
     def _process(self, case: Case, command: list[str], options: list[str]) -> str:
         environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
-        # Peers that tell their makers how they are used must not do so from a benchmark.
+        # Some peers report their usage to their makers. A benchmark must not.
         environment.update(LMCACHE_TRACK_USAGE="false", DO_NOT_TRACK="1", PYTHONHASHSEED="0")
         if case.preload is not None:
             environment["LD_PRELOAD"] = peers.preload_path(case.preload)
@@ -93,6 +94,6 @@ class Programs:
 
 
 def _metrics(output: str) -> Metrics:
-    """The last line of a program's output."""
+    """Parses the last line of a program's output."""
     report = json.loads(output.strip().splitlines()[-1])
     return {name: Metric(m["unit"], m["values"]) for name, m in report.items()}

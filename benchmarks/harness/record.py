@@ -1,5 +1,5 @@
-"""A run as one JSON object: medians, quartiles and all values, ratios, verdicts. For programs, and to
-compare runs later. Times are in seconds per operation."""
+"""A run as one JSON object: medians, quartiles, all values, ratios and verdicts. For programs that read or
+compare runs. Times are in seconds per operation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _metric(outcome: Outcome, name: str, ours: Outcome | None) -> dict[str, Any]
 def as_dict(
     results: list[Result], machine: dict[str, str], versions: dict[str, str], quick: bool
 ) -> dict[str, Any]:
-    """Everything that was measured."""
+    """The whole run."""
     return {
         "format": 1,
         "quick": quick,

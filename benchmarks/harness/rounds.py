@@ -1,7 +1,7 @@
-"""Runs the cases of benchmarks in rounds: every case once, in fresh processes, then every case again.
+"""Runs benchmarks in rounds: every case once, each in a fresh process, then every case again.
 
-Within a group the order turns by one each round, so that no contender is always first or always runs
-after the same other. What drifts (clock, temperature, neighbours) then touches all alike.
+Within a group the order rotates by one each round, so no contender is always first, or always after the same
+other. Drift (clock speed, temperature, other load) then affects all contenders alike.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from benchmarks.harness.model import OURS, Benchmark, Case, Effort, Outcome, Res
 from benchmarks.harness.native import NoCompilerError
 from benchmarks.harness.programs import CaseFailedError, Programs
 
-#: Told before each process: what runs, and how far it is.
+#: Called before each process with a text: what runs, and how far the benchmark is.
 Tick = Callable[[str], None]
 
 
 def run(benchmark: Benchmark, effort: Effort, programs: Programs, tick: Tick) -> Result:
-    """All rounds of one benchmark. A peer whose case fails is left out from then on; ours may not fail."""
+    """All rounds of one benchmark. A peer whose case fails is left out from then on; slabpool's must not
+    fail."""
     start = time.monotonic()
     left_out: dict[str, str] = {}
     groups: dict[object, list[Outcome]] = {}

@@ -1,5 +1,4 @@
-"""A run as Markdown: what the terminal shows and what RESULTS.md holds. Promises first, then ratios,
-then times."""
+"""A run as Markdown, for the terminal and for RESULTS.md. Promises first, then ratios, then times."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def bars(results: list[Result]) -> list[str]:
-    """Every promise and what was reached."""
+    """The table of promises, with the figures reached."""
     rows = []
     for result in results:
         for bar in result.bars:
@@ -80,7 +79,7 @@ def _group(label: str, outcomes: list[Outcome]) -> list[str]:
 
 
 def benchmark(result: Result) -> list[str]:
-    """Title, what was left out, and a table for each group."""
+    """Title, notes, left-out peers, and a table for each group."""
     lines = [f"## {result.benchmark.name}: {result.benchmark.title}", ""]
     lines += [f"{note}\n" for note in result.benchmark.notes]
     if result.left_out:
@@ -109,7 +108,7 @@ def report(results: list[Result], machine: dict[str, str], versions: dict[str, s
 
 
 def short(results: list[Result], machine: dict[str, str], versions: dict[str, str]) -> str:
-    """Promises and medians of a run, without the rest: what is kept beside its JSON."""
+    """Promises and medians only: the summary kept beside the JSON of a run."""
     lines = [f"# {machine['GPU']}, {machine['date']}", ""]
     shown = ", ".join(f"{k} {v}" for k, v in versions.items())
     lines += [f"{machine['processor']}, CUDA driver {machine['CUDA driver']}; {shown}.", ""]

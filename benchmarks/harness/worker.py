@@ -1,8 +1,8 @@
-"""What a fresh process of a Python case runs: ``python -m benchmarks.harness.worker TARGET ARGS …``.
+"""Runs in the fresh process of a Python case: ``python -m benchmarks.harness.worker TARGET ARGS …``.
 
-TARGET is ``module:function`` of the suite, ARGS its keyword arguments as JSON. For a timed case the
-function returns a `Statement` or a `Loop`, and pyperf's worker times it (the rest of the command line is
-pyperf's). For a measured case it returns metrics, which are printed as one line of JSON.
+TARGET is ``module:function`` of the suite, ARGS its keyword arguments as JSON. For a timed case the function
+returns a `Statement` or a `Loop`, and pyperf's worker times it (the rest of the command line is pyperf's).
+For a measured case it returns metrics, which are printed as one line of JSON.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from benchmarks.harness.model import Metric
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement as a user writes it, with the names it uses. Repeated within the loop, so that the
-    loop itself costs next to nothing."""
+    """A statement as a user writes it, with the names it uses. It is repeated inside the loop, so that the
+    loop itself costs almost nothing."""
 
     text: str
     names: Mapping[str, Any]
@@ -30,16 +30,17 @@ class Statement:
 
 @dataclass(frozen=True)
 class Loop:
-    """A function of the number of loops that returns the seconds they took; `inner` operations each."""
+    """A function that takes a number of loops and returns the seconds they took; `inner` operations per
+    loop."""
 
     run: Callable[[int], float]
     inner: int = 1
-    #: Kept alive while it runs.
+    #: An object kept alive while the loop runs.
     keep: list[Any] = field(default_factory=list)
 
 
 def _check_preload() -> None:
-    """A preload that failed would time the wrong malloc."""
+    """Raises if the preload failed, because the wrong malloc would be timed."""
     wanted = os.environ.get("LD_PRELOAD")
     if wanted:
         with open("/proc/self/maps", encoding="utf-8") as maps:
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Under its importable name, so that the classes above are those the suite returns.
+    # Run under its importable name, so that `Statement` and `Loop` are the classes that the suite returns.
     from benchmarks.harness import worker
 
     worker.main()

@@ -1,2 +1,2 @@
-"""A guard against slower hot paths that is not a stopwatch: instructions per operation, counted by
-callgrind, against a budget kept in the repository. ``python -m benchmarks.instructions``."""
+"""Guards the hot paths without a clock: callgrind counts instructions per operation, and a budget in the
+repository limits them. ``python -m benchmarks.instructions``."""

@@ -1,8 +1,8 @@
-"""``python -m benchmarks.instructions [--update]``: counts, and compares with budget.json.
+"""``python -m benchmarks.instructions [--update]``: counts instructions and compares them with budget.json.
 
-Exit status 1 if an operation takes more than 3 % over its budget, or there is none for it; 2 if counting
-is not possible here. --update writes what was counted as the new budget: do so, and say why, when a
-change is worth its instructions.
+The exit status is 1 if an operation takes more than 3 % over its budget or has no budget, and 2 if counting
+is not possible here. --update writes the counts as the new budget. Use it only when a change is worth its
+instructions, and say why in the commit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOLERANCE = 0.03
 
 
 def compare(counts: dict[str, float], budget: dict[str, float]) -> tuple[list[str], bool]:
-    """Lines to print, and whether everything is within its budget.
+    """The lines to print, and whether everything is within its budget.
 
     Examples
     --------
@@ -51,7 +51,7 @@ def compare(counts: dict[str, float], budget: dict[str, float]) -> tuple[list[st
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions")
-    parser.add_argument("--update", action="store_true", help="write what was counted as the new budget")
+    parser.add_argument("--update", action="store_true", help="write the counts as the new budget")
     args = parser.parse_args()
     try:
         counts = count_all()

@@ -1,7 +1,7 @@
 """Counts instructions under callgrind: of a whole program, or of slabpool's own libraries in it.
 
-What one operation costs is the difference between many and few of them, divided: start-up, set-up and
-the end of the program cancel out.
+The cost of one operation is the difference between many and few operations, divided by the number between:
+start-up, set-up and the end of the program cancel out.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 from benchmarks.harness import native
 from benchmarks.harness.programs import ROOT
 
-#: Few and many; below the 4,000 devices that the ack operations set up.
+#: Few and many operations. Both are below the 4,000 devices that the ack operations set up.
 _FEW, _MANY = 1000, 3000
 NATIVE = ("allocate_free_4KiB", "allocate_free_1MiB", "open_close", "ack", "request", "stats")
 PYTHON = ("empty", "ack", "request")
 
 
 class CannotCountError(RuntimeError):
-    """No valgrind, no compiler, or a program that failed under it."""
+    """valgrind or a compiler is missing, or a program failed under valgrind."""
 
 
 def _callgrind(command: list[str], folder: Path) -> Path:
@@ -52,9 +52,9 @@ def total(profile: Path) -> int:
 
 
 def own(profile: Path) -> int:
-    """Instructions executed in slabpool's own libraries, whatever they called left out."""
-    # An "ob=" line names the object that the lines after it belong to, the first time as "(7) path", then
-    # "(7)". A line of cost is "line-number cost"; the one after "calls=" is what the callee spent.
+    """Instructions executed in slabpool's own libraries, without those of the functions they call."""
+    # An "ob=" line names the object to which the following lines belong: first as "(7) path", later as "(7)".
+    # A cost line is "line-number cost"; the one after "calls=" is the cost of the callee.
     names: dict[str, str] = {}
     inside = called = False
     count = 0

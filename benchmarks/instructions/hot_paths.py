@@ -1,4 +1,4 @@
-"""``hot_paths.py OPERATION N``: does one operation of the Python face N times. Counted by callgrind."""
+"""``hot_paths.py OPERATION N``: does one operation of the Python API N times, for callgrind to count."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def empty(pool: slabpool.Pool, n: int) -> None:
 
 
 def ack(pool: slabpool.Pool, n: int) -> None:
-    # Set up the same for every n: one request whose devices are never all asked.
+    # The set-up is the same for every n: one request with more devices than are ever acknowledged.
     names = [f"gpu{i}" for i in range(4000)]
     req = pool.request("chat-42", names)
     for name in names[:n]:

@@ -1,6 +1,6 @@
-"""All benchmarks by name, in the order in which they are told. One file per subject.
+"""All benchmarks by name, in the order of the report. One file per subject.
 
-Those that need a GPU are apart: they run only when they are asked for.
+Benchmarks that need a GPU are listed separately: they run only when asked for.
 """
 
 from __future__ import annotations

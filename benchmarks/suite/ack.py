@@ -1,7 +1,7 @@
-"""ack: one device's acknowledgement from Python, all but the last (which returns the memory).
+"""ack: one device's ack from Python, all but the last (which returns the memory).
 
-An acknowledgement counts once, so a thousand requests of four devices are opened beforehand and the
-first three acks of each are timed; opening, closing and the last ack are not.
+A device's ack counts once, so a thousand requests of four devices are opened beforehand and the first three
+acks of each are timed. Opening, closing and the last ack are not timed.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ BENCHMARK = Benchmark(
     _cases,
     _bars,
     (
-        "Includes a third of a step of the loop over requests. LMCache's counter takes any caller for any "
-        "device.",
+        "Includes a third of a step of the loop over requests. LMCache's counter does not check which "
+        "device calls it.",
     ),
 )

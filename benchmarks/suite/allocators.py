@@ -1,7 +1,7 @@
-"""allocators: slabpool beside the pools inside inference engines, called as Python calls them.
+"""allocators: slabpool and the pools inside inference engines, called from Python.
 
-LMCache's tensor and paged allocators and Mooncake's BufferPool, one allocation and its release in the
-same kind of loop, in one thread and in two threads at once (which share the GIL).
+LMCache's tensor and paged allocators and Mooncake's BufferPool. One allocation and its release in the same
+kind of loop, in one thread, and in two threads at once (which share the GIL).
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ GROUPS = {
 HOLES = Group("8 KiB behind 10,000 holes of 4 KiB")
 _ARENA = 256 << 20
 
-#: Contender, function, peer, and how many times faster ours has to be.
+#: Contender, function, peer, and how many times faster slabpool must be.
 _PEERS = (
     ("LMCache paged allocator", "lmcache_paged", "lmcache", 25.0),
     ("LMCache tensor allocator", "lmcache_tensor", "lmcache", 100.0),
     ("Mooncake BufferPool", "mooncake_pool", "mooncake", 10.0),
 )
 
-#: Does one thing so many times.
+#: Does one operation the given number of times.
 Body = Callable[[int], None]
 
 
 def _timed(body: Body, threads: int, keep: list[Any]) -> Loop:
-    """`loops` operations in all, shared evenly by the threads."""
+    """`loops` operations in all, divided evenly among the threads."""
 
     def one(loops: int) -> float:
         start = time.perf_counter()
@@ -46,7 +46,7 @@ def _timed(body: Body, threads: int, keep: list[Any]) -> Loop:
         return time.perf_counter() - start
 
     def several(loops: int) -> float:
-        # Threads wait here until all are there; the clock starts for the first to go.
+        # Threads wait here until all have started. The clock starts when the first one goes on.
         began: list[float] = []
         barrier = threading.Barrier(threads, action=lambda: began.append(time.perf_counter()))
 
@@ -197,13 +197,13 @@ def _bars(effort: Effort) -> list[Bar]:
 
 BENCHMARK = Benchmark(
     "allocators",
-    "Beside the pools inside inference engines",
+    "Compared with the pools inside inference engines",
     _cases,
     _bars,
     (
-        "Ours makes a numpy array, LMCache a memory object with a torch tensor in it, Mooncake a lease "
-        "with an address. With two threads the time is wall time over the operations of both.",
-        "LMCache's paged allocator has pages of exactly the size asked for, 64 of them. Mooncake runs with a "
-        "master of its own on the loopback interface and classes from 4 KiB (its default is 64 KiB).",
+        "slabpool makes a numpy array, LMCache a memory object with a torch tensor, Mooncake a lease "
+        "with an address. With two threads, the time is wall time divided by the operations of both.",
+        "LMCache's paged allocator has 64 pages of exactly the requested size. Mooncake runs with its "
+        "own master on the loopback interface, and classes from 4 KiB (its default is 64 KiB).",
     ),
 )

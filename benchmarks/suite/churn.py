@@ -1,6 +1,6 @@
 """churn_10000: 10,000 live tensors of 1 KiB to 8 MiB, replaced one after another, in C++.
 
-What the pool commits for what is live, and how long its slowest allocations take.
+Measures how much the pool commits per live byte, and how long its slowest allocations take.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ BENCHMARK = Benchmark(
     _cases,
     _bars,
     (
-        "Sizes are log-uniform and of any number of bytes; about 9.3 GiB are live and the pool may commit "
-        "15 GiB. A million replacements a value; each allocate is timed by itself with the processor's "
-        "counter, less what reading it costs. `committed/live` counts whole blocks as the pool does, "
-        f"`committed/asked for` the bytes that were asked for. What other allocators than {OURS} commit "
-        "cannot be told from outside while nothing is touched.",
+        "Sizes are log-uniform, any number of bytes; about 9.3 GiB are live, and the pool may commit "
+        "15 GiB. A million replacements per value; each allocate is timed alone with the processor's "
+        "counter, less the cost of reading it. `committed/live` counts whole blocks, as the pool does, "
+        f"`committed/asked for` the requested bytes. What allocators other than {OURS} commit "
+        "cannot be seen from outside while the memory is not touched.",
     ),
 )

@@ -1,7 +1,7 @@
-"""create_drop: making one tensor and dropping it at once, as a statement a user would write.
+"""create_drop: makes one tensor and drops it at once, as one statement of a user's program.
 
-Nothing else is alive, so every allocator is at its best: what is compared is the cost of the call and of
-the array object. "untouched" never writes to the memory; "filled" writes all of it.
+Nothing else is alive, so every allocator is at its best: compared are the costs of the call and of the array
+object. "untouched" never writes to the memory; "filled" writes all of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ SIZES = (4 << 10, 64 << 10, 1 << 20)
 UNTOUCHED = [Group("untouched", nbytes) for nbytes in SIZES]
 FILLED = [Group("filled", nbytes) for nbytes in SIZES]
 
-#: pyarrow and shared memory have no fill of their own: untouched only.
+#: Untouched only: pyarrow and shared memory have no fill function.
 _CONTENDERS = (
     (OURS, "ours", None),
     ("numpy.empty", "numpy_empty", None),
@@ -43,7 +43,7 @@ def numpy_empty(nbytes: int, fill: str = "") -> Statement:
 def torch_empty(nbytes: int, fill: str = "") -> Statement:
     import torch
 
-    # One thread fills, as numpy does.
+    # Fill with one thread, as numpy does.
     torch.set_num_threads(1)
     fill = fill.replace("fill", "fill_")
     return Statement(f"torch.empty(({nbytes // 2},), dtype=torch.float16){fill}", {"torch": torch})
@@ -90,8 +90,8 @@ BENCHMARK = Benchmark(
     _bars,
     (
         "One thread; the statement `pool.empty((n,), np.float16)` against `numpy.empty((n,), np.float16)` "
-        "and its like. The shared_memory case creates, closes and unlinks a segment.",
-        "A lone `numpy.empty` that is dropped at once gets its memory back from the C library's cache; the "
-        "request pattern is what engines do.",
+        "and its equivalents. The shared_memory case creates, closes and unlinks a segment.",
+        "A single `numpy.empty` that is dropped at once reuses memory of the C library's cache; see "
+        "request_pattern for what engines do.",
     ),
 )

@@ -1,8 +1,8 @@
-"""What the benchmarks on a GPU share: whether there is one, what it is, and a stream to work on.
+"""What the GPU benchmarks share: whether there is a GPU, its description, and a stream to work on.
 
 ``python -m benchmarks gpu`` runs all of them. Without a GPU nothing is measured and nothing claimed. Peers
-are those of `benchmarks.harness.peers`; each case is a process of its own, so that no allocator sees
-another's.
+are those of `benchmarks.harness.peers`. Each case runs in a separate process, so that allocators do not
+affect each other.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 from benchmarks.harness.model import Effort, Metric, Metrics
 
-#: Beyond what the largest case needs, several times.
+#: Several times what the largest case needs.
 CAPACITY = "4GiB"
 DEVICE = 0
 
 
 def missing(quick: bool) -> str | None:
-    """Why there is no GPU to measure on, or None if there is one. The tests' stand-in driver is none; a quick
-    run on it shows that everything runs."""
+    """Why there is no GPU to measure on, or None if there is one. The tests' stand-in driver does not count
+    as a GPU; a quick run on it shows that everything runs."""
     import slabpool.cuda
 
     why = slabpool.cuda.why_unavailable()
@@ -43,7 +43,7 @@ def describe() -> dict[str, str]:
 
 
 def file_stem(machine: dict[str, str]) -> str:
-    """A name for files of results: the device, and the day.
+    """A file name for results: the device and the date.
 
     Examples
     --------
@@ -55,9 +55,9 @@ def file_stem(machine: dict[str, str]) -> str:
 
 
 def repeated(work: Callable[[], object], finish: Callable[[], object], effort: dict[str, Any]) -> Metrics:
-    """Seconds of one `work()`, `finish()` (which waits for the GPU) once behind many, its share included.
+    """Seconds of one `work()`, including its share of one `finish()` (which waits for the GPU) after many.
 
-    As pyperf does it: loops are doubled until they last long enough, one more batch warms up.
+    Loops are doubled until they last long enough, then one more batch warms up, as pyperf does.
     """
     loops = 1
     while True:
@@ -79,12 +79,12 @@ def _batch(work: Callable[[], object], finish: Callable[[], object], loops: int)
 
 
 def args(effort: Effort) -> dict[str, Any]:
-    """How long to measure, for `repeated` in the case's process."""
+    """The effort as keyword arguments, for `repeated` in the case's process."""
     return {"effort": {"values": effort.values, "seconds": effort.min_time}}
 
 
 def torch_on(pool: str, backend: str = "native") -> tuple[Any, Any]:
-    """torch, and the pool that is under its CUDA allocations: "" none, "global" or "mem_pool"."""
+    """torch with the pool under its CUDA allocations; `pool` is "" (none), "global" or "mem_pool"."""
     import os
 
     if not pool:

@@ -1,7 +1,7 @@
-"""gpu_acks: three ways in which the host can learn that a stream has come to a point, on the bare driver.
+"""gpu_acks: three ways for the host to learn that a stream has reached a point, on the bare driver.
 
-slabpool records an event and asks for it (csrc/slabpool/acks/from_streams.hpp). Whether that is the best of
-the three on a machine is what this tells.
+slabpool records an event and queries it (csrc/slabpool/acks/from_streams.hpp). This shows whether that is the
+best of the three on a machine.
 """
 
 from __future__ import annotations
@@ -31,14 +31,12 @@ def _bars(effort: Effort) -> list[Bar]:
 
 BENCHMARK = Benchmark(
     "gpu_acks",
-    "GPU: how the host learns that a stream has come to a point",
+    "GPU: how the host learns that a stream has reached a point",
     _cases,
     _bars,
     (
-        "`time`: work and an ack behind it, many in a row, the host looking as it goes, 256 in flight at "
-        "most; "
-        "less the control's it is what an ack costs. `until the host knows`: one alone, from the call "
-        "on, the host "
-        "looking all the time. `the call`: what the caller pays at once.",
+        "`time`: work and an ack behind it, many in a row, while the host polls; at most 256 are in flight. "
+        "Minus the control's time, it is the cost of an ack. `until the host knows`: a single ack, from the "
+        "call on, while the host polls all the time. `the call`: what the caller pays at once.",
     ),
 )

@@ -1,8 +1,8 @@
-"""gpu_allocate: allocate and free device memory, on one stream, nothing else alive.
+"""gpu_allocate: allocates and frees device memory on one stream, with nothing else alive.
 
-Three groups: as a Python program has it from torch (`torch.empty` on the device), from CuPy, and the
-allocators themselves by the thinnest call that each has (C for cuMemAllocAsync and for ours, in one process
-each).
+Three groups: from torch in Python (`torch.empty` on the device), from CuPy in Python, and the allocators
+themselves by the thinnest call that each has (C for cuMemAllocAsync and for slabpool). Each case has a
+process of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CUPY_POOL = "CuPy's MemoryPool"
 
 
 def raw_torch(nbytes: int, effort: dict[str, Any]) -> Metrics:
-    """torch's cache without tensors on top."""
+    """torch's caching allocator without tensors on top."""
     torch, _ = gpu.torch_on("")
     stream = torch.cuda.Stream(gpu.DEVICE)
     allocate, free = torch.cuda.caching_allocator_alloc, torch.cuda.caching_allocator_delete
@@ -48,7 +48,7 @@ def torch_empty(nbytes: int, pool: str, backend: str, effort: dict[str, Any]) ->
     finish = torch.cuda.synchronize
     found = gpu.repeated(lambda: torch.empty(nbytes, dtype=dtype, device=device), finish, effort)
     if made is not None and made.stats().allocations == 0:
-        raise AssertionError("the pool was never asked: torch used another allocator")
+        raise AssertionError("the pool was never called: torch used another allocator")
     return found
 
 
@@ -91,7 +91,7 @@ def _cases(effort: Effort) -> list[Case]:
 
 
 def over_best(group: Group, others: tuple[str, ...], ours: str = OURS) -> Figure:
-    """Our time over the fastest of the others that took part."""
+    """slabpool's time divided by that of the fastest other contender that took part."""
 
     def figure(result: Result) -> list[float] | None:
         mine = result.outcome(group, ours)
@@ -123,9 +123,9 @@ BENCHMARK = Benchmark(
     _cases,
     _bars,
     (
-        "`allocate and free`: ours and cuMemAllocAsync are called from C++, torch's cache and CuPy's pool by "
-        "their own Python functions, which is the least that each offers; what Python costs there is in "
-        "their time.",
+        "`allocate and free`: slabpool and cuMemAllocAsync are called from C++, torch's cache and CuPy's "
+        "pool by their own Python functions, which are the thinnest calls they offer; the cost of Python is "
+        "in their time.",
         "The other groups are the same Python statement with and without the pool underneath.",
     ),
 )

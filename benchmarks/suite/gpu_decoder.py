@@ -1,7 +1,7 @@
-"""gpu_decoder: a transformers decoder on torch, with the pool under its memory and without.
+"""gpu_decoder: a transformers decoder on torch, with and without the pool under its memory.
 
-The same model with random weights and the same prompts, one request after another, 2,000 of them. Tokens
-must be the same; memory must stay flat: what the device has in use after the first tenth and at the most
+The same model with random weights and the same prompts, 2,000 requests one after another. Tokens must be the
+same. Memory must stay flat: the memory in use on the device after the first tenth is compared with the most
 later.
 """
 
@@ -70,7 +70,7 @@ def measure(pool: str, requests: int) -> Metrics:
                 stack.enter_context(stack.enter_context(made.request(f"chat-{number}")).activate())
                 if pool == "mem_pool":
                     stack.enter_context(slabpool.torch.mem_pool(made))
-            # No tensor outlives the block: its segment would wait for torch to empty its cache.
+            # No tensor may outlive the block, because its segment would stay until torch empties its cache.
             return model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[
                 0, length:
             ].tolist()
@@ -88,14 +88,14 @@ def measure(pool: str, requests: int) -> Metrics:
         free, total = torch.cuda.mem_get_info(gpu.DEVICE)
         used.append((total - free) / (1 << 20))
     found = {
-        "time": Metric("s", walls),  # of a new token, the prompt's share included
+        "time": Metric("s", walls),  # per new token, the prompt's share included
         "tokens a second": Metric("", [1 / wall for wall in walls]),
         "tokens": Metric("", [float(crc)]),  # a checksum
         "device memory": Metric("MiB", used),
         "growth after the first tenth": Metric("MiB", [max(used[1:]) - used[0]]),
     }
     if made is not None and made.stats().allocations == 0:
-        raise AssertionError("the pool was never asked: torch used another allocator")
+        raise AssertionError("the pool was never called: torch used another allocator")
     return found
 
 
@@ -109,7 +109,7 @@ def _cases(effort: Effort) -> list[Case]:
 
 
 def _differing(ours: str) -> Figure:
-    """1 for each round in which the tokens were others than torch's alone."""
+    """1 for each round whose tokens differ from those of torch without the pool."""
 
     def figure(result: Result) -> list[float] | None:
         mine, theirs = result.outcome(GROUP, ours), result.outcome(GROUP, TORCH)
@@ -141,9 +141,7 @@ BENCHMARK = Benchmark(
     _bars,
     (
         "A Llama-shaped model with random weights (8 layers, 1,024 wide, bfloat16), greedy, 8 new tokens "
-        "a request, "
-        "prompts of 48 to 64 tokens. `tokens` is a checksum over all of them. `device memory` is what "
-        "the device "
-        "reports in use, all processes' included, after each tenth.",
+        "per request, prompts of 48 to 64 tokens. `tokens` is a checksum over all of them. `device memory` "
+        "is what the device reports as in use after each tenth, including other processes.",
     ),
 )

@@ -1,6 +1,6 @@
 """gpu_request64: a request of 64 tensors of device memory, ended by acks that follow a stream.
 
-The peers have no requests: they make the 64 and drop them on the same stream, and nothing waits for a device.
+The peers have no requests: they make the 64 tensors and drop them on the same stream, and wait for no device.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from benchmarks.harness.model import OURS, Bar, Benchmark, Case, Effort, Group, 
 from benchmarks.suite import gpu
 from benchmarks.suite.gpu_allocate import CUPY_POOL, TORCH_ASYNC, TORCH_CACHE, over_best
 
-#: The same mix as in the benchmark of host memory: 4 KiB to 1 MiB.
+#: The mix of sizes of the host benchmark, request64: 4 KiB to 1 MiB.
 SIZES = [4 << 10, 16 << 10, 64 << 10, 1 << 20] * 16
 GROUP = Group("64 tensors, 2 devices")
 LAYOUT = f"{OURS}, a layout"
@@ -102,8 +102,8 @@ BENCHMARK = Benchmark(
     _cases,
     _bars,
     (
-        "Ours opens a request for two devices, allocates 64 tensors (4 KiB to 1 MiB), closes it and has both "
-        "devices acknowledge behind a stream. The others allocate 64 tensors on a stream and drop them. The "
-        "stream has no work of its own: the times are the host's.",
+        "slabpool opens a request for two devices, allocates 64 tensors (4 KiB to 1 MiB), closes it, and "
+        "both devices acknowledge behind a stream. The others allocate 64 tensors on a stream and drop "
+        "them. The stream has no other work: the times are the host's.",
     ),
 )

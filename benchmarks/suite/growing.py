@@ -1,8 +1,8 @@
-"""growing: keys of one layer grow by a token at a time, as an engine's KV cache does.
+"""growing: the keys of one layer grow by one token at a time, as an engine's KV cache does.
 
-What it costs in time and in memory to have all tokens so far as one array after each: grown in place, by
-concatenation, and in an array that was made for the most there may ever be. Each token is written, and the
-array so far is asked for; nobody reads it.
+Measures the time and the memory it takes to have all tokens so far as one array after each step: grown in
+place, by concatenation, and in an array made for the maximum length. Each token is written and the array so
+far is made; no code reads the array.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from benchmarks.harness.model import OURS, Bar, Benchmark, Case, Effort, Group, 
 #: Heads and head dimension of one token, in float16: 2 KiB.
 ROW = (8, 128)
 ROW_BYTES = 2 * ROW[0] * ROW[1]
-#: What an engine allows a conversation, in tokens.
+#: The most tokens that an engine allows one conversation.
 LIMIT = 32768
 ONE = Group("one sequence to 4,096 tokens of 2 KiB; at most 32,768")
 MANY = Group("32 sequences in turn, to 64, 128 ... 2,048 tokens; at most 32,768 each")
 CONCATENATE = "numpy.concatenate"
 MAXIMUM = f"{OURS}, the maximum at once"
 
-#: A sequence: makes it one token longer, writes that, and returns all of it.
+#: A sequence: one call makes it one token longer, writes that token, and returns the whole array.
 Append = Callable[[], Any]
 
 
@@ -34,11 +34,11 @@ def _kib(field: str) -> int:
 
 
 class PeakMemory:
-    """By how much the memory of this process grew at most since it was made."""
+    """The most by which the memory of this process has grown since this object was made."""
 
     def __init__(self) -> None:
         with open("/proc/self/clear_refs", "w", encoding="ascii") as marks:
-            marks.write("5")  # the high water mark starts anew
+            marks.write("5")  # resets the high water mark
         self._before = _kib("VmRSS:")
 
     def kib(self) -> int:
@@ -109,12 +109,12 @@ def _torch_concatenated() -> Append:
 
 
 def measure(contender: str, lengths: list[int]) -> Metrics:
-    """The sequences grow in turn, a token each, until each has its length; all are kept to the end."""
+    """The sequences grow in turn, one token each, until each has its length; all are kept until the end."""
     import numpy as np
 
     import slabpool
 
-    # As much as the maximum takes; a pool takes from the system what it needs.
+    # Capacity for the maximum lengths. The pool commits only what it needs.
     pool = slabpool.Pool(2 * len(lengths) * LIMIT * ROW_BYTES)
     request = pool.request("growing")
     makers: dict[str, Callable[[], Append]] = {
@@ -183,9 +183,9 @@ BENCHMARK = Benchmark(
     _cases,
     _bars,
     (
-        "`peak memory` is the process's resident high water mark above what it was before, over the bytes of "
-        "all tokens: 1 is perfect. numpy.empty of the maximum touches no more than is written, so it is near "
-        "1 too; what such an array costs is that all of it counts wherever memory is counted, as in a pool.",
-        "`counted` is what the pool counts, over the same. A quick run has an eighth of the tokens.",
+        "`peak memory` is how far the process's resident high water mark rose, divided by the bytes of all "
+        "tokens: 1 is perfect. numpy.empty of the maximum touches only what is written, so it is near 1 "
+        "too; its cost is that the whole array counts wherever memory is counted, as in a pool.",
+        "`counted` is what the pool counts, divided by the same. A quick run has an eighth of the tokens.",
     ),
 )

@@ -1,8 +1,8 @@
-"""hand_over: a tensor goes to another process, which acknowledges it; and the acknowledgement alone.
+"""hand_over: a tensor goes to another process, which acknowledges it; and the ack alone.
 
-The work of one round is the same for all: get memory for a tensor, write its first and its last byte, hand it
-over, have the other process read both, hear that it is done, and have the memory back. Nobody fills or
-copies the tensor unless his way of handing over does.
+Every contender does the same work in a round: get memory for a tensor, write its first and last byte, hand it
+over, have the other process read both bytes, receive the ack, and have the memory back. The tensor is filled
+or copied only where the way of handing over requires it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.harness.model import OURS, Bar, Benchmark, Case, Effort, Group, 
 SIZES = (4 << 10, 256 << 10, 16 << 20)
 THERE_AND_BACK = {nbytes: Group("hand over and acknowledge", nbytes) for nbytes in SIZES}
 ALONE = Group("an ack on the device's side, 1,000 requests in turn")
-ROUNDS = 600  # of which the last five sixths count
+ROUNDS = 600  # only the last five sixths count
 ACKS = 1000
 
 
@@ -60,12 +60,12 @@ def _start(work: Callable[..., None], *args: Any) -> tuple[multiprocessing.proce
 def _end(process: multiprocessing.process.BaseProcess) -> None:
     process.join(30)
     if process.exitcode != 0:
-        raise AssertionError(f"the other process ended with {process.exitcode}: it read something else")
+        raise AssertionError(f"the other process ended with {process.exitcode}: it read wrong bytes")
 
 
 def _check(array: Any, first: int) -> None:
     if array[0] != first or array[-1] != first + 1:
-        raise AssertionError("it read something else")
+        raise AssertionError("the other process read wrong bytes")
 
 
 # ---- ours
@@ -98,7 +98,7 @@ def slabpool_ref(nbytes: int) -> Metrics:
         del x
         req.close()
         pipe.send_bytes(ref.to_bytes())
-        req.wait()  # until the ack is here and the memory is back
+        req.wait()  # until the ack has come and the memory is back
 
     metrics = _timed(round_trip)
     pipe.send_bytes(b"")
@@ -140,7 +140,7 @@ def slabpool_ack(rounds: int) -> Metrics:
             raise AssertionError("memory did not come back")
     _end(process)
     pool.close()
-    return {"time": Metric("s", times[1:])}  # the first touches every slot for the first time
+    return {"time": Metric("s", times[1:])}  # without the first, which touches every slot for the first time
 
 
 # ---- multiprocessing.shared_memory
@@ -173,7 +173,7 @@ def shared_memory_each(nbytes: int) -> Metrics:
         array[0], array[-1] = first, first + 1
         there.put((memory.name, nbytes, first))
         if back.get() != first:
-            raise AssertionError("an answer to something else")
+            raise AssertionError("an answer to another message")
         del array
         memory.close()
         memory.unlink()
@@ -210,7 +210,7 @@ def shared_memory_kept(nbytes: int) -> Metrics:
         array[0], array[-1] = first, first + 1
         there.put(first)
         if back.get() != first:
-            raise AssertionError("an answer to something else")
+            raise AssertionError("an answer to another message")
 
     metrics = _timed(round_trip)
     there.put(None)
@@ -239,7 +239,7 @@ def pickle_pipe(nbytes: int) -> Metrics:
         array[0], array[-1] = first, first + 1
         pipe.send((first, array))
         if pipe.recv() != first:
-            raise AssertionError("an answer to something else")
+            raise AssertionError("an answer to another message")
 
     metrics = _timed(round_trip, scale=5 if nbytes > 1 << 20 else 1)
     pipe.send(None)
@@ -267,7 +267,7 @@ def ray_put_get(nbytes: int) -> Metrics:
         array = np.empty(nbytes, np.uint8)
         array[0], array[-1] = first, first + 1
         if ray.get(device.read.remote([ray.put(array)], first)) != first:
-            raise AssertionError("an answer to something else")
+            raise AssertionError("an answer to another message")
 
     metrics = _timed(round_trip, scale=5)
     ray.shutdown()
@@ -317,11 +317,11 @@ BENCHMARK = Benchmark(
     _cases,
     _bars,
     (
-        "All of these wake a process twice. On virtual machines that idle, waking the other core was seen to "
-        "cost up to 50 us each time; whole processes of any case had it or had it not: look at the rounds.",
-        "Round: memory for a tensor, first and last byte written, handed over (ours: 100 bytes of reference "
-        "through a pipe), both read there, acknowledged, memory back. Medians of round trips.",
-        "`shared_memory kept` uses one block, attached beforehand, again and again: it manages no memory, "
-        "and is the floor of a queue in each direction. `for each` makes, attaches and unlinks one a tensor.",
+        "Every contender wakes a process twice. On idle virtual machines, waking the other core was seen to "
+        "cost up to 50 us each time, in some processes of any case and not in others: compare the rounds.",
+        "A round: memory for a tensor, first and last byte written, handed over (slabpool: a 100-byte "
+        "reference through a pipe), both read there, acknowledged, memory back. Medians of round trips.",
+        "`shared_memory kept` reuses one block, attached beforehand: it manages no memory, and is the floor "
+        "of a queue in each direction. `for each` makes, attaches and unlinks one per tensor.",
     ),
 )

@@ -1,4 +1,4 @@
-"""A Mooncake store in this process with a master of its own, as its BufferPool wants one.
+"""A Mooncake store in this process, with its own master, as its BufferPool requires.
 
 The master listens on the loopback interface only and ends with the store.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class Mooncake:
-    """A Mooncake store with its master on the loopback interface, as its BufferPool wants one."""
+    """A Mooncake store with its master on the loopback interface."""
 
     def __init__(self, nbytes: int) -> None:
         import mooncake

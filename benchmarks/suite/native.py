@@ -1,7 +1,7 @@
 """cpp_same_thread, cpp_two_threads, cpp_cross_thread and cpp_live_set_1000: the core against C allocators.
 
-The contenders run the same C++ workload (benchmarks/cpp): slabpool's core, malloc of glibc and of what is
-preloaded in its place, and the two floors, which do nothing but push and pop a list.
+The contenders run the same C++ workload (benchmarks/cpp): slabpool's core, the malloc of glibc, each
+preloaded malloc, and the two floors, which only push and pop a list.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ C_ALLOCATORS = ("glibc", "mimalloc", "jemalloc", "tcmalloc")
 
 
 def contenders(workload: str, group: Group, floors: tuple[str, ...]) -> list[Case]:
-    """Ours, the floors and the four C allocators in one workload."""
+    """slabpool, the floors and the four C allocators in one workload."""
     args = {} if group.nbytes is None else {"bytes": group.nbytes}
     cases = [Case(group, OURS, "native", workload, args, heap="slabpool")]
     heaps = {THREAD_LIST: "thread-list", OWNER_LIST: "owner-list"}
@@ -27,7 +27,7 @@ def contenders(workload: str, group: Group, floors: tuple[str, ...]) -> list[Cas
 
 
 def best_of(group: Group, metric: str = "time") -> Figure:
-    """Ours over the fastest of the C allocators that took part."""
+    """slabpool's metric divided by that of the fastest C allocator that took part."""
 
     def figure(result: Result) -> list[float] | None:
         ours = result.outcome(group, OURS)
@@ -41,7 +41,7 @@ def best_of(group: Group, metric: str = "time") -> Figure:
 
 
 def slowest_over_fastest(groups: list[Group]) -> Figure:
-    """How much our time differs between sizes."""
+    """slabpool's time at its slowest size divided by that at its fastest."""
 
     def figure(result: Result) -> list[float] | None:
         outcomes = [result.outcome(group, OURS) for group in groups]
@@ -76,7 +76,7 @@ SAME_THREAD = Benchmark(
     "C++: allocate and free one block, same thread",
     _same_cases,
     _same_bars,
-    ("Memory is not touched. The same block comes and goes, so all caches are hot.",),
+    ("Memory is not touched. The same block is reused each time, so all caches are hot.",),
 )
 
 # ---- two threads, each its own
@@ -98,9 +98,9 @@ TWO_THREADS = Benchmark(
     _two_cases,
     _two_bars,
     (
-        "`time` is one thread's time per operation while the other runs, `alone` without it, `scaling` the "
-        "throughput of both over that of one. The floors share nothing: what they miss of 2.00 is the "
-        "machine's.",
+        "`time` is one thread's time per operation while the other runs, `alone` without it; `scaling` is "
+        "the throughput of both divided by that of one. The floors share nothing: what they miss of 2.00 is "
+        "due to the machine.",
     ),
 )
 
@@ -127,7 +127,7 @@ CROSS_THREAD = Benchmark(
     _cross_cases,
     _cross_bars,
     (
-        "Blocks go over a ring of 256; its own cost is in every figure, and shown by itself. The time is "
+        "Blocks go through a ring of 256; its cost is in every figure, and is shown alone too. The time is "
         "that of the slower of the two threads.",
     ),
 )
@@ -161,7 +161,7 @@ LIVE_SET = Benchmark(
     _live_cases,
     _live_bars,
     (
-        "Sizes are log-uniform. With any multiple of 4 KiB almost no large size comes twice, and the "
+        "Sizes are log-uniform. With any multiple of 4 KiB almost no large size occurs twice, and the "
         "floor, which keeps a list for every one of 16,384 sizes and returns nothing, holds many times "
         "what is live; of powers of two there are 15, as of an engine whose tensors have a few shapes.",
     ),

@@ -1,7 +1,7 @@
-"""numpy_handler: what an array costs that numpy makes, from a pool and from its own allocator.
+"""numpy_handler: the cost of an array that numpy makes, from a pool and from numpy's own allocator.
 
-One array made and dropped at once, which is numpy's own allocator at its best: up to 1 KiB it keeps freed
-memory itself, and beyond that the C library does. "filled" writes the memory, as programs do.
+One array is made and dropped at once, which is the best case of numpy's allocator: it caches freed memory up
+to 1 KiB, and beyond that the C library does. "filled" writes the memory, as programs do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def under_handler(text: str) -> Statement:
 
     import slabpool
 
-    # Never left: this process does nothing else.
+    # Never exited, because this process does nothing else.
     slabpool.numpy_handler(slabpool.Pool("64MiB")).__enter__()
     return Statement(text, {"np": np})
 
@@ -45,7 +45,7 @@ def _cases(effort: Effort) -> list[Case]:
 
 
 def _bars(effort: Effort) -> list[Bar]:
-    return []  # what it is for is a limit, and figures that add up; not speed
+    return []  # the handler is for limits and for figures that add up, not for speed
 
 
 BENCHMARK = Benchmark(
@@ -53,5 +53,5 @@ BENCHMARK = Benchmark(
     "Arrays that numpy makes, under the handler",
     _cases,
     _bars,
-    ("One thread; the same statement with the handler and without, in processes of its own.",),
+    ("One thread; the same statement with and without the handler, in separate processes.",),
 )

@@ -1,7 +1,7 @@
-"""replay: both traces of real services through a pool of 1.2 times what is live at the peak.
+"""replay: two traces of real services through a pool of 1.2 times their peak live bytes.
 
-Runs ``slabpool replay`` as a user would. The full traces are not in the repository: without --traces the
-excerpts of the tests are replayed, which says little about fragmentation.
+Runs ``slabpool replay`` as a user would. The full traces are not in the repository. Without --traces the
+excerpts of the tests are replayed, which say little about fragmentation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EXCERPTS = Path(__file__).resolve().parents[2] / "tests" / "replay" / "data"
 
 
 def traces(effort: Effort) -> dict[Group, Path]:
-    """Azure's CSV files and Mooncake's JSONL files of the folder."""
+    """Azure's CSV files and Mooncake's JSONL files in the folder."""
     folder = Path(effort.traces) if effort.traces is not None else EXCERPTS
     found = sorted([*folder.glob("*.csv"), *folder.glob("*.jsonl")])
     if not found:
@@ -29,7 +29,7 @@ def traces(effort: Effort) -> dict[Group, Path]:
 def run(trace: str) -> Metrics:
     command = [sys.executable, "-m", "slabpool", "replay", trace, "--capacity", "1.2x", "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
-    # Status 1 is a report of leaks or broken laws; its figures are what is wanted then.
+    # Status 1 means that the report has leaks or broken laws. Its figures still count.
     if done.returncode not in (0, 1):
         raise RuntimeError(f"slabpool replay: {done.stderr.strip()}")
     said = json.loads(done.stdout)
@@ -81,8 +81,8 @@ BENCHMARK = Benchmark(
     _cases,
     _bars,
     (
-        "Arrivals and lengths are the traces', service times and devices synthetic (`slabpool replay "
-        "--help`). `operation` is wall time over allocations, acks and releases, the replay's own "
+        "Arrivals and lengths are the traces'; service times and devices are synthetic (`slabpool replay "
+        "--help`). `operation` is wall time divided by allocations, acks and releases, the replay's own "
         "bookkeeping included.",
     ),
 )

@@ -1,7 +1,8 @@
 """request64: the life of one request with 64 tensors of mixed sizes and four devices.
 
-Opened, allocated, closed, acknowledged by all four, and everything dropped. Beside it a loop that makes
-the same 64 arrays with numpy.empty and drops them: no request, no devices, nobody who acknowledges.
+The request is opened, its tensors are allocated, it is closed and acknowledged by all four devices, and all
+views are dropped. The peer loops make the same 64 arrays with numpy.empty and drop them, with no request and
+no acks.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ BENCHMARK = Benchmark(
     _cases,
     _bars,
     (
-        "The same 64 shapes and dtypes for all (64 B to 8 KiB, 156 KiB in all). Ours does what it is for "
-        "beside allocating: it opens the request, closes it and takes four acks. Views are dropped last.",
+        "The same 64 shapes and dtypes for all (64 B to 8 KiB, 156 KiB in all). Beside allocating, slabpool "
+        "opens the request, closes it and takes four acks. Views are dropped last.",
     ),
 )

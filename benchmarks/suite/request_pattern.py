@@ -1,8 +1,7 @@
-"""request_pattern: a request's worth of tensors made, every byte written, everything dropped.
+"""request_pattern: all tensors of a request are made, every byte is written, everything is dropped.
 
-The work engines do, on memory that costs something: where an allocator gives pages back to the system
-at each drop, every round pays for page faults again. The honest competitors are numpy with mimalloc or
-tcmalloc preloaded, which keep them.
+This is what engines do. Where an allocator returns pages to the system at each drop, every round pays for
+page faults again. The fair competitors are numpy with mimalloc or tcmalloc preloaded, which keep the pages.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from benchmarks.harness.figures import ratio, times_faster
 from benchmarks.harness.model import OURS, Bar, Benchmark, Case, Effort, Group, Metric, Metrics
 from benchmarks.harness.worker import Loop
 
-#: How many, of how many bytes, and how many times faster than numpy.empty ours has to be.
+#: Count, bytes of each, and how many times faster than numpy.empty slabpool must be.
 PATTERNS = (
     (64, 64 << 10, 5.0),
     (64, 256 << 10, 5.0),
@@ -39,7 +38,7 @@ def _pattern(empty: Callable[..., Any], count: int, nbytes: int) -> Callable[[in
             arrays = [empty((nbytes,), dtype) for _ in range(count)]
             for array in arrays:
                 array.fill(1)
-            # Also the loop's name keeps one alive.
+            # The loop variable would keep one array alive.
             del arrays, array
         return time.perf_counter() - start
 
@@ -103,10 +102,10 @@ BENCHMARK = Benchmark(
     _cases,
     _bars,
     (
-        "numpy.uint8 arrays, filled with `array.fill(1)`. For the large patterns nearly all of the time is "
-        "writing the memory, the same for every contender that has it ready. What is kept between rounds "
-        "stays with the process: a pool at most its capacity, mimalloc, tcmalloc and jemalloc what their "
-        "own rules say.",
+        "numpy.uint8 arrays, filled with `array.fill(1)`. For the large patterns nearly all the time is "
+        "writing the memory, which is the same for every contender that has it ready. Between rounds "
+        "the process keeps memory: a pool at most its capacity, mimalloc, tcmalloc and jemalloc what their "
+        "rules allow.",
         "`first time` is one pass in a fresh process, page faults included.",
     ),
 )

@@ -1,6 +1,6 @@
-"""sequential: millions of requests one after another, always with the same id and the same three devices.
+"""sequential: millions of requests one after another, all with the same id and the same three devices.
 
-The story this project began with: does the ten-millionth request cost what the first did, in time and in
+The problem this project began with: does the ten-millionth request cost what the first did, in time and in
 memory? Every request opens, makes a tensor, closes and is acknowledged three times.
 """
 
@@ -17,13 +17,13 @@ from benchmarks.harness.figures import value
 from benchmarks.harness.model import OURS, Bar, Benchmark, Case, Effort, Group, Metric, Metrics
 
 GROUP = Group("same id, 3 devices")
-#: Equal parts of a run, each timed by itself.
+#: A run has this many equal parts, each timed alone.
 PARTS = 100
 
 
 class Resident:
-    """Pages of this process in memory: counted by the kernel walking its page tables, since its quick
-    counters (statm) are only roughly right. Reads without buffers or text, so as not to grow itself."""
+    """Pages of this process in memory, counted by the kernel from its page tables, because its quick counters
+    (statm) are inexact. Reads without buffers or text, so that reading does not make the process grow."""
 
     def __init__(self) -> None:
         self._file = os.open("/proc/self/smaps_rollup", os.O_RDONLY)
@@ -37,7 +37,7 @@ class Resident:
 
 def _sampled(part: Callable[[int], float], requests: int) -> Metrics:
     loops = requests // PARTS
-    # Made full-sized and of plain numbers: what this notes down must not make the process grow.
+    # Allocated in full and as plain numbers, because recording must not make the process grow.
     times, pages = array("d", [0.0] * PARTS), array("q", [0] * PARTS)
     resident = Resident()
     for number in range(PARTS):
@@ -81,7 +81,7 @@ def ours(requests: int) -> Metrics:
 
 
 def control(requests: int) -> Metrics:
-    """The same run without a pool: what of growth and drift is Python's, numpy's and the machine's."""
+    """The same run without a pool: the growth and drift of Python, numpy and the machine."""
     import numpy as np
 
     def part(loops: int) -> float:
@@ -133,8 +133,8 @@ BENCHMARK = Benchmark(
     _cases,
     _bars,
     (
-        f"The run is cut into {PARTS} parts; latencies are medians over the ten parts of a tenth, growth is "
-        "the most that any later part had above the end of the first tenth. A quick run has 100,000 "
+        f"The run is cut into {PARTS} parts; latencies are medians over the ten parts of a tenth; growth is "
+        "the most by which a later part exceeds the end of the first tenth. A quick run has 100,000 "
         "requests.",
     ),
 )

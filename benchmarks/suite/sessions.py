@@ -1,8 +1,8 @@
-"""sessions: what a turn costs that uses what the turn before it left, and what it costs without sessions.
+"""sessions: the cost of a turn that uses the KV of the turn before, with and without sessions.
 
-A turn opens a request with one device, finds the conversation's KV, reads its first and last bytes, makes it
-the next turn's, and the device acknowledges. What is compared is how the KV gets across: kept by a session,
-copied into a new request from an array that the engine holds (numpy), or copied from request to request.
+A turn opens a request with one device, finds the conversation's KV, reads its first and last bytes, keeps it
+for the next turn, and the device acknowledges. Compared are three ways to keep the KV: in a session, as a
+copy into a new request from an array that the engine holds (numpy), and as a copy from request to request.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _pool() -> Any:
 
 
 def _session(nbytes: int) -> Any:
-    """Keeps its first tensor. It keeps the pool."""
+    """A session that keeps its first tensor. The session keeps the pool alive."""
     session = _pool().session("chat-42")
     with session.request() as turn:
         session.keep("kv", turn.zeros(nbytes, "u1"))
@@ -33,7 +33,7 @@ def _session(nbytes: int) -> Any:
 
 
 def keep(nbytes: int) -> Statement:
-    """The session has it; each turn looks at it, and keeps the same tensor again."""
+    """The session has the tensor. Each turn opens it and keeps the same tensor again."""
     session = _session(nbytes)
 
     def one() -> None:
@@ -48,7 +48,7 @@ def keep(nbytes: int) -> Statement:
 
 
 def keep_new(nbytes: int) -> Statement:
-    """Each turn makes a tensor of its own, which takes the place of the one before."""
+    """Each turn makes a new tensor, which replaces the one before."""
     session = _session(nbytes)
 
     def one() -> None:
@@ -64,7 +64,7 @@ def keep_new(nbytes: int) -> Statement:
 
 
 def copy_request(nbytes: int) -> Statement:
-    """Without sessions: the next request is opened before the last one ends, and copies."""
+    """Without sessions: the next request is opened before the last one ends, and the KV is copied."""
     pool = _pool()
     state = [pool.request("chat-42", ("gpu0",))]
     kept = [state[0].zeros(nbytes, "u1")]
@@ -81,7 +81,7 @@ def copy_request(nbytes: int) -> Statement:
 
 
 def copy_numpy(nbytes: int) -> Statement:
-    """Without sessions or a pool: a new array, and the old one copied into it."""
+    """Without sessions or a pool: the old array is copied into a new one."""
     import numpy as np
 
     kept = [np.zeros(nbytes, np.uint8)]
@@ -141,7 +141,7 @@ BENCHMARK = Benchmark(
     _cases,
     _bars,
     (
-        "The copies are a lower bound of what an engine does without: it knows where the last KV is, "
-        "and nothing else has taken the processor's caches. `keep` does not touch the memory at all.",
+        "The copies are a lower bound for an engine without sessions: it knows where the last KV is, "
+        "and nothing else has used the processor's caches. `keep` does not touch the memory at all.",
     ),
 )

@@ -1,4 +1,4 @@
-"""stats: what looking at a pool costs, and whether a thread that allocates meanwhile feels it."""
+"""stats: the cost of Pool.stats(), and whether it slows down a thread that allocates meanwhile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def python_stats(threads: int) -> Statement:
     pool = slabpool.Pool("64MiB")
     kept: list[Any] = [pool.empty((2048,), np.float16)]
     for _ in range(threads - 1):
-        # A thread that ends leaves its counters behind: the pool sums them all.
+        # The counters of a thread that has ended remain, and the pool sums all of them.
         worker = threading.Thread(target=lambda: kept.append(pool.empty((2048,), np.float16)))
         worker.start()
         worker.join()
@@ -55,9 +55,9 @@ BENCHMARK = Benchmark(
     _cases,
     _bars,
     (
-        "`slow-down` is the allocating thread's time beside one that calls stats(), over its time beside "
-        "one that only computes (so that a busy second core is in both); no slow-down: within 2 %. Called "
-        "without pause, every look takes the line with the other thread's counters out of its cache, which "
-        "no figure kept by that thread can avoid.",
+        "`slow-down` is the allocating thread's time beside one that calls stats(), divided by its time "
+        "beside one that only computes (so a busy second core is in both); no slow-down means within 2 %. "
+        "Called without pause, every stats() takes the cache line with the other thread's counters out of "
+        "that thread's cache. Figures that the thread itself keeps cannot avoid this.",
     ),
 )

@@ -1,7 +1,7 @@
-"""transformers_generate: `generate` with a cache in a request's memory, and with the library's own.
+"""transformers_generate: `generate` with a cache in a request's memory, and with the library's own cache.
 
-The same model with random weights, the same prompt, the same tokens (checked). One thread of torch, so that
-other work on the machine disturbs less. Peak memory is what the process grew by at most while it generated.
+The same model with random weights, the same prompt, the same tokens (checked). torch runs one thread, so that
+other work on the machine disturbs less. Peak memory is the most by which the process grew during `generate`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STATIC = "transformers StaticCache"
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A model's shape, and what it is asked for."""
+    """The shape of a model, and the tokens it is asked for."""
 
     name: str
     batch: int
@@ -82,7 +82,7 @@ def measure(contender: str, name: str, shorter: int) -> Metrics:
     import transformers
 
     import slabpool
-    import slabpool.transformers  # not while memory is measured
+    import slabpool.transformers  # imported before memory is measured
 
     work = WORKS[name]
     torch.set_num_threads(1)
@@ -118,7 +118,7 @@ def measure(contender: str, name: str, shorter: int) -> Metrics:
     if not torch.equal(tokens, run(DYNAMIC)):
         raise AssertionError(f"{contender} generated other tokens than {DYNAMIC}")
     return {
-        "time": Metric("s", walls),  # of a token of each sequence, the prompt's share included
+        "time": Metric("s", walls),  # per token of each sequence, the prompt's share included
         "processor time": Metric("s", processor),
         "tokens a second": Metric("", [work.batch / wall for wall in walls]),
         "peak memory": Metric("KiB", [peak]),
@@ -147,7 +147,7 @@ def _bars(effort: Effort) -> list[Bar]:
         short = name.partition(":")[0]
         faster = ratio(work.group, DYNAMIC, metric="tokens a second")
         bars.append(Bar(f"{short}: tokens a second over {DYNAMIC}", faster, "at least", 1.0))
-        if work.new > 8 * work.prompt:  # else it is that of the activations, whatever the cache
+        if work.new > 8 * work.prompt:  # else activations dominate the peak, whatever the cache
             peak = ratio(work.group, DYNAMIC, metric="peak memory")
             bars.append(Bar(f"{short}: peak memory over {DYNAMIC}", peak, "at most", 1.0))
     return bars
@@ -160,9 +160,9 @@ BENCHMARK = Benchmark(
     _bars,
     (
         "Llama-shaped models with random weights (4 layers, 8 heads, 4 of keys and values, head dimension "
-        "64), Mistral-shaped for the window; one thread of torch. `time` is a whole `generate` over its new "
-        "tokens, thus with the prompt's share; `processor time` is the same, less what other processes took. "
-        "`peak memory` is of the first `generate` of the process. All generate the same tokens, which is "
-        "checked.",
+        "64), Mistral-shaped for the window; one thread of torch. `time` is a whole `generate` divided by "
+        "its new tokens, so it includes the prompt's share; `processor time` is the same without the time "
+        "of other processes. `peak memory` is of the first `generate` of the process. All contenders "
+        "generate the same tokens, which is checked.",
     ),
 )

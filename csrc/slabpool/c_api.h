@@ -1,12 +1,12 @@
 /* The C interface of slabpool, for C, ctypes and engines written in other languages.
  *
  * Every function may be called from any thread, with no lock held, unless it says otherwise. A call that
- * fails changes nothing, not even what its last argument points to. Nothing is thrown across this
- * interface, and it keeps nothing outside the pools.
+ * fails changes nothing, not even what its last argument points to. No exception crosses this interface, and it
+ * keeps no state outside the pools.
  *
- * Structs that may grow start with their own size, which the caller sets. Set the rest of an options
- * struct to zero first: zero is the usual choice everywhere. A library that knows more fields than the
- * caller takes them for zero, and one that knows fewer refuses those that are not (invalid_argument).
+ * Structs that may grow start with their own size, which the caller sets. Set the rest of an options struct to
+ * zero first: zero is the default of every field. A library that knows more fields than the caller takes them as
+ * zero; a library that knows fewer refuses fields that are not zero (invalid_argument).
  *
  * Errors that any function with a pool may return, not repeated below: invalid_argument (a null or
  * impossible argument), forked (the pool was made by the process that forked this one), system_refused
@@ -32,22 +32,22 @@ typedef int32_t slabpool_status;
 enum {
   SLABPOOL_OK = 0,
   SLABPOOL_INVALID_ARGUMENT = 1,
-  SLABPOOL_EXHAUSTED = 2,      /* no room now; it may come */
-  SLABPOOL_TOO_LARGE = 3,      /* larger than the capacity: no room ever */
+  SLABPOOL_EXHAUSTED = 2,      /* no room now; memory that comes back may change that */
+  SLABPOOL_TOO_LARGE = 3,      /* larger than the capacity: waiting cannot help */
   SLABPOOL_SYSTEM_REFUSED = 4, /* the system has no memory, or no more mappings */
   SLABPOOL_QUOTA_EXCEEDED = 5,
   SLABPOOL_TOO_MANY_REQUESTS = 6,
   SLABPOOL_TOO_MANY_DEVICES = 7,
   SLABPOOL_DUPLICATE_DEVICE = 8,
-  SLABPOOL_UNKNOWN_DEVICE = 9,  /* never named for this request */
-  SLABPOOL_REQUEST_CLOSED = 10, /* the host let go of it, or it is gone */
+  SLABPOOL_UNKNOWN_DEVICE = 9,  /* the device was never named for this request */
+  SLABPOOL_REQUEST_CLOSED = 10, /* the host has left the request, or the request is over */
   SLABPOOL_AMBIGUOUS = 11,      /* several generations of the id wait for the device */
   SLABPOOL_POOL_CLOSED = 12,
   SLABPOOL_POOL_BUSY = 13,
   SLABPOOL_FORKED = 14, /* the pool belongs to the parent process */
   SLABPOOL_TIMED_OUT = 15,
-  SLABPOOL_NO_ADDRESSES = 16, /* no run of addresses for all that a block may grow to */
-  SLABPOOL_DEVICE_LOST = 17   /* the GPU failed, and nothing on it works any more */
+  SLABPOOL_NO_ADDRESSES = 16, /* the address range has no run of the block's limit */
+  SLABPOOL_DEVICE_LOST = 17   /* the GPU failed, and no work on it succeeds any more */
 };
 
 /* What an acknowledgement changed. */
@@ -55,8 +55,8 @@ typedef int32_t slabpool_ack_result;
 enum {
   SLABPOOL_ACK_PENDING = 0,   /* counted; others still hold */
   SLABPOOL_ACK_RELEASED = 1,  /* counted, and it was the last */
-  SLABPOOL_ACK_DUPLICATE = 2, /* this device had before */
-  SLABPOOL_ACK_LATE = 3       /* the request is gone */
+  SLABPOOL_ACK_DUPLICATE = 2, /* this device had acknowledged before */
+  SLABPOOL_ACK_LATE = 3       /* the request is over */
 };
 
 /* Where a request is in its life. */
@@ -89,7 +89,7 @@ SLABPOOL_API const char* slabpool_status_string(slabpool_status status);
 typedef struct slabpool_pool_options {
   size_t size;           /* sizeof(slabpool_pool_options) */
   uint64_t capacity;     /* bytes, at least 16 KiB */
-  int32_t scrub;         /* not 0: zero every block before anybody else can get it */
+  int32_t scrub;         /* not 0: zero every block before it can be handed out again */
   int32_t debug;         /* 1: guards and poison; 2: check every invariant too */
   uint64_t events;       /* entries of the event log */
   int32_t no_huge_pages; /* not 0: do not ask the system for huge pages */
@@ -101,18 +101,18 @@ typedef struct slabpool_pool_options {
 SLABPOOL_API slabpool_status slabpool_pool_create(const slabpool_pool_options* options,
                                                   slabpool_pool** pool);
 /* Ends all allocating and gives unused memory back. pool_busy while any view or request is held; with
- * `force` requests are cut loose, whoever holds them, and views stay valid. Again: nothing happens. */
+ * `force` every holder leaves every request, and views stay valid. A second call changes nothing. */
 SLABPOOL_API slabpool_status slabpool_pool_close(slabpool_pool* pool, int32_t force);
-/* Frees a pool, closed or not, and `pool` is then no pool any more. pool_busy, and nothing is freed, while
- * a view or a request lives: views must be dropped and requests ended first (close with `force` ends
- * them). Not thread-safe: no other thread may be in a call on this pool, or make one later. */
+/* Frees a pool, closed or not; `pool` is invalid afterwards. pool_busy, and nothing is freed, while a view or a
+ * request lives: drop the views and end the requests first (close with `force` ends them). Not thread-safe: no
+ * other thread may be in a call on this pool, or make one later. */
 SLABPOOL_API slabpool_status slabpool_pool_destroy(slabpool_pool* pool);
 /* Gives unused memory back to the system; returns bytes, 0 in a forked child. */
 SLABPOOL_API uint64_t slabpool_pool_trim(slabpool_pool* pool);
 
 typedef struct slabpool_stats {
   size_t size; /* sizeof(slabpool_stats), set by the caller */
-  uint64_t capacity, reserved, committed, live, retained, in_doubt, cached, set_aside, peak_live,
+  uint64_t capacity, address_space, committed, live, retained, in_doubt, cached, reserved, peak_live,
       peak_committed;
   uint64_t allocations, frees, requests_open, requests_draining, requests_in_doubt;
   uint64_t acks, duplicate_acks, late_acks, stream_acks, exhaustions;
@@ -132,15 +132,15 @@ typedef struct slabpool_allocate_options {
   int32_t no_view;          /* not 0, with a request: the caller takes no view of its own */
   int32_t zero;             /* not 0: fill with zeros */
   int64_t timeout_ns;       /* how long to wait for memory; 0: not at all */
-  const char* file;         /* kept in pools with debug on; must outlive the pool */
+  const char* file;         /* recorded in pools with debug on; must outlive the pool */
   uint32_t line;
 } slabpool_allocate_options;
 
-/* Hands out a block. The caller has a view of it, to be dropped once, and the request holds it too; with
- * no_view the request alone does, and the block is good until the request ends.
- * exhausted: no room, or none came in time. too_large: none ever will. system_refused: the system has no
- * memory. quota_exceeded, request_closed: about the request. pool_closed. invalid_argument: also an
- * alignment that is none, a negative timeout, or no_view without a request. */
+/* Hands out a block. The caller gets a view of it, and drops it once; the request holds the block too. With no_view
+ * only the request holds it, and the block is valid until the request ends.
+ * exhausted: no room, or none came in time. too_large: waiting cannot help. system_refused: the system has no
+ * memory. quota_exceeded, request_closed: about the request. pool_closed. invalid_argument: also an alignment that
+ * is no power of two up to 2 MiB, a negative timeout, or no_view without a request. */
 SLABPOOL_API slabpool_status slabpool_allocate(slabpool_pool* pool,
                                                const slabpool_allocate_options* options,
                                                slabpool_block** block);
@@ -148,34 +148,34 @@ SLABPOOL_API slabpool_status slabpool_allocate(slabpool_pool* pool,
  * caller has a view of it. no_addresses: the pool's range has no such run. request_closed, pool_closed. */
 SLABPOOL_API slabpool_status slabpool_growing_open(slabpool_pool* pool, slabpool_request request,
                                                    uint64_t most, slabpool_block** block);
-/* Makes the first `nbytes` bytes of such a block usable, waiting `timeout_ns` at most for memory; only what is
- * committed counts. `usable` gets how many bytes may be touched now, after a failure as many as before; it is not
+/* Makes the first `nbytes` bytes of such a block usable, waiting `timeout_ns` at most for memory; only committed
+ * bytes count. `usable` gets how many bytes may be touched now, after a failure as many as before; it is not
  * written if the request or the pool is closed.
  * invalid_argument: more than `most`. Errors as of slabpool_allocate. */
 SLABPOOL_API slabpool_status slabpool_growing_grow(slabpool_pool* pool, slabpool_request request,
                                                    slabpool_block* block, uint64_t nbytes,
                                                    int64_t timeout_ns, uint64_t* usable);
-/* Where its memory starts. Of a block that the caller, or a request of the caller's, holds. */
+/* The first byte of a block that the caller, or a request of the caller's, holds. */
 SLABPOOL_API void* slabpool_block_data(const slabpool_block* block);
-/* What it takes from the pool: at least what was asked for. Only as much may be written in pools with
- * debug on. */
+/* The bytes that the block takes from the pool: at least what was asked for. In pools with debug on only the bytes
+ * that were asked for may be written. */
 SLABPOOL_API uint64_t slabpool_block_size(const slabpool_block* block);
-/* One more view, by somebody who has one. Never fails. */
+/* One more view, for a caller that has one. Never fails. */
 SLABPOOL_API void slabpool_view_hold(slabpool_pool* pool, slabpool_block* block);
-/* Lets go of one view, on any thread; the last holder gives the memory back. Never fails. In a forked
- * child nothing happens. */
+/* Drops one view, on any thread; the last holder gives the memory back. Never fails. In a forked child it does
+ * nothing. */
 SLABPOOL_API void slabpool_view_drop(slabpool_pool* pool, slabpool_block* block);
-/* The block that holds an address inside memory that the caller has a view of; null for an address that is
- * not the pool's. For other addresses of the pool any answer may come. Takes no view. */
+/* The block that an address lies in, if the caller has a view of that block; null for an address outside the pool.
+ * For other addresses of the pool the answer is undefined. Takes no view. */
 SLABPOOL_API slabpool_block* slabpool_block_find(slabpool_pool* pool, const void* address);
 
 /* ---- devices -------------------------------------------------------------------------------------- */
 
-/* The number of a device's name (UTF-8, ended by 0) in this pool, new if need be: 0, 1, 2 and so on, and
- * never another one later. The same as Python's str of that name. too_many_devices: there are 4,096. */
+/* The number of a device's name (UTF-8, ended by 0) in this pool: 0, 1, 2 and so on, in the order in which names are
+ * first used; it never changes. The same as Python's str of that name. too_many_devices: there are 4,096. */
 SLABPOOL_API slabpool_status slabpool_device(slabpool_pool* pool, const char* name, uint32_t* device);
-/* Lets go of everything the device held; `requests` (may be null) gets how many those were.
- * unknown_device: a number that no name has. */
+/* The device leaves every request; `requests` (may be null) gets how many it held. unknown_device: a number that no
+ * name has. */
 SLABPOOL_API slabpool_status slabpool_device_lost(slabpool_pool* pool, uint32_t device,
                                                   uint64_t* requests);
 /* A sign of life: renews the device's leases. unknown_device as above. */
@@ -189,7 +189,7 @@ typedef struct slabpool_request_options {
   const uint32_t* devices;
   size_t device_count;
   slabpool_request parent; /* generation 0: none. A child's devices are some of its parent's */
-  uint64_t reserve;        /* bytes to set aside; not for a child */
+  uint64_t reserve;        /* bytes promised to the request; not for a child */
   uint64_t quota;          /* most bytes; 0: no bound; not for a child */
   int64_t lease_ns;        /* how long a device may be silent; 0: for ever. A child has its parent's */
   int64_t timeout_ns;      /* how long to wait for the reserve; 0: not at all */
@@ -198,31 +198,30 @@ typedef struct slabpool_request_options {
 } slabpool_request_options;
 
 /* Opens a request that the host and the devices hold. The same id again is another generation of it.
- * exhausted: the reserve is not to be had, or not in time. too_large: never. unknown_device: a number that
- * no name has, or for a child a device that does not hold its parent. duplicate_device. request_closed: the
+ * exhausted: the reserve is not available, or not in time. too_large: waiting cannot help. unknown_device: a number
+ * that no name has, or for a child a device that does not hold its parent. duplicate_device. request_closed: the
  * parent. too_many_requests: 65,536 are alive. pool_closed. */
 SLABPOOL_API slabpool_status slabpool_request_open(slabpool_pool* pool,
                                                    const slabpool_request_options* options,
                                                    slabpool_request* request);
-/* The host is done, here and in all children; with `cancel` it gives up. Again, or for a request that is
- * gone: nothing happens. Memory still waits for the devices. */
+/* The host leaves the request and all children; with `cancel` it gives up. A second call, or a call for a request that
+ * is over, changes nothing. The memory still waits for the devices. */
 SLABPOOL_API slabpool_status slabpool_request_close(slabpool_pool* pool, slabpool_request request,
                                                     int32_t cancel);
-/* A device is done, also with the request's children. To remove a device is to acknowledge for it. The
- * caller who is told `released` is the only one, and the memory is back by then. unknown_device: it was
- * never named for this request. */
+/* A device acknowledges the request and its children. To remove a device is to acknowledge for it. Exactly one caller
+ * is answered `released`, and the memory is back by then. unknown_device: it was never named for this request. */
 SLABPOOL_API slabpool_status slabpool_ack(slabpool_pool* pool, slabpool_request request, uint32_t device,
                                           slabpool_ack_result* result);
-/* The same by an engine that carries only the id; generation 0: the one that waits for the device, and
- * `late` if none does. ambiguous: several do. unknown_device: no generation of the id named it. */
+/* The same for an engine that carries only the id; generation 0: the generation that waits for the device, and `late`
+ * if none does. ambiguous: several do. unknown_device: no generation of the id named it. */
 SLABPOOL_API slabpool_status slabpool_ack_id(slabpool_pool* pool, const char* id, uint32_t device,
                                              uint64_t generation, slabpool_ack_result* result);
-/* Names one more holder while the host holds. duplicate_device: it holds already. unknown_device: a number
- * that no name has, or one that does not hold the parent of this child. request_closed. */
+/* Names one more holder while the host holds. duplicate_device: it holds already. unknown_device: a number that no name
+ * has, or a device that does not hold the parent of this child. request_closed. */
 SLABPOOL_API slabpool_status slabpool_request_add_device(slabpool_pool* pool, slabpool_request request,
                                                          uint32_t device);
-/* ok once the last holder has let go and the memory is back; timed_out if the time was over first. A
- * request that nobody ever opened is over. */
+/* ok once the last holder has left and the memory is back; timed_out if the time was over first. A request that was
+ * never opened is over. */
 SLABPOOL_API slabpool_status slabpool_request_wait(slabpool_pool* pool, slabpool_request request,
                                                    int64_t timeout_ns);
 
@@ -235,12 +234,11 @@ typedef struct slabpool_request_info {
   int64_t age_ns;
 } slabpool_request_info;
 
-/* Of a request that is gone with all its memory: released, and zeros. While views retain some of it:
- * released, and how much. */
+/* Describes a request. For one that is over: released, and the bytes that views retain. */
 SLABPOOL_API slabpool_status slabpool_request_describe(slabpool_pool* pool, slabpool_request request,
                                                        slabpool_request_info* info);
-/* The numbers of the devices that have not acknowledged: as many as there is `room` for go to `devices`
- * (may be null if room is 0), and how many there are to `count`. */
+/* The numbers of the devices that have not acknowledged. `devices` (may be null if room is 0) gets the first `room` of
+ * them, and `count` how many there are. */
 SLABPOOL_API slabpool_status slabpool_request_pending(slabpool_pool* pool, slabpool_request request,
                                                       uint32_t* devices, size_t room, size_t* count);
 

@@ -1,5 +1,5 @@
-"""slabpool: memory that belongs to a request, comes back exactly once, and only when the last device
-that was reading it has said so.
+"""slabpool: memory that belongs to a request, and is returned exactly once, after the last device that read
+it has acknowledged.
 
 >>> import numpy as np, slabpool
 >>> pool = slabpool.Pool("64MiB")
@@ -68,7 +68,7 @@ _hooks.register("messages", lambda: _import_module("slabpool.messages"))
 _hooks.register("sessions", lambda: _import_module("slabpool.sessions"))
 _hooks.register("owner", lambda: _import_module("slabpool.shared.owner"))
 
-# Modules that need another library: imported when first asked for, so that slabpool itself needs numpy only.
+# Modules that need another library: imported on first use, so that slabpool itself needs numpy only.
 _LAZY: tuple[str, ...] = (
     "connector",
     "cuda",

@@ -1,8 +1,8 @@
-"""``slabpool``: the command line. Finds the subcommand, runs it, and says errors in one line.
+"""``slabpool``: the command line. Runs the subcommand, and prints errors of the user as one line.
 
-A subcommand is a module with ``add_arguments(parser)`` and ``run(args) -> int``, imported only when
-it is the one asked for. Exit status 2 and one line on standard error: something the user can mend
-(a missing file, a bad size, an exhausted pool). Anything else is a defect and keeps its traceback.
+A subcommand is a module with ``add_arguments(parser)`` and ``run(args) -> int``; it is imported when it is
+used. Errors that the user can correct (a missing file, a bad size, an exhausted pool) exit with status 2 and
+one line on standard error. All others are defects and keep their traceback.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from slabpool import __version__
 from slabpool.errors import SlabpoolError
 
-#: Subcommand: its module and what ``slabpool --help`` says of it.
+#: Subcommand: its module and its line in ``slabpool --help``.
 _COMMANDS = {
     "demo": ("slabpool.demo", "a small decoder on several device threads, its memory from a pool"),
     "replay": ("slabpool.replay.command", "replay a trace of a real service in a pool"),
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: that of the subcommand, 2 for an error of the user's, 130 when interrupted.
+        Exit status: that of the subcommand, 2 for an error of the user, 130 if interrupted.
 
     Examples
     --------
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # No option before the subcommand takes a value, so the first word that is none is the subcommand.
     chosen = next((word for word in argv if not word.startswith("-")), None)
     parser = argparse.ArgumentParser(
-        prog="slabpool", description="Memory that belongs to a request and comes back exactly once."
+        prog="slabpool", description="Memory that belongs to a request and is returned exactly once."
     )
     parser.add_argument("--version", action="version", version=f"slabpool {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = subcommand.run(args)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has gone (`slabpool ... | head`); nobody is left to tell.
+        # The reader of the output has closed it (`slabpool ... | head`).
         # Standard output goes nowhere from here, or Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

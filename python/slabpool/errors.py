@@ -1,7 +1,7 @@
-"""Every error slabpool raises of its own, under one base.
+"""The exceptions of slabpool, under one base.
 
-Each is also the built-in error a caller would already be catching: running out is a MemoryError, a
-bad argument a ValueError or TypeError. A raised error means the pool is as it was before the call.
+Each is also the built-in exception that callers catch already: running out is a MemoryError, a bad argument a
+ValueError or TypeError. After an exception the pool is as it was before the call.
 """
 
 
@@ -10,27 +10,27 @@ class SlabpoolError(Exception):
 
 
 class InvalidArgumentError(SlabpoolError, ValueError):
-    """An argument of the right type with a value that cannot be served."""
+    """An argument has the right type and an invalid value."""
 
 
 class InvalidTypeError(SlabpoolError, TypeError):
-    """An argument of a type that cannot be served."""
+    """An argument has the wrong type."""
 
 
 class TooManyDevicesError(InvalidArgumentError):
-    """More device names than one pool can tell apart (4,096)."""
+    """More device names than a pool can have (4,096)."""
 
 
 class DuplicateDeviceError(InvalidArgumentError):
-    """The same device named twice for one request."""
+    """A device is named twice for one request."""
 
 
 class PoolExhausted(SlabpoolError, MemoryError):
-    """The pool cannot serve this now, or could not within the timeout. Nobody's memory was taken."""
+    """The pool has no room now, or had none within the timeout. No live memory was taken."""
 
 
 class TensorTooLargeError(PoolExhausted, ValueError):
-    """The pool can never serve this, whoever lets go: it is larger than the capacity."""
+    """The tensor is larger than the capacity, so waiting cannot help."""
 
 
 class QuotaExceededError(SlabpoolError, MemoryError):
@@ -38,19 +38,19 @@ class QuotaExceededError(SlabpoolError, MemoryError):
 
 
 class UnknownDeviceError(SlabpoolError, LookupError):
-    """A device that was never named for the request. Nothing changed."""
+    """The device was never named for the request. Nothing changed."""
 
 
 class AmbiguousRequestError(SlabpoolError, LookupError):
-    """Several generations of one request id wait for this device, and none was named."""
+    """Several generations of one request id wait for this device, and the call names none."""
 
 
 class RequestClosedError(SlabpoolError, RuntimeError):
-    """The host has let go of this request: nothing more can be allocated or changed on it."""
+    """The host has closed this request: nothing more can be allocated for it or changed."""
 
 
 class SessionLostError(SlabpoolError, RuntimeError):
-    """The session has been closed, has expired, or gave way to others. Open its id again for a new one."""
+    """The session was closed, has expired, or was evicted. Open its id again for a new one."""
 
 
 class PoolClosedError(SlabpoolError, RuntimeError):
@@ -58,23 +58,23 @@ class PoolClosedError(SlabpoolError, RuntimeError):
 
 
 class PoolBusyError(SlabpoolError, RuntimeError):
-    """The pool cannot be closed: somebody still holds memory. The message names the holders."""
+    """The pool cannot be closed, because memory is still held. The message names the holders."""
 
 
 class ForkedPoolError(SlabpoolError, RuntimeError):
-    """A pool inherited through ``fork``: only views may be used, and read. Make a pool of your own."""
+    """The pool was inherited through ``fork``: its views may only be read. Make a new pool."""
 
 
 class NameInUseError(InvalidArgumentError):
-    """A shared pool of this name lives already, in this process or another."""
+    """A shared pool of this name exists already, in this process or another."""
 
 
 class DeviceAttachedError(SlabpoolError, RuntimeError):
-    """The device's process is attached and alive, so its memory cannot be taken from it."""
+    """The device's process is attached and alive, so its memory cannot be returned."""
 
 
 class AttachError(SlabpoolError, ConnectionError):
-    """The owner of a shared pool is not there, or does not let this process attach."""
+    """A shared pool has no owner, or the owner refuses this process."""
 
 
 class OwnerLostError(SlabpoolError, ConnectionError):
@@ -82,16 +82,16 @@ class OwnerLostError(SlabpoolError, ConnectionError):
 
 
 class InvalidReferenceError(InvalidArgumentError):
-    """A reference that is none of this pool's: truncated, forged, out of range, or another pool's."""
+    """A reference is truncated, forged, out of range, or to another pool."""
 
 
 class StaleReferenceError(InvalidReferenceError):
-    """A reference to a request that is over, or that this device has acknowledged."""
+    """A reference to a request that is released, or that this device has acknowledged."""
 
 
 class DeviceUnavailableError(SlabpoolError, RuntimeError):
-    """The kind of memory asked for is not available on this machine."""
+    """The kind of memory is not available on this machine."""
 
 
 class DeviceLostError(SlabpoolError, RuntimeError):
-    """The GPU failed, and nothing on it works any more in this process."""
+    """The GPU has failed, and CUDA refuses all further work on it in this process."""

@@ -1,6 +1,6 @@
-"""What the pool reports: plain, immutable records.
+"""What a pool reports: plain, immutable records.
 
-These are values, copied out of the pool at one instant. Nothing here keeps memory alive.
+They are copies of one instant, and keep no memory alive.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ class Ack(enum.Enum):
     (<Ack.RELEASED: 'released'>, <Ack.LATE: 'late'>)
     """
 
-    #: Counted; the host or other devices still hold the request.
+    #: Counted; the request still has holders.
     PENDING = "pending"
-    #: Counted, and it was the last hold: the memory is back.
+    #: Counted, and the device was the last holder: the memory was returned.
     RELEASED = "released"
-    #: This device had acknowledged before; nothing changed.
+    #: The device had acknowledged before; nothing changed.
     DUPLICATE = "duplicate"
-    #: The request is already gone; nothing changed.
+    #: The request was released before; nothing changed.
     LATE = "late"
 
 
 class RequestState(enum.Enum):
-    """Where a request is in its life.
+    """The state of a request.
 
     Examples
     --------
@@ -49,15 +49,15 @@ class RequestState(enum.Enum):
     ['open', 'draining', 'released']
     """
 
-    #: The host holds it: memory may still be allocated.
+    #: The host is a holder: memory can be allocated.
     OPEN = "open"
-    #: The host is done; devices still have to acknowledge.
+    #: The host has left; devices still have to acknowledge.
     DRAINING = "draining"
-    #: A device that still has to acknowledge has been silent for longer than the lease.
+    #: A device that has to acknowledge has been silent for longer than the lease.
     IN_DOUBT = "in_doubt"
-    #: Every holder is gone. Bytes that live views keep count as retained.
+    #: It has no holder. Bytes that live views keep count as retained.
     RELEASED = "released"
-    #: No request any more, but memory that a session keeps for the next one.
+    #: Memory that a session keeps; no request holds it.
     KEPT = "kept"
 
 
@@ -78,51 +78,51 @@ class Stats(NamedTuple):
     (4096, 1, 0, 4096)
     """
 
-    #: Bytes that ``committed`` never exceeds.
+    #: Most bytes that are ever committed.
     capacity: int
-    #: Bytes of address space reserved for the pool (costs no memory).
-    reserved: int
-    #: Bytes backed by the system for this pool.
+    #: Bytes of the pool's address range (costs no memory).
+    address_space: int
+    #: Bytes backed by memory.
     committed: int
     #: Bytes of blocks held by an open or draining request, or by a view without a request.
     live: int
     #: Bytes of released requests that live views still keep.
     retained: int
-    #: Bytes of requests one of whose devices is silent for longer than its lease.
+    #: Bytes of requests with a device that is silent for longer than its lease.
     in_doubt: int
-    #: Committed bytes that no one holds: ready to be handed out, or to be trimmed.
+    #: Committed bytes without a holder, which can be allocated or trimmed.
     cached: int
-    #: Bytes promised by ``reserve=`` and not yet drawn. Not part of ``committed``.
-    set_aside: int
+    #: Bytes promised by ``reserve=`` and not drawn yet. Not part of ``committed``.
+    reserved: int
     #: Highest sum of live, retained and in-doubt bytes so far. Exact while one thread allocates and
     #: frees; with several it may be too low, by less than 1/256 of the capacity for each thread.
     peak_live: int
     #: Highest ``committed`` so far.
     peak_committed: int
-    #: Blocks handed out, ever.
+    #: Blocks allocated so far.
     allocations: int
-    #: Blocks given back, ever.
+    #: Blocks returned so far.
     frees: int
-    #: Requests the host still holds.
+    #: Requests that the host holds.
     requests_open: int
-    #: Requests the host has let go of and devices have not (those in doubt included).
+    #: Requests that only devices hold, those in doubt included.
     requests_draining: int
     #: Requests with a device silent for longer than its lease.
     requests_in_doubt: int
-    #: Acknowledgements that counted.
+    #: Acks that counted.
     acks: int
-    #: Acknowledgements by a device that already had.
+    #: Acks of devices that had acknowledged before.
     duplicate_acks: int
-    #: Acknowledgements of a request already gone.
+    #: Acks of released requests.
     late_acks: int
-    #: Acknowledgements that wait for work on a stream (``ack(device, stream=)``) and do not count yet.
+    #: Acks that wait for work on a stream (``ack(device, stream=)``) and do not count yet.
     stream_acks: int
-    #: Allocations and reservations that failed for lack of memory.
+    #: Allocations and reservations that failed because memory ran out.
     exhaustions: int
 
 
 class NumpyUsage(NamedTuple):
-    """What arrays hold of a pool that numpy made under `numpy_handler`. Part of ``Stats.live``.
+    """Memory of a pool held by arrays that numpy made under `numpy_handler`. Part of ``Stats.live``.
 
     Examples
     --------
@@ -154,22 +154,22 @@ class RequestRecord:
     request_id: str | int | bytes
     generation: int
     state: RequestState
-    #: Bytes it keeps from reuse, in whole blocks; for a released request, those retained by views.
+    #: Bytes of the blocks it holds; of a released request, of those that views retain.
     nbytes: int
     #: Seconds since it was opened.
     age: float
     #: Devices that have not acknowledged.
     pending: frozenset[str | int]
-    #: Arrays (each with all its slices counted once) that still point into its memory.
+    #: Arrays that point into its memory; an array and its slices count as one.
     live_views: int
     #: ``file:line`` that opened it.
     opened_at: str
     #: Generation of the request it is a child of, or None.
     parent: int | None
-    #: Name under which the session `request_id` keeps it (or kept it, until the requests that still read it
-    #: are over); None for a request.
+    #: Name under which the session `request_id` keeps it, or kept it until the requests that read it are
+    #: released; None for a request.
     kept_as: str | None = None
-    #: Those of `pending` that have acknowledged, and whose ack counts once the work on a stream is done.
+    #: Those of `pending` whose ack waits for work on a stream.
     behind_stream: frozenset[str | int] = frozenset()
 
     def __str__(self) -> str:
@@ -188,7 +188,7 @@ class RequestRecord:
 
 
 def waits_for(pending: frozenset[str | int], behind_stream: frozenset[str | int]) -> str:
-    """Names of devices for a message, and of which only a stream's work is missing."""
+    """Names of devices for a message; those whose ack waits for a stream are marked."""
     return ", ".join(
         sorted(f"{one} (its stream's work)" if one in behind_stream else str(one) for one in pending)
     )
@@ -196,7 +196,7 @@ def waits_for(pending: frozenset[str | int], behind_stream: frozenset[str | int]
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """One living session, as `Pool.sessions` reports it.
+    """One live session, as `Pool.sessions` reports it.
 
     Examples
     --------
@@ -215,15 +215,16 @@ class SessionRecord:
     session_id: str | int | bytes
     #: Bytes that it keeps, in whole blocks.
     nbytes: int
-    #: Of the tensors that it keeps.
+    #: Names of the tensors that it keeps.
     names: tuple[str, ...]
-    #: Seconds since the last request that used it was over (or since it was opened); None while one is.
+    #: Seconds since the last request that used it was released, or since it was opened; None while it is in
+    #: use.
     idle: float | None
-    #: Requests that use it: those that are not released yet.
+    #: Requests that use it.
     requests: int
     #: Most bytes that it may keep, or None.
     budget: int | None
-    #: Seconds after which it expires when idle, or None.
+    #: Seconds after which it expires if idle, or None.
     ttl: float | None
     #: Seconds since it was opened.
     age: float
@@ -254,7 +255,7 @@ class Event:
 
     #: Nanoseconds of the system's monotonic clock.
     time_ns: int
-    #: The system's id of the thread.
+    #: The kernel's id of the thread.
     thread: int
     #: One of open, allocate, free, ack, close, lost, release, retain, exhausted, keep.
     kind: str
@@ -262,13 +263,13 @@ class Event:
     generation: int
     #: The device that acknowledged or was lost, else None.
     device: str | int | None
-    #: Bytes allocated, freed, released, retained, kept or asked for in vain.
+    #: Bytes allocated, freed, released, retained or kept; of an exhaustion, the bytes asked for.
     nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Corruption:
-    """A write past the end of a block, found by a pool with ``debug`` on when it came back.
+    """A write past the end of a block, found by a pool with ``debug`` on when the block was returned.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""A CUDA driver for the benchmarks on a GPU: a GPU's, else the stand-in."""
+"""A CUDA driver for the GPU benchmarks: the real driver if there is a GPU, else the stand-in."""
 
 from tests.cuda.fixtures import cuda, standin
 

@@ -1,5 +1,4 @@
-"""The C++ program of the benchmarks on a GPU does what it says, on whatever driver there is. No time is
-judged."""
+"""The C++ program of the GPU benchmarks reports what it measures, on any driver. No time is judged."""
 
 from __future__ import annotations
 
@@ -58,7 +57,7 @@ def test_it_reports_what_it_measured(program: Path, args: tuple[str, ...], metri
     "args", [("allocate", "driver"), ("ack", "host_function"), ("ack", "write_value")], ids=" ".join
 )
 def test_what_a_driver_lacks_is_named(standin: Standin, program: Path, args: tuple[str, ...]) -> None:
-    # The stand-in has what slabpool calls, and these are not among it.
+    # The stand-in has the functions that slabpool calls. The functions of these cases are not among them.
     refused = run(program, *args)
     assert refused.returncode == 2
     assert f"{standin.path} has no cu" in refused.stderr

@@ -1,4 +1,4 @@
-"""The benchmarks run, and what they report is what they measured. Short runs; no figure is judged here."""
+"""The benchmarks run, and their reports match what they measured. Short runs; no figure is judged here."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_quick_run_reports_medians_ratios_and_bars(tmp_path: Path) -> None:
     assert len(ours["values"]) == 2
     assert all(0 < value < 1 for process in ours["values"] for value in process)
     assert ours["q1"] <= ours["median"] <= ours["q3"]
-    # Each round's ratio is of processes that took turns: here from the values themselves.
+    # The ratio of a round compares processes that ran in the same round: recomputed here from the values.
     ratios = [mid(theirs) / mid(mine) for theirs, mine in zip(numpy["values"], ours["values"], strict=True)]
     assert numpy["over_slabpool"]["low"] == pytest.approx(min(ratios))
     assert numpy["over_slabpool"]["high"] == pytest.approx(max(ratios))
@@ -83,7 +83,7 @@ def test_a_missing_peer_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch, t
     from benchmarks.harness.programs import CaseFailedError, Programs
 
     class Recorder(Programs):
-        """Runs nothing; notes the order."""
+        """Runs nothing; records the order."""
 
         order: list[str] = []
 
@@ -104,7 +104,7 @@ def test_a_missing_peer_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch, t
 
     assert result.left_out == {"torch": "not installed", "breaks in anything": "it broke"}
     assert {outcome.case.contender for outcome in result.outcomes} == {"slabpool", "numpy.empty"}
-    # In turns, each round begun by another.
+    # In turns: each round begins with another contender.
     assert Recorder.order == [
         "slabpool",
         "numpy.empty",
@@ -128,7 +128,7 @@ def test_the_instruction_guard_fails_beyond_its_tolerance() -> None:
     assert not compare({**budget, "new": 1.0}, budget)[1]
 
 
-def test_on_a_gpu_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_benchmarks_need_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLABPOOL_CUDA_DRIVER", raising=False)
     asked = subprocess.run(
         [sys.executable, "-c", "import slabpool; print(slabpool.cuda.is_available())"],
@@ -140,7 +140,7 @@ def test_on_a_gpu_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> No
         refused = run(*names)
         assert refused.returncode == 2 and refused.stdout == ""
         assert "cannot run without a GPU" in refused.stderr
-        assert "libcuda.so.1" in refused.stderr  # what was looked for
+        assert "libcuda.so.1" in refused.stderr  # the library that was looked for
 
 
 def test_benchmarks_on_a_gpu_are_listed_and_run_apart() -> None:
@@ -166,8 +166,8 @@ def test_results_of_a_gpu_are_kept_as_a_short_table() -> None:
         "CUDA driver": "13.0",
     }
     result = Result(benchmark, [outcome], [bar], {"cupy": "not installed"})
-    told = short([result], machine, {"slabpool": "0.1.0"})
-    assert told.startswith("# NVIDIA X 80GB, 2026-11-23 05:00 UTC\n")
+    summary = short([result], machine, {"slabpool": "0.1.0"})
+    assert summary.startswith("# NVIDIA X 80GB, 2026-11-23 05:00 UTC\n")
     for part in (
         "| 4 KiB, allocate and free | slabpool",
         "200 ns",
@@ -175,5 +175,5 @@ def test_results_of_a_gpu_are_kept_as_a_short_table() -> None:
         "met",
         "Left out: cupy (not installed)",
     ):
-        assert part in told
+        assert part in summary
     assert gpu.file_stem(machine) == "nvidia-x-80gb-2026-11-23"

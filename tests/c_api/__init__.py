@@ -1,1 +1,1 @@
-"""The C interface, as C programs and ctypes see it."""
+"""Tests of the C API, from C programs and ctypes."""

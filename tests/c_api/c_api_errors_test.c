@@ -1,4 +1,4 @@
-/* Wrong and impossible calls of the C interface: each has its own status and changes nothing. So do callers
+/* Wrong and impossible calls of the C API: each has its own status and changes nothing. So do callers
  * that were built against an older or a newer header. */
 #include "check.h"
 
@@ -27,7 +27,7 @@ static void test_wrong_requests(void) {
   CHECK(slabpool_device(pool, "gpu0", &devices[0]) == SLABPOOL_OK);
   CHECK(slabpool_device(pool, "gpu0", &devices[1]) == SLABPOOL_OK);
   CHECK(devices[0] == devices[1]);
-  devices[2] = 4000; /* a number that no name has */
+  devices[2] = 4000; /* a number without a name */
   options = request_options("a", devices, 2);
   CHECK(slabpool_request_open(pool, &options, &request) == SLABPOOL_DUPLICATE_DEVICE);
   options = request_options("a", devices + 1, 2);
@@ -49,11 +49,11 @@ static void test_wrong_requests(void) {
   options.quota = 999;
   CHECK(slabpool_request_open(pool, &options, &request) == SLABPOOL_INVALID_ARGUMENT);
   CHECK(request.generation == 0);
-  CHECK(stats_of(pool).requests_open == 0 && stats_of(pool).set_aside == 0);
+  CHECK(stats_of(pool).requests_open == 0 && stats_of(pool).reserved == 0);
 
   CHECK(slabpool_ack(pool, request, devices[0], &result) == SLABPOOL_OK && result == SLABPOOL_ACK_LATE);
   CHECK(slabpool_ack(pool, request, UINT32_MAX, &result) == SLABPOOL_UNKNOWN_DEVICE);
-  CHECK(slabpool_ack_id(pool, "nobody", devices[0], 0, &result) == SLABPOOL_OK &&
+  CHECK(slabpool_ack_id(pool, "unknown", devices[0], 0, &result) == SLABPOOL_OK &&
         result == SLABPOOL_ACK_LATE);
   CHECK(slabpool_request_close(pool, request, 0) == SLABPOOL_OK);
   CHECK(slabpool_request_add_device(pool, request, devices[0]) == SLABPOOL_REQUEST_CLOSED);
@@ -64,7 +64,7 @@ static void test_wrong_requests(void) {
   CHECK(slabpool_request_wait(pool, request, 0) == SLABPOOL_OK);
   CHECK(slabpool_request_wait(pool, request, -1) == SLABPOOL_INVALID_ARGUMENT);
 
-  /* Children: no id of their own, some of the parent's devices, no budget. */
+  /* Children: no own id, some of the parent's devices, no budget. */
   options = request_options("a", devices, 1);
   CHECK(slabpool_request_open(pool, &options, &request) == SLABPOOL_OK);
   options = request_options(NULL, devices, 1);
@@ -159,11 +159,12 @@ static void test_older_callers(void) {
   CHECK(slabpool_pool_stats(pool, &stats) == SLABPOOL_OK);
   CHECK(stats.size == offsetof(slabpool_stats, committed));
   CHECK(stats.capacity == 1 << 20);
-  CHECK(stats.committed == UINT64_MAX); /* not written */
+  CHECK(stats.committed == UINT64_MAX); /* left unwritten */
   CHECK(slabpool_pool_destroy(pool) == SLABPOOL_OK);
 }
 
-/* A caller that knows of more fields than the library: fine as long as it does not use them. */
+/* A caller whose struct has more fields than the library knows: accepted as long as it does not use
+ * them. */
 static void test_newer_callers(void) {
   struct {
     slabpool_pool_options options;

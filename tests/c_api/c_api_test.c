@@ -1,5 +1,5 @@
-/* Walks through the whole C interface as an engine would use it, with nothing else of slabpool's. Prints the
- * number of checks; the first that fails says where and ends the program with 1. */
+/* Goes through the whole C API as an engine would, with nothing else of slabpool's. Prints the number of
+ * checks. The first check that fails prints its line and ends the program with 1. */
 #include "check.h"
 
 static void test_versions_and_words(void) {
@@ -72,7 +72,7 @@ static void test_requests(void) {
   options.file = __FILE__;
   options.line = __LINE__;
   CHECK(slabpool_request_open(pool, &options, &request) == SLABPOOL_OK);
-  CHECK(stats_of(pool).set_aside == 1 << 18);
+  CHECK(stats_of(pool).reserved == 1 << 18);
   CHECK(allocate(pool, 100000, request, &block) == SLABPOOL_OK);
   CHECK(allocate(pool, 1 << 20, request, &block) == SLABPOOL_QUOTA_EXCEEDED);
 
@@ -184,7 +184,7 @@ static void test_blocks_that_only_the_request_holds(void) {
   options.timeout_ns = 0;
   CHECK(block == NULL);
   CHECK(slabpool_allocate(pool, &options, &block) == SLABPOOL_OK);
-  slabpool_view_hold(pool, block); /* the request's hold is as good as a view */
+  slabpool_view_hold(pool, block); /* the request's hold is enough to take a view */
   CHECK(slabpool_request_close(pool, request, 0) == SLABPOOL_OK);
   CHECK(stats_of(pool).retained == slabpool_block_size(block));
   slabpool_view_drop(pool, block);

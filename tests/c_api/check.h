@@ -1,4 +1,5 @@
-/* What the C tests share: a check that ends the program with 1 where it fails, and short ways to make things. */
+/* Shared by the C tests: a check that ends the program with 1 if it fails, and short functions that make
+ * things. */
 #ifndef SLABPOOL_TESTS_CHECK_H
 #define SLABPOOL_TESTS_CHECK_H
 

@@ -1,6 +1,6 @@
-"""The C interface of the installed package: C programs that use nothing else, and ctypes.
+"""The C API of the installed package: C programs that use nothing else, and ctypes.
 
-What must stay true: the header compiles as plain C, and every function is exported.
+Invariant: the header compiles as plain C, and every declared function is exported.
 """
 
 from __future__ import annotations

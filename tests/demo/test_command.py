@@ -1,4 +1,4 @@
-"""``slabpool demo`` as a whole: the verdict, the figures, and what happens when things go wrong."""
+"""``slabpool demo`` as a whole: the verdict, the figures, and the results of faults."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_same_id_is_slow_and_wrong_without_a_pool(tmp_path: Path) -> None:
     status, result = figures(tmp_path, "--requests", "40", "--baseline")
     assert status == 1
     assert result["ok"] is False
-    assert result["leaked_requests"] == 1  # one id, and all that was ever put under it
+    assert result["leaked_requests"] == 1  # one id, with everything ever stored under it
     assert result["wrong_requests"] >= 36
     assert result["final_live"] == result["peak_live"] > 0
 
@@ -81,7 +81,7 @@ def test_a_count_evicts_requests_that_are_still_running(tmp_path: Path) -> None:
     )
     assert status == 1
     assert result["leaked_requests"] == 2
-    assert 0 < result["wrong_requests"] <= 8  # those of the two bursts, and no other
+    assert 0 < result["wrong_requests"] <= 8  # only those of the two bursts
 
 
 def test_baseline_and_pool_serve_the_same_job(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_device_that_forgets_one_ack_is_a_leak(tmp_path: Path, monkeypatch: py
     assert result["wrong_tokens"] == 0
 
 
-def test_memory_that_somebody_else_wrote_to_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_foreign_write_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = _PoolSession.caches
 
     def overwritten(
@@ -167,7 +167,7 @@ def test_memory_that_somebody_else_wrote_to_is_found(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit])
-def test_an_error_in_a_device_thread_is_told(
+def test_an_error_in_a_device_thread_is_reported(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     honest = Decoder.run_layers

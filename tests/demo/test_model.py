@@ -1,4 +1,4 @@
-"""The decoder is right: against a slow one with loops, and step by step against all at once."""
+"""The decoder is right: compared with a slow one written with loops, and step by step with all at once."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def slow_forward(model: Decoder, tokens: tuple[int, ...]) -> F64:
     return np.array(rows)
 
 
-def test_forward_is_what_the_definition_says(model: Decoder) -> None:
+def test_forward_matches_the_definition(model: Decoder) -> None:
     fast = model.run_layers(model.embed(PROMPT), 0, caches(model, len(PROMPT)), start=0)
     np.testing.assert_allclose(fast, slow_forward(model, PROMPT), rtol=2e-3, atol=2e-4)
 
@@ -109,7 +109,7 @@ def test_layers_in_parts_are_bit_for_bit_the_whole(model: Decoder, devices: int)
     assert np.array_equal(hidden, whole)
 
 
-def test_what_is_handed_in_is_not_written_or_kept(model: Decoder) -> None:
+def test_inputs_are_neither_written_nor_kept(model: Decoder) -> None:
     hidden: F32 = model.embed(PROMPT)
     before = hidden.copy()
     pairs = caches(model, len(PROMPT))
@@ -120,7 +120,7 @@ def test_what_is_handed_in_is_not_written_or_kept(model: Decoder) -> None:
 
 
 def test_caches_decide_the_tokens(model: Decoder) -> None:
-    """The check of the demo would be worth nothing if tokens did not depend on what the caches hold."""
+    """The demo's check would prove nothing if the tokens did not depend on the contents of the caches."""
     pairs = caches(model, len(PROMPT) + 1)
     hidden = model.run_layers(model.embed(PROMPT), 0, pairs, start=0)
     step = [model.next_token(hidden)]

@@ -1,5 +1,5 @@
-"""``slabpool demo --processes``: right tokens, nothing left over, and a device that is killed costs its own
-requests alone."""
+"""``slabpool demo --processes``: right tokens, nothing left over, and a killed device costs only its own
+requests."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="shared pools ne
 
 @pytest.fixture(autouse=True)
 def meeting_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The names of this test's pools."""
+    """The directory for the sockets of this test's pools."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     return tmp_path / "slabpool"
 
 
 @pytest.mark.parametrize("options", [("--devices", "1"), ("--concurrency", "8"), ("--devices", "6")])
-def test_the_right_tokens_and_nothing_left(
+def test_tokens_are_right_and_nothing_is_left(
     tmp_path: Path, meeting_place: Path, options: tuple[str, ...]
 ) -> None:
     status, result = figures(tmp_path, "--processes", "--requests", "40", *options)
@@ -38,7 +38,7 @@ def test_kills_end_only_the_requests_they_hit(tmp_path: Path, meeting_place: Pat
     status, result = figures(tmp_path, "--processes", "--requests", "120", "--kill-every", "15")
     assert status == 0
     assert result["kills"] == 8
-    # Most kills hit somebody, and none more than a burst of four.
+    # Most kills hit a running request, and none hits more than a burst of four.
     assert 4 <= result["interrupted_requests"] <= 32
     assert result["answered_requests"] == 120 - result["interrupted_requests"]
     assert result["wrong_tokens"] == 0
@@ -50,7 +50,7 @@ def test_a_pool_that_is_too_small_for_a_burst(tmp_path: Path) -> None:
     status, result = figures(
         tmp_path, "--processes", "--requests", "30", "--capacity", "1MiB", "--concurrency", "8"
     )
-    assert status in (0, 1)  # hidden states may not find room; then the request is not answered
+    assert status in (0, 1)  # a hidden state may find no room; then the request has no answer
     assert result["leaked_requests"] == result["leaked_bytes"] == 0
 
 

@@ -1,4 +1,4 @@
-"""The ring: the reference's tokens, memory back step by step, and no hang when a thread dies."""
+"""The ring: the same tokens as the reference, memory back step by step, and no hang when a thread dies."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_ring_equals_reference_and_gives_everything_back(
         assert caches_alone > 0
         ring.submit(session)
         assert ring.wait() == Finished(session, complete=True)
-        # Every hidden state is back already, though the request is still open and nobody has acknowledged it.
+        # Every hidden state is back, although the request is still open and no device has acknowledged it.
         assert pool.stats().live == caches_alone
         assert [record.request_id for record in pool.requests()] == ["chat-42"]
         session.close()
@@ -112,11 +112,11 @@ class Sabotage:
 def serve_sabotaged(
     model: Decoder, pool: slabpool.Pool, *, waits: int, sabotage: tuple[str, str, BaseException]
 ) -> None:
-    """Serve one session that fails, and wait for some of its three acks."""
+    """Serve one session that fails, and wait for `waits` of its three acks."""
     with Ring(model, names(3)) as ring:
         session = Sabotage(PoolMemory(pool, model, names(3)).open(JOB, "r"), *sabotage)
         ring.submit(session)
-        ring.wait()  # raises, unless it is the ack that fails
+        ring.wait()  # raises, unless the sabotaged method is ack
         session.close()
         ring.acknowledge(session)
         for _ in range(waits):
@@ -143,7 +143,7 @@ def test_a_thread_that_dies_ends_every_wait(
     assert not ring_threads()
 
 
-def test_a_failure_that_nobody_waited_for_is_not_lost(model: Decoder, pool: slabpool.Pool) -> None:
+def test_a_failure_without_a_waiter_is_not_lost(model: Decoder, pool: slabpool.Pool) -> None:
     with pytest.raises(RingFailed, match="device1 failed: KeyError"):
         serve_sabotaged(model, pool, waits=0, sabotage=("ack", "device1", KeyError("broken on purpose")))
 

@@ -1,4 +1,4 @@
-"""Jobs come from the trace and the text, scaled as documented, the same every time."""
+"""Jobs come from the trace and the text, scaled as documented, and are the same every time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_short_trace_starts_again() -> None:
     assert [(len(job.prompt), job.generate) for job in jobs] == [(10, 2), (20, 4), (10, 2), (20, 4), (10, 2)]
 
 
-def test_short_prompts_go_on_with_the_next_line() -> None:
+def test_short_prompts_continue_with_the_next_line() -> None:
     (job,) = make_jobs(1, [b"one", b"two"], [(64 * 12, 64)])
     assert bytes(job.prompt[1:]) == b"one\ntwo\none"
 

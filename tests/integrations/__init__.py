@@ -1,1 +1,1 @@
-"""Drop-ins against the libraries they are for."""
+"""Tests of the drop-ins with the libraries that they are for."""

@@ -1,5 +1,5 @@
-"""The CUDA driver for drop-ins: a GPU's where there is one, else the stand-in, also as cuda.bindings finds
-it."""
+"""The CUDA driver for the drop-ins: the real one if there is a GPU, else the stand-in, installed so that
+cuda.bindings finds it too."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["bindings", "cuda", "gpu", "standin"]
 def bindings(
     cuda: Standin | None, require_program: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
 ) -> Path | None:
-    """A folder whose libcuda.so.1 is the stand-in; None where a GPU's driver serves."""
+    """A folder whose libcuda.so.1 is the stand-in; None if there is a GPU."""
     if cuda is None:
         return None
     compiler = require_program("c++", "g++", "clang++")

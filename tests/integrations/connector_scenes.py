@@ -1,6 +1,6 @@
-"""What becomes of a request when reports go wrong: ours beside a model of counting to the world size.
+"""The fate of a request when reports go wrong: `AckAggregator` beside a model of counting to the world size.
 
-Each scene is a list of steps; both sides live through the same steps, and what they say becomes a row of the
+Each scene is a list of steps. Both sides go through the same steps, and their outcomes become a row of the
 table in the documentation. ``python -m tests.integrations.connector_scenes`` prints that table.
 """
 
@@ -16,8 +16,8 @@ RANKS = (0, 1, 2)
 
 
 class CountingModel:
-    """A model, of our own making, of vLLM 0.33's `KVOutputAggregator`: an id is finished once as many reports
-    of it have come as there are ranks. Who sent them is not looked at."""
+    """Our own model of vLLM 0.33's `KVOutputAggregator`: an id is finished once it has as many reports as
+    there are ranks. The sender of a report is ignored."""
 
     def __init__(self, world_size: int) -> None:
         self._world_size = world_size
@@ -33,18 +33,18 @@ class CountingModel:
         return missing == 0
 
     def waiting(self) -> dict[str, int]:
-        """What it still counts for."""
+        """The reports that are still missing, by id."""
         return dict(self._missing)
 
 
 @dataclass(frozen=True)
 class Open:
-    """The id comes into use, for the first time or again."""
+    """The id is opened, for the first time or again."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """A rank has in truth finished the request of this turn, and says so."""
+    """A rank has really finished the request of this turn, and reports it."""
 
     rank: int
     turn: int = 1
@@ -52,7 +52,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Again:
-    """A rank's message comes once more (or late): it has said so before."""
+    """A rank's report of this turn arrives once more, or late."""
 
     rank: int
     turn: int = 1
@@ -60,7 +60,7 @@ class Again:
 
 @dataclass(frozen=True)
 class Dies:
-    """A rank is gone, and reads no more."""
+    """A rank dies and reads no more."""
 
     rank: int
 
@@ -101,7 +101,7 @@ SCENES = (
 
 
 def _judge(scene: Scene, free: Callable[[Step], list[int]]) -> str:
-    """Live through a scene; `free` takes a step and says which turns are free with it."""
+    """Go through a scene; `free` takes a step and returns the turns that are free after it."""
     reading: dict[int, set[int]] = {}
     freed: dict[int, str] = {}
     turn = 0
@@ -138,7 +138,7 @@ def _judge(scene: Scene, free: Callable[[Step], list[int]]) -> str:
 
 
 def _last(scene: Scene, turn: int) -> int:
-    """The step with which a turn's memory is free in truth: its last reader says so, or dies."""
+    """The step after which a turn's memory is really free: its last reader reports, or dies."""
     reading = set(RANKS)
     for number, step in enumerate(scene.steps, 1):
         if isinstance(step, Dies) or (isinstance(step, Done) and step.turn == turn):
@@ -149,7 +149,7 @@ def _last(scene: Scene, turn: int) -> int:
 
 
 def with_counting(scene: Scene) -> str:
-    """How counting to the world size fares. It knows ids only, and an id means its newest turn."""
+    """How counting to the world size fares. It knows only ids, and an id means its newest turn."""
     model = CountingModel(len(RANKS))
     turn = 0
 
@@ -157,7 +157,7 @@ def with_counting(scene: Scene) -> str:
         nonlocal turn
         if isinstance(step, Open):
             turn += 1
-        elif not isinstance(step, Dies):  # of which nothing tells it
+        elif not isinstance(step, Dies):  # a death is not reported to it
             return [turn] if model.report("chat-42") else []
         return []
 
@@ -169,7 +169,7 @@ def with_counting(scene: Scene) -> str:
 
 
 def with_ranks(scene: Scene) -> str:
-    """How `AckAggregator` fares; memory is checked in the pool."""
+    """How `AckAggregator` fares; the memory is checked in the pool."""
     with slabpool.Pool("1MiB") as pool:
         aggregator = AckAggregator(RANKS)
         turns: list[slabpool.Request] = []
@@ -195,7 +195,7 @@ def with_ranks(scene: Scene) -> str:
 
 
 def table() -> str:
-    """The table in the documentation, markdown."""
+    """The table in the documentation, as Markdown."""
     lines = [
         "| what happens, three ranks | counting to the world size (a model) | `AckAggregator` |",
         "|---|---|---|",

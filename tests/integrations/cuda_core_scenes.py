@@ -93,7 +93,7 @@ def scene_a_failure_of_cuda_core_gives_the_memory_back_once() -> None:
 
     def fails(*args: object, **kwargs: object) -> Buffer:
         buffer = made(*args, **kwargs)
-        del buffer  # as when cuda.core itself fails after it took the memory over
+        del buffer  # as when cuda.core fails after it took over the memory
         raise RuntimeError("no buffer")
 
     from slabpool import cuda_core
@@ -111,7 +111,7 @@ def scene_a_failure_of_cuda_core_gives_the_memory_back_once() -> None:
     _empty(pool)
 
 
-def scene_what_is_allocated_while_a_request_is_active_is_the_requests() -> None:
+def scene_allocations_belong_to_the_active_request() -> None:
     device, pool, resource = _begin()
     stream = device.create_stream()
     with pool.request("chat-42", devices=["gpu0"]) as req:

@@ -1,4 +1,4 @@
-"""CuPy on a GPU with pools under its device memory and its pinned memory."""
+"""CuPy on a GPU, with pools under its device memory and its pinned memory."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def scene_arrays_are_the_pools_memory() -> None:
         assert cupy.empty(0).size == 0
     assert slabpool.cupy.installed() is None
     y = cupy.ones(MIB)
-    assert POOL.stats().live < 8 * MIB  # CuPy's own again
-    assert float(x[7]) == 7  # and what was made before stays
+    assert POOL.stats().live < 8 * MIB  # CuPy allocates from its own pool again
+    assert float(x[7]) == 7  # and older arrays stay valid
     del x, y
     _empty()
 
@@ -79,7 +79,7 @@ def scene_memory_is_flat_over_many_steps() -> None:
     _empty()
 
 
-def scene_what_is_allocated_while_a_request_is_active_is_the_requests() -> None:
+def scene_allocations_belong_to_the_active_request() -> None:
     async def task(req: slabpool.Request, mib: int) -> cupy.ndarray:
         with req.activate():
             await asyncio.sleep(0)
@@ -113,7 +113,7 @@ def scene_pinned_memory() -> None:
         assert pinned.stats().live == 0
 
 
-def scene_twice_is_refused() -> None:
+def scene_a_second_install_is_refused() -> None:
     with slabpool.cupy.install(POOL):
         with pytest.raises(slabpool.SlabpoolError) as caught:
             slabpool.cupy.install(POOL)

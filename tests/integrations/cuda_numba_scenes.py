@@ -58,8 +58,7 @@ def scene_running_out_is_numbas_own_error() -> None:
 
 
 def scene_freed_memory_waits_for_the_device() -> None:
-    # Of two arrays one after another the second may have the first's memory only when the device has come
-    # so far.
+    # Of two arrays, the second may reuse the first's memory only after the device has reached that point.
     for _ in range(20):
         array = cuda.device_array(40 * MIB, "u1")
         del array
@@ -77,7 +76,7 @@ def scene_reset_before_initialize() -> None:
     assert manager.interface_version == 1
 
 
-def scene_what_is_allocated_while_a_request_is_active_is_the_requests() -> None:
+def scene_allocations_belong_to_the_active_request() -> None:
     with POOL.request("chat-42") as req:
         with req.activate():
             array = cuda.device_array(2 * MIB, "u1")
@@ -90,7 +89,7 @@ def scene_what_is_allocated_while_a_request_is_active_is_the_requests() -> None:
 def scene_ipc_handle_or_why_there_is_none() -> None:
     array = cuda.device_array(3 * MIB, "u1")
     manager = cuda.current_context().memory_manager
-    # The stand-in says that it has handles, for any memory, where this is set.
+    # With this set, the stand-in claims to support handles for any memory.
     if os.environ.get("STANDIN_IPC") or not slabpool.cuda.devices()[0].virtual_memory:
         handle = manager.get_ipc_handle(array.gpu_data)
         assert handle.size == 3 * MIB

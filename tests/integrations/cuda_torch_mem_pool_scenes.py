@@ -1,4 +1,4 @@
-"""torch on a GPU with a pool under a block of code: torch's own cache on top of it."""
+"""torch on a GPU, with a pool under a block of code and torch's own cache on top of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _empty() -> None:
     assert stats.live == stats.retained == 0, stats
 
 
-def scene_only_what_is_made_in_the_block_is_the_pools() -> None:
+def scene_only_allocations_in_the_block_are_the_pools() -> None:
     outside = torch.ones(8 * MIB, device=DEVICE)
     assert POOL.stats().live == 0
     with slabpool.torch.mem_pool(POOL) as made:

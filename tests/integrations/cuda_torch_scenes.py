@@ -1,4 +1,4 @@
-"""torch on a GPU with a pool under all of its CUDA allocations. Each scene leaves the pool empty."""
+"""torch on a GPU, with a pool under all of its CUDA allocations. Each scene leaves the pool empty."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def scene_record_stream_keeps_memory_from_reuse() -> None:
     _empty()
 
 
-def scene_other_streams_get_memory_when_it_is_done() -> None:
+def scene_other_streams_get_memory_after_the_work_is_done() -> None:
     one, two = torch.cuda.Stream(), torch.cuda.Stream()
     for value in range(40):
         with torch.cuda.stream(one):
@@ -124,7 +124,7 @@ def scene_threads() -> None:
     _empty()
 
 
-def scene_what_is_allocated_while_a_request_is_active_is_the_requests() -> None:
+def scene_allocations_belong_to_the_active_request() -> None:
     with POOL.request("chat-42", devices=["gpu0"]) as req:
         with req.activate():
             x = torch.ones(2 * MIB, device=DEVICE)
@@ -151,7 +151,7 @@ def scene_many_requests_leave_nothing() -> None:
     _empty()
 
 
-def scene_called_again_with_the_same_pool() -> None:
+def scene_a_second_call_with_the_same_pool() -> None:
     slabpool.torch.use_cuda(POOL)
     with pytest.raises(slabpool.SlabpoolError) as caught:
         slabpool.torch.use_cuda(slabpool.Pool("64MiB", memory=DEVICE))

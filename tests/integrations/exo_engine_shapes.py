@@ -1,7 +1,7 @@
 """A stand-in for exo's engine: layers that add up what they have seen of a request, and an LRU of two states.
 
-Part of the stand-ins of exo_shapes.py. A token depends on all that the request's caches hold, so that a state
-that was lost or mixed up shows.
+Part of the stand-ins of exo_shapes.py. A token depends on everything in the request's caches, so a state that
+is lost or mixed up changes the tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 LAYERS = 4
 CONTEXT = 64
-TOKENS = 5  # of every answer
+TOKENS = 5  # in every answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Shard:
 
 @dataclasses.dataclass
 class Hidden:
-    """What the engine's model works on: numbers with the looks of a tinygrad tensor."""
+    """The data of the engine's model: numbers with the interface of a tinygrad tensor."""
 
     values: np.ndarray[Any, Any]
     device: str = "CPU"
@@ -60,7 +60,7 @@ class Attention:
 
 
 class Layer:
-    """Adds up all that it has seen of a request; what it saw is in the cache."""
+    """Adds up all that it has seen of a request; what it has seen is in the cache."""
 
     attention = Attention()
 
@@ -81,7 +81,7 @@ class Model:
 
 
 def reference(prompt: str) -> list[int]:
-    """The tokens of a prompt, by one node that has nothing else to do."""
+    """The tokens of a prompt, computed by one node with no other requests."""
     layers = [Layer() for _ in range(LAYERS)]
     caches = [np.zeros((2, 1, CONTEXT, 1, 1)) for _ in layers]
     tokens: list[int] = []
@@ -105,13 +105,13 @@ class State:
 
 
 class Engine:
-    """Runs the layers of a shard, on a thread; keeps two states, whoever is running."""
+    """Runs the layers of a shard on a thread; keeps two states, even if more requests are running."""
 
     def __init__(self) -> None:
         self.shard: Shard | None = None
         self.states: collections.OrderedDict[str, State] = collections.OrderedDict()
         self.model: Any = None
-        #: Awaited before each step, with the request's id: for tests to stop it, or to make it fail.
+        #: Awaited before each step with the request's id: a test can stop the step here, or make it fail.
         self.before: Callable[[str], Awaitable[None]] | None = None
         self.steps: collections.Counter[str] = collections.Counter()
 

@@ -1,8 +1,8 @@
-"""Stand-ins for what slabpool.exo is put into: objects of the same shape as exo 0.0.15's, not exo itself.
+"""Stand-ins for the parts of exo that slabpool.exo adapts: objects of the same shape as exo 0.0.15's.
 
-Written for these tests. They have the methods, the entries by request id, and the faults of exo's Node,
-engine, peers and API: entries that nobody removes, an LRU of two states, errors that are printed and
-swallowed. The real thing is run by benchmarks/exo.
+Written for these tests. They have the methods, the per-request entries and the faults of exo's Node, engine,
+peers and API: entries that are never removed, an LRU of two states, errors that are printed and ignored.
+benchmarks/exo runs the real exo.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Callbacks:
 
 
 class Lost(Exception):
-    """What a transport raises when the other end is gone."""
+    """Raised by a transport when the other end is gone."""
 
 
 class Peer:
@@ -58,14 +58,14 @@ class Peer:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.down = False
-        #: Opaque statuses that this says yes to get lost.
+        #: An opaque status is lost if this returns true for it.
         self.loses: Callable[[str], bool] = lambda status: False
 
     def id(self) -> str:
         return self.node.id
 
     async def _cross(self) -> None:
-        await asyncio.sleep(0)  # another task may be first, as on a network
+        await asyncio.sleep(0)  # another task may overtake, as on a network
         if self.down:
             raise Lost(f"node {self.node.id} does not answer")
 
@@ -98,7 +98,7 @@ class Partition:
 
 
 class Strategy:
-    """Layers in equal parts, by the nodes' names."""
+    """Divides the layers into equal parts, ordered by the names of the nodes."""
 
     def partition(self, topology: set[str]) -> list[Partition]:
         return [Partition(name) for name in sorted(topology)]
@@ -121,7 +121,7 @@ class Node:
         self.tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Any) -> None:
-        """A task that nobody asks for its result."""
+        """Starts a task whose result is never awaited."""
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self._ended)
@@ -261,7 +261,7 @@ class Node:
 
 
 class Api:
-    """An HTTP API over a node; a queue for every request that anybody makes, and no end to it."""
+    """An HTTP API over a node. Every request gets a queue that is never removed."""
 
     def __init__(self, node: Node) -> None:
         from aiohttp import web
@@ -300,7 +300,7 @@ class Api:
             return web.json_response({"detail": str(error)}, status=500)
 
     async def run(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        raise NotImplementedError("the adapter's takes its place")
+        raise NotImplementedError("the adapter replaces this")
 
 
 def make_ring(*names: str) -> list[Node]:
@@ -314,7 +314,7 @@ def make_ring(*names: str) -> list[Node]:
 
 
 async def answer(node: Node, request_id: str, prompt: str) -> list[int]:
-    """The tokens of a prompt that comes in at the node; raises what process_prompt does."""
+    """The tokens of a prompt that arrives at the node; raises what process_prompt raises."""
     tokens: list[int] = []
     done = asyncio.Event()
 
@@ -335,7 +335,7 @@ async def answer(node: Node, request_id: str, prompt: str) -> list[int]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Returns once the condition holds; fails when it has not after half a minute."""
+    """Returns once the condition holds; fails if it does not within half a minute."""
 
     async def look() -> None:
         while not condition():

@@ -1,4 +1,4 @@
-"""A pool for tests of `numpy_handler`, and whether an array is in it."""
+"""A pool for the tests of `numpy_handler`, and a check whether an array is in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT = "default_allocator"
 
 @pytest.fixture(name="pool")
 def numpys_pool() -> Iterator[slabpool.Pool]:
-    """A pool that must have everything back in the end."""
+    """A pool that must have all of its memory back at the end."""
     assert handler_name() == DEFAULT
     with slabpool.Pool("16MiB", name="np") as pool:
         yield pool
@@ -28,5 +28,5 @@ def numpys_pool() -> Iterator[slabpool.Pool]:
 
 
 def ours(array: np.ndarray[Any, Any] | None = None) -> bool:
-    """Whether an array's memory, or a new one's, is the pool's."""
+    """Whether the memory of an array, or of a new array, belongs to the pool."""
     return (handler_name() if array is None else handler_name(array)) == "slabpool np"

@@ -1,8 +1,9 @@
 """numpy's own tests, with and without their arrays in a pool.
 
-A pytest plugin (``-p tests.integrations.numpy_suite``), which puts the handler in force for the whole run if
-asked to and writes down every test's outcome; and `run`, which runs pytest with it in a process of its own.
-The plugin fails the run if numpy did not get its memory from the pool, or did not give all of it back.
+A pytest plugin (``-p tests.integrations.numpy_suite``), which enables the handler for the whole run if asked
+to and records the outcome of every test; and `start`, which runs pytest with the plugin in a separate
+process. The plugin fails the run if numpy did not get its memory from the pool, or did not give all of it
+back.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ import pytest
 import slabpool
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Where numpy keeps what these tests are of: it was renamed in 2.0.
+#: The package in which numpy keeps these tests; it was renamed in numpy 2.0.
 CORE = "numpy._core" if int(np.__version__.split(".")[0]) >= 2 else "numpy.core"
 MODULES = ("test_multiarray", "test_numeric", "test_ufunc", "test_mem_policy", "test_nditer", "test_indexing")
-#: Tests that need more memory than this are left out, with the pool and without: what they do depends on
-#: what is free at the moment.
+#: Tests that need more memory than this are left out, with and without the pool, because their outcome
+#: depends on the memory that is free at the moment.
 MEMORY = "1 GB"
 _OUT = "SLABPOOL_NUMPY_SUITE_OUT"
 _POOLED = "SLABPOOL_NUMPY_SUITE_POOLED"
@@ -37,8 +38,8 @@ def start(out: Path, *, pooled: bool, marked: str = "", names: str = "") -> subp
     """Starts pytest on numpy's test modules; `marked` and `names` are its -m and -k."""
     environment = {**os.environ, _OUT: str(out), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     environment["NPY_AVAILABLE_MEM"] = MEMORY
-    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # those of this suite's venv cost time for each test
-    # test_mem_policy builds a module, with programs that are installed beside Python.
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # the plugins of this venv cost time in each test
+    # test_mem_policy builds a module, and needs programs that are installed beside Python.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment.pop(_POOLED, None)
     environment.pop("PYTEST_ADDOPTS", None)
@@ -47,7 +48,7 @@ def start(out: Path, *, pooled: bool, marked: str = "", names: str = "") -> subp
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=short", "-p", "no:cacheprovider"]
     command += ["-c", os.devnull, "--rootdir", str(out.parent), "-p", "tests.integrations.numpy_suite"]
     command += ["-m", marked, "-k", names, "--pyargs", *(f"{CORE}.tests.{name}" for name in MODULES)]
-    # What it says goes to a file: nobody reads a pipe while the other run is waited for.
+    # Output goes to a file: a pipe would fill up while this process waits for the other run.
     with out.with_suffix(".log").open("w") as log:
         return subprocess.Popen(
             command, env=environment, cwd=out.parent, stdout=log, stderr=subprocess.STDOUT
@@ -55,15 +56,15 @@ def start(out: Path, *, pooled: bool, marked: str = "", names: str = "") -> subp
 
 
 def read(process: subprocess.Popen[bytes], out: Path) -> dict[str, str]:
-    """The outcome of each test, once the run is over."""
+    """The outcome of each test, once the run has ended."""
     process.wait()
-    # 0: all passed, 1: some failed, which is for the comparison to judge.
+    # Status 0: all passed. Status 1: some failed, which the comparison judges.
     assert process.returncode in (0, 1), out.with_suffix(".log").read_text()[-20_000:]
     return dict(json.loads(out.read_text()))
 
 
 def handler_name(*array: object) -> str | None:
-    """The name of the handler in force, or of an array's."""
+    """The name of the handler in force, or of the handler of an array."""
     multiarray = importlib.import_module(f"{CORE}.multiarray")
     name: str | None = multiarray.get_handler_name(*array)
     return name
@@ -78,7 +79,7 @@ class _Outcomes:
         self.outcomes: dict[str, str] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        # Of set-up, the test and tear-down whatever says most: the first that is not a pass.
+        # The first outcome of set-up, test and tear-down that is not a pass.
         if self.outcomes.get(report.nodeid, "passed") == "passed":
             expected = "x" if hasattr(report, "wasxfail") else ""
             self.outcomes[report.nodeid] = expected + report.outcome
@@ -114,7 +115,7 @@ class _InPool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register what writes outcomes down, and what puts the handler in force."""
+    """Register the recorder of outcomes and the plugin that enables the handler, as the environment asks."""
     if _OUT in os.environ:
         config.pluginmanager.register(_Outcomes(Path(os.environ[_OUT])))
         if _POOLED in os.environ:

@@ -1,8 +1,8 @@
-"""Runs a file of scenes in a process of its own: libraries load their CUDA driver once, and keep what was
-installed.
+"""Runs a file of scenes in a separate process, because libraries load their CUDA driver once and keep what
+was installed.
 
-A scene is a function `scene_…` of a module in this folder; ``python -m tests.integrations.NAME`` runs them
-all, and says how each went. With the stand-in driver the process finds it as libcuda.so.1
+A scene is a function `scene_…` of a module in this folder. ``python -m tests.integrations.NAME`` runs all
+scenes of one and prints their outcomes. With the stand-in driver, the process finds it as libcuda.so.1
 (standin_for_bindings.cpp).
 """
 
@@ -28,18 +28,18 @@ def names(source: str) -> list[str]:
 
 
 def play(module: ModuleType) -> None:
-    """Run all scenes of a module, and print how each went as one line of JSON."""
-    told = {}
+    """Run all scenes of a module, and print their outcomes as one line of JSON."""
+    outcomes = {}
     for name in [name for name in vars(module) if name.startswith("scene_")]:
         try:
-            told[name] = getattr(module, name)()
+            outcomes[name] = getattr(module, name)()
         except BaseException:
-            told[name] = traceback.format_exc()
-    print(json.dumps(told))
+            outcomes[name] = traceback.format_exc()
+    print(json.dumps(outcomes))
 
 
 def run(source: str, driver: Path | None = None, **environment: str) -> dict[str, Any]:
-    """What each scene of `source` said: None if it went well. `driver`: a folder with a libcuda.so.1."""
+    """The outcome of each scene of `source`: None for a pass. `driver`: a folder with a libcuda.so.1."""
     env = {**os.environ, **environment}
     if driver is not None:
         env["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, (str(driver), env.get("LD_LIBRARY_PATH"))))
@@ -48,11 +48,11 @@ def run(source: str, driver: Path | None = None, **environment: str) -> dict[str
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    outcomes: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return outcomes
 
 
-# Not with -m from the root of the checkout: what is imported is the installed slabpool.
+# Without -m from the root of the checkout, so that the installed slabpool is imported.
 _PLAY = """
 import importlib, sys
 sys.path.insert(0, "")
@@ -62,7 +62,7 @@ scenes.play(importlib.import_module("tests.integrations." + sys.argv[1]))
 
 
 def bindings_driver(folder: Path, compiler: str) -> Path:
-    """The stand-in for cuda.bindings, compiled; the folder of its libcuda.so.1."""
+    """Compile the stand-in for cuda.bindings; returns the folder of its libcuda.so.1."""
     command = [compiler, "-std=c++20", "-O0", "-g", "-shared", "-fPIC", f"-I{ROOT / 'csrc'}"]
     command += [str(HERE / "standin_for_bindings.cpp"), "-o", str(folder / "libcuda.so.1"), "-ldl"]
     made = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,8 +1,8 @@
-// The stand-in driver as cuda.bindings wants to find it: libcuda.so.1 with cuGetProcAddress_v2.
+// The stand-in driver in the form that cuda.bindings loads: libcuda.so.1 with cuGetProcAddress_v2.
 //
-// What slabpool calls is forwarded to the stand-in that SLABPOOL_CUDA_DRIVER names, the same one that slabpool itself
-// uses; the handful of functions that cuda.core and Numba call on their way to a memory manager are here. No kernels,
-// no copies: those who need them need a GPU.
+// Calls that slabpool makes are forwarded to the stand-in that SLABPOOL_CUDA_DRIVER names, which
+// slabpool itself uses too. The few functions that cuda.core and Numba call before a memory manager are
+// here. There are no kernels and no copies: tests of these need a GPU.
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -42,7 +42,7 @@ Result set_current(Context context) {
 }
 
 Result context_device(
-    Device* device) {  // of the current context: the first that has it as its primary one
+    Device* device) {  // the first device that has the current context as its primary one
   Context now = nullptr;
   if (function<Result(Context*)>("cuCtxGetCurrent")(&now) != kSuccess || now == nullptr)
     return kInvalidContext;
@@ -67,7 +67,7 @@ Result uuid(unsigned char* bytes, Device device) {
 }
 
 Result attribute(int* value, int which, Device device) {
-  if (which == 75 || which == 76) {  // compute capability: one that Numba serves
+  if (which == 75 || which == 76) {  // compute capability: one that Numba supports
     *value = which == 75 ? 9 : 0;
     return kSuccess;
   }
@@ -83,7 +83,7 @@ Result priority_range(int* least, int* greatest) {
   return kSuccess;
 }
 
-// A pool's range begins at a multiple of 2 MiB, which is taken for where an allocation begins.
+// A pool's range begins at a multiple of 2 MiB, which is used as the beginning of the allocation.
 Result address_range(DevicePointer* base, std::size_t* bytes, DevicePointer address) {
   constexpr DevicePointer kGranule = 2 << 20;
   *base = address / kGranule * kGranule;
@@ -91,7 +91,7 @@ Result address_range(DevicePointer* base, std::size_t* bytes, DevicePointer addr
   return kSuccess;
 }
 
-// As a driver answers for memory of cuMemMap, unless a test wants a handle.
+// Answers as a driver does for memory of cuMemMap, unless a test wants a handle.
 Result ipc_handle(void* handle, DevicePointer) {
   if (std::getenv("STANDIN_IPC") == nullptr) return kInvalidValue;
   std::memset(handle, 7, 64);

@@ -1,4 +1,5 @@
-"""Requests are free once every rank has said so, whatever is repeated, late, reordered or missing."""
+"""Requests are free once every rank has reported, even if reports are repeated, late, reordered or
+missing."""
 
 from __future__ import annotations
 
@@ -21,24 +22,24 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 # ---- the table
 
 
-def test_the_table_in_the_documentation_is_what_happens() -> None:
+def test_the_table_in_the_documentation_is_right() -> None:
     table = connector_scenes.table()
     pages = [path for path in DOCS.rglob("*.md") if "`AckAggregator` |" in path.read_text()]
     assert pages, f"no page has the table; it is\n{table}"
     for page in pages:
-        assert table in page.read_text(), f"{page} has another table than\n{table}"
+        assert table in page.read_text(), f"{page} lacks this table:\n{table}"
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.what)
-def test_nothing_is_freed_early_or_kept_where_generations_are_sent(scene: connector_scenes.Scene) -> None:
+def test_with_generations_nothing_is_freed_early_or_kept(scene: connector_scenes.Scene) -> None:
     said = with_ranks(scene)
     if scene.generations:
         assert "**" not in said
     else:
-        assert "**" in said, "ids alone cannot be told apart, and the table has to say so"
+        assert "**" in said, "ids alone are ambiguous, and the table has to say so"
 
 
-def test_counting_goes_wrong_where_the_table_says() -> None:
+def test_counting_fails_where_the_table_says() -> None:
     wrong = [scene.what for scene in SCENES if "**" in with_counting(scene)]
     assert len(wrong) == 5
 
@@ -58,14 +59,14 @@ def test_reports_are_answered_and_each_request_is_free_once() -> None:
             Ack.DUPLICATE,
             Ack.LATE,
         ]
-        # All ranks are done with it, and the host is not.
+        # All ranks are done with it, but the host is not.
         assert aggregator.report("b", [("r0", reqs[0].generation)]) == [Ack.PENDING]
         assert aggregator.free() == []
         reqs[0].close()
         assert aggregator.free() == [reqs[0]]
         assert aggregator.free() == []
         assert len(aggregator) == 2
-        # Ends that come another way are answered too.
+        # Requests that end in another way are reported too.
         reqs[1].cancel()
         pool.device_lost("a")
         reqs[1].ack("b")
@@ -76,7 +77,7 @@ def test_reports_are_answered_and_each_request_is_free_once() -> None:
         assert len(aggregator) == 0 and pool.stats().live == 0
 
 
-def test_without_a_pool_requests_are_handles_alone() -> None:
+def test_without_a_pool_requests_are_only_handles() -> None:
     aggregator = AckAggregator(range(2))
     first = aggregator.expect("r")
     second = aggregator.expect(7, ranks=[1])
@@ -85,7 +86,7 @@ def test_without_a_pool_requests_are_handles_alone() -> None:
     assert aggregator.report(1, ["r", 7]) == [Ack.PENDING, Ack.RELEASED]
     assert aggregator.report(0, ["r", "r"]) == [Ack.RELEASED, Ack.LATE]
     assert aggregator.free() == [first, second]
-    # It keeps nothing of what is over.
+    # It keeps nothing of requests that are over.
     for _ in range(1000):
         aggregator.expect("same")
         aggregator.report(0, ["same"])
@@ -104,10 +105,10 @@ def test_a_dead_rank_holds_nothing_then_and_later() -> None:
         assert aggregator.rank_lost(1) == 1
         assert aggregator.rank_lost(1) == 0
         assert aggregator.ranks == (0,)
-        assert others.pending == {1}  # not this aggregator's
+        assert others.pending == {1}  # the ranks of this aggregator hold nothing
         assert aggregator.report(1, ["r"]) == [Ack.DUPLICATE]
         assert aggregator.report(0, ["r"]) == [Ack.RELEASED]
-        # New ones do not wait for it, even if their opener did not know.
+        # New requests do not wait for the dead rank, even if the caller that opened them named it.
         late = aggregator.watch(pool.request("late", devices=[0, 1]))
         late.close()
         assert late.pending == {0}
@@ -145,7 +146,7 @@ def test_a_report_with_a_mistake_in_it_changes_nothing() -> None:
                 aggregator.report(rank, ["good"])  # type: ignore[arg-type]
         assert good.pending == {0, 1} and only.pending == {1}
         assert aggregator.report(0, [("twice", twice[1].generation)]) == [Ack.PENDING]
-        assert aggregator.report(0, ["twice"]) == [Ack.PENDING]  # only one of them still waits
+        assert aggregator.report(0, ["twice"]) == [Ack.PENDING]  # only one of the two still waits
         for req in (good, only, *twice):
             req.cancel()
         assert aggregator.report(0, ["good"]) + aggregator.report(1, ["good", "only 1"]) == [
@@ -155,7 +156,7 @@ def test_a_report_with_a_mistake_in_it_changes_nothing() -> None:
         ]
 
 
-def test_bad_ranks_and_requests_are_told() -> None:
+def test_bad_ranks_and_requests_are_refused() -> None:
     for ranks, error, message in (
         ((), slabpool.InvalidArgumentError, "ranks is empty"),
         ([0, 1, 0], slabpool.DuplicateDeviceError, "named twice"),
@@ -190,7 +191,7 @@ def test_bad_ranks_and_requests_are_told() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_any_order_of_any_messages_frees_each_once_and_not_before_its_last_reader(seed: int) -> None:
+def test_in_any_order_each_request_is_freed_once_after_its_last_reader(seed: int) -> None:
     draw = random.Random(seed)
     ranks = range(4)
     aggregator = AckAggregator(ranks)
@@ -199,7 +200,7 @@ def test_any_order_of_any_messages_frees_each_once_and_not_before_its_last_reade
         messages: list[tuple[int, slabpool.Request]] = []
         freed: list[slabpool.Request] = []
         for _ in range(400):
-            if len(messages) < 30:  # a new one, the id of which may be that of a live one
+            if len(messages) < 30:  # a new request, whose id may be that of a live one
                 req = aggregator.watch(pool.request(draw.randrange(5), devices=ranks))
                 req.copy(np.full(100, req.generation))
                 req.close()

@@ -16,11 +16,11 @@ SOURCE = "cuda_core_scenes"
 
 
 @pytest.fixture(scope="module")
-def told(require_module: Callable[[str], ModuleType], bindings: Path | None) -> dict[str, Any]:
+def outcomes(require_module: Callable[[str], ModuleType], bindings: Path | None) -> dict[str, Any]:
     require_module("cuda.core")
     return scenes.run(SOURCE, bindings)
 
 
 @pytest.mark.parametrize("scene", scenes.names(SOURCE))
-def test_cuda_core(told: dict[str, Any], scene: str) -> None:
-    assert told[scene] is None, told[scene]
+def test_cuda_core(outcomes: dict[str, Any], scene: str) -> None:
+    assert outcomes[scene] is None, outcomes[scene]

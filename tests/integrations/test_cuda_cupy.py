@@ -1,6 +1,8 @@
-"""CuPy's memory in pools: CuPy itself on a GPU (cuda_cupy_scenes.py). Without one, what CuPy lets be seen
-of it where
-it imports: what is put in force and taken back; and the exported functions, called as CuPy calls them."""
+"""CuPy's memory in pools: CuPy itself on a GPU (cuda_cupy_scenes.py).
+
+Without a GPU, what CuPy shows where it can be imported: which allocators are installed and restored; and the
+exported functions, called as CuPy calls them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ SOURCE = "cuda_cupy_scenes"
 
 
 @pytest.fixture(scope="module")
-def told(require_module: Callable[[str], ModuleType], cuda: Standin | None) -> dict[str, Any]:
+def outcomes(require_module: Callable[[str], ModuleType], cuda: Standin | None) -> dict[str, Any]:
     require_module("cupy")
     if cuda is not None:
         pytest.skip("needs a GPU: the stand-in driver is not enough for CuPy")
@@ -32,8 +34,8 @@ def told(require_module: Callable[[str], ModuleType], cuda: Standin | None) -> d
 
 
 @pytest.mark.parametrize("scene", scenes.names(SOURCE))
-def test_cupy(told: dict[str, Any], scene: str) -> None:
-    assert told[scene] is None, told[scene]
+def test_cupy(outcomes: dict[str, Any], scene: str) -> None:
+    assert outcomes[scene] is None, outcomes[scene]
 
 
 # ---- without a GPU
@@ -44,7 +46,7 @@ def cupy(require_module: Callable[[str], ModuleType], standin: Standin) -> Any:
     return require_module("cupy")
 
 
-def test_installing_sets_the_allocator_and_uninstalling_puts_back_what_was(cupy: Any) -> None:
+def test_install_sets_the_allocator_and_uninstall_restores_it(cupy: Any) -> None:
     import slabpool.cupy
 
     def before(size: int) -> Any:
@@ -59,7 +61,7 @@ def test_installing_sets_the_allocator_and_uninstalling_puts_back_what_was(cupy:
             with pytest.raises(slabpool.SlabpoolError, match="installed already"):
                 slabpool.cupy.install(pool)
         assert cupy.cuda.get_allocator() is before
-        installed.uninstall()  # again: nothing happens
+        installed.uninstall()  # a second call does nothing
     finally:
         cupy.cuda.set_allocator(default)
     _stream_heaps.forget(pool)
@@ -118,7 +120,7 @@ def test_wrong_pools_are_refused(cupy: Any) -> None:
         assert slabpool.cupy.installed() is None
 
 
-def test_symbols_called_as_cupys_CFunctionAllocator_does(standin: Standin) -> None:
+def test_symbols_called_as_by_cupys_CFunctionAllocator(standin: Standin) -> None:
     pool = slabpool.Pool("8MiB", memory="cuda:0")
     heap = _stream_heaps.heap_of(pool)
     malloc = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)(
@@ -130,7 +132,7 @@ def test_symbols_called_as_cupys_CFunctionAllocator_does(standin: Standin) -> No
     assert address and address % 512 == 0 and pool.stats().live >= MIB
     assert not malloc(
         heap.address, 64 * MIB, 0
-    )  # no room: null, and CuPy's error is for slabpool.cupy to raise
+    )  # no room: the answer is null, and slabpool.cupy raises CuPy's error
     free(heap.address, address, 0)
     assert malloc(heap.address, MIB, 0) == address
     free(heap.address, address, 0)

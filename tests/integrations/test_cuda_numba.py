@@ -18,16 +18,16 @@ SOURCE = "cuda_numba_scenes"
 
 
 @pytest.fixture(scope="module")
-def told(require_module: Callable[[str], ModuleType], bindings: Path | None) -> dict[str, Any]:
+def outcomes(require_module: Callable[[str], ModuleType], bindings: Path | None) -> dict[str, Any]:
     require_module("numba_cuda")
     return scenes.run(SOURCE, bindings)
 
 
 @pytest.mark.parametrize("scene", scenes.names(SOURCE))
-def test_numba(told: dict[str, Any], scene: str) -> None:
-    if str(told[scene]).startswith("skip: "):
-        pytest.skip(told[scene][6:])
-    assert told[scene] is None, told[scene]
+def test_numba(outcomes: dict[str, Any], scene: str) -> None:
+    if str(outcomes[scene]).startswith("skip: "):
+        pytest.skip(outcomes[scene][6:])
+    assert outcomes[scene] is None, outcomes[scene]
 
 
 def test_ipc_handles_have_the_offset(

@@ -1,6 +1,6 @@
 """A pool under torch's CUDA allocations: torch itself on a GPU (cuda_torch_scenes.py,
-cuda_torch_mem_pool_scenes.py);
-without one, the exported functions called by ctypes as torch calls them, on the stand-in driver."""
+cuda_torch_mem_pool_scenes.py); without a GPU, the exported functions, called by ctypes as torch calls them,
+on the stand-in driver."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def torch(require_module: Callable[[str], ModuleType], cuda: Standin | None) -> 
 
 
 @pytest.fixture(scope="module")
-def told(torch: Any) -> dict[str, Any]:
+def outcomes(torch: Any) -> dict[str, Any]:
     return {
         f"{source}:{name}": said for source in (GLOBAL, IN_BLOCK) for name, said in scenes.run(source).items()
     }
 
 
 @pytest.mark.parametrize("scene", [f"{s}:{name}" for s in (GLOBAL, IN_BLOCK) for name in scenes.names(s)])
-def test_torch(told: dict[str, Any], scene: str) -> None:
-    assert told[scene] is None, told[scene]
+def test_torch(outcomes: dict[str, Any], scene: str) -> None:
+    assert outcomes[scene] is None, outcomes[scene]
 
 
 def test_a_torch_without_cuda_is_refused(require_module: Callable[[str], ModuleType]) -> None:
@@ -63,12 +63,12 @@ def test_a_torch_without_cuda_is_refused(require_module: Callable[[str], ModuleT
         pass
 
 
-# ---- the functions that torch calls, called as torch's CUDAPluggableAllocator does
+# ---- the functions that torch calls, called as by torch's CUDAPluggableAllocator
 
 
 class AsTorch:
-    """What torch/csrc/cuda/CUDAPluggableAllocator.cpp does: remembers size, device and stream of each
-    address."""
+    """Does what torch/csrc/cuda/CUDAPluggableAllocator.cpp does: remembers the size, device and stream of
+    each address."""
 
     def __init__(self, pool: slabpool.Pool) -> None:
         self.pool = pool
@@ -108,7 +108,7 @@ def torch_side(standin: Standin) -> Iterator[AsTorch]:
         _stream_heaps.heap_of(pool).wait()
         _stream_heaps.stop_serving(0)
         pool.close()
-        del torch.pool  # pytest keeps what fixtures gave until the stand-in has looked for leaks
+        del torch.pool  # pytest keeps the values of fixtures until the stand-in has checked for leaks
 
 
 def everything_back(pool: slabpool.Pool) -> None:
@@ -117,19 +117,19 @@ def everything_back(pool: slabpool.Pool) -> None:
     assert stats.live == stats.retained == 0, stats
 
 
-def test_symbols_as_torch_calls_them_serve_and_take_back(torch_side: AsTorch) -> None:
+def test_symbols_serve_and_take_back(torch_side: AsTorch) -> None:
     torch = torch_side
     pool = torch.pool
     address = torch.malloc(3 * MIB)
     assert address % 512 == 0
     assert pool.stats().live >= 3 * MIB
     torch.delete(address)
-    assert torch.malloc(3 * MIB) == address  # on the same stream, at once
+    assert torch.malloc(3 * MIB) == address  # on the same stream it is reused at once
     torch.delete(address)
     everything_back(pool)
 
 
-def test_symbols_as_torch_calls_them_serve_size_zero(torch_side: AsTorch) -> None:
+def test_symbols_serve_size_zero(torch_side: AsTorch) -> None:
     torch = torch_side
     addresses = {torch.malloc(0) for _ in range(3)}
     assert len(addresses) == 3 and 0 not in addresses
@@ -137,7 +137,7 @@ def test_symbols_as_torch_calls_them_serve_size_zero(torch_side: AsTorch) -> Non
         torch.delete(address)
 
 
-def test_symbols_as_torch_calls_them_answer_null_when_there_is_no_room(torch_side: AsTorch) -> None:
+def test_symbols_return_null_when_there_is_no_room(torch_side: AsTorch) -> None:
     torch = torch_side
     kept = torch.malloc(40 * MIB)
     assert torch.malloc(40 * MIB) == 0
@@ -148,14 +148,14 @@ def test_symbols_as_torch_calls_them_answer_null_when_there_is_no_room(torch_sid
     torch.delete(again)
 
 
-def test_symbols_as_torch_calls_them_answer_null_for_a_device_without_a_pool(torch_side: AsTorch) -> None:
+def test_symbols_return_null_for_a_device_without_a_pool(torch_side: AsTorch) -> None:
     torch = torch_side
     assert torch.malloc(1000, device=1) == 0
     assert torch.malloc(1000, device=-1) == 0
     assert torch.malloc(1000, device=1000) == 0
 
 
-def test_symbols_as_torch_calls_them_count_to_the_active_request_of_the_thread(torch_side: AsTorch) -> None:
+def test_symbols_count_to_the_active_request_of_the_thread(torch_side: AsTorch) -> None:
     torch = torch_side
     pool = torch.pool
     elsewhere: list[int] = []
@@ -199,7 +199,7 @@ def test_a_request_that_is_over_does_not_make_torch_fail(torch_side: AsTorch) ->
     torch.delete(address)
 
 
-def test_one_pool_a_device(torch_side: AsTorch) -> None:
+def test_one_pool_per_device(torch_side: AsTorch) -> None:
     pool = torch_side.pool
     _stream_heaps.serve((pool,), "again")
     with slabpool.Pool("1MiB", memory="cuda:0", name="second") as second:

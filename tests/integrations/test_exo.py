@@ -1,7 +1,7 @@
 """slabpool.exo on stand-ins (exo_shapes.py): prompts begin, end and fail, and afterwards nothing is kept.
 
-The KV caches here are numpy's over the request's memory, for the engine is; with tinygrad's tensors it is
-tests/integrations/test_exo_tinygrad.py, and exo itself is benchmarks/exo.
+The KV caches here are numpy arrays over the request's memory, because the stand-in engine uses numpy.
+tests/integrations/test_exo_tinygrad.py has tinygrad's tensors, and benchmarks/exo runs exo itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.integrations.exo_engine_shapes import CONTEXT, LAYERS, TOKENS, Shard,
 from tests.integrations.exo_shapes import Node, answer, make_ring, nothing_kept, until
 
 PROMPTS = [f"prompt number {i}" for i in range(8)]
-#: Bytes of a request's caches on one of two nodes.
+#: Bytes of the caches of one request on one of two nodes.
 KV = 2 * CONTEXT * 8 * LAYERS // 2
 
 
@@ -59,8 +59,8 @@ def scene(body: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[], None]:
 
 
 def gate(node: Node, done: int = 0) -> tuple[asyncio.Event, asyncio.Event]:
-    """Stops the node's engine in requests that have `done` steps behind them, until the second event; the
-    first says that one stands.
+    """Stops the node's engine in requests that have done `done` steps, until the second event is set. The
+    first event says that a request has stopped there.
     """
     arrived, go = asyncio.Event(), asyncio.Event()
 
@@ -74,7 +74,7 @@ def gate(node: Node, done: int = 0) -> tuple[asyncio.Event, asyncio.Event]:
 
 
 def test_the_stand_ins_have_the_faults() -> None:
-    """Without the adapter: entries stay, an id that comes again fails, and three at once are wrong."""
+    """Without the adapter, entries stay, a repeated id fails, and three requests at once get wrong tokens."""
 
     async def main() -> None:
         a, b = make_ring("a", "b")
@@ -91,7 +91,7 @@ def test_the_stand_ins_have_the_faults() -> None:
 
 @scene
 async def test_one_after_another(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
-    """Whichever node they come in at."""
+    """At either node."""
     for i, prompt in enumerate(PROMPTS):
         assert await answer((a, b)[i % 2], f"r{i}", prompt) == reference(prompt)
 
@@ -104,7 +104,7 @@ async def test_the_same_id_again(a: Node, b: Node, at_a: Adapter, at_b: Adapter)
 
 @scene
 async def test_many_at_once(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
-    """More than the engine's LRU holds; and each keeps its own memory."""
+    """More requests than the engine's LRU holds; each keeps its own memory."""
     arrived, go = gate(b)
     work = [asyncio.ensure_future(answer(a, f"r{i}", prompt)) for i, prompt in enumerate(PROMPTS)]
     await until(lambda: len(at_b.runs()) == len(PROMPTS))
@@ -116,7 +116,7 @@ async def test_many_at_once(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> N
 
 
 @scene
-async def test_the_same_id_at_once_is_one_after_the_other(
+async def test_requests_of_one_id_at_once_are_served_in_turn(
     a: Node, b: Node, at_a: Adapter, at_b: Adapter
 ) -> None:
     finished: list[list[int]] = []
@@ -133,11 +133,11 @@ async def test_the_same_id_at_once_is_one_after_the_other(
 
 
 @scene
-async def test_an_id_of_two_nodes_at_once_is_refused(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
-    """Not mixed up: who comes second to a node is told."""
+async def test_one_id_at_two_nodes_at_once_is_refused(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
+    """The two are not mixed up: the second one to reach a node gets an error."""
     arrived, go = gate(a)
     first = asyncio.ensure_future(a.process_prompt(Shard(0, 0), PROMPTS[0], "one"))
-    await arrived.wait()  # and b has not heard of it
+    await arrived.wait()  # b does not know of it yet
     with pytest.raises(
         RunRefusedError, match="'one' came in at node b while one of the same id, from node a"
     ):
@@ -148,13 +148,13 @@ async def test_an_id_of_two_nodes_at_once_is_refused(a: Node, b: Node, at_a: Ada
 
 @scene
 async def test_cancelled_in_the_middle(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
-    """The step that is running keeps its memory until it is done."""
+    """The step that is running keeps its memory until it ends."""
     arrived, go = gate(b, 1)
     work = asyncio.ensure_future(a.process_prompt(Shard(0, 0), PROMPTS[0], "gone"))
     await arrived.wait()
     assert at_a.cancel("gone")
     await until(lambda: bool(at_b.runs()) and at_b.runs()[0].reason == "the client went away")
-    assert at_b.runs()[0].pending == frozenset("ab")  # b works, and a waits for what it sent there
+    assert at_b.runs()[0].pending == frozenset("ab")  # b computes, and a waits for b's ack
     assert at_b.counts()["live"] == KV
     go.set()
     await work
@@ -164,8 +164,8 @@ async def test_cancelled_in_the_middle(a: Node, b: Node, at_a: Adapter, at_b: Ad
 
 
 @scene
-async def test_cancelled_before_it_came_round(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
-    """No memory is taken for what is over."""
+async def test_cancelled_before_the_first_round_ends(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
+    """No memory is taken for a request that is over."""
     arrived, go = gate(b)
     work = asyncio.ensure_future(a.process_prompt(Shard(0, 0), PROMPTS[0], "gone"))
     await arrived.wait()
@@ -192,7 +192,7 @@ async def test_an_error_in_the_engine(a: Node, b: Node, at_a: Adapter, at_b: Ada
 
 @scene
 async def test_an_error_in_the_first_step(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
-    """It is the caller's, whichever node he asked."""
+    """The caller gets the error, whichever node was asked."""
 
     async def fail(request_id: str) -> None:
         raise ArithmeticError("a layer is broken")
@@ -205,7 +205,7 @@ async def test_an_error_in_the_first_step(a: Node, b: Node, at_a: Adapter, at_b:
 
 @scene
 async def test_no_room(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
-    """Who finds no room fails; who is running goes on."""
+    """A request that finds no room fails; running requests continue."""
     arrived, go = gate(a, 1)
     works = asyncio.ensure_future(answer(a, "runs", PROMPTS[0]))
     await arrived.wait()
@@ -222,7 +222,7 @@ async def test_no_room(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
 
 @scene
 async def test_a_node_is_lost(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
-    """Its acks count as given once exo no longer counts it as there; alone, the other goes on."""
+    """Its acks count once exo has dropped the node; the other node continues alone."""
     arrived, go = gate(b)
     work = asyncio.ensure_future(a.process_prompt(Shard(0, 0), PROMPTS[0], "doomed"))
     await arrived.wait()
@@ -239,8 +239,8 @@ async def test_a_node_is_lost(a: Node, b: Node, at_a: Adapter, at_b: Adapter) ->
 
 
 @scene
-async def test_a_peer_that_only_does_not_answer(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
-    """An error for the prompt; its memory waits for the silent node's ack, or for exo to give it up."""
+async def test_a_peer_that_does_not_answer(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
+    """The prompt gets an error; its memory waits for the silent node's ack, or until exo drops the node."""
     a.peers[0].down = True
     await a.process_prompt(Shard(0, 0), PROMPTS[0], "silent")
     await until(lambda: bool(at_a.runs()) and "Lost" in at_a.runs()[0].reason)
@@ -252,7 +252,7 @@ async def test_a_peer_that_only_does_not_answer(a: Node, b: Node, at_a: Adapter,
 
 
 async def sweeps(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
-    """exo looks for peers every other second; here as often as it takes."""
+    """Looks for peers until nothing is kept. exo looks every other second."""
     for _ in range(1000):
         for node in (a, b):
             await node.update_peers()
@@ -264,7 +264,7 @@ async def sweeps(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
 
 @scene
 async def test_messages_are_lost(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
-    """All of them, and the end is said again."""
+    """All of them are lost, so the end of the request is announced again."""
     a.peers[0].loses = b.peers[0].loses = lambda status: parse(status) is not None
     for i, prompt in enumerate(PROMPTS[:3]):
         assert await answer((a, b)[i % 2], f"r{i}", prompt) == reference(prompt)
@@ -275,8 +275,8 @@ async def test_messages_are_lost(a: Node, b: Node, at_a: Adapter, at_b: Adapter)
 
 
 @scene
-async def test_a_node_was_started_again(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
-    """It knows nothing of what it worked on: the others learn that when they ask."""
+async def test_a_restarted_node(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
+    """It has forgotten its requests, and the others learn that when they ask."""
     arrived, _ = gate(b)
     work = asyncio.ensure_future(a.process_prompt(Shard(0, 0), PROMPTS[0], "forgotten"))
     await arrived.wait()
@@ -288,13 +288,13 @@ async def test_a_node_was_started_again(a: Node, b: Node, at_a: Adapter, at_b: A
     at_fresh = slabpool.exo.install(fresh, pool=slabpool.Pool("16MiB"))
     a.peers[0].node = fresh
     b.discovered = []
-    await b.update_peers()  # for the old b, whose tasks are gone, a is lost
+    await b.update_peers()  # the old b, whose tasks are gone, now counts a as lost
     b.inference_engine.before = None
     await sweeps(a, fresh, at_a, at_fresh)
 
 
 @scene
-async def test_what_comes_late_is_refused(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
+async def test_late_messages_are_refused(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
     assert await answer(a, "x", PROMPTS[0]) == reference(PROMPTS[0])
     await until(lambda: nothing_kept(at_a, at_b))
     seen: list[str] = []
@@ -317,7 +317,7 @@ async def test_what_comes_late_is_refused(a: Node, b: Node, at_a: Adapter, at_b:
 
 @scene
 async def test_the_ring_changes(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
-    """Layers are divided anew: what runs cannot go on, and does not go on wrongly."""
+    """Layers are divided anew: a running request fails, and does not continue with wrong tokens."""
     arrived, go = gate(b)
     work = asyncio.ensure_future(a.process_prompt(Shard(0, 0), PROMPTS[0], "old ring"))
     await arrived.wait()
@@ -330,7 +330,7 @@ async def test_the_ring_changes(a: Node, b: Node, at_a: Adapter, at_b: Adapter) 
 
 @scene
 async def test_three_nodes_in_one_scene(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
-    """And a ring of more nodes than two, prompts at each."""
+    """A ring of three nodes, with prompts at each."""
     nodes = make_ring("p", "q", "r", "s")
     adapters = install(nodes)
     works = [answer(nodes[i % 4], f"r{i}", prompt) for i, prompt in enumerate(PROMPTS)]
@@ -339,8 +339,8 @@ async def test_three_nodes_in_one_scene(a: Node, b: Node, at_a: Adapter, at_b: A
 
 
 @scene
-async def test_a_new_engine_goes_on_with_the_states(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
-    """exo makes a new engine when peers change; a request's state is the request's."""
+async def test_a_new_engine_continues_with_the_states(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
+    """exo makes a new engine when peers change, but the states belong to the requests."""
     arrived, go = gate(b)
     work = asyncio.ensure_future(answer(a, "x", PROMPTS[0]))
     await arrived.wait()
@@ -349,7 +349,7 @@ async def test_a_new_engine_goes_on_with_the_states(a: Node, b: Node, at_a: Adap
     assert await work == reference(PROMPTS[0])
 
 
-def test_uninstall_leaves_the_node_as_it_was() -> None:
+def test_uninstall_restores_the_node() -> None:
     async def main() -> None:
         a, b = make_ring("a", "b")
         before = set(vars(a))
@@ -371,7 +371,7 @@ def test_uninstall_leaves_the_node_as_it_was() -> None:
     asyncio.run(main())
 
 
-def test_what_cannot_be_installed_on() -> None:
+def test_install_refuses_other_objects() -> None:
     with pytest.raises(
         slabpool.InvalidTypeError, match=r"must be an exo\.orchestration\.Node .* process_prompt"
     ):
@@ -385,7 +385,7 @@ def test_what_cannot_be_installed_on() -> None:
     slabpool.exo.install(node).uninstall()
 
 
-def test_memory_of_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remembered_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_runs, "REMEMBERED", 4)
 
     async def main() -> None:
@@ -400,15 +400,13 @@ def test_memory_of_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.text(), st.text(min_size=1), st.lists(st.text(min_size=1), min_size=1), st.booleans())
-def test_tags_come_off_as_they_went_on(request_id: str, name: str, ring: list[str], fresh: bool) -> None:
+def test_tags_round_trip(request_id: str, name: str, ring: list[str], fresh: bool) -> None:
     tag = Tag(name, ring[0], tuple(ring), fresh)
     assert untagged(tagged(request_id, tag)) == (request_id, tag)
 
 
 @given(st.text(), st.text(), st.booleans(), st.booleans(), st.booleans(), st.text())
-def test_messages_come_back_as_they_were(
-    sender: str, run: str, over: bool, done: bool, waits: bool, reason: str
-) -> None:
+def test_messages_round_trip(sender: str, run: str, over: bool, done: bool, waits: bool, reason: str) -> None:
     message = Message(sender, run, over, done, waits, reason)
     assert parse(message.to_status()) == message
     assert parse('{"type": "node_status", "prompt": "say \\"slabpool\\""}') is None

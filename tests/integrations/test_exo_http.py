@@ -1,4 +1,4 @@
-"""slabpool.exo and HTTP clients, over a real aiohttp server on a stand-in API (exo_shapes.py)."""
+"""slabpool.exo and HTTP clients, on a real aiohttp server over a stand-in API (exo_shapes.py)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.integrations.exo_engine_shapes import reference
 from tests.integrations.exo_shapes import Api, Node, make_ring, nothing_kept, until
 from tests.integrations.test_exo import PROMPTS, gate, numpy_caches
 
-assert numpy_caches  # the fixture, for this module too
+assert numpy_caches  # the fixture applies to this module too
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 
 class Served:
-    """Two nodes, each with an API; node "a"'s listens."""
+    """Two nodes, each with an API; the API of node "a" listens."""
 
     def __init__(self) -> None:
         self.nodes = make_ring("a", "b")
@@ -67,7 +67,7 @@ class Served:
 
 
 def served(body: Callable[[Served], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """A test with an API that listens; at its end nothing is kept, on either node."""
+    """A test with an API that listens; at its end neither node keeps anything."""
 
     def test() -> None:
         async def main() -> None:
@@ -95,7 +95,7 @@ async def test_answers(here: Served) -> None:
 
 
 @served
-async def test_a_client_hangs_up_while_it_is_written_to(here: Served) -> None:
+async def test_a_client_hangs_up_during_its_answer(here: Served) -> None:
     arrived, go = gate(here.nodes[1], 2)
     reader, writer = await here.connect("gone", PROMPTS[0])
     await reader.readuntil(b"\n[")
@@ -106,11 +106,11 @@ async def test_a_client_hangs_up_while_it_is_written_to(here: Served) -> None:
     await until(lambda: here.at_a.runs()[0].reason == "the client went away")
     go.set()
     await until(lambda: nothing_kept(*here.adapters))
-    assert here.nodes[1].inference_engine.steps["gone"] == 3  # and not the rest
+    assert here.nodes[1].inference_engine.steps["gone"] == 3  # the remaining steps were not run
 
 
 @served
-async def test_a_client_hangs_up_before_anything_is_written(here: Served) -> None:
+async def test_a_client_hangs_up_before_its_answer(here: Served) -> None:
     arrived, go = gate(here.a)
     _, writer = await here.connect("gone", PROMPTS[0])
     await arrived.wait()
@@ -121,7 +121,7 @@ async def test_a_client_hangs_up_before_anything_is_written(here: Served) -> Non
 
 @served
 async def test_a_client_hangs_up_while_its_prompt_waits(here: Served) -> None:
-    """For an earlier one of the same id: it never begins."""
+    """The prompt waits for an earlier one of the same id, and never begins."""
     arrived, go = gate(here.a)
     first = asyncio.ensure_future(here.ask("same", PROMPTS[0]))
     await arrived.wait()
@@ -133,7 +133,7 @@ async def test_a_client_hangs_up_while_its_prompt_waits(here: Served) -> None:
 
 
 @served
-async def test_a_prompt_that_fails_is_told_at_once(here: Served) -> None:
+async def test_a_failed_prompt_is_reported_at_once(here: Served) -> None:
     async def fail(request_id: str) -> None:
         raise ArithmeticError("a layer is broken")
 

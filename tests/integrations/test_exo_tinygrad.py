@@ -1,4 +1,4 @@
-"""KV states of slabpool.exo as real tinygrad tensors: in the request's memory, and each request's its own."""
+"""KV states of slabpool.exo as real tinygrad tensors, each in the memory of its own request."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ATTENTION = SimpleNamespace(max_context=8, n_kv_heads=2, head_dim=4)
 def tg(require_module: Callable[[str], ModuleType], require_program: Callable[..., str]) -> ModuleType:
     if sys.version_info < (3, 11):
         pytest.skip("tinygrad 0.14 needs Python 3.11")
-    require_program("clang")  # its CPU device compiles with it
+    require_program("clang")  # tinygrad's CPU device compiles with it
     return require_module("tinygrad")
 
 
 class Model:
-    """Writes what it is given into the caches, and adds up all that is in them; as exo's attention does."""
+    """Writes its input into the caches, and adds up everything in them, as exo's attention does."""
 
     def __init__(self, tg: ModuleType) -> None:
         self.layers = [SimpleNamespace(attention=ATTENTION) for _ in range(2)]
@@ -44,20 +44,20 @@ class Model:
 
 
 class Engine:
-    """What the adapter looks for in exo's tinygrad engine."""
+    """The attributes of exo's tinygrad engine that the adapter uses."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self.states: dict[str, Any] = {}
 
     def poll_state(self, x: Any, request_id: str, max_states: int = 2) -> Any:
-        raise AssertionError("the adapter's takes its place")
+        raise AssertionError("the adapter replaces this")
 
     async def infer_tensor(self, request_id: str, shard: Any, input_data: Any, state: Any = None) -> Any:
         raise AssertionError("not called here")
 
 
-def test_states_are_in_the_requests_and_apart(tg: ModuleType) -> None:
+def test_each_state_is_in_the_memory_of_its_request(tg: ModuleType) -> None:
     pool = slabpool.Pool("16MiB")
     runs = {}
     model = Model(tg)
@@ -81,7 +81,7 @@ def test_states_are_in_the_requests_and_apart(tg: ModuleType) -> None:
     assert isinstance(model.forward_jit, _FlatJit)
     for i, name in enumerate(runs):
         assert seen[name] == expected(i)
-        # Two layers, of which each has grown to five positions of 2 * 2 * 4 floats: in one page.
+        # Two layers; each has grown to five positions of 2 * 2 * 4 floats, in one page.
         assert runs[name].handle.nbytes == 2 * 16384
     assert engines.states() == 3
     engine.states["one"].start = ATTENTION.max_context
@@ -112,8 +112,8 @@ def expected(i: int) -> list[float]:
     return outs
 
 
-def test_whoever_has_the_tensor_keeps_the_memory(tg: ModuleType) -> None:
-    """Also after the last ack: retained, until the last tensor and view of it is gone."""
+def test_a_live_tensor_keeps_the_memory(tg: ModuleType) -> None:
+    """Even after the last ack: the memory is retained until its last tensor and view are gone."""
     pool = slabpool.Pool("1MiB")
     request = pool.request("chat-42", ["a"])
     x = tg.Tensor(np.ones((1, 1), np.float32), device="CPU").realize()

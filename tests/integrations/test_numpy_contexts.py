@@ -1,6 +1,7 @@
-"""Where `numpy_handler` is in force: blocks that nest and overlap, tasks, generators, contexts, threads.
+"""The scope of `numpy_handler`: blocks that nest and overlap, tasks, generators, contexts, threads.
 
-In each it ends where it began, in whatever order, and nothing has pool memory through it then.
+In each case the handler ends with its block, in whatever order blocks end, and serves no pool memory
+afterwards.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def test_one_object_is_entered_once_at_a_time(pool: slabpool.Pool) -> None:
         handler.__exit__(None, None, None)
 
 
-def test_bad_arguments_are_told(pool: slabpool.Pool) -> None:
+def test_bad_arguments_are_refused(pool: slabpool.Pool) -> None:
     with pool.request("r") as req:
         for wrong in (req, "pool", None):
             with pytest.raises(slabpool.InvalidTypeError, match="needs a Pool"):
@@ -59,13 +60,13 @@ def test_bad_arguments_are_told(pool: slabpool.Pool) -> None:
                 numpy_usage(wrong)  # type: ignore[arg-type]
 
 
-def test_a_name_of_any_letters_is_a_handlers_name() -> None:
+def test_any_name_can_name_a_handler() -> None:
     with slabpool.Pool("1MiB", name="größe" * 100) as pool, numpy_handler(pool):
         name = handler_name()
         assert name is not None and name.startswith("slabpool gr\\xf6") and len(name) == 126
 
 
-def test_tasks_inherit_it_and_have_ordinary_memory_after_its_end(pool: slabpool.Pool) -> None:
+def test_tasks_inherit_the_handler_until_its_block_ends(pool: slabpool.Pool) -> None:
     async def work(entered: asyncio.Event, go_on: asyncio.Event) -> list[object]:
         said: list[object] = [ours(np.ones(10))]
         entered.set()
@@ -81,7 +82,7 @@ def test_tasks_inherit_it_and_have_ordinary_memory_after_its_end(pool: slabpool.
             assert await asyncio.to_thread(ours)
         await outside
         go_on.set()
-        # Its context still has the handler, whose block is over.
+        # The task's context still has the handler, but the handler's block has ended.
         assert await inside == [True, True, 0, 10.0, 0]
         assert handler_name() == DEFAULT
 
@@ -111,8 +112,8 @@ def test_generators_that_overlap_leave_nothing_behind(pool: slabpool.Pool) -> No
 
     first, second, third = generate(), generate(), generate()
     assert next(first) and next(second)
-    first.close()  # in another order than they began
-    assert ours()  # the second's
+    first.close()  # not in the reverse order of their start
+    assert ours()  # the second one's handler is in force
     assert next(third)
     second.close()
     assert ours()
@@ -147,7 +148,7 @@ def test_overlapping_without_end_keeps_no_pools() -> None:
     assert addresses() - before < 10 * (64 << 20)
 
 
-def test_an_exit_in_another_context_ends_it_and_changes_nothing_there(pool: slabpool.Pool) -> None:
+def test_an_exit_in_another_context_ends_only_its_own_block(pool: slabpool.Pool) -> None:
     handler = numpy_handler(pool)
     other = contextvars.copy_context()
     with slabpool.Pool("1MiB", name="other") as second:
@@ -158,13 +159,13 @@ def test_an_exit_in_another_context_ends_it_and_changes_nothing_there(pool: slab
         other.run(handler.__exit__, None, None, None)
         assert other.run(handler_name) == "slabpool other"
         other.run(there.__exit__, None, None, None)
-        # Still this context's handler, but it gives ordinary memory.
+        # This context still has the handler, but the handler gives ordinary memory.
         used = numpy_usage(pool)
         more = np.ones(1000)
         assert used == numpy_usage(pool) and more.sum() == 1000
         with numpy_handler(second):
             assert handler_name() == "slabpool other"
-        # What was before the one that ended.
+        # The handler that was in force before the one that ended.
         assert handler_name() == DEFAULT
         del array
 
@@ -185,7 +186,7 @@ def test_threads_are_left_alone_unless_asked_for(pool: slabpool.Pool) -> None:
         assert _in_thread(handler_name) == DEFAULT
     with numpy_handler(pool, threads=True):
         with numpy_handler(pool):
-            assert _in_thread(ours)  # the outer one asked
+            assert _in_thread(ours)  # the outer block asked for threads
         assert _in_thread(ours)
         assert _in_thread(lambda: _in_thread(ours))
         with ThreadPoolExecutor(1) as executor:
@@ -196,7 +197,7 @@ def test_threads_are_left_alone_unless_asked_for(pool: slabpool.Pool) -> None:
     array = np.empty(0)
 
 
-def test_threads_of_others_started_meanwhile_are_left_alone(pool: slabpool.Pool) -> None:
+def test_threads_of_other_contexts_are_left_alone(pool: slabpool.Pool) -> None:
     asked, answered = threading.Event(), threading.Event()
     said: list[object] = []
 
@@ -215,7 +216,7 @@ def test_threads_of_others_started_meanwhile_are_left_alone(pool: slabpool.Pool)
     assert said == [DEFAULT, DEFAULT]
 
 
-def test_threads_with_a_run_of_their_own_and_failed_starts(pool: slabpool.Pool) -> None:
+def test_threads_with_their_own_run_and_failed_starts(pool: slabpool.Pool) -> None:
     class Own(threading.Thread):
         said: object = None
 
@@ -239,7 +240,7 @@ def test_threads_with_a_run_of_their_own_and_failed_starts(pool: slabpool.Pool) 
         assert said == [True] and odd.run is run
         gone = weakref.ref(thread)
         del thread
-        assert gone() is None  # without the collector
+        assert gone() is None  # without the garbage collector
 
 
 def test_threads_free_each_others_arrays(pool: slabpool.Pool) -> None:

@@ -1,6 +1,6 @@
-"""Arrays that numpy makes under `numpy_handler` are the pool's, where it is in force and nowhere else.
+"""Arrays that numpy makes are the pool's while `numpy_handler` is in force, and only then.
 
-That numpy's own tests have the same outcomes under it is test_numpy_suite.py.
+test_numpy_suite.py checks that numpy's own tests have the same outcomes under the handler.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.process.test_fork import in_child
 # ---- arrays
 
 
-def test_arrays_come_from_the_pool_and_go_back_when_they_die(pool: slabpool.Pool) -> None:
+def test_arrays_come_from_the_pool_and_return_when_they_die(pool: slabpool.Pool) -> None:
     with numpy_handler(pool):
         a = np.arange(1000.0)
         b = a * 2 + np.ones(1000)
@@ -39,9 +39,9 @@ def test_arrays_come_from_the_pool_and_go_back_when_they_die(pool: slabpool.Pool
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, 63, 64, 1025, 128 << 10, (128 << 10) + 1, 3 << 20])
-def test_every_size_is_zeroed_when_it_should_be_and_aligned(pool: slabpool.Pool, nbytes: int) -> None:
+def test_every_size_is_aligned_and_zeroed_where_required(pool: slabpool.Pool, nbytes: int) -> None:
     with numpy_handler(pool):
-        for _ in range(3):  # the second time it is memory that was used
+        for _ in range(3):  # from the second time on, used memory
             array = np.zeros(nbytes, np.uint8)
             assert not array.any()
             assert array.ctypes.data % 64 == 0
@@ -58,9 +58,9 @@ def test_resizing_keeps_the_contents(pool: slabpool.Pool) -> None:
             before = array[:kept].tolist()
             array.resize(length, refcheck=False)
             assert array[:kept].tolist() == before
-            assert not array[kept:].any()  # numpy says so
+            assert not array[kept:].any()  # numpy promises zeros
             assert ours(array)
-        # No more is kept than twice what is needed.
+        # The pool keeps at most twice what is needed.
         assert pool.stats().live <= 1024
         grown = np.fromiter((i * i for i in range(10_000)), np.int64)
     assert (grown == np.arange(10_000) ** 2).all()
@@ -74,11 +74,11 @@ def test_an_array_outlives_block_handler_and_pool_object() -> None:
     del pool
     assert gone() is None
     assert (array == 7).all()
-    array.resize(2000, refcheck=False)  # by its own handler, whose block has ended: ordinary memory
+    array.resize(2000, refcheck=False)  # by its own handler, which gives ordinary memory after its block
     assert (array[:1000] == 7).all()
 
 
-def test_objects_and_structures_are_held_and_let_go(pool: slabpool.Pool) -> None:
+def test_objects_and_structures_are_held_and_released(pool: slabpool.Pool) -> None:
     class Thing:
         pass
 
@@ -95,7 +95,7 @@ def test_objects_and_structures_are_held_and_let_go(pool: slabpool.Pool) -> None
     assert gone() is None
 
 
-def test_pool_memory_of_requests_is_something_else(pool: slabpool.Pool) -> None:
+def test_memory_of_requests_is_counted_apart(pool: slabpool.Pool) -> None:
     with pool.request("r", devices=["gpu0"]) as req, numpy_handler(pool):
         kv = req.zeros((4, 256), np.float32)
         own = pool.empty(100)
@@ -135,8 +135,8 @@ def test_messages_say_what_numpy_holds(pool: slabpool.Pool) -> None:
     assert "numpy_handler" not in str(pytest.raises(slabpool.PoolExhausted, pool.empty, 1 << 40).value)
 
 
-def test_where_arrays_were_made_is_known_to_tracemalloc(pool: slabpool.Pool) -> None:
-    tracemalloc.start(2)  # np.ones is a function of its own around what allocates
+def test_tracemalloc_knows_where_arrays_were_made(pool: slabpool.Pool) -> None:
+    tracemalloc.start(2)  # np.ones is a Python function around the one that allocates
     try:
         with numpy_handler(pool):
             array = np.ones(100_000)
@@ -150,7 +150,7 @@ def test_where_arrays_were_made_is_known_to_tracemalloc(pool: slabpool.Pool) -> 
         tracemalloc.stop()
 
 
-def test_a_closed_pool_serves_nothing_more() -> None:
+def test_a_closed_pool_serves_nothing() -> None:
     pool = slabpool.Pool("1MiB", name="np")
     with numpy_handler(pool):
         array = np.ones(1000)
@@ -168,16 +168,16 @@ def test_a_closed_pool_serves_nothing_more() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forks_child_reads_arrays_and_makes_ordinary_ones(pool: slabpool.Pool) -> None:
+def test_a_forked_child_reads_arrays_and_makes_ordinary_ones(pool: slabpool.Pool) -> None:
     with numpy_handler(pool):
         array = np.arange(1000)
 
         def child() -> list[object]:
             said: list[object] = [int(array.sum()), handler_name()]
-            new = np.arange(1000) * 2  # served, although the pool is not this process's
+            new = np.arange(1000) * 2  # served, although the pool belongs to the parent
             new.resize(5000, refcheck=False)
             moved = array[:10].copy()
-            array.resize(2000, refcheck=False)  # moves to this process's own memory
+            array.resize(2000, refcheck=False)  # moves to the child's own memory
             said += [int(new.sum()), int(moved.sum()), int(array.sum())]
             try:
                 numpy_handler(pool).__enter__()
@@ -195,7 +195,7 @@ def test_a_forks_child_reads_arrays_and_makes_ordinary_ones(pool: slabpool.Pool)
 
 
 @pytest.mark.parametrize("debug", [1, 2])
-def test_with_debug_and_scrub_nothing_is_found_wrong(debug: int) -> None:
+def test_debug_and_scrub_find_no_corruption(debug: int) -> None:
     with slabpool.Pool("8MiB", debug=debug, scrub="release", events=64) as pool:
         with numpy_handler(pool):
             for length in (1, 100, 5000):

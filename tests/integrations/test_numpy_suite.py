@@ -1,7 +1,7 @@
-"""numpy's own tests come out the same whether its arrays are its own or a pool's.
+"""numpy's own tests have the same outcomes whether its arrays are in a pool or not.
 
-Both runs happen here, beside each other; nothing is compared with a stored list. SLABPOOL_NUMPY_SUITE=fast
-leaves out the tests that numpy itself marks as slow.
+Both runs happen here, side by side; nothing is compared with a stored list. SLABPOOL_NUMPY_SUITE=fast leaves
+out the tests that numpy itself marks as slow.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tests.integrations import numpy_suite
 MARKED = "not slow" if os.environ.get("SLABPOOL_NUMPY_SUITE") == "fast" else ""
 
 
-@pytest.mark.timeout(1500)  # half a minute to a minute on two cores of one's own
-def test_numpys_own_tests_come_out_the_same(
+@pytest.mark.timeout(1500)  # 30 to 60 s on two free cores
+def test_numpys_own_tests_have_the_same_outcomes(
     require_module: Callable[[str], ModuleType], require_program: Callable[..., str], tmp_path: Path
 ) -> None:
-    for module in ("hypothesis", "mesonbuild"):  # test_mem_policy builds a module of its own
+    for module in ("hypothesis", "mesonbuild"):  # test_mem_policy builds a module
         require_module(module)
     require_program("ninja")  # for meson
     runs = {}
@@ -44,7 +44,7 @@ def test_numpys_own_tests_come_out_the_same(
         if plain.get(test) != pooled.get(test)
     }
     assert different == {}, runs["pooled"][1].with_suffix(".log").read_text()[-20_000:]
-    # They were run, all of those modules, and in a pool: the plugin sees to the latter.
+    # All of these modules ran. The plugin checks that they used the pool.
     assert Counter(pooled.values())["passed"] > 15_000
     assert Counter(pooled.values())["failed"] == 0
     said = runs["pooled"][1].with_suffix(".log").read_text()

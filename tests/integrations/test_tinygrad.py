@@ -1,4 +1,4 @@
-"""slabpool.tinygrad with the real library: same results, memory counted to requests, what a TinyJit keeps."""
+"""slabpool.tinygrad with the real library: same results, memory counted to requests, buffers of a TinyJit."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ import slabpool
 def tg(require_module: Callable[[str], ModuleType], require_program: Callable[..., str]) -> ModuleType:
     if sys.version_info < (3, 11):
         pytest.skip("tinygrad 0.14 needs Python 3.11")
-    require_program("clang")  # its CPU device compiles with it
+    require_program("clang")  # tinygrad's CPU device compiles with it
     return require_module("tinygrad")
 
 
 @pytest.fixture
 def pool(tg: ModuleType) -> Iterator[slabpool.Pool]:
-    """On tinygrad's CPU; at the end nothing may be left in it."""
+    """A pool under tinygrad's CPU device; at the end it must be empty."""
     pool = slabpool.Pool("64MiB")
     with slabpool.tinygrad.install(pool):
         yield pool
@@ -45,7 +45,7 @@ def values(tg: ModuleType, seed: int, shape: tuple[int, ...] = (8, 64)) -> Any:
 
 
 def nbytes(pool: slabpool.Pool, *requests: slabpool.Request) -> list[int]:
-    """What each request has, with its children: every buffer is one."""
+    """The bytes of each request, its children included: every buffer is a child."""
     return [
         sum(r.nbytes for r in pool.requests() if req.generation in (r.generation, r.parent))
         for req in requests
@@ -58,7 +58,7 @@ def make_model(tg: ModuleType) -> Callable[[Any], Any]:
 
 
 def test_a_jitted_model_gives_the_same(tg: ModuleType, pool: slabpool.Pool) -> None:
-    """With the pool and without, before, while and after the jit captures."""
+    """With and without the pool; before, during and after the capture of the jit."""
     slabpool.tinygrad.uninstall()
     model = make_model(tg)
     inputs = [values(tg, 10 + i) for i in range(6)]
@@ -97,8 +97,8 @@ def test_memory_counts_to_the_active_request(tg: ModuleType, pool: slabpool.Pool
         req.close()
 
 
-def test_what_a_jit_keeps_is_retained_and_told(tg: ModuleType, pool: slabpool.Pool) -> None:
-    """An ack does not cut it away, the jit goes on giving right results, and its end is the memory's."""
+def test_buffers_of_a_jit_are_retained_and_reported(tg: ModuleType, pool: slabpool.Pool) -> None:
+    """They survive the ack, the jit keeps giving right results, and they return when the jit dies."""
     model = make_model(tg)
     req = pool.request("chat-42", ["gpu0"])
 
@@ -120,13 +120,13 @@ def test_what_a_jit_keeps_is_retained_and_told(tg: ModuleType, pool: slabpool.Po
         ("chat-42", req.generation, "released")
     }
     assert sum(r.nbytes for r in records) == kept
-    told = slabpool.tinygrad.retained(pool)
-    assert {(t.request_id, t.generation) for t in told} == {("chat-42", req.generation)}
-    assert {t.keeper.rsplit(".", 1)[-1] for t in told} == {"step"}
-    assert all(t.keeper.startswith("TinyJit ") for t in told)
-    assert sum(t.buffers for t in told) == len(records)
-    assert 0 < sum(t.nbytes for t in told) <= kept
-    # A neighbour fills all that the pool hands out: nothing of the jit's is among it.
+    reported = slabpool.tinygrad.retained(pool)
+    assert {(t.request_id, t.generation) for t in reported} == {("chat-42", req.generation)}
+    assert {t.keeper.rsplit(".", 1)[-1] for t in reported} == {"step"}
+    assert all(t.keeper.startswith("TinyJit ") for t in reported)
+    assert sum(t.buffers for t in reported) == len(records)
+    assert 0 < sum(t.nbytes for t in reported) <= kept
+    # Another request fills all that the pool hands out: nothing of the jit's is among it.
     with pool.request("neighbour") as other:
         other.full((1 << 20,), 7.0, "f4")
         np.testing.assert_array_equal(jitted(values(tg, 99)).numpy(), want)
@@ -137,13 +137,13 @@ def test_what_a_jit_keeps_is_retained_and_told(tg: ModuleType, pool: slabpool.Po
 
 
 def test_a_closed_request_waits_for_its_devices(tg: ModuleType, pool: slabpool.Pool) -> None:
-    """Live until they have acknowledged, retained after, if tinygrad still has it; free if it has not."""
+    """Live until its devices have acknowledged; then retained if tinygrad still has a buffer, else free."""
     req = pool.request("r", ["gpu0", "gpu1"])
     with req.activate():
         x, y = values(tg, 0, (1000,)), values(tg, 1, (1000,))
     assert req.ack("gpu1") is slabpool.Ack.PENDING
     with req.activate():
-        z = values(tg, 2, (1000,))  # of gpu0 alone
+        z = values(tg, 2, (1000,))  # for gpu0 alone
     req.close()
     del y
     assert (pool.stats().live, pool.stats().retained) == (8192, 0)
@@ -172,7 +172,7 @@ def test_views_keep_their_base(tg: ModuleType, pool: slabpool.Pool) -> None:
 
 
 def test_freed_memory_is_reused_and_given_back(tg: ModuleType, pool: slabpool.Pool) -> None:
-    """By the same request at once, in the block; by everybody after it."""
+    """The same request reuses it at once, in the block; after the block any request can."""
     with pool.request("r") as req:
         with req.activate():
             for i in range(50):
@@ -183,15 +183,15 @@ def test_freed_memory_is_reused_and_given_back(tg: ModuleType, pool: slabpool.Po
         with req.activate():
             x = values(tg, 1, (5000,))
         assert nbytes(pool, req) == [20480]
-        del x  # outside of any block: at once
+        del x  # outside of any block it returns at once
         assert nbytes(pool, req) == [0]
 
 
-def test_running_out_is_an_error_and_what_is_parked_helps(tg: ModuleType) -> None:
+def test_running_out_first_frees_parked_buffers(tg: ModuleType) -> None:
     pool = slabpool.Pool("1MiB", name="small")
     with slabpool.tinygrad.install(pool):
         with pool.request("r") as req, req.activate():
-            for n in range(100_000, 200_000, 10_000):  # each of another size: all parked, together too much
+            for n in range(100_000, 200_000, 10_000):  # all sizes differ: all are parked, and exceed the pool
                 values(tg, n, (n,))
             with pytest.raises(slabpool.PoolExhausted, match="small"):
                 values(tg, 0, (300_000,))
@@ -203,12 +203,12 @@ def test_running_out_is_an_error_and_what_is_parked_helps(tg: ModuleType) -> Non
 
 
 def test_nothing_is_written_after_memory_went_back(tg: ModuleType, pool: slabpool.Pool) -> None:
-    """Kernels run on tinygrad's thread: they are through before a block is another's."""
+    """Kernels run on tinygrad's thread. They have ended before their block is handed out again."""
     a, b = values(tg, 0, (512, 512)), values(tg, 1, (512, 512))
     for _ in range(20):
         with pool.request("r") as req:
             with req.activate():
-                product = (a @ b).realize()  # queued, not waited for
+                product = (a @ b).realize()  # queued, not finished
                 del product
             mine = pool.full((512, 512), 7.0, "f4")
             assert (mine == 7.0).all()
@@ -219,7 +219,7 @@ def test_nothing_is_written_after_memory_went_back(tg: ModuleType, pool: slabpoo
 def test_threads_have_requests_of_their_own(tg: ModuleType, pool: slabpool.Pool) -> None:
     requests = [pool.request(f"r{i}") for i in range(2)]
     kept: list[Any] = [None, None]
-    turn = threading.Lock()  # tinygrad itself is for one thread at a time
+    turn = threading.Lock()  # tinygrad itself allows one thread at a time
 
     def work(i: int) -> None:
         with requests[i].activate(), turn:
@@ -244,7 +244,7 @@ def test_an_activation_ends_in_tasks_too(tg: ModuleType, pool: slabpool.Pool) ->
         async def task() -> tuple[Any, Any]:
             inside = slabpool.active_request()
             await go.wait()
-            values(tg, 0, (10,))  # the pool's own: parked nowhere
+            values(tg, 0, (10,))  # belongs to no request, so it is not parked
             return inside, slabpool.active_request()
 
         with pool.request("r") as req:
@@ -275,7 +275,7 @@ def test_install_and_uninstall(tg: ModuleType) -> None:
     assert slabpool.tinygrad.installed() is None
     assert tg.Device["CPU"].allocator is original
     after = values(tg, 2, (1000,))
-    assert pool.stats().live == 4096  # in the pool as long as tinygrad has it
+    assert pool.stats().live == 4096  # the pool keeps it as long as tinygrad does
     total = before.numpy() + ours.numpy() + after.numpy()
     np.testing.assert_array_equal((before + ours + after).numpy(), total)
     del ours

@@ -30,13 +30,13 @@ DTYPES = sorted(
     ),
     key=str,
 )
-#: Of one byte or less; torch itself cannot copy the others.
+#: Dtypes of one byte or less; torch itself cannot copy the others.
 COPIED = (torch.bool, torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 @pytest.fixture
 def pool() -> Iterator[slabpool.Pool]:
-    """A pool that must have everything back in the end."""
+    """A pool that must have all of its memory back at the end."""
     with slabpool.Pool("16MiB", name="t") as pool:
         yield pool
         gc.collect()
@@ -172,7 +172,7 @@ def test_arrays_become_tensors_without_a_copy(pool: slabpool.Pool, share: Callab
     assert pool.stats().retained == 0
 
 
-def test_from_numpy_means_what_numpy_cannot_say(pool: slabpool.Pool) -> None:
+def test_from_numpy_with_dtypes_that_numpy_lacks(pool: slabpool.Pool) -> None:
     array = pool.zeros((2, 8), np.uint16)
     tensor = st.from_numpy(array[:, ::2], torch.bfloat16)
     assert (tensor.dtype, tensor.stride(), tensor.shape) == (torch.bfloat16, (8, 2), (2, 4))
@@ -209,7 +209,7 @@ def test_growing_tensors_are_torch_tensors_without_a_copy(pool: slabpool.Pool) -
 
 
 def test_tensors_die_on_other_threads(pool: slabpool.Pool) -> None:
-    """Also on threads without Python: those of autograd drop what was saved for the backward pass."""
+    """Also on threads without Python: autograd's threads drop the tensors saved for the backward pass."""
     weight = torch.ones(1000, requires_grad=True)
     for _ in range(5):
         data = st.full(pool, (1000,), 2.0)
@@ -225,7 +225,7 @@ def test_tensors_die_on_other_threads(pool: slabpool.Pool) -> None:
     assert weight.grad is not None and weight.grad.sum() == 5 * 2000
 
 
-def test_numpy_handler_and_torch_meet(pool: slabpool.Pool) -> None:
+def test_numpy_handler_and_torch_together(pool: slabpool.Pool) -> None:
     with slabpool.numpy_handler(pool):
         tensor = torch.from_numpy(np.arange(1000.0))
     assert slabpool.numpy_usage(pool).arrays == 1
@@ -234,7 +234,7 @@ def test_numpy_handler_and_torch_meet(pool: slabpool.Pool) -> None:
     assert slabpool.numpy_usage(pool).arrays == 0
 
 
-def test_a_missing_torch_is_told(tmp_path: Any) -> None:
+def test_a_missing_torch_is_reported(tmp_path: Any) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import slabpool\n"

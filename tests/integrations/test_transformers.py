@@ -1,4 +1,4 @@
-"""SlabCache against the library's own cache: the same tokens, by the same model, however it is generated."""
+"""SlabCache compared with the library's own cache: the same model gives the same tokens in every mode."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ transformers = pytest.importorskip(
 from slabpool.transformers import SlabCache  # noqa: E402
 from tests.integrations import typed_transformers  # noqa: E402
 
-NEW = 14  # tokens generated: with a prompt of 12, well over a window of 8, and the buffer moves at 79
+NEW = 14  # generated tokens: with a prompt of 12 well over a window of 8; the buffer moves at 79
 MODELS: dict[str, Any] = {}
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny models: threads cost more than they give
+    torch.set_num_threads(1)  # the models are so small that threads slow them down
     yield
     torch.set_num_threads(threads)
 
 
 @pytest.fixture
 def pool() -> Iterator[slabpool.Pool]:
-    """Sound, and empty again, at the end of each test."""
+    """A pool that is empty and consistent at the end of each test."""
     with slabpool.Pool("32MiB") as pool:
         yield pool
         gc.collect()
@@ -53,7 +53,7 @@ def model_of(family: str) -> Any:
 
 
 def prompt(batch: int = 1, length: int = 12, seed: int = 3, padded: bool = False) -> dict[str, Any]:
-    """Random tokens, and if asked for, padding of different lengths on the left."""
+    """Random tokens; with `padded`, padding of different lengths on the left."""
     torch.manual_seed(seed)
     ids = torch.randint(2, 96, (batch, length))
     mask = torch.ones_like(ids)
@@ -83,7 +83,7 @@ WAYS: dict[str, dict[str, Any]] = {
 def test_the_same_tokens_in_a_padded_batch(pool: slabpool.Pool, family: str, way: str) -> None:
     model, inputs = model_of(family), prompt(3, padded=True)
     expected = generate(model, inputs, **WAYS[way])
-    assert len(set(expected[0, 12:].tolist())) > 3  # else equal tokens would mean little
+    assert len(set(expected[0, 12:].tolist())) > 3  # otherwise equal tokens would prove little
     with pool.request("chat") as req:
         cache = SlabCache(req, model.config, limit=64)
         assert torch.equal(generate(model, inputs, past_key_values=cache, **WAYS[way]), expected)
@@ -93,7 +93,7 @@ def test_the_same_tokens_in_a_padded_batch(pool: slabpool.Pool, family: str, way
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
 def test_a_window_moves_through_bounded_memory(pool: slabpool.Pool, family: str) -> None:
     model, inputs = model_of(family), prompt(2)
-    new = 3 * (WINDOW - 1 + 64)  # the buffer is full, and begun anew, three times
+    new = 3 * (WINDOW - 1 + 64)  # the buffer becomes full and starts again three times
     expected = generate(model, inputs, max_new_tokens=new, min_new_tokens=new)
     sliding = sum(layer.is_sliding for layer in transformers.DynamicCache(config=model.config).layers)
     with pool.request("chat") as req:
@@ -112,8 +112,8 @@ def test_a_window_moves_through_bounded_memory(pool: slabpool.Pool, family: str)
 
 @pytest.mark.parametrize("length", [3, WINDOW - 1, WINDOW, 100])
 @pytest.mark.parametrize("steps", [1, 5, 80])
-def test_a_sliding_layer_gives_what_the_librarys_gives(pool: slabpool.Pool, length: int, steps: int) -> None:
-    """Any lengths of updates: shorter than the window, as long as the buffer, longer than both."""
+def test_a_sliding_layer_equals_the_librarys(pool: slabpool.Pool, length: int, steps: int) -> None:
+    """Updates of any length: shorter than the window, as long as the buffer, longer than both."""
     config = make_config("mistral", num_hidden_layers=1)
     with pool.request("chat") as req:
         ours = SlabCache(req, config, limit=64)
@@ -122,15 +122,15 @@ def test_a_sliding_layer_gives_what_the_librarys_gives(pool: slabpool.Pool, leng
         for count in (length, 1, steps, 1, 2, steps, 75, 1, 30, 30, 30):
             keys, values = torch.randn(2, 1, 2, count, 8)
             assert ours.get_mask_sizes(count, 0) == theirs.get_mask_sizes(count, 0)
-            for mine, his in zip(ours.update(keys, values, 0), theirs.update(keys, values, 0), strict=True):
-                assert torch.equal(mine, his)
+            for mine, other in zip(ours.update(keys, values, 0), theirs.update(keys, values, 0), strict=True):
+                assert torch.equal(mine, other)
             assert torch.equal(ours.layers[0].keys, theirs.layers[0].keys)
             assert ours.get_seq_length() == theirs.get_seq_length()
         ours.close()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_one_prompt_is_used_again(pool: slabpool.Pool, family: str) -> None:
+def test_one_prompt_is_reused(pool: slabpool.Pool, family: str) -> None:
     model, inputs = model_of(family), prompt(1, 6)
     first = generate(model, inputs, max_new_tokens=3, min_new_tokens=3)
     longer = {"input_ids": torch.cat([first, prompt(1, 4, seed=9)["input_ids"]], dim=1)}
@@ -143,7 +143,7 @@ def test_one_prompt_is_used_again(pool: slabpool.Pool, family: str) -> None:
         )
         twin = copy.deepcopy(cache)
         assert twin.get_seq_length() == cache.get_seq_length() == 8
-        # The rest of the conversation, twice from the same place.
+        # The conversation continues twice from the same place.
         for one in (cache, twin):
             assert torch.equal(generate(model, longer, past_key_values=one), expected)
         assert twin.nbytes > 0
@@ -165,7 +165,8 @@ def test_crop_goes_back(pool: slabpool.Pool) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_assisted_decoding(pool: slabpool.Pool, family: str) -> None:
-    """It goes back after each guess, also in a window: rows that left it are needed again."""
+    """The cache goes back after each wrong guess, also in a window, where rows that left it are needed
+    again."""
     model, inputs = model_of(family), prompt(1, 6)
     inputs = {k: v.repeat(1, 5) for k, v in inputs.items()}
     expected = generate(model, inputs)
@@ -175,7 +176,7 @@ def test_assisted_decoding(pool: slabpool.Pool, family: str) -> None:
         assert torch.equal(guessed, expected)
 
 
-def test_reset_makes_it_new_also_for_another_batch(pool: slabpool.Pool) -> None:
+def test_after_reset_another_batch_size_works(pool: slabpool.Pool) -> None:
     model = model_of("gemma2")
     with pool.request("chat") as req:
         cache = SlabCache(req, model.config, limit=64)
@@ -184,7 +185,7 @@ def test_reset_makes_it_new_also_for_another_batch(pool: slabpool.Pool) -> None:
             expected = generate(model, inputs)
             assert torch.equal(generate(model, inputs, past_key_values=cache), expected)
             gc.collect()
-            assert pool.stats().live == cache.nbytes  # nothing of another batch's
+            assert pool.stats().live == cache.nbytes  # no memory of the other batch is left
             cache.reset()
             assert cache.get_seq_length() == 0
 
@@ -213,7 +214,7 @@ def test_batches_are_repeated_selected_and_reordered(pool: slabpool.Pool, family
                 assert torch.equal(ours.layers[index].values, theirs.layers[index].values)
             del given, wanted
         gc.collect()
-        assert pool.stats().live == ours.nbytes  # what it was for six sequences is back
+        assert pool.stats().live == ours.nbytes  # the memory of six sequences has returned
         ours.close()
 
 
@@ -227,8 +228,8 @@ def test_bfloat16(pool: slabpool.Pool) -> None:
         assert cache.layers[0].keys.dtype is torch.bfloat16
 
 
-def test_it_goes_on_after_inference_mode(pool: slabpool.Pool) -> None:
-    """Which marks tensors made within so that nobody writes to them outside."""
+def test_it_continues_after_inference_mode(pool: slabpool.Pool) -> None:
+    """inference_mode marks the tensors made in it as read-only outside of it."""
     model, inputs = model_of("gemma2"), prompt()
     expected = generate(model, inputs)
     with pool.request("chat") as req:
@@ -289,7 +290,7 @@ def test_memory_of_a_dropped_cache_comes_back_before_the_requests_end(pool: slab
         scores = generate(
             model, prompt(), past_key_values=SlabCache(req, model.config), return_dict_in_generate=True
         )
-        assert pool.stats().live > 0  # the result has it
+        assert pool.stats().live > 0  # the result keeps it
         del scores
 
 
@@ -336,13 +337,13 @@ def test_closing_the_request_while_it_generates(pool: slabpool.Pool) -> None:
             stopping_criteria=transformers.StoppingCriteriaList([criterion]),
         )
     closer.join()
-    assert cache.get_seq_length() == 14  # every layer, at the same position
+    assert cache.get_seq_length() == 14  # every layer is at the same position
     assert {layer.get_seq_length() for layer in cache.layers} == {14}
     cache.close()
     assert req.ack("gpu0") is slabpool.Ack.RELEASED
 
 
-def test_a_device_that_went_silent_does_not_stop_it(pool: slabpool.Pool) -> None:
+def test_a_silent_device_does_not_stop_it(pool: slabpool.Pool) -> None:
     model = model_of("llama")
     req = pool.request("chat", devices=["gpu0"], lease=0.01)
     until(lambda: req.state is slabpool.RequestState.IN_DOUBT)
@@ -356,7 +357,7 @@ def test_a_device_that_went_silent_does_not_stop_it(pool: slabpool.Pool) -> None
 # ---- running out
 
 
-def test_a_step_that_runs_out_changes_no_layer_and_is_tried_again(pool: slabpool.Pool) -> None:
+def test_a_step_that_runs_out_changes_no_layer_and_can_be_repeated(pool: slabpool.Pool) -> None:
     config = make_config("llama", num_hidden_layers=4)
     with pool.request("chat") as req:
         cache = SlabCache(req, config, limit=20_000)
@@ -368,7 +369,7 @@ def test_a_step_that_runs_out_changes_no_layer_and_is_tried_again(pool: slabpool
 
         step(1000)
         free = pool.capacity - pool.stats().live
-        hog = pool.empty(free - (1 << 20), "u1")  # enough for two of the layers
+        hog = pool.empty(free - (1 << 20), "u1")  # leaves enough for two of the layers
         with pytest.raises(slabpool.PoolExhausted):
             step(4000)
         assert {layer.get_seq_length() for layer in cache.layers} == {1000}
@@ -391,7 +392,7 @@ def test_a_prompt_that_does_not_fit_leaves_an_empty_cache(pool: slabpool.Pool) -
         assert torch.equal(generate(model, prompt(), past_key_values=cache), generate(model, prompt()))
 
 
-def test_a_cache_waits_for_memory_where_told_to(pool: slabpool.Pool) -> None:
+def test_a_cache_waits_for_memory_if_asked_to(pool: slabpool.Pool) -> None:
     config = make_config("llama", num_hidden_layers=1)
     hog = [pool.empty(pool.capacity - (64 << 10), "u1")]
     with pool.request("chat") as req:
@@ -404,7 +405,7 @@ def test_a_cache_waits_for_memory_where_told_to(pool: slabpool.Pool) -> None:
         cache.close()
 
 
-def test_beyond_the_limit(pool: slabpool.Pool) -> None:
+def test_growing_beyond_the_limit_is_refused(pool: slabpool.Pool) -> None:
     model = model_of("llama")
     with pool.request("chat") as req:
         cache = SlabCache(req, model.config, limit=20)
@@ -423,7 +424,7 @@ def test_the_typed_sample_runs(pool: slabpool.Pool) -> None:
         assert typed_transformers.use_cache(req, make_config("llama")) == []
 
 
-def test_what_is_refused(pool: slabpool.Pool) -> None:
+def test_bad_arguments_are_refused(pool: slabpool.Pool) -> None:
     config = make_config("llama", num_hidden_layers=1)
     row = torch.ones(2, 2, 1, 8)
     with pool.request("chat") as req:

@@ -1,7 +1,7 @@
 """A model split over two device processes, on one shared pool: the same tokens as in one process.
 
-The owner allocates: keys and values of every layer (`SlabCache.lend`), and a hidden state for each step.
-Devices write into that memory by reference, and acknowledge.
+The owner allocates the keys and values of every layer (`SlabCache.lend`), and a hidden state for each step.
+The devices write into that memory by reference, and acknowledge.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _caches: dict[int, PeerCache] = {}
 
 
 def _part(family: str, half: int) -> Any:
-    """A model without the layers of the other half; the hidden state leaves the first one as it is."""
+    """A model without the layers of the other half; the hidden state leaves the first half unnormalised."""
     if (family, half) not in _parts:
         torch.set_num_threads(1)
         model = make_model(family, num_hidden_layers=LAYERS)
         mine = slice(half * HALF, (half + 1) * HALF)
         model.model.layers = model.model.layers[mine]
         if getattr(model.config, "layer_types", None) is not None:
-            model.model.config.layer_types = model.config.layer_types[mine]  # by place in `layers`
+            model.model.config.layer_types = model.config.layer_types[mine]  # by index in `layers`
         if half == 0:
             model.model.norm = torch.nn.Identity()
         _parts[family, half] = model
@@ -50,7 +50,7 @@ def _part(family: str, half: int) -> Any:
 
 
 def load(peer: slabpool.Peer, family: str, half: int) -> int:
-    """Ready to run."""
+    """Loads the model; the device is then ready to run."""
     return len(_part(family, half).model.layers)
 
 
@@ -63,7 +63,8 @@ def step(
     tokens: Any,
     hidden: slabpool.TensorRef,
 ) -> Any:
-    """One half of a step of request `number`: tokens to a hidden state, or that to the next tokens."""
+    """One half of a step of request `number`: from tokens to a hidden state, or from that to the next
+    tokens."""
     model = _part(family, half)
     cache = _caches.get(number) or _caches.setdefault(number, PeerCache(peer, make_config(family)))
     cache.take(room)
@@ -83,7 +84,7 @@ def step(
 
 
 def finish(peer: slabpool.Peer, number: int, request: slabpool.TensorRef) -> slabpool.Ack:
-    """The device is done with request `number`."""
+    """The device acknowledges request `number`."""
     _caches.pop(number, None)
     return peer.ack(request)
 
@@ -116,7 +117,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[slabpool.Pool, list[Device]]]:
-    """A shared pool and its two devices: torch takes seconds to start, so all tests have the same."""
+    """A shared pool and its two devices, the same for all tests, because torch takes seconds to start."""
     place = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(place))
@@ -142,7 +143,7 @@ def test_two_processes_give_the_tokens_of_one(ring: tuple[slabpool.Pool, list[De
     whole = make_model(family, num_hidden_layers=LAYERS)
     prompts = [_prompt(1, 30, 1), _prompt(2, 5, 2)]
     served = [Served(pool, crew, number, family, ids) for number, ids in enumerate(prompts)]
-    for _ in range(20):  # in turn, so that each device has both at once
+    for _ in range(20):  # in turns, so that each device has both at the same time
         for one in served:
             one.step()
     for one, ids in zip(served, prompts, strict=True):
@@ -164,7 +165,7 @@ def test_two_processes_give_the_tokens_of_one(ring: tuple[slabpool.Pool, list[De
     assert pool.stats().live == 0
 
 
-def test_the_device_says_what_it_lacks(ring: tuple[slabpool.Pool, list[Device]]) -> None:
+def test_errors_name_what_was_not_lent(ring: tuple[slabpool.Pool, list[Device]]) -> None:
     pool, crew = ring
     one = Served(pool, crew, 7, "llama", _prompt(1, 4, 5))
     none: list[LayerRefs] = []
@@ -195,7 +196,7 @@ def test_the_device_says_what_it_lacks(ring: tuple[slabpool.Pool, list[Device]])
         crew[0].ask(step, 8, "llama", 0, room, one.ids, hidden)
 
 
-def test_a_killed_device_lets_go_of_its_layers(ring: tuple[slabpool.Pool, list[Device]]) -> None:
+def test_a_killed_device_releases_its_layers(ring: tuple[slabpool.Pool, list[Device]]) -> None:
     pool, crew = ring
     one = Served(pool, crew, 9, "llama", _prompt(1, 10, 8))
     one.step()

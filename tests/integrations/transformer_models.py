@@ -1,4 +1,4 @@
-"""Tiny models of the families that matter, with random weights; the same in every process."""
+"""Tiny models of the supported families, with random weights that are the same in every process."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ COMMON: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
-    "initializer_range": 0.2,  # large enough that tokens differ
+    "initializer_range": 0.2,  # large enough for tokens to differ
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": None,
-    "tie_word_embeddings": False,  # tied, with random weights, a token predicts itself for ever
+    "tie_word_embeddings": False,  # with tied random weights a token predicts itself for ever
 }
 WINDOW = 8
-# Family: class of the configuration, class of the model, and what is its own.
+# Family: class of the configuration, class of the model, and its special options.
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {"num_hidden_layers": 4}),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {"num_hidden_layers": 2}),

@@ -1,4 +1,4 @@
-"""What slabpool.transformers offers, with its types: checked by mypy --strict, and run by a test."""
+"""The API of slabpool.transformers with its types: checked by mypy --strict, and run by a test."""
 
 from __future__ import annotations
 

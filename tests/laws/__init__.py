@@ -1,1 +1,1 @@
-"""The laws of the house, checked from Python on the installed package."""
+"""The laws of the design, checked from Python on the installed package."""

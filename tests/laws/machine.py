@@ -1,7 +1,8 @@
-"""One pool, its model, and the laws that must hold after every step: what the random lives build on.
+"""One pool, its model, and the laws that must hold after every step: the base of the random tests.
 
-The rules that drive it are in `rules_memory` and `rules_holders`. Every rule makes one call on the pool and
-its step in the model, and compares the answers; `laws` then compares everything that can be looked at.
+The rules are in `rules_memory`, `rules_holders` and `rules_sessions`. Every rule makes one call on the pool
+and the same step in the model, and compares the answers; `laws` then compares everything that the pool
+reports.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Machine(RuleBasedStateMachine):
         except slabpool.TensorTooLargeError:
             assert reserve is not None and reserve > CAPACITY
         except slabpool.PoolExhausted:
-            assert reserve and model.pinned() + before.set_aside + pages(reserve) > CAPACITY, (
+            assert reserve and model.pinned() + before.reserved + pages(reserve) > CAPACITY, (
                 "a reserve that fits"
             )
             model.exhaustions += 1
@@ -109,7 +110,7 @@ class Machine(RuleBasedStateMachine):
             )
 
     def _request(self, pick: int, alive: bool, host: bool = False) -> RequestModel | None:
-        """One of the requests with a handle; one that is not over, or that the host holds, if asked for."""
+        """A request with a handle; with `alive` one that is not over, with `host` one that the host holds."""
         some = [r for r in self.model.requests if r.handle is not None]
         living = [r for r in some if (r.host if host else not r.over)]
         some = living if alive and living else some
@@ -123,7 +124,7 @@ class Machine(RuleBasedStateMachine):
         given = self.pool.trim()
         after = self.pool.stats()
         assert given == before.committed - after.committed
-        assert after.committed <= self.model.pinned() + after.set_aside
+        assert after.committed <= self.model.pinned() + after.reserved
 
     @precondition(lambda self: self.model.live_requests or self.views)
     @rule()
@@ -147,14 +148,14 @@ class Machine(RuleBasedStateMachine):
         assert self.pool.corruptions() == []
 
     def _forget_growing(self) -> None:
-        """Growing tensors are dropped; arrays of them stay."""
+        """Drop the growing tensors; arrays of them stay."""
         for view in self.views:
             if view.growing is not None:
                 view.growing = None
                 view.block.views -= not view.arrays
 
     def teardown(self) -> None:
-        """Half the lives end in order, half by force with views that outlive everything."""
+        """Half of the runs end in order, half by force with views that outlive everything."""
         model = self.model
         if len(model.requests) % 2:
             for session in list(model.sessions):
@@ -162,7 +163,7 @@ class Machine(RuleBasedStateMachine):
                 model.end_session(session)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ResourceWarning)
-                self._forget_growing()  # or they keep their handles
+                self._forget_growing()  # because they keep their handles
                 for request in model.requests:
                     request.handle = None
             for request in model.live_requests:
@@ -176,7 +177,7 @@ class Machine(RuleBasedStateMachine):
         s = self.pool.stats()
         in_views = sum(b.size for b in model.blocks if b.views)
         assert s.live + s.retained == in_views
-        assert s.requests_open + s.requests_draining + s.in_doubt + s.set_aside == 0
+        assert s.requests_open + s.requests_draining + s.in_doubt + s.reserved == 0
         self.views.clear()
         s = self.pool.stats()
         assert (s.live, s.retained, s.allocations) == (0, 0, s.frees)
@@ -184,4 +185,4 @@ class Machine(RuleBasedStateMachine):
         assert self.pool._verify() is None
         if not self.pool.closed:
             self.pool.close()
-        assert self.pool.stats().committed == 0, "a closed pool that nobody holds keeps memory"
+        assert self.pool.stats().committed == 0, "a closed pool without holders keeps memory"

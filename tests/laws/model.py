@@ -1,9 +1,9 @@
-"""A plain account of who holds what, to hold the pool against.
+"""A plain model of the holders and their memory, with which the pool is compared.
 
-It knows the laws and the words of the contract (holders, generations, children, quota, reserve), not how
-the pool is built: block sizes are learnt from what the pool says when it hands one out, and checked
-against the promised rounding. What must stay true: every call on the pool has its step here, and after
-each the pool's own figures must equal these.
+It knows the laws and the terms of the contract (holders, generations, children, quota, reserve), not how the
+pool is built: it learns the size of a block from the pool when the block is handed out, and checks it against
+the promised rounding. Invariant: every call on the pool has its step here, and after each step the pool's own
+figures equal these.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from slabpool import Ack, GrowableTensor, Layout, Pool, Request, RequestState, Session, Stats, Tensors
 
 PAGE = 16 << 10
-SMALL = 128 << 10  # up to here blocks share slabs
+SMALL = 128 << 10  # blocks of up to this size share slabs
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -27,9 +27,9 @@ def pages(nbytes: int) -> int:
 
 
 def slab_bytes(block: int) -> int:
-    """Most bytes of the pool that one block can pin, when nothing else is in its slab.
+    """Most bytes of the pool that one block can pin when nothing else is in its slab.
 
-    From the slab rule that the pool documents: at least eight blocks (four above 16 KiB) and no more than
+    From the documented slab rule: at least eight blocks (four above 16 KiB), and at most
     1/64 left unused at the end.
     """
     if block > SMALL:
@@ -41,22 +41,20 @@ def slab_bytes(block: int) -> int:
 
 
 def block_bound(nbytes: int, align: int) -> int:
-    """Most bytes the block of a tensor may have: an eighth of waste above 1 KiB, a 64-byte step below."""
+    """Most bytes that the block of a tensor may have: 1/8 of waste above 1 KiB, a step of 64 bytes below."""
     need = -(-max(nbytes, 1) // max(align, 64)) * max(align, 64)
     return max(need + need // 8, need + 63, align)
 
 
 @dataclass(eq=False)
 class Block:
-    """One block and its holds: the request's, until that is over, and one for each array made over it."""
+    """One block and its holds: one by its request until that is over, and one by each array made over it."""
 
     size: int
     request: RequestModel | None
     views: int = 0
-    outside: int = 0  # most bytes of pages it keeps beyond what was promised to its request
-    origin: RequestModel | None = (
-        None  # the root of the request that made it, whose promise it may be drawn from
-    )
+    outside: int = 0  # most bytes of pages that it pins beyond its request's reserve
+    origin: RequestModel | None = None  # root of the request that made it; it may draw on the root's reserve
 
     @property
     def held(self) -> bool:
@@ -65,16 +63,16 @@ class Block:
 
 @dataclass(eq=False)
 class View:
-    """One numpy array of the pool with the slices of it, and the stamp its bytes must still bear."""
+    """One numpy array of the pool with its slices, and the stamp that its bytes must keep."""
 
     block: Block
     stamp: int
     arrays: list[tuple[npt.NDArray[np.generic], int]]  # each with the offset of its first byte in the tensor
-    growing: GrowableTensor | None = None  # keeps the block as well as they do
-    grower: RequestModel | None = None  # in whose name it grows
+    growing: GrowableTensor | None = None  # keeps the block too
+    grower: RequestModel | None = None  # the request it grows for
 
     def intact(self) -> bool:
-        """Whether every byte is as it was written."""
+        """Whether every byte still has the value that was written."""
         return all(np.array_equal(flat(a), stamped(self.stamp, start, a.nbytes)) for a, start in self.arrays)
 
 
@@ -85,7 +83,7 @@ class TensorsModel:
     tensors: Tensors
     layout: Layout
     block: Block
-    request: RequestModel  # in whose name views are made
+    request: RequestModel  # the request for which views are made
     stamps: dict[str, int] = field(default_factory=dict)
 
 
@@ -98,22 +96,22 @@ class RequestModel:
     parent: RequestModel | None
     pending: set[str | int]
     named: set[str | int]
-    leased: bool  # with a lease so short that it has run out
+    leased: bool  # with a lease so short that it has expired
     handle: Request | None
     quota: int | None = None
     reserve: int = 0
-    reserve_left: int = 0  # of the pages that were set aside, bytes not drawn
-    tidy: bool = True  # nothing came back and nothing was aligned: blocks lie one after the other
-    used: int = 0  # by itself and its children, for the quota; kept by the root
+    reserve_left: int = 0  # bytes of the reserved pages that were not drawn yet
+    tidy: bool = True  # no block came back and none was aligned, so blocks are adjacent
+    used: int = 0  # by itself and its children, for the quota; only the root counts
     charged: int = 0
     host: bool = True
     over: bool = False
     cancelled: bool = False
-    gave_up: bool = False  # by a call of its own; what its parent did is forgotten with it
+    gave_up: bool = False  # by its own cancel(), not by its parent's
     blocks: list[Block] = field(default_factory=list)
     children: list[RequestModel] = field(default_factory=list)
-    kept_as: str | None = None  # what a session keeps under this name
-    pins: set[RequestModel] = field(default_factory=set)  # not over, and may read what is kept here
+    kept_as: str | None = None  # the name under which a session keeps it
+    pins: set[RequestModel] = field(default_factory=set)  # live requests that may read what is kept here
     pinned: list[RequestModel | SessionModel] = field(default_factory=list)
 
     @property
@@ -141,7 +139,7 @@ class RequestModel:
 
 @dataclass(eq=False)
 class KeptModel:
-    """What a session has under a name: a stretch of a tensor that bears a stamp, or a layout."""
+    """What a session keeps under a name: part of a tensor that bears a stamp, or a layout."""
 
     keeper: RequestModel
     stamp: int = 0
@@ -172,19 +170,20 @@ class SessionModel:
 
 
 class PoolModel:
-    """All of one pool: what its figures must be."""
+    """All of one pool: the figures that it must report."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.requests: list[RequestModel] = []
-        self.blocks: list[Block] = []  # held ones
+        self.blocks: list[Block] = []  # those that are held
         self.known_devices: set[str | int] = set()
         self.allocations = self.frees = self.peak = 0
         self.acks = self.duplicates = self.lates = self.exhaustions = 0
-        # Requests that blocks came back to in this step: pages may be set aside again; that is learnt.
+        # Requests to which blocks came back in this step: their reserve may grow by as much; the pool says by
+        # how much.
         self.gaining: list[RequestModel] = []
         self._stamps = itertools.count(1)
-        self.sessions: list[SessionModel] = []  # living ones
+        self.sessions: list[SessionModel] = []  # those that are neither closed nor evicted
         self._steps = itertools.count(1)
 
     # ---- figures
@@ -197,7 +196,7 @@ class PoolModel:
         return sum(b.size for b in self.blocks)
 
     def pinned(self) -> int:
-        """Most bytes of pages that held blocks, and what was drawn from promises, can keep from others."""
+        """Most bytes of pages that other requests cannot use because of held blocks and drawn reserves."""
         drawn = sum(pages(r.reserve) - r.reserve_left for r in self.live_requests if r.reserve)
         return drawn + sum(b.outside for b in self.blocks)
 
@@ -216,7 +215,7 @@ class PoolModel:
         return next(self._stamps) * 0x9E3779B97F4A7C15 % (1 << 64)
 
     def allocated(self, request: RequestModel | None, size: int, aligned: int, set_aside: int) -> Block:
-        """A block of `size` bytes was handed out; the pool has `set_aside` bytes set aside now."""
+        """The pool handed out a block of `size` bytes, and has `set_aside` reserved bytes now."""
         drawn = self.set_aside() - set_aside
         block = Block(size, request, origin=None if request is None else request.root)
         self.blocks.append(block)
@@ -224,7 +223,7 @@ class PoolModel:
         self.peak = max(self.peak, self.held())
         block.outside = slab_bytes(size)
         if request is None or not request.root.reserve:
-            assert drawn == 0, "what is set aside went to somebody else"
+            assert drawn == 0, "reserved bytes went to another request"
         if request is not None:
             request.blocks.append(block)
             request.charged += size
@@ -236,7 +235,7 @@ class PoolModel:
                 assert drawn == min(root.reserve_left, size)
                 block.outside = size - drawn
             elif root.reserve_left >= pages(size):
-                # Cut where the last one ended, which may be anywhere in a page.
+                # The block begins where the last one ended, which may be anywhere in a page.
                 assert drawn <= pages(size) + (0 if aligned <= 64 else PAGE)
                 block.outside = 0
             root.reserve_left -= drawn
@@ -252,7 +251,7 @@ class PoolModel:
         return block
 
     def grown(self, block: Block, size: int, set_aside: int) -> None:
-        """A block has `size` bytes now."""
+        """A block has grown to `size` bytes."""
         request = block.request
         assert request is not None and block.size <= size == pages(size)
         drawn = self.set_aside() - set_aside
@@ -267,7 +266,7 @@ class PoolModel:
         root.reserve_left -= drawn
 
     def let_go(self, block: Block) -> None:
-        """After a hold on the block is gone: it may be free now."""
+        """A hold on the block has gone: the block may be free now."""
         if not block.held:
             self.blocks.remove(block)
             self.frees += 1
@@ -304,13 +303,13 @@ class PoolModel:
             request.reserve_left = 0
             for block in self.blocks:
                 if block.origin is request and block.held:
-                    # What a view retains: its own pages, shared with nobody who could give them back.
+                    # A view retains whole pages, which no other block can give back.
                     block.outside = max(block.outside, pages(block.size) + PAGE)
         for block in held:
             self.let_go(block)
         request.root.used -= request.charged
         if request.root is not request and request.charged:
-            request.root.tidy = False  # views may keep what it is no longer charged for
+            request.root.tidy = False  # views may keep memory that is no longer charged to it
         step = next(self._steps)
         for pinned in request.pinned:
             pinned.pins.discard(request)
@@ -337,13 +336,13 @@ class PoolModel:
         self.name(session, name, what)
 
     def pin(self, request: RequestModel, *pinned: SessionModel | RequestModel) -> None:
-        """All of this stays until the request is over."""
+        """All of these stay until the request is over."""
         for one in pinned:
             one.pins.add(request)
             request.pinned.append(one)
 
     def name(self, session: SessionModel, name: str, what: KeptModel) -> None:
-        """What was there before goes, if nothing else is left of it."""
+        """Store `what` under the name; the tensor stored before goes, if no other name has it."""
         old = session.names.get(name)
         session.names[name] = what
         if old is not None:
@@ -359,13 +358,13 @@ class PoolModel:
             self.host_leaves(keeper, False)
 
     def learn_evictions(self) -> None:
-        """Which sessions gave way is the pool's to say; that it might, and in which order, is not."""
+        """The pool decides which sessions it evicts; whether it may, and in which order, is checked."""
         gone = [s for s in self.sessions if s.session.evicted]
         if not gone:
             return
         for session in gone:
             assert not session.pins, "evicted while a request was using it"
-            assert not all(keeper.live_views for keeper in session.keepers), "nothing came back of it"
+            assert not all(keeper.live_views for keeper in session.keepers), "no memory came back"
         others = [s for s in self.sessions if s not in gone and not s.pins]
         others = [s for s in others if any(not keeper.live_views for keeper in s.keepers)]
         assert max(s.idle_since for s in gone) <= min((s.idle_since for s in others), default=1 << 60)
@@ -373,7 +372,7 @@ class PoolModel:
             self.end_session(session)
 
     def ack(self, request: RequestModel, device: str | int) -> Ack | None:
-        """What an ack must answer, None for an unknown device; and what it changes."""
+        """The answer that an ack must have, None for an unknown device; applies its effect."""
         if device not in request.named:
             return None
         if request.over:
@@ -389,7 +388,7 @@ class PoolModel:
     def waiting(
         self, id: str | int | bytes, device: str | int
     ) -> tuple[list[RequestModel], list[RequestModel]]:
-        """Live requests of an id that are no children, and those of them that wait for the device."""
+        """Live requests of an id that are not children, and those of them that wait for the device."""
         live = [r for r in self.live_requests if r.parent is None and r.id == id and type(r.id) is type(id)]
         return live, [r for r in live if device in r.pending]
 
@@ -400,16 +399,16 @@ class PoolModel:
                 self.device_leaves(request, device)
         return len(held)
 
-    # ---- against the pool
+    # ---- comparison with the pool
 
     def check_figures(self, s: Stats) -> None:
         """The laws on bytes and counts."""
         assert s.committed == s.live + s.retained + s.in_doubt + s.cached
         assert s.committed <= s.capacity == self.capacity
-        assert min(s.live, s.retained, s.in_doubt, s.cached, s.set_aside) >= 0
+        assert min(s.live, s.retained, s.in_doubt, s.cached, s.reserved) >= 0
         retained, in_doubt = self.retained(), self.in_doubt()
         assert (s.live, s.retained, s.in_doubt) == (self.held() - retained - in_doubt, retained, in_doubt)
-        assert s.live + s.retained + s.in_doubt + s.set_aside <= s.capacity
+        assert s.live + s.retained + s.in_doubt + s.reserved <= s.capacity
         assert s.peak_live == self.peak
         assert s.peak_committed >= s.committed
         assert (s.allocations, s.frees) == (self.allocations, self.frees)
@@ -419,37 +418,38 @@ class PoolModel:
         assert s.requests_open == sum(r.host for r in live)
         assert s.requests_draining == sum(not r.host for r in live)
         assert s.requests_in_doubt == sum(r.state is RequestState.IN_DOUBT for r in live)
-        self._check_set_aside(s.set_aside)
+        self._check_set_aside(s.reserved)
 
     def _check_set_aside(self, set_aside: int) -> None:
-        """Exact, but for how many pages become empty when blocks come back to a reserve: that is learnt."""
+        """Exact, except for the pages that become empty when blocks return to a reserve: the pool says how
+        many."""
         back = set_aside - self.set_aside()
         gaining = [r for r in set(self.gaining) if not r.over]
         self.gaining.clear()
         if not gaining:
             assert back == 0
             return
-        assert len(gaining) == 1, "the test let children of several reserves end in one step"
+        assert len(gaining) == 1, "children of several reserves ended in one step"
         gaining[0].reserve_left += back
         assert back >= 0
         assert gaining[0].reserve_left <= pages(gaining[0].reserve)
         if not any(b.origin is gaining[0] for b in self.blocks):
             assert gaining[0].reserve_left == pages(gaining[0].reserve), (
-                "all came back, but not to the reserve"
+                "all blocks came back, but not to the reserve"
             )
 
     def check_sessions(self, pool: Pool) -> None:
-        """What the pool tells of each session."""
-        told = {(type(s.session_id), s.session_id): s for s in pool.sessions()}
-        assert len(told) == len(self.sessions)
+        """What the pool reports about each session."""
+        listed = {(type(s.session_id), s.session_id): s for s in pool.sessions()}
+        assert len(listed) == len(self.sessions)
         for session in self.sessions:
-            record = told[type(session.id), session.id]
+            record = listed[type(session.id), session.id]
             assert (record.names, record.nbytes) == (tuple(session.names), session.nbytes)
             assert (record.requests, record.budget) == (len(session.pins), session.budget)
             assert (record.idle is None) == bool(session.pins) == session.session.in_use
 
     def check_requests(self, pool: Pool) -> None:
-        """What the pool tells of each request, in its list and through the handles."""
+        """What the pool reports about each request, in its list and through the handles."""
         kept = (r for r in self.requests if not r.over or any(b.held for b in r.blocks))
         kept = sorted(kept, key=lambda r: r.generation)
         listed = pool.requests()
@@ -481,6 +481,6 @@ def flat(array: npt.NDArray[np.generic]) -> Bytes:
 
 
 def stamped(stamp: int, start: int, nbytes: int) -> Bytes:
-    """`nbytes` bytes of a stamp's pattern, from byte `start` of the tensor that bears it."""
+    """`nbytes` bytes of a stamp's pattern, from byte `start` of the tensor with that stamp."""
     words = np.full((start % 8 + nbytes) // 8 + 1, stamp, np.uint64)
     return words.view(np.uint8)[start % 8 : start % 8 + nbytes]

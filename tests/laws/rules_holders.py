@@ -1,6 +1,6 @@
 """Rules by which holders leave and join: acks of every kind, right and wrong, and the ends of requests.
 
-The model says what each must answer. Wrong calls must raise what it says and leave all as it was.
+The model says what each call must answer. Wrong calls must raise that error and change nothing.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class HolderRules(Machine):
         assert request.over and handle.wait(0)
 
     @precondition(lambda self: self.model.requests)
-    @rule(pick=PICK, device=st.sampled_from([*DEVICES, "nobody"]), alive=st.booleans(), remove=st.booleans())
+    @rule(pick=PICK, device=st.sampled_from([*DEVICES, "unnamed"]), alive=st.booleans(), remove=st.booleans())
     def ack_any(self, pick: int, device: str | int, alive: bool, remove: bool) -> None:
         if (request := self._request(pick, alive)) is None or request.handle is None:
             return
@@ -87,7 +87,7 @@ class HolderRules(Machine):
         else:
             assert call(*args, **kw) is expected
 
-    @rule(id=IDS, device=st.sampled_from([*DEVICES, "nobody"]))
+    @rule(id=IDS, device=st.sampled_from([*DEVICES, "unnamed"]))
     def ack_any_by_id(self, id: str | int | bytes, device: str | int) -> None:
         self._ack_by_id(id, device)
 
@@ -126,7 +126,7 @@ class HolderRules(Machine):
         else:
             self._compare_ack(request, device, self.pool.ack, id, device, generation=request.generation)
 
-    @rule(device=st.sampled_from([*DEVICES, "nobody"]))
+    @rule(device=st.sampled_from([*DEVICES, "unnamed"]))
     def device_lost(self, device: str | int) -> None:
         if device not in self.model.known_devices:
             with pytest.raises(slabpool.UnknownDeviceError):
@@ -136,8 +136,8 @@ class HolderRules(Machine):
         else:
             reserves = [r for r in self.model.live_requests if r.reserve > 0 and device in r.pending]
             if len(reserves) > 1:
-                return  # what came back to which reserve could not be told apart
-            self.pool.heartbeat(device)  # the leases are too short for it to matter
+                return  # the model could not know which blocks returned to which reserve
+            self.pool.heartbeat(device)  # has no effect, because the leases are so short
             assert self.pool.device_lost(device) == self.model.device_lost(device)
 
     @precondition(lambda self: self.model.requests)
@@ -145,7 +145,7 @@ class HolderRules(Machine):
     def add_device(self, pick: int, device: str | int, alive: bool) -> None:
         if (request := self._request(pick, alive, host=True)) is None or request.handle is None:
             return
-        if request.parent is None:  # a child names none that its parent has not
+        if request.parent is None:  # a child names only devices of its parent
             self.model.known_devices.add(device)
         try:
             request.handle.add_device(device)
@@ -158,7 +158,7 @@ class HolderRules(Machine):
         else:
             assert request.host and device not in request.pending
             assert request.parent is None or device in request.parent.pending, (
-                "a holder that its parent has not"
+                "a holder that its parent lacks"
             )
             request.pending.add(device)
             request.named.add(device)
@@ -182,7 +182,7 @@ class HolderRules(Machine):
         if (request := self._request(pick, alive=True)) is None:
             return
         if any(view.growing is not None and view.grower is request for view in self.views):
-            return  # a tensor that may still grow keeps its handle
+            return  # a tensor that may still grow keeps the handle alive
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             request.handle = None

@@ -1,8 +1,7 @@
-"""Rules that ask for memory and let go of views: arrays, layouts, children with memory of their own.
+"""Rules that ask for memory and drop views: arrays, layouts, children with memory of their own.
 
-Each array is looked at as it comes (shape, alignment, zeros, nobody else's bytes) and then filled with a
-stamp of its own, which must still be there whenever it is looked at. A refusal must be one the model
-understands.
+Each new array is checked (shape, alignment, zeros, no byte of another array) and then filled with its own
+stamp, which every later check must find. A refusal must be one that the model allows.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from tests.laws.model import (
 )
 
 NBYTES = st.one_of(
-    st.sampled_from([1000, 4096, 300_000]),  # often the same, so that blocks come back
+    st.sampled_from([1000, 4096, 300_000]),  # repeated sizes, so that blocks are reused
     st.sampled_from([0, 1, 63, 64, 65, 1000, 1024, 1025, 4096, 20000, SMALL, SMALL + 1]),
     st.integers(0, 8192),
     st.integers(SMALL, CAPACITY // 2),
@@ -46,7 +45,7 @@ LAYOUTS = [
     ),
     Layout({"big": ((300, 1000), "u1"), "small": (7, "u4")}),
 ]
-# Dtype and trailing shape that tensors are made in, to see that bytes alone matter.
+# Dtypes and trailing shapes of the tensors, to check that only bytes matter.
 FORMS: list[tuple[object, int, tuple[int, ...]]] = [
     ("u1", 1, ()),
     ("f4", 4, ()),
@@ -56,23 +55,23 @@ FORMS: list[tuple[object, int, tuple[int, ...]]] = [
 
 
 class MemoryRules(Machine):
-    """Allocates, looks, slices and drops."""
+    """Allocates, checks, slices and drops."""
 
     def _must_fit(self, request: RequestModel | None, nbytes: int, align: int) -> bool:
-        """Whether the pool has no excuse: even if every held block pins the most it can."""
+        """Whether the pool must serve this, even if every held block pins as much as it can."""
         fresh = pages(block_bound(nbytes, align))
         own = 0
         if request is not None and request.root.reserve:
             root = request.root
             own = min(root.reserve_left, fresh)
             if own == fresh:
-                return True  # what was set aside is there, whatever else is
+                return True  # a reserve is there, whatever else is held
             if (
                 root.tidy
                 and align <= 64
                 and pages(root.used + block_bound(nbytes, align)) <= pages(root.reserve)
             ):
-                return True  # to the last byte
+                return True  # a reserve serves to its last byte
             if nbytes <= SMALL:
                 own = 0
         return self.model.pinned() + fresh + self.model.set_aside() - own <= CAPACITY
@@ -84,10 +83,10 @@ class MemoryRules(Machine):
         assert max(nbytes, 1) <= size <= block_bound(nbytes + self.guard, align)
         if request is not None and request.root.quota is not None:
             assert request.root.used + size <= request.root.quota
-        return self.model.allocated(request, size, align, s.set_aside)
+        return self.model.allocated(request, size, align, s.reserved)
 
     def _refused(self, error: Exception, request: RequestModel | None, nbytes: int, align: int) -> None:
-        """Whether that was a right answer."""
+        """Checks that this refusal was right."""
         self.model.learn_evictions()
         nbytes += self.guard
         if isinstance(error, slabpool.RequestClosedError):
@@ -129,7 +128,7 @@ class MemoryRules(Machine):
         assert array.flags.c_contiguous and array.flags.writeable
         assert array.ctypes.data % (align or 64) == 0
         if kind == "zeros" or (kind == "empty" and self.scrubbed):
-            assert not flat(array).any(), "bytes of somebody else"
+            assert not flat(array).any(), "bytes of another array"
         if kind == "full":
             assert np.array_equal(array, np.full(shape, 7, dtype))
         if kind == "copy":
@@ -223,7 +222,7 @@ class MemoryRules(Machine):
             self.model.learn_evictions()
             self._refused_growth(error, request, 0, nbytes)
             if not isinstance(error, slabpool.RequestClosedError):
-                self.model.allocations += 1  # of no bytes, and back at once
+                self.model.allocations += 1  # an allocation of no bytes, returned at once
                 self.model.frees += 1
             return
         self.model.learn_evictions()
@@ -239,7 +238,7 @@ class MemoryRules(Machine):
         view = some[pick % len(some)]
         assert view.growing is not None and view.block.request is not None
         if view.grower is not view.block.request:
-            return  # a session keeps an array of it; see tests/session/test_keep.py
+            return  # a session keeps an array of it; tests/session/test_keep.py covers this
         length = max(view.growing.length - back, 0)
         view.growing.truncate(length)
         nbytes = min(nbytes, view.growing.limit - length)
@@ -257,9 +256,9 @@ class MemoryRules(Machine):
         tensor, block = view.growing, view.block
         assert tensor is not None
         need = pages(tensor.length)
-        # At most an eighth more than it had; what it does not use after a truncate stays its own.
+        # It has at most an eighth more than before; after a truncate it keeps what it does not use.
         assert max(need, block.size) <= tensor.nbytes <= max(need + block.size // 8, block.size)
-        self.model.grown(block, tensor.nbytes, self.pool.stats().set_aside)
+        self.model.grown(block, tensor.nbytes, self.pool.stats().reserved)
         array = tensor.array
         assert array.shape == (tensor.length,)
         array[before:] = stamped(view.stamp, before, tensor.length - before)

@@ -1,7 +1,7 @@
-"""Rules by which sessions keep what requests made: turns, names, budgets, and what may not be kept.
+"""Rules by which sessions keep what requests made: turns, names, budgets, and refused keeps.
 
-The bytes of what is kept bear the stamp of the array that it was. Sessions that gave way are learnt from the
-pool, by the model, wherever something was asked for.
+What is kept bears the stamp of its array. After every call that asks for memory, the model learns from the
+pool which sessions were evicted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NAMES = st.sampled_from(["kv", "kv", "hidden"])
 
 
 class SessionRules(Machine):
-    """Opens sessions and turns, keeps, looks, drops and closes."""
+    """Opens sessions and turns, keeps, reads, drops and closes."""
 
     def _session(self, pick: int) -> SessionModel:
         return self.model.sessions[pick % len(self.model.sessions)]
@@ -50,7 +50,7 @@ class SessionRules(Machine):
     @precondition(lambda self: self.model.sessions and self.views)
     @rule(pick=PICK, which=PICK, part=PICK, name=NAMES)
     def keep_array(self, pick: int, which: int, part: int, name: str) -> None:
-        # Often one that can be kept.
+        # Prefer a tensor that can be kept.
         some = [v for v in self.views if v.block.request is not None and not v.block.request.over]
         some = some if some and which % 4 else self.views
         view = some[which % len(some)]
@@ -83,15 +83,20 @@ class SessionRules(Machine):
             with pytest.raises(slabpool.RequestClosedError):
                 self._session(pick).session.keep(name, made.tensors)
             return
-        nobody = RequestModel("", 0, None, set(), set(), False, None)
+        placeholder = RequestModel("", 0, None, set(), set(), False, None)
         self._keep(
-            self._session(pick), name, made.tensors, made.block.request, made, KeptModel(nobody, tensors=made)
+            self._session(pick),
+            name,
+            made.tensors,
+            made.block.request,
+            made,
+            KeptModel(placeholder, tensors=made),
         )
 
     def _keep(self, session: SessionModel, name: str, tensor: object, owner: RequestModel | None,
               held: View | TensorsModel, what: KeptModel) -> None:  # fmt: skip
         if owner is not None and owner.root.reserve:
-            return  # what comes back to which promise could not be told apart; tests/cpp/session does
+            return  # the model could not know what returns to which reserve; tests/cpp/session covers this
         block, old = held.block, session.names.get(name)
         keep = session.session.keep
         if owner is None:

@@ -1,8 +1,8 @@
-"""The laws where threads meet: every holder of a request leaves at once, in every way there is.
+"""The laws under races of threads: every holder of a request leaves at once, in every way.
 
-Each test lets real threads race over a few requests, many rounds over. What must stay true in each round:
-exactly one answer says RELEASED, no array's bytes change while it is held (each is full of its owner's own
-number), and when all is over every byte is back and every count adds up.
+Each test lets real threads race over a few requests, for many rounds. Invariants of each round: exactly one
+answer is RELEASED; no array's bytes change while it is held (each is filled with its owner's number); at the
+end every byte is back and every count adds up.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ DEVICES = [f"gpu{n}" for n in range(6)]
 
 @pytest.fixture(params=[{}, {"scrub": "release"}, {"debug": 2}], ids=["plain", "scrub", "debug"])
 def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
-    """A pool that is empty and whole again in the end."""
+    """A pool that is empty and whole again at the end."""
     made = Pool(CAPACITY, **request.param)
     with switching_often():
         yield made
     s = made.stats()
-    assert (s.live, s.retained, s.in_doubt, s.set_aside) == (0, 0, 0, 0)
+    assert (s.live, s.retained, s.in_doubt, s.reserved) == (0, 0, 0, 0)
     assert (s.requests_open, s.requests_draining, s.requests_in_doubt) == (0, 0, 0)
     assert s.allocations == s.frees > 0
     assert made.requests() == []
@@ -47,15 +47,15 @@ def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
 
 
 def quietly(call: Callable[[], object], *allowed: type[Exception]) -> object:
-    """What a call that may come too late answers, or the error that says so."""
+    """The answer of a call that may come too late, or the error that says so."""
     try:
         return call()
     except allowed as error:
-        return error.with_traceback(None)  # which would keep the arrays of whoever called
+        return error.with_traceback(None)  # the traceback would keep the arrays of its frames
 
 
 def held(maker: Request | Pool, number: int, nbytes: int) -> npt.NDArray[Any] | None:
-    """A new array full of a number; None where there is no room or the request is closed."""
+    """A new array full of a number; None if there is no room or the request is closed."""
     try:
         return maker.full(nbytes, number % 256, "u1")
     except (slabpool.RequestClosedError, slabpool.PoolExhausted):
@@ -154,7 +154,7 @@ def test_every_way_out_at_once(pool: Pool) -> None:
         for device in DEVICES:
             quietly(
                 lambda: pool.device_lost(device), slabpool.UnknownDeviceError
-            )  # what add_device came too late for
+            )  # add_device may have come after the end
         assert request.state is slabpool.RequestState.RELEASED
         assert all((array == number).all() for number, array in kept)
         assert pool.stats().retained >= sum(array.nbytes for _, array in kept)
@@ -163,7 +163,7 @@ def test_every_way_out_at_once(pool: Pool) -> None:
 
 
 def test_views_made_as_the_last_holder_leaves(pool: Pool) -> None:
-    """Either the view is there, and its memory is kept, or the request was over."""
+    """Either the view is made and its memory is kept, or the request was over."""
     layout = Layout({"a": (1000, "u1"), "b": (100, "u8")})
     cut_short = 0
     for _ in range(10):
@@ -178,7 +178,8 @@ def test_views_made_as_the_last_holder_leaves(pool: Pool) -> None:
 
         def look(many: list[slabpool.Tensors] = many, kept: list[tuple[int, npt.NDArray[Any]]] = kept,
                  seen: threading.Event = seen) -> None:  # fmt: skip
-            """Stays with each request until it is over, and so walks just behind the one that ends them."""
+            """Stays with each request until it is over, and so follows closely behind the thread that ends
+            them."""
             nonlocal cut_short
             for number, tensors in enumerate(many):
                 looks = 0
@@ -197,7 +198,7 @@ def test_views_made_as_the_last_holder_leaves(pool: Pool) -> None:
 
         def end(seen: threading.Event = seen) -> None:
             assert seen.wait(TIMEOUT)
-            assert pool.device_lost("gpu0") == 3000  # lets go of the GIL: the two are at it at once
+            assert pool.device_lost("gpu0") == 3000  # releases the GIL, so both threads run at once
 
         together(look, end)
         noise = [pool.full(layout.nbytes, 255, "u1") for _ in range(20)]
@@ -207,11 +208,11 @@ def test_views_made_as_the_last_holder_leaves(pool: Pool) -> None:
         s = pool.stats()
         assert (s.retained, s.live, s.allocations) == (0, 0, s.frees)
         assert pool.requests() == []
-    assert cut_short > 0, "they never met"
+    assert cut_short > 0, "no view was refused"
 
 
 def test_devices_lost_at_once(pool: Pool) -> None:
-    """More devices than one word of bits holds, lost from several threads: each is counted once."""
+    """More devices than one word of bits holds, lost from several threads. Each is counted once."""
     devices = [f"gpu{n}" for n in range(90)]
     for _ in range(40):
         requests = [pool.request("same", devices[n:]) for n in range(0, 90, 6)]
@@ -236,7 +237,7 @@ def test_devices_lost_at_once(pool: Pool) -> None:
 
 
 def test_the_same_id_from_many_threads(pool: Pool) -> None:
-    """Every thread opens, fills and ends requests of one id; nobody's ack takes another's memory."""
+    """Every thread opens, fills and ends requests of one id. No thread's ack takes another's memory."""
 
     def serve(me: int) -> None:
         rng = random.Random(me)
@@ -245,7 +246,8 @@ def test_the_same_id_from_many_threads(pool: Pool) -> None:
                 array = request.full(rng.choice(SIZES[:4]), (me * 150 + number) % 256, "u1")
             answer = quietly(lambda: pool.ack("same", DEVICES[0]), slabpool.AmbiguousRequestError)
             if isinstance(answer, slabpool.AmbiguousRequestError):
-                # Somebody else may just have acked this one, by the id alone; then it is theirs to wait for.
+                # Another thread's ack by id alone may have counted for this request; that thread's own then
+                # stays.
                 pool.ack("same", DEVICES[0], generation=request.generation)
             pool.ack("same", DEVICES[1], generation=request.generation)
             assert (array == (me * 150 + number) % 256).all()
@@ -261,7 +263,7 @@ def test_the_same_id_from_many_threads(pool: Pool) -> None:
 
 
 def test_budgets_survive_requests_that_end_mid_allocation(pool: Pool) -> None:
-    """Allocations that fail while their request ends must not charge, or pay, the next one in its place."""
+    """An allocation that fails while its request ends must not be charged to the next request in its slot."""
     quota, reserve = 1 << 20, 256 << 10
     blocker = pool.empty(CAPACITY - quota - (128 << 10), "u1")
     for _ in range(150):
@@ -271,7 +273,7 @@ def test_budgets_survive_requests_that_end_mid_allocation(pool: Pool) -> None:
         def allocate(request: Request = request) -> None:
             try:
                 while True:
-                    # With a timeout the GIL is let go; most of these find no room.
+                    # With a timeout the GIL is released. Most of these find no room.
                     for nbytes in (700_000, 5000, 800_000, 20_000):
                         quietly(
                             lambda nbytes=nbytes: request.empty(nbytes, "u1", timeout=0),  # type: ignore[misc]
@@ -286,23 +288,23 @@ def test_budgets_survive_requests_that_end_mid_allocation(pool: Pool) -> None:
             finally:
                 request.close()
             assert pool.device_lost("gpu0") == 1
-            # Most likely in the same place. Its budget is its own.
+            # Most likely in the same slot. Its budget is its own.
             with pool.request("next", quota=quota, reserve=reserve, timeout=TIMEOUT) as following:
                 array = following.full(900_000, 7, "u1", timeout=TIMEOUT)
                 with pytest.raises(slabpool.QuotaExceededError):
                     following.empty(200_000, "u1")
-                # What an allocation of the other is just failing to use may be set aside for a moment yet.
+                # A failing allocation of the other threads may hold reserved bytes for a moment longer.
                 small = following.full(30_000, 8, "u1", timeout=TIMEOUT)
                 assert (array == 7).all() and (small == 8).all()
 
         together(allocate, allocate, end_and_next)
         s = pool.stats()
-        assert (s.set_aside, s.requests_open, s.requests_draining) == (0, 0, 0)
+        assert (s.reserved, s.requests_open, s.requests_draining) == (0, 0, 0)
     del blocker
 
 
-def test_nobody_waits_for_memory_that_is_there(pool: Pool) -> None:
-    """No wake-up is lost: whoever waits for the whole pool gets it, one after the other."""
+def test_no_waiter_waits_for_free_memory(pool: Pool) -> None:
+    """No wake-up is lost: threads that wait for the whole pool get it, one after the other."""
 
     def take(me: int) -> None:
         for number in range(60):
@@ -315,15 +317,15 @@ def test_nobody_waits_for_memory_that_is_there(pool: Pool) -> None:
             assert array[number] == me and array[-1] == me
             del array
 
-    # Two of a kind, and no reserve against a full pool: a request that waits for more than its reserve while
-    # another does the same would be the caller's deadlock, not the pool's.
+    # Two of a kind, and no reserve against a full pool: two requests that each wait for more than their
+    # reserve would be a deadlock of the callers, not of the pool.
     together(*(lambda me=me: take(me) for me in (1, 3, 5)))
     together(*(lambda me=me: take(me) for me in (0, 1)))
     assert pool.stats().exhaustions == 0
 
 
 def test_figures_add_up_at_every_instant(pool: Pool) -> None:
-    """Whatever goes on, a look at the pool finds its bytes adding up and its capacity kept."""
+    """At any moment, the bytes that stats() reports add up and stay within the capacity."""
     stop = threading.Event()
 
     def work(me: int) -> None:
@@ -342,10 +344,10 @@ def test_figures_add_up_at_every_instant(pool: Pool) -> None:
             s = pool.stats()
             assert s.committed == s.live + s.retained + s.in_doubt + s.cached
             assert s.committed <= s.peak_committed <= s.capacity
-            assert min(s.live, s.retained, s.in_doubt, s.cached, s.set_aside) >= 0
+            assert min(s.live, s.retained, s.in_doubt, s.cached, s.reserved) >= 0
             for name in ("allocations", "frees", "acks", "peak_committed"):
                 assert getattr(s, name) >= getattr(before, name), name
-            # With several threads it may read high, by so much for each of them, and then be put right.
+            # The peak may read too high for a moment, by up to this much per thread, and is then corrected.
             assert s.live + s.retained + s.in_doubt <= s.peak_live
             assert s.peak_live >= before.peak_live - 4 * CAPACITY // 64
             assert pool._verify() is None

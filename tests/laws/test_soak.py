@@ -1,7 +1,7 @@
-"""Hundreds of thousands of requests with one id: memory and latency stay as they were after the first tenth.
+"""Hundreds of thousands of requests with one id: memory and latency stay flat after the first tenth.
 
-What a service lives on. The process may not grow by a page that cannot be accounted for, the pool may not
-commit more, every count must be exact, and no request may have been slower for those before it.
+A service depends on this. The process may not grow by a page without an explanation, the pool may not commit
+more, every count must be exact, and no request may become slower because of those before it.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ pytestmark = [
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
+    """Bytes of this process in physical memory."""
     return int(STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 class Watch:
-    """Figures of a run in tenths, kept in arrays made beforehand, so that watching allocates nothing."""
+    """Figures of a run in tenths, in arrays made beforehand, so that recording allocates nothing."""
 
     def __init__(self, pool: Pool, requests: int) -> None:
         self.pool = pool
         self.tenth = requests // 10
-        self.took: npt.NDArray[np.int64] = np.zeros(requests, np.int64)  # ns each
-        self.took.fill(1)  # its pages are there from the start
+        self.took: npt.NDArray[np.int64] = np.zeros(requests, np.int64)  # ns per request
+        self.took.fill(1)  # touches its pages now
         self.resident: list[int] = [0] * 10
         self.processor: list[float] = [0.0] * 10  # seconds of processor time so far
         self.stats: list[Stats | None] = [None] * 10
 
     def after(self, done: int) -> None:
-        """To be called when `done` requests are over; looks at the end of each tenth."""
+        """Call this when `done` requests are over; records figures at the end of each tenth."""
         if done % self.tenth == 0:
             gc.collect()
             self.processor[done // self.tenth - 1] = time.process_time()
@@ -66,16 +66,16 @@ class Watch:
         report("median_us_last_tenth", float(np.median(last)) / 1000)
         report("resident_bytes_grown_after_first_tenth", grown[-1])
         report("committed_bytes", end.committed)
-        # A few pages for what is no request's: a thread's stack that goes deeper once, the figures kept here.
-        # One byte left behind by each request would be more.
+        # A few pages are allowed for things that belong to no request: a thread's stack that grows once, the
+        # figures kept here. One byte left behind by each request would be more.
         assert grown[-1] <= min(64 << 10, self.took.size - self.tenth), f"the process has grown: {grown}"
         assert end.committed == after_first.committed == end.peak_committed
         assert end.peak_live == after_first.peak_live
         assert (end.live, end.retained, end.requests_open, end.requests_draining) == (0, 0, 0, 0)
         assert self.pool.requests() == []
         assert self.pool._verify() is None
-        # In processor time, which a busy machine leaves alone, or nearly. What is searched for every request
-        # that ever was would cost the last tenth six times what it costs the second.
+        # Processor time, because a busy machine hardly changes it. A search over all requests since the start
+        # would make the last tenth six times as slow as the second.
         tenths = np.diff(self.processor)
         assert tenths[-1] < 3 * tenths[0], f"requests have become slower: {tenths}"
 
@@ -94,7 +94,7 @@ def serve(pool: Pool, number: int) -> Request:
 
 
 def test_devices_in_turn(record_property: Callable[[str, object], None]) -> None:
-    """300,000 requests, their devices' acks in every order, now and then twice or too late."""
+    """300,000 requests. The devices ack in every order, sometimes twice or too late."""
     requests = 300_000
     pool = Pool("64MiB")
     watch = Watch(pool, requests)
@@ -124,7 +124,7 @@ def test_devices_in_turn(record_property: Callable[[str, object], None]) -> None
 
 
 def test_devices_in_threads(record_property: Callable[[str, object], None]) -> None:
-    """60,000 requests, one after the other, each acked from the threads of its three devices."""
+    """60,000 requests, one after the other, each acknowledged by threads of its three devices."""
     requests = 60_000
     pool = Pool("64MiB")
     watch = Watch(pool, requests)
@@ -146,7 +146,7 @@ def test_devices_in_threads(record_property: Callable[[str, object], None]) -> N
             for inbox in inboxes:
                 inbox.put(request)
             del request
-            assert released.acquire(timeout=TIMEOUT), "nobody was last"
+            assert released.acquire(timeout=TIMEOUT), "no ack released the request"
             took[number] = clock() - began
             watch.after(number + 1)
         for inbox in inboxes:

@@ -1,8 +1,8 @@
-"""Random lives of a pool, step by step against a plain model of who holds what.
+"""Random sequences of calls on a pool, compared step by step with a plain model of its holders.
 
-After every step all the laws that can be observed must hold: bytes add up and equal the model's, every
-count is exact, nobody's bytes changed while held (each array bears a stamp of its own), every answer is the
-one the model gives, and what the model says must fit was served. Wrong calls must leave all that as it was.
+After every step all observable laws must hold: bytes add up and equal the model's, every count is exact, no
+bytes changed while held (each array bears its own stamp), every answer is the model's, and what the model
+says must fit was served. Wrong calls must change none of that.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.laws.rules_holders import HolderRules
 from tests.laws.rules_memory import MemoryRules
 from tests.laws.rules_sessions import SessionRules
 
-# How many lives in each mode; more of them for a longer search.
+# Number of runs in each mode; raise it for a longer search.
 LIVES = int(os.environ.get("SLABPOOL_TESTS_LIVES", "120"))
 
 MODES: dict[str, dict[str, object]] = {
@@ -26,9 +26,9 @@ MODES: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of requests in a life that fell short
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # from requests in a run that was cut short
 @pytest.mark.parametrize("mode", MODES)
-def test_random_lives(mode: str) -> None:
+def test_random_calls(mode: str) -> None:
     """No sequence of calls, right or wrong, breaks a law."""
     machine = type(f"Lives_{mode}", (MemoryRules, HolderRules, SessionRules), {"options": MODES[mode]})
     case = machine.TestCase

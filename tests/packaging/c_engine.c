@@ -1,7 +1,7 @@
 /* An engine in plain C: serves a request over two device threads through c_api.h and nothing else.
  *
- * Built twice: by ctest against the tree's library under sanitizers, and by test_c_consumer.py with plain
- * `cc` against the installed package. Prints "ok" and ends with 0 if all holds.
+ * Built twice: by ctest against the library of the tree, with sanitizers, and by test_c_consumer.py with
+ * plain `cc` against the installed package. Prints "ok" and ends with 0 if all checks pass.
  */
 #include <pthread.h>
 #include <stdio.h>
@@ -10,12 +10,12 @@
 
 #include "slabpool/c_api.h"
 
-#define CHECK(fact)                                                      \
-  do {                                                                   \
-    if (!(fact)) {                                                       \
-      fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #fact); \
-      exit(1);                                                           \
-    }                                                                    \
+#define CHECK(fact)                                                            \
+  do {                                                                         \
+    if (!(fact)) {                                                             \
+      fprintf(stderr, "%s:%d: check failed: %s\n", __FILE__, __LINE__, #fact); \
+      exit(1);                                                                 \
+    }                                                                          \
   } while (0)
 
 enum { CAPACITY = 64 << 20, TENSOR = 1 << 20, ROUNDS = 500 };
@@ -65,7 +65,7 @@ static slabpool_status allocate(slabpool_pool* pool, slabpool_request request, u
   return slabpool_allocate(pool, &options, block);
 }
 
-/* A device: takes its own view of the tensor, reads it, lets go, and says that it is done. */
+/* A device: takes its own view of the tensor, reads it, drops the view, and acknowledges. */
 typedef struct device {
   slabpool_pool* pool;
   slabpool_request request;
@@ -109,7 +109,7 @@ static void serve_over_two_devices(slabpool_pool* pool) {
     CHECK(slabpool_request_close(pool, request, 0) == SLABPOOL_OK);
     CHECK(slabpool_request_wait(pool, request, SLABPOOL_FOREVER) == SLABPOOL_OK);
     for (int i = 0; i < 2; ++i) CHECK(pthread_join(threads[i], NULL) == 0);
-    /* At most one ack released it: none did if the host was the last to let go. */
+    /* At most one ack released it, and none if the host was the last holder. */
     CHECK(workers[0].result != SLABPOOL_ACK_RELEASED || workers[1].result != SLABPOOL_ACK_RELEASED);
     CHECK(stats_of(pool).live == 0);
   }
@@ -178,7 +178,7 @@ static void running_out_changes_nothing(slabpool_pool* pool) {
   CHECK(allocate(pool, request, TENSOR, &block) == SLABPOOL_REQUEST_CLOSED && block == NULL);
 }
 
-/* A caller built with an older, shorter struct: what it does not know of is left alone. */
+/* A caller built with an older, shorter struct: fields that it does not have are not written. */
 static void older_callers(slabpool_pool* pool) {
   slabpool_stats stats;
   memset(&stats, 0x77, sizeof stats);

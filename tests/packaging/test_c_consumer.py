@@ -1,4 +1,4 @@
-"""c_api.h and libslabpool are all that a C or a ctypes program needs: both run on the installed package."""
+"""c_api.h and libslabpool are all that a C or a ctypes program needs. Both run on the installed package."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_plain_cc_builds_an_engine(
 
 
 class PoolOptions(ctypes.Structure):
-    """slabpool_pool_options up to `events`, as a caller of an older header would have it."""
+    """slabpool_pool_options up to `events`, as declared by an older header."""
 
     _fields_ = (
         ("size", ctypes.c_size_t),

@@ -25,10 +25,10 @@ ENGINE = """\
 #include "slabpool/pool/pool.hpp"
 
 int main() {
-  slabpool::Status status{};
+  slabpool::Error error;
   slabpool::PoolOptions options;
   options.capacity = std::uint64_t{64} << 20;
-  const auto pool = slabpool::Pool::create(options, status);
+  const auto pool = slabpool::Pool::create(options, error);
   if (pool == nullptr) return 2;
 
   const std::uint32_t device = pool->devices().add("sgpu0").value();
@@ -75,7 +75,7 @@ def test_find_package_builds_an_engine(require_program: Callable[..., str], tmp_
     assert run(str(build / "engine")) == "live 1 early 0 ack 1 released 1 after 0\n"
 
 
-def test_a_version_we_are_not_is_refused(require_program: Callable[..., str], tmp_path: Path) -> None:
+def test_another_version_is_refused(require_program: Callable[..., str], tmp_path: Path) -> None:
     cmake = require_program("cmake")
     require_program("c++", "g++", "clang++")
     (tmp_path / "CMakeLists.txt").write_text(CMAKE.format(version="99.0"))

@@ -62,7 +62,7 @@ def test_pxd_files_serve_an_engine(
         assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}{result.stderr}"
         return result.stdout
 
-    # No -I: Cython finds installed packages' .pxd files by itself.
+    # No -I, because Cython finds the .pxd files of installed packages.
     run(sys.executable, "-m", "cython", "--cplus", "-3", "engine.pyx", "-o", "engine.cpp")
     includes = [sysconfig.get_path("include"), np.get_include(), slabpool.get_include()]
     bundle = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]

@@ -1,7 +1,7 @@
-"""Every example in a docstring of the installed package runs, and every public name has one.
+"""Every example in a docstring of the installed package runs, and every public name has a docstring.
 
-pytest's own --doctest-modules would import the source tree, and passes over the properties of Cython
-classes; this walks the installed package, compiled parts included.
+pytest's own --doctest-modules would import the source tree, and skips the properties of Cython classes. These
+tests walk the installed package, compiled parts included.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _modules() -> Iterator[ModuleType]:
         try:
             yield importlib.import_module(info.name)
         except ModuleNotFoundError as error:
-            # A module made for an optional library that is not installed here.
+            # A module for an optional library that is not installed here.
             if (error.name or "slabpool").startswith("slabpool"):
                 raise
 
@@ -48,7 +48,8 @@ def _members(owner: object) -> Iterator[tuple[str, object]]:
 def _examples(owner: object, name: str, module: ModuleType) -> Iterator[doctest.DocTest]:
     doc = getattr(owner, "__doc__", None)
     if isinstance(doc, str) and ">>>" in doc:
-        # A user's example must import what it uses; only those of private modules see their module's names.
+        # A user's example must import what it uses. Only examples of private modules see their module's
+        # names.
         private = module.__name__.rpartition(".")[2].startswith("_")
         names = dict(vars(module)) if private else {"__name__": "__main__"}
         yield doctest.DocTestParser().get_doctest(doc, names, name, module.__file__, 0)
@@ -83,6 +84,7 @@ def test_public_name_is_documented(name: str) -> None:
 
 
 def test_compiled_properties_are_walked_too() -> None:
-    # What makes this file better than --doctest-modules; Pool.closed or another property of it will do.
+    # The reason for this file instead of --doctest-modules; any property of Pool, such as Pool.closed, will
+    # do.
     kinds = {type(member).__name__ for _, member in _members(slabpool.Pool)}
     assert "getset_descriptor" in kinds

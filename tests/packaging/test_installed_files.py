@@ -1,6 +1,6 @@
-"""What the installed package holds: headers, the one library, .pxd, stubs, CMake files, metadata.
+"""The contents of the installed package: headers, the one library, .pxd, stubs, CMake files, metadata.
 
-All of it is asked of the installed distribution; the source tree only says which headers there are.
+All of it comes from the installed distribution; the source tree only says which headers there are.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_header_compiles_alone(header: Path, require_program: Callable[..., str]
             tmp_path / "unit.cpp",
         )
     name = header.relative_to(slabpool.get_include())
-    # Twice: the include guard is part of what must work.
+    # Included twice, because the include guard must work too.
     unit.write_text(f'#include "{name}"\n#include "{name}"\n')
     command = [
         compiler,
@@ -99,7 +99,7 @@ def test_import_loads_nothing_but_numpy() -> None:
         "print(json.dumps(sorted({name.split('.')[0] for name in set(sys.modules) - before})))"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    # Cython puts in modules of its own for types its extensions share.
+    # Cython adds modules for types that its extensions share.
     own = {name for name in json.loads(output) if not re.match(r"_?cython", name)}
     assert own - set(sys.stdlib_module_names) <= {"slabpool", "numpy"}
 
@@ -137,14 +137,14 @@ def test_modules_find_the_library_beside_them(require_program: Callable[..., str
 
 @linux_only
 def test_thread_locals_leave_room_for_others(require_program: Callable[..., str]) -> None:
-    # With the initial-exec model they live in glibc's static TLS surplus (about 1.6 KiB by default), which
-    # every library loaded by dlopen shares; one that finds no room there fails to load.
+    # Thread-locals with the initial-exec model are in glibc's static TLS surplus (about 1.6 KiB by default),
+    # which all libraries loaded by dlopen share. A library that finds no room there fails to load.
     program_headers = subprocess.run(
         [require_program("readelf"), "-lW", str(LIBRARY)], capture_output=True, text=True, check=True
     ).stdout
     match = re.search(r"^\s*TLS\s+\S+\s+\S+\s+\S+\s+\S+\s+(0x[0-9a-f]+)", program_headers, re.MULTILINE)
     assert match is None or int(match[1], 16) <= 128
-    # A module with its own thread-locals, or its own copy of the core, would show them here.
+    # A module with its own thread-locals, or with its own copy of the core, would show here.
     for extension in EXTENSIONS:
         program_headers = subprocess.run(
             ["readelf", "-lW", str(extension)], capture_output=True, text=True, check=True
@@ -153,7 +153,7 @@ def test_thread_locals_leave_room_for_others(require_program: Callable[..., str]
 
 
 @linux_only
-def test_the_library_shows_only_its_own_names(require_program: Callable[..., str]) -> None:
+def test_the_library_exports_only_its_own_names(require_program: Callable[..., str]) -> None:
     symbols = subprocess.run(
         [require_program("nm"), "-D", "--defined-only", "-C", str(LIBRARY)],
         capture_output=True,
@@ -161,7 +161,7 @@ def test_the_library_shows_only_its_own_names(require_program: Callable[..., str
         check=True,
     ).stdout.splitlines()
     names = [line.split(maxsplit=2)[2] for line in symbols]
-    # Weak templates of the standard library instantiated here (std::…) are shared by design.
+    # Weak templates of the standard library (std::…) are shared by design.
     foreign = [name for name in names if "slabpool" not in name and "std::" not in name]
     assert any(name.startswith("slabpool_") for name in names), "no C API"
     assert foreign == []

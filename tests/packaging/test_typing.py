@@ -21,7 +21,7 @@ def mypy(
     require_module("mypy")
 
     def run(*files: str) -> subprocess.CompletedProcess[str]:
-        # Without our configuration and away from the tree, as in a user's project.
+        # Without this project's configuration and outside its tree, as in a user's project.
         command = [
             sys.executable,
             "-m",

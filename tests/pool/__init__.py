@@ -1,1 +1,1 @@
-"""The pool's Python face, subject by subject."""
+"""The Python API of the pool, one file per subject."""

@@ -1,7 +1,8 @@
-"""Waiting for a pool inside asyncio: the loop runs on, nobody is forgotten, and nothing is left over.
+"""Waiting for a pool inside asyncio: the loop keeps running, every waiter is served, and nothing is left
+over.
 
-What must stay true: a coroutine that waits costs no thread; one file descriptor for each loop and pool, and
-only while somebody waits; a coroutine that is cancelled or runs out of time has opened nothing.
+Invariants: a waiting coroutine costs no thread, and one file descriptor per loop and pool while there are
+waiters; a coroutine that is cancelled or times out has opened nothing.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ CAPACITY = 1 << 20
 
 def open_files() -> int:
     """Descriptors this process has open."""
-    gc.collect()  # a pool of a test before this one may have some still
+    gc.collect()  # pools of earlier tests may have some still
     return len(os.listdir("/dev/fd"))
 
 
 async def turns(count: int) -> None:
-    """Lets the loop go around; everything that is ready has run then."""
+    """Lets the loop go around `count` times, so that everything that is ready has run."""
     for _ in range(count):
         await asyncio.sleep(0)
 
@@ -47,7 +48,7 @@ def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 def check_nothing_left(pool: Pool) -> None:
     s = pool.stats()
-    assert (s.live, s.set_aside, s.requests_open, s.requests_draining) == (0, 0, 0, 0)
+    assert (s.live, s.reserved, s.requests_open, s.requests_draining) == (0, 0, 0, 0)
     assert pool.requests() == []
 
 
@@ -56,10 +57,10 @@ def test_room_is_given_at_once(pool: Pool) -> None:
         files = open_files()
         with await pool.request_async("r", ["d"], reserve="512KiB", quota="768KiB", lease=5) as request:
             line = inspect.currentframe().f_lineno - 1  # type: ignore[union-attr]
-            assert open_files() == files, "nobody waits"
+            assert open_files() == files, "a descriptor without a waiter"
             assert (request.id, request.pending, request.quota) == ("r", {"d"}, 768 << 10)
             assert pool.requests()[0].opened_at == f"{__file__}:{line}"
-            assert pool.stats().set_aside == 512 << 10
+            assert pool.stats().reserved == 512 << 10
         assert request.ack("d") is Ack.RELEASED
         await request.released()
 
@@ -98,7 +99,7 @@ def test_waits_for_the_reserve_while_the_loop_runs(pool: Pool, by: str) -> None:
                 thread.start()
                 thread.join()
         request = await second
-        assert pool.stats().set_aside >= CAPACITY // 2
+        assert pool.stats().reserved >= CAPACITY // 2
         request.close()
 
     run(main)
@@ -118,8 +119,8 @@ def test_timeout(pool: Pool) -> None:
                 await pool.request_async("second", reserve=1, timeout=0)
         assert open_files() == files
         with await pool.request_async("second", reserve=CAPACITY, timeout=0):
-            pass  # there is room: no time is enough
-        # Memory that comes back in between does not prolong it, if it is not enough.
+            pass  # there is room, so a timeout of 0 is enough
+        # Memory that comes back in between but is not enough does not prolong the wait.
         with pool.request("first", reserve=CAPACITY - 200_000):
             waiting = asyncio.create_task(pool.request_async("second", reserve=400_000, timeout=0.2))
             while not waiting.done():
@@ -166,7 +167,7 @@ def test_cancelled_coroutines_leave_nothing(pool: Pool) -> None:
             if when != "before it ran":
                 await turns(10)
             if when == "as its turn comes":
-                # There is room now, the loop is told, and before the coroutine has its turn it is cancelled.
+                # Memory is freed and the loop is notified, but the coroutine is cancelled before it runs.
                 first.close()
                 await turns(1)
             task.cancel()
@@ -177,8 +178,8 @@ def test_cancelled_coroutines_leave_nothing(pool: Pool) -> None:
                 check_nothing_left(pool)
                 first = pool.request("first", reserve=CAPACITY)
         assert [r.request_id for r in pool.requests()] == ["first"]
-        assert pool.stats().set_aside == CAPACITY
-        # One that is cancelled takes nothing from one that is not.
+        assert pool.stats().reserved == CAPACITY
+        # A cancelled coroutine takes nothing from one that still waits.
         given_up = [asyncio.create_task(pool.request_async("no", reserve=CAPACITY)) for _ in range(5)]
         served = asyncio.create_task(pool.request_async("yes", reserve=CAPACITY))
         await turns(10)
@@ -221,21 +222,21 @@ def test_many_coroutines_await_one_release(pool: Pool) -> None:
         assert open_files() == files + 1, "one descriptor for all of them"
         request.close()
         request.ack("a")
-        other.close()  # wakes them for nothing
+        other.close()  # wakes them although their request is not over
         await turns(20)
         assert not any(task.done() for task in tasks)
         threading.Thread(target=request.ack, args=("b",)).start()
         await asyncio.gather(*tasks)
         assert request.state is slabpool.RequestState.RELEASED
         assert open_files() == files
-        await request.released()  # again: at once
+        await request.released()  # returns at once
         assert open_files() == files
 
     run(main)
     check_nothing_left(pool)
 
 
-def test_as_many_as_want_the_whole_pool_take_turns(pool: Pool) -> None:
+def test_waiters_for_the_whole_pool_take_turns(pool: Pool) -> None:
     inside = most = 0
 
     async def one(number: int) -> None:
@@ -258,7 +259,7 @@ def test_as_many_as_want_the_whole_pool_take_turns(pool: Pool) -> None:
 
 
 def test_two_loops_in_two_threads(pool: Pool) -> None:
-    """Each serves what the other waits for, a hundred times over."""
+    """Each serves what the other waits for, a hundred times."""
     rounds = 100
     ready: list[asyncio.Queue[slabpool.Request]] = []
     loops: list[asyncio.AbstractEventLoop] = []
@@ -305,7 +306,7 @@ def test_two_loops_in_two_threads(pool: Pool) -> None:
     check_nothing_left(pool)
 
 
-def test_a_pool_that_closes_answers_those_who_wait(pool: Pool) -> None:
+def test_closing_a_pool_ends_all_waits(pool: Pool) -> None:
     async def main() -> None:
         first = pool.request("first", ["d"], reserve=CAPACITY)
         second = asyncio.create_task(pool.request_async("second", reserve=CAPACITY))
@@ -321,7 +322,7 @@ def test_a_pool_that_closes_answers_those_who_wait(pool: Pool) -> None:
 
 
 def test_nothing_of_a_loop_is_kept(pool: Pool) -> None:
-    """A program that runs many loops on one pool keeps neither loops nor descriptors."""
+    """A program that runs many loops on one pool leaves neither loops nor descriptors behind."""
     gc.collect()
     files = open_files()
     loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
@@ -344,7 +345,7 @@ def test_nothing_of_a_loop_is_kept(pool: Pool) -> None:
 
 
 def test_a_pool_goes_with_its_last_reference(pool: Pool) -> None:
-    """Having waited on it does not keep a pool: its memory goes back without the garbage collector."""
+    """A pool that was waited on is still freed with its last reference, without the garbage collector."""
 
     async def main(pool: Pool) -> None:
         first = pool.request("first", reserve=CAPACITY)

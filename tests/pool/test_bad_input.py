@@ -1,7 +1,7 @@
 """Bad input to a pool: capacities, options, shapes, dtypes, sizes, and calls on a closed pool.
 
-Each has its own error, whose message says what was passed, what was expected and what to do, and leaves
-the pool as it was (tests/scene.py). Bad input about requests and devices is in tests/request.
+Each raises its own error, whose message says what was passed, what was expected and what to do, and changes
+nothing in the pool (tests/scene.py). Bad input about requests and devices is in tests/request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_CAPACITY = 1 << 42
 
 
 class Huge:
-    """An int to numpy and to us, too large for either."""
+    """An int to numpy and to slabpool, too large for either."""
 
     def __index__(self) -> int:
         return 1 << 80
@@ -31,7 +31,7 @@ class Huge:
 
 
 def short(value: Any) -> str:
-    """An id for a parameter, also for numbers that Python refuses to print."""
+    """A parameter id, also for numbers that Python refuses to print."""
     return f"{value.bit_length()} bits" if type(value) is int and value > 1 << 99 else repr(value)[:30]
 
 
@@ -161,20 +161,20 @@ def test_dtype(scene: Scene, dtype: Any, error: type[Exception], text: str) -> N
     with pytest.raises(error) as raised:
         Layout({"a": (3, dtype)})
     says(raised, text)
-    # A bad dtype is not remembered as the last good one.
+    # A bad dtype does not replace the last good one in the cache.
     assert scene.pool.empty(1, "f4").dtype == np.float32
 
 
 def test_overflow_is_found_in_bytes_not_only_in_items(scene: Scene) -> None:
     for dtype in ("u1", "f8", "V4096"):
         refused(scene, lambda s, d=dtype: s.pool.empty((1 << 31, 1 << 31, 3), d), BadValue, "too large")
-    # One that an address can hold, of a size that no pool has.
+    # A size that an address can hold, but that no pool has.
     refused(scene, lambda s: s.pool.empty((1 << 31, 1 << 31), "u1"), TensorTooLargeError, "'scene'")
     with pytest.raises(BadValue, match="together"):
         Layout(dict.fromkeys("abcd", (1 << 60, "f4")))
 
 
-def test_objects_by_way_of_values(scene: Scene) -> None:
+def test_values_that_are_objects_are_refused(scene: Scene) -> None:
     refused(scene, lambda s: s.pool.copy([object()]), BadType, "Python objects")
     refused(scene, lambda s: s.req.full(2, object()), BadType, "Python objects")
 
@@ -225,9 +225,9 @@ def test_larger_than_the_capacity_fails_at_once(scene: Scene, timeout: float | N
 
 
 @pytest.mark.parametrize("capacity", [20_000, 100_000, 500_000])
-def test_what_fits_no_whole_pages_of_the_capacity_fails_at_once(capacity: int) -> None:
-    # Memory is committed by pages, so such a capacity can never be used up to its last byte. Whatever is
-    # refused in an empty pool can never be served, and must not be waited for.
+def test_sizes_beyond_the_whole_pages_of_the_capacity_fail_at_once(capacity: int) -> None:
+    # Memory is committed in whole pages, so the last bytes of such a capacity can never be used. A size that
+    # is refused in an empty pool can never be served, so no call may wait for it.
     with Pool(capacity) as pool:
         for nbytes in range(capacity - 40_000, capacity + 1, 1000):
             try:
@@ -238,7 +238,7 @@ def test_what_fits_no_whole_pages_of_the_capacity_fails_at_once(capacity: int) -
             assert capacity % 16384 == 0
 
 
-# ---- looking
+# ---- reports
 
 LOOKS: list[tuple[str, Any, type[Exception], str]] = [
     ("text", "old", BadType, "older_than must be seconds ... 'old'"),

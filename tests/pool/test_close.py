@@ -1,4 +1,4 @@
-"""Closing a pool: refused while anything is held, unless forced; a live view stays valid whatever happens."""
+"""Closing a pool: refused while anything is held, unless forced. A live view stays valid in every case."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_close_refuses_and_names_the_holders(what: str) -> None:
         says(raised, f"opened at {__file__}:")
     assert not pool.closed
     assert pool.stats() == before
-    other = pool.zeros(100)  # the pool goes on
+    other = pool.zeros(100)  # the pool still works
     del other
     if isinstance(held, slabpool.Request):
         held.cancel()
@@ -96,7 +96,7 @@ def test_close_refuses_and_names_the_holders(what: str) -> None:
     assert pool.closed
 
 
-def test_error_in_the_block_is_not_hidden_by_what_is_still_held() -> None:
+def test_error_in_the_block_is_not_hidden_by_the_busy_error() -> None:
     with pytest.raises(KeyError), Pool("1MiB") as pool:
         view = pool.full(1000, 7.0)
         req = pool.request("r", ["gpu0"])
@@ -117,7 +117,7 @@ def test_leaving_the_block_with_something_held_is_an_error() -> None:
 # ---- by force
 
 
-def test_force_cuts_requests_loose_but_never_a_view() -> None:
+def test_force_ends_requests_but_never_a_view() -> None:
     pool = Pool("16MiB")
     req = pool.request("chat", ["gpu0", "gpu1"], reserve="1MiB")
     child = req.child(["gpu0"])
@@ -138,7 +138,7 @@ def test_force_cuts_requests_loose_but_never_a_view() -> None:
     with pytest.raises(slabpool.RequestClosedError):
         lazy["a"]
     stats = pool.stats()
-    assert (stats.requests_open, stats.requests_draining, stats.set_aside) == (0, 0, 0)
+    assert (stats.requests_open, stats.requests_draining, stats.reserved) == (0, 0, 0)
     assert stats.live == 3 * MiB + 64
     assert stats.retained == sum(record.nbytes for record in pool.leaks()) > 0
     assert {record.request_id for record in pool.leaks()} == {"chat"}
@@ -205,7 +205,8 @@ def test_force_ends_all_waiting() -> None:
 
 
 def test_close_races_with_allocation() -> None:
-    # Whoever is served has a view that stays valid; whoever is not is told that the pool is closed.
+    # A thread that is served has a view that stays valid. A thread that is refused learns that the pool is
+    # closed.
     views: list[np.ndarray[Any, Any]] = []
     errors: list[BaseException] = []
 

@@ -1,4 +1,4 @@
-"""What a pool can watch over: scrubbed blocks, writes past the end, poison, and the log of what happened."""
+"""What a pool can check: scrubbed blocks, writes past the end, poison, and the event log."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def line() -> int:
 
 
 @pytest.mark.parametrize("size", [64, 1000, 100_000, 3 * MiB])
-def test_scrub_zeroes_what_others_get(size: int) -> None:
+def test_scrub_zeroes_blocks_before_reuse(size: int) -> None:
     with Pool("16MiB", scrub="release") as pool:
         seen = set()
         for _ in range(3):
@@ -44,7 +44,7 @@ def test_scrub_zeroes_what_others_get(size: int) -> None:
             assert address(other) in seen
             other[...] = 0x5A
             del other
-            whole = pool.empty(-(-size // 64) * 64, "u1")  # what rounding adds is clean as well
+            whole = pool.empty(-(-size // 64) * 64, "u1")  # the bytes added by rounding are zeroed too
             assert not whole.any()
             del whole
 
@@ -54,14 +54,14 @@ def test_scrub_happens_at_release_not_at_the_next_use() -> None:
         first, neighbour = pool.full(4096, 0x5A, "u1"), pool.full(4096, 0x5B, "u1")
         place = address(first)
         del first
-        # The page stays mapped: its neighbour is in use.
+        # The page stays mapped, because its neighbour is in use.
         assert ctypes.string_at(place, 4096) == bytes(4096)
         assert (neighbour == 0x5B).all()
         del neighbour
 
 
-def test_without_scrub_memory_is_as_it_was_left() -> None:
-    # What makes the two tests above show something.
+def test_without_scrub_memory_keeps_its_contents() -> None:
+    # Without this, the two tests above would prove nothing.
     with Pool("16MiB") as pool:
         first, neighbour = pool.full(4096, 0x5A, "u1"), pool.full(4096, 0x5B, "u1")
         place = address(first)
@@ -89,7 +89,7 @@ def test_write_past_the_end_is_found(debug: Any, offset: int, capfd: pytest.Capt
         text = capfd.readouterr().err
         assert f"byte {offset} past the end of a block of 1000 bytes" in text
         assert f"{__file__}:{where}" in text
-        # Only reported: the pool goes on, and the next user of the block is not blamed.
+        # It is only reported: the pool still works, and the next user of the block is not blamed.
         again = pool.zeros(1000, "u1")
         assert not again.any()
         del again
@@ -101,7 +101,7 @@ def test_write_past_the_end_in_a_request(size: int) -> None:
     with Pool("16MiB", debug=1) as pool:
         req = pool.request("r", ["gpu0"])
         for array in (req.empty(size, "u1"), req.allocate(slabpool.Layout({"a": (size, "u1")}))["a"]):
-            array[...] = 255  # to the last byte: no harm
+            array[...] = 255  # writing up to the last byte is no error
         ctypes.memset(
             address(array) + -(-size // 64) * 64, 0x41, 1
         )  # a layout's block ends at a multiple of 64
@@ -124,7 +124,7 @@ def test_freed_blocks_are_poisoned() -> None:
         del neighbour
 
 
-def test_nothing_is_found_where_nothing_is_wrong() -> None:
+def test_no_false_corruption_is_found() -> None:
     with Pool("16MiB", debug=2, scrub="release") as pool:
         for size in (0, 1, 64, 100, 5000, 70_000, 300_000, 3 * MiB):
             for align in (64, 4096):
@@ -142,7 +142,7 @@ def test_wrong_byte_is_found_once_where_memory_is_retained() -> None:
         with pool.request("r") as req:
             kept = req.zeros(1000, "u1")
         ctypes.memset(address(kept) + 1000, 0x41, 1)
-        assert pool.corruptions() == []  # a view may still write: not looked at before the block comes back
+        assert pool.corruptions() == []  # a view may still write, so the block is checked when it comes back
         del kept
         assert [found.generation for found in pool.corruptions()] == [req.generation]
 
@@ -150,7 +150,7 @@ def test_wrong_byte_is_found_once_where_memory_is_retained() -> None:
 # ---- events
 
 
-def test_events_tell_the_story() -> None:
+def test_events_of_one_request() -> None:
     with Pool("1MiB", events=100) as pool:
         begin = time.monotonic_ns()
         req = pool.request("r", ["gpu0", 1])

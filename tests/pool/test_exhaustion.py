@@ -1,4 +1,4 @@
-"""Running out is an answer: a clear error at once, or a bounded wait; never somebody's live memory."""
+"""Running out is an answer: a clear error at once, or a bounded wait. Live memory is never taken."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pool() -> Iterator[Pool]:
 
 
 def fill(pool: Pool, size: int = 64 * KiB) -> list[np.ndarray[Any, Any]]:
-    """Arrays, each full of its number, until no more can be had."""
+    """Arrays, each filled with its index, until the pool is exhausted."""
     arrays: list[np.ndarray[Any, Any]] = []
     with pytest.raises(PoolExhausted):
         while True:
@@ -58,7 +58,7 @@ def test_the_whole_capacity_can_be_used(pool: Pool, size: int) -> None:
     assert pool.stats().live == 0
 
 
-def test_exhaustion_takes_nobodys_memory(pool: Pool) -> None:
+def test_exhaustion_takes_no_live_memory(pool: Pool) -> None:
     req = pool.request("r", ["gpu0"])
     kept = req.full(256 * KiB, 7, "u1")
     arrays = fill(pool)
@@ -88,12 +88,12 @@ def test_free_pages_apart_serve_a_large_tensor(pool: Pool) -> None:
     kept = arrays[::2]
     del arrays
     for size in (256 * KiB, 128 * KiB, 128 * KiB):
-        kept.append(pool.empty(size, "u1"))  # 32 pages are free, no two of them side by side
+        kept.append(pool.empty(size, "u1"))  # 32 pages are free, but no two are adjacent
     assert pool.stats().live == MiB
     assert pool.stats().committed == MiB
 
 
-def test_what_other_threads_keep_for_themselves_is_had_first(pool: Pool) -> None:
+def test_caches_of_other_threads_are_used_before_refusing(pool: Pool) -> None:
     used, end = threading.Event(), threading.Event()
 
     def use_and_keep() -> None:
@@ -115,10 +115,10 @@ def test_what_other_threads_keep_for_themselves_is_had_first(pool: Pool) -> None
         thread.join()
 
 
-# ---- what it says
+# ---- the message
 
 
-def test_message_says_who_holds_what(pool: Pool) -> None:
+def test_message_names_the_holders(pool: Pool) -> None:
     with pool.request("chat-42", ["gpu0", "gpu1"]) as req:
         req.empty(512 * KiB, "u1")
         other = pool.request(7, ["gpu2"])
@@ -196,7 +196,7 @@ def test_waiting_call_is_served_when_a_device_acknowledges(pool: Pool, how: str)
             assert not other.zeros(512 * KiB, "u1", timeout=30).any()
     else:
         with pool.request("s", reserve="512KiB", timeout=30) as other:
-            assert pool.stats().set_aside == 512 * KiB
+            assert pool.stats().reserved == 512 * KiB
     thread.join()
     assert pool.stats().exhaustions == 0
 
@@ -242,7 +242,7 @@ def test_call_that_can_be_served_does_not_wait(pool: Pool) -> None:
     assert time.monotonic() - start < 20
 
 
-def test_all_who_wait_are_served_in_the_end(pool: Pool) -> None:
+def test_all_waiters_are_served_in_the_end(pool: Pool) -> None:
     served = []
 
     def one() -> None:
@@ -260,11 +260,11 @@ def test_all_who_wait_are_served_in_the_end(pool: Pool) -> None:
     assert pool.stats().exhaustions == 0
 
 
-# ---- when it is the system that has no more
+# ---- when the system refuses memory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_DATA to count mappings, as Linux does")
-def test_the_systems_refusal_is_told_from_exhaustion() -> None:
+def test_the_systems_refusal_is_distinguished_from_exhaustion() -> None:
     code = """
         import resource, slabpool
         pool = slabpool.Pool("512MiB", huge_pages=False)
@@ -278,7 +278,7 @@ def test_the_systems_refusal_is_told_from_exhaustion() -> None:
             except slabpool.PoolExhausted as error:
                 assert "256 MiB" in str(error) and "the system refuses more memory" in str(error), error
             else:
-                raise AssertionError("it was served")
+                raise AssertionError("the system served it")
         after = pool.stats()
         assert after == before._replace(exhaustions=after.exhaustions), (before, after)
         assert pool._verify() is None and not view.any()

@@ -1,4 +1,4 @@
-"""Ctrl-C reaches a program that waits for a pool, as it reaches one that waits for a lock."""
+"""Ctrl-C interrupts a program that waits for a pool, just as one that waits for a lock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CALLS = [
 def test_ctrl_c_ends_the_wait(call: str) -> None:
     code = f"""
         import os, signal, slabpool, threading
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may ignore it
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent process may ignore it
         pool = slabpool.Pool("1MiB")
         req = pool.request("r", ["gpu0"])
         held = pool.empty(512 << 10, "u1")

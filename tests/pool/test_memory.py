@@ -1,7 +1,7 @@
 """Arrays from a pool and from a request are plain numpy arrays: shape, dtype, order, alignment, contents.
 
-Every test here runs on both sources. What must stay true: no two live arrays share a byte, `zeros` is zero
-whatever lay there before, and any view of an array keeps its memory.
+Every test here runs on both sources. Invariants: no two live arrays share a byte; `zeros` is zero, whatever
+the memory held before; any view of an array keeps its memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import slabpool
 
 MiB = 1 << 20
 
-# One size in each regime of the allocator: small steps, classes, slabs' largest, spans, beyond the caches.
+# One size of each regime of the allocator: small steps, classes, the largest of slabs, spans, beyond the
+# caches.
 SIZES = [1, 64, 100, 1024, 1025, 5_000, 70_000, 128 << 10, (128 << 10) + 1, 300_000, 5 * MiB]
 
 DTYPES = [
@@ -43,7 +44,7 @@ def pool() -> Iterator[slabpool.Pool]:
 
 @pytest.fixture(params=["pool", "request"])
 def source(request: pytest.FixtureRequest, pool: slabpool.Pool) -> Iterator[Any]:
-    """What has empty, zeros, full and copy."""
+    """An object with empty, zeros, full and copy."""
     if request.param == "pool":
         yield pool
     else:
@@ -79,7 +80,7 @@ def test_default_dtype_is_float64(source: Any) -> None:
     for array in (source.empty(2), source.zeros(2), source.empty(2, None), source.empty(2, float)):
         assert array.dtype == np.float64
     assert source.empty(2, int).dtype == np.dtype(int)
-    # The same name again and again, then another: the last answer must not stick.
+    # The same dtype name repeatedly, then another: the cached answer must not stick.
     assert [source.empty(1, d).dtype.char for d in ("f4", "f4", "f2", "f4", np.int8, np.int8, "f2")] == list(
         "ffefbbe"
     )
@@ -114,7 +115,7 @@ def test_subarray_dtype_adds_its_dimensions(source: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["S", "U", "V0", "S0", np.dtype([]), np.str_, np.bytes_], ids=str)
-def test_dtype_without_a_size_is_what_numpy_makes_of_it(source: Any, dtype: Any) -> None:
+def test_dtype_without_a_size_is_as_in_numpy(source: Any, dtype: Any) -> None:
     array, like = source.empty(3, dtype), np.empty(3, dtype)
     assert (array.shape, array.dtype, array.itemsize) == (like.shape, like.dtype, like.itemsize)
 
@@ -129,10 +130,10 @@ def test_zero_dimensions_and_zero_sizes(source: Any, pool: slabpool.Pool, shape:
     assert array.sum() == array.size
     other = source.copy(array)
     assert address(other) != address(array)
-    assert pool.stats().live > 0  # it has a block of its own, which comes back like any other
+    assert pool.stats().live > 0  # it has its own block, which returns like any other
 
 
-# ---- where it lies
+# ---- addresses
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -142,7 +143,7 @@ def test_alignment_is_64_by_default(source: Any, size: int) -> None:
 
 
 @pytest.mark.parametrize("align", [1, 2, 64, 128, 4096, 1 << 14, 1 << 15, 1 << 18, 2 * MiB])
-def test_alignment_as_asked_for(source: Any, align: int) -> None:
+def test_alignment_as_requested(source: Any, align: int) -> None:
     arrays = [
         source.zeros(size, "u1", align=align) for size in (0, 1, 100, 3000, 70_000, 300_000) for _ in "ab"
     ]
@@ -170,9 +171,9 @@ def test_live_arrays_share_no_byte(source: Any) -> None:
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
 
 
-def test_beyond_what_caches_keep() -> None:
+def test_sizes_beyond_the_caches() -> None:
     with slabpool.Pool("1GiB", huge_pages=False) as pool:
-        array = pool.empty(600 * MiB, "u1")  # only the pages touched below are ever real
+        array = pool.empty(600 * MiB, "u1")  # only the pages touched below use memory
         array[0] = array[-1] = 7
         assert pool.stats().live == 600 * MiB
         del array
@@ -186,7 +187,7 @@ def test_beyond_what_caches_keep() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_zeros_is_zero_after_reuse(size: int) -> None:
-    # Without debug, which would spoil what was left behind; the pool has room for two at once.
+    # Without debug, which would overwrite the old contents. The pool has room for two at once.
     with slabpool.Pool("16MiB") as pool:
         reused = 0
         seen: set[int] = set()
@@ -205,7 +206,7 @@ def test_zeros_is_zero_after_reuse(size: int) -> None:
                 array = req.zeros(size, "u1")
                 assert not array.any()
                 del array
-        assert reused > 0, "nothing was used again: this test shows nothing"
+        assert reused > 0, "no block was reused, so this test proves nothing"
 
 
 def test_zeros_is_zero_after_trim(source: Any, pool: slabpool.Pool) -> None:
@@ -249,14 +250,14 @@ def test_copy_is_a_copy_in_c_order(source: Any, original: Any) -> None:
     assert not np.shares_memory(array, np.asarray(original))
 
 
-# ---- who keeps it
+# ---- what keeps a block
 
 
-def test_array_gives_its_block_back_once(source: Any, pool: slabpool.Pool) -> None:
+def test_array_returns_its_block_once(source: Any, pool: slabpool.Pool) -> None:
     array = source.empty(4096, "u1")
     assert pool.stats().live == 4096
     del array
-    assert pool.stats().live == (0 if source is pool else 4096)  # a request's block is the request's
+    assert pool.stats().live == (0 if source is pool else 4096)  # a block of a request stays with the request
     assert pool.stats().frees == (1 if source is pool else 0)
 
 
@@ -270,7 +271,7 @@ def test_array_gives_its_block_back_once(source: Any, pool: slabpool.Pool) -> No
         lambda a: a.flat,
     ],
 )  # fmt: skip
-def test_every_look_at_an_array_keeps_its_block(pool: slabpool.Pool, look: Any) -> None:
+def test_every_kind_of_view_keeps_the_block(pool: slabpool.Pool, look: Any) -> None:
     array = pool.empty(4096, "u1")
     kept = look(array)
     del array

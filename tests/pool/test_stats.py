@@ -1,7 +1,7 @@
-"""What a pool says of itself: bytes that add up, peaks, counts; and what trimming and closing give back.
+"""What a pool reports: bytes that add up, peaks, counts; and what trimming and closing return.
 
-The figures are checked against what the test itself holds, not against each other: a pool could make any
-figures add up. Sizes here are whole blocks (powers of two), so that rounding plays no part.
+The figures are compared with what the test itself holds, not with each other: a pool could make any figures
+add up. Sizes here are whole blocks (powers of two), so that rounding does not matter.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def test_alignment_costs_address_space_not_memory(pool: Pool, align: int) -> Non
     del arrays
 
 
-def test_peaks_stay_when_bytes_go(pool: Pool) -> None:
+def test_peaks_stay_when_bytes_return(pool: Pool) -> None:
     arrays = [pool.empty(MiB, "u1") for _ in range(10)]
     assert check(pool, 10 * MiB).peak_live == 10 * MiB
     arrays.clear()
@@ -149,7 +149,7 @@ def test_other_threads_memory_counts_too(pool: Pool) -> None:
         thread.join()
     s = check(pool, 4 * MiB)
     assert s.allocations == 4
-    kept.clear()  # by this thread
+    kept.clear()  # the blocks are freed by this thread
     s = check(pool, 0)
     assert s.frees == 4
     assert 4 * MiB <= s.peak_live <= 4 * MiB + 4 * MiB
@@ -187,11 +187,11 @@ def test_stats_are_a_frozen_record(pool: Pool) -> None:
     del array
 
 
-# ---- giving back
+# ---- trim and close
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Bytes of this process in physical memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -208,7 +208,7 @@ def test_trim_gives_resident_memory_back(size: int, huge_pages: bool) -> None:
         s = check(pool, 0)
         assert (s.committed, s.cached) == (0, 0)
         assert freed >= 60 * MiB
-        assert resident() - before < 12 * MiB  # what Python kept of 16,384 array objects
+        assert resident() - before < 12 * MiB  # Python keeps some memory of 16,384 array objects
         assert pool.trim() == 0
 
 
@@ -223,7 +223,7 @@ def test_trim_leaves_what_is_in_use(pool: Pool) -> None:
     del kept
 
 
-def test_close_gives_all_back_to_the_system() -> None:
+def test_close_returns_all_memory_to_the_system() -> None:
     pool = Pool("64MiB")
     array = pool.full(32 * MiB, 1, "u1")
     del array
@@ -232,7 +232,7 @@ def test_close_gives_all_back_to_the_system() -> None:
     assert (s.committed, s.live, s.cached) == (0, 0, 0)
 
 
-# ---- a process of its own
+# ---- a separate process
 
 
 def test_pool_alive_at_exit_is_no_trouble() -> None:

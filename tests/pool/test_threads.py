@@ -1,8 +1,7 @@
-"""A pool used from many threads: memory finds its way back from each, and nobody is held up.
+"""A pool used from many threads: memory returns from each, and no thread is held up.
 
-What must stay true: a block may be freed by any thread; a thread that ends leaves no memory behind that
-others cannot have; the GIL is let go where C++ waits or does bulk work, so that the rest of the program
-runs on.
+Invariants: a block may be freed by any thread; a thread that ends leaves no memory behind that other threads
+cannot use; the GIL is released where C++ waits or does bulk work, so that the rest of the program runs.
 """
 
 from __future__ import annotations
@@ -28,21 +27,21 @@ Array = npt.NDArray[Any]
 
 @pytest.fixture
 def pool() -> Iterator[Pool]:
-    """A pool that nobody holds anything of in the end."""
+    """A pool without holders at the end."""
     made = Pool(CAPACITY)
     yield made
     s = made.stats()
-    assert (s.live, s.retained, s.set_aside, s.requests_open, s.requests_draining) == (0, 0, 0, 0, 0)
+    assert (s.live, s.retained, s.reserved, s.requests_open, s.requests_draining) == (0, 0, 0, 0, 0)
     assert s.allocations == s.frees
     assert made._verify() is None
-    whole = made.empty(CAPACITY, "u1")  # no thread's cache keeps anything back
+    whole = made.empty(CAPACITY, "u1")  # the cache of no thread keeps a block
     del whole
     made.close()
 
 
 @pytest.mark.parametrize("nbytes", [100, 4096, 200_000, 1 << 20])
 def test_allocate_here_free_there(pool: Pool, nbytes: int) -> None:
-    """A stream of arrays from one thread to another uses the same few blocks again and again."""
+    """A stream of arrays from one thread to another keeps reusing the same few blocks."""
     in_flight = 8
     count = 3000 if nbytes < 100_000 else 300
     passing: queue.Queue[tuple[int, Array] | None] = queue.Queue(in_flight)
@@ -62,7 +61,7 @@ def test_allocate_here_free_there(pool: Pool, nbytes: int) -> None:
     s = pool.stats()
     assert s.allocations == s.frees == count
     block = -(-nbytes // 64) * 64
-    # Those on their way, one in each hand, and a slab or so of room.
+    # The arrays in the queue, one in each thread, and room for about one slab.
     assert s.peak_committed <= (in_flight + 3) * block * 9 // 8 + CAPACITY // 16
 
 
@@ -93,7 +92,7 @@ def test_requests_opened_here_acked_there(pool: Pool) -> None:
     together(host, *(lambda name=name: device(name) for name in devices))  # type: ignore[misc]
     said = [answer for some in answers.values() for answer in some]
     assert len(said) == 3 * count and set(said) <= {Ack.PENDING, Ack.RELEASED}
-    assert said.count(Ack.RELEASED) <= count, "the host may have been last"
+    assert said.count(Ack.RELEASED) <= count, "the host may have been the last holder"
     assert pool.stats().acks == 3 * count
 
 
@@ -128,12 +127,12 @@ def test_arrays_outlive_the_thread_that_made_them(pool: Pool) -> None:
     assert all((array == array.nbytes % 251).all() for array in kept)
     live = pool.stats().live
     assert live >= sum(array.nbytes for array in kept)
-    together(*[kept.clear])  # freed by a third thread, which ends as well
+    together(*[kept.clear])  # freed by a third thread, which ends too
     assert pool.stats().live == 0
 
 
 def test_a_pool_goes_before_threads_that_used_it() -> None:
-    """A thread that ends after a pool it has cached blocks of takes no notice."""
+    """A thread that has cached blocks of a pool ends after that pool, without harm."""
     go, ready = threading.Event(), threading.Barrier(4)
     other = Pool("1MiB")
     pools = [Pool("1MiB")]
@@ -163,7 +162,7 @@ def test_a_pool_goes_before_threads_that_used_it() -> None:
 
 
 def waiting(call: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
-    """A thread that makes a call which has to wait; and what it answered."""
+    """A thread that makes a call which has to wait, and the list that gets its answer."""
     answers: list[object] = []
     entered = threading.Event()
 
@@ -189,8 +188,8 @@ CALLS: dict[str, Callable[[Pool, slabpool.Request], object]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_the_gil_is_let_go_while_waiting(pool: Pool, name: str) -> None:
-    """Were it held, this thread could not let go of what the other waits for."""
+def test_the_gil_is_released_while_waiting(pool: Pool, name: str) -> None:
+    """If the GIL were held, this thread could not release what the other waits for."""
     held = pool.request("held", ["d"])
     view: Array | None = held.full(1000, 5, "u1")
     thread, answers = waiting(lambda: CALLS[name](pool, held))
@@ -222,7 +221,7 @@ def test_waits_end_in_time(pool: Pool) -> None:
     held.cancel()
     assert held.ack("d") is Ack.RELEASED
     assert held.wait(0) is True
-    # A wait on a request that the host gives up ends with its own error, not with the time.
+    # A wait on a request that the host cancels ends with its own error, not with a timeout.
     other = pool.request("other")
     view = pool.empty(1, "u1")
     thread, answers = waiting(
@@ -234,8 +233,8 @@ def test_waits_end_in_time(pool: Pool) -> None:
     del view, answers
 
 
-def test_news_does_not_prolong_a_wait(pool: Pool) -> None:
-    """Memory that comes back all the time, and is never enough, does not keep anybody beyond the timeout."""
+def test_returned_memory_does_not_prolong_a_wait(pool: Pool) -> None:
+    """Memory that keeps coming back but is never enough does not extend a wait beyond its timeout."""
     blocker = pool.empty(CAPACITY // 2, "u1")
     held = pool.request("held", ["d"])
     over = threading.Event()
@@ -270,7 +269,7 @@ def test_news_does_not_prolong_a_wait(pool: Pool) -> None:
     del blocker
 
 
-def test_everybody_who_waits_is_woken(pool: Pool) -> None:
+def test_every_waiter_is_woken(pool: Pool) -> None:
     """Half wait for the end of a request, half for memory that is enough for one at a time."""
     held = pool.request("held", ["d"])
     view: Array | None = held.empty(CAPACITY, "u1")
@@ -296,10 +295,10 @@ def test_everybody_who_waits_is_woken(pool: Pool) -> None:
 
 
 def others_run_during(call: Callable[[], object]) -> bool:
-    """Whether another thread that is ready to run gets to, while this one is in `call`.
+    """Whether another thread that is ready to run gets to run while this one is in `call`.
 
-    Python itself is told not to switch for ages, so it can only be `call` that lets the other go ahead. The
-    system may not have had a processor to spare for it, so this is tried a number of times.
+    Python's switch interval is set very long, so only `call` can let the other thread run. The system may not
+    have a free processor for it at that moment, so several attempts are made.
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(1000)
@@ -315,7 +314,7 @@ def others_run_during(call: Callable[[], object]) -> bool:
 
             thread = threading.Thread(target=other)
             thread.start()
-            gate.release()  # from here on it only lacks the GIL
+            gate.release()  # from here on it needs only the GIL
             call()
             succeeded = ran.is_set()
             assert done.wait(TIMEOUT)
@@ -327,23 +326,24 @@ def others_run_during(call: Callable[[], object]) -> bool:
         sys.setswitchinterval(before)
 
 
-def test_the_gil_is_let_go_for_big_fills() -> None:
+def test_the_gil_is_released_for_big_fills() -> None:
     big = 64 << 20
     pool = Pool(2 * big, huge_pages=False)
-    pool.full(big, 1, "u1")  # no longer known to be zero
+    pool.full(big, 1, "u1")  # so the memory is no longer known to be zero
     assert others_run_during(lambda: pool.zeros(big, "u1"))
     with pool.request("r") as request:
         assert others_run_during(lambda: request.zeros(big, "u1")), "in a request"
     source = np.ones(big, "u1")
     assert others_run_during(lambda: pool.copy(source)), "numpy's own copy"
-    # What takes no time keeps it: letting go costs more than it gives. It also shows that the test can fail.
+    # A short call keeps the GIL, because releasing it would cost more. This also shows that the check can
+    # fail.
     assert not others_run_during(lambda: pool.empty(big, "u1"))
     assert not others_run_during(lambda: pool.zeros(1000, "u1"))
 
 
 @pytest.mark.parametrize("options", [{"scrub": "release"}, {"debug": 1}], ids=["scrub", "debug"])
-def test_the_gil_is_let_go_for_big_cleaning(options: dict[str, Any]) -> None:
-    """Whoever is last, however it lets go: a large block is scrubbed or poisoned without the GIL."""
+def test_the_gil_is_released_for_big_cleaning(options: dict[str, Any]) -> None:
+    """Whichever holder leaves last, and however: a large block is scrubbed or poisoned without the GIL."""
     big = 64 << 20
     pool = Pool(4 * big, huge_pages=False, **options)
 

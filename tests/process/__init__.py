@@ -1,1 +1,1 @@
-"""What a pool means to other processes."""
+"""Pools used by several processes."""

@@ -1,6 +1,6 @@
-"""Devices in processes of their own, which do what a test asks: a function of this file or of the test's.
+"""Device processes that run what a test asks for: a function of this file or of the test's.
 
-Devices are daemons, so that a test that fails leaves nothing running.
+Devices are daemons, so that a failed test leaves nothing running.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ METHODS = ["fork", "spawn", "forkserver"]
 
 def _serve(pipe: multiprocessing.connection.Connection, pool: str, device: str | None, place: str) -> None:
     signal.alarm(10 * PATIENCE)
-    os.environ["XDG_RUNTIME_DIR"] = place  # a fork server has that of the test which started it
+    os.environ["XDG_RUNTIME_DIR"] = place  # a fork server keeps the one of the test that started it
     peer = None
     try:
         if device is not None:
@@ -55,7 +55,7 @@ class Device:
     def __init__(self, pool: str, device: str | None, method: str = "fork") -> None:
         context = multiprocessing.get_context(method)
         self.pipe, theirs = context.Pipe()
-        # A daemon: whatever becomes of the test, it ends with this process.
+        # A daemon, so it ends with this process even if the test fails.
         self.process = context.Process(
             target=_serve, args=(theirs, pool, device, os.environ["XDG_RUNTIME_DIR"]), daemon=True
         )
@@ -72,25 +72,25 @@ class Device:
         return answer
 
     def ask(self, work: Callable[..., Any], *args: Any) -> Any:
-        """What `work(peer, *args)` returns there, or raises."""
+        """The result of `work(peer, *args)` in the device's process, or its exception."""
         self.pipe.send((work, args))
         return self._answer()
 
-    def tell(self, work: Callable[..., Any], *args: Any) -> None:
-        """As `ask`, without waiting for it."""
+    def start(self, work: Callable[..., Any], *args: Any) -> None:
+        """Like `ask`, but without waiting for the result."""
         self.pipe.send((work, args))
 
     def kill(self) -> None:
-        """SIGKILL, and its end waited for."""
+        """Send SIGKILL, and wait until the process has ended."""
         self.process.kill()
-        # Not join(): processes that it forked have copies of the pipe that it looks at.
+        # Not join(): processes that it forked have copies of the pipe that join() watches.
         until(lambda: self.process.exitcode is not None)
         assert self.process.exitcode == -signal.SIGKILL
         self.pipe.close()
 
     def stop(self) -> None:
         """Let it end by itself."""
-        # Not by closing the pipe: processes forked later have copies of this end.
+        # Not by closing the pipe, because processes forked later have copies of this end.
         with contextlib.suppress(OSError):
             self.pipe.send(None)
         self.pipe.close()
@@ -102,7 +102,7 @@ class Device:
 
 @contextlib.contextmanager
 def attached(pool: slabpool.Pool, *devices: str, method: str = "fork") -> Iterator[list[Device]]:
-    """One process for each device."""
+    """One device process for each name."""
     crew = [Device(pool.name, device, method) for device in devices]
     try:
         yield crew
@@ -123,19 +123,19 @@ def ack(peer: slabpool.Peer, ref: slabpool.TensorRef) -> slabpool.Ack:
 
 
 def fill(peer: slabpool.Peer, ref: slabpool.TensorRef, value: float) -> None:
-    """Writes through a writable view."""
+    """Fills the tensor through a writable view."""
     peer.open(ref, writable=True).fill(value)
 
 
 def shared_maps() -> int:
-    """Maps of memfds in this process."""
+    """The number of memfd mappings in this process."""
     return Path("/proc/self/maps").read_text().count("/memfd:slabpool")
 
 
 def descriptors() -> dict[str, str]:
-    """Open descriptors of this process, and what they are."""
+    """Open descriptors of this process, and their targets."""
     found = {}
     for entry in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the one that lists
+        with contextlib.suppress(OSError):  # the descriptor that lists the directory is gone
             found[entry] = os.readlink(f"/proc/self/fd/{entry}")
     return found

@@ -1,4 +1,4 @@
-"""Attaching: who may, as what, by which name; and what each side leaves behind."""
+"""Attaching: which processes may, as which device, by which name; and what each side leaves behind."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_memory_returns_by_the_next_allocation(shared_pool: slabpool.Pool) -> No
         assert shared_pool.empty(12 << 20, "u1").nbytes == 12 << 20
 
 
-def test_an_ack_wakes_a_thread_that_waits(shared_pool: slabpool.Pool) -> None:
+def test_an_ack_wakes_a_waiter(shared_pool: slabpool.Pool) -> None:
     with attached(shared_pool, "gpu0") as (device,):
         with shared_pool.request("r", devices=["gpu0"]) as req:
             ref = req.ref(req.empty(12 << 20, "u1"))
@@ -90,7 +90,7 @@ def test_an_ack_wakes_a_thread_that_waits(shared_pool: slabpool.Pool) -> None:
         assert made == [12 << 20]
 
 
-def test_a_return_in_this_process_wakes_it_too(shared_pool: slabpool.Pool) -> None:
+def test_a_return_in_this_process_wakes_a_waiter_too(shared_pool: slabpool.Pool) -> None:
     mine = shared_pool.empty(12 << 20, "u1")
     made: list[int] = []
     waiters = [
@@ -117,11 +117,11 @@ def test_acks_wake_asyncio(shared_pool: slabpool.Pool) -> None:
         ref = req.ref(x)
         del x
         req.close()
-        # Both wait, and only then the device is told.
+        # Both wait; only then is the device asked to acknowledge.
         opening = asyncio.ensure_future(shared_pool.request_async("b", reserve="12MiB", timeout=60))
         ending = asyncio.ensure_future(req.released())
         await asyncio.sleep(0)
-        device.tell(ack, ref)
+        device.start(ack, ref)
         with await opening as second:
             assert second.id == "b"
         await ending
@@ -138,7 +138,7 @@ def test_wait_for_a_request(shared_pool: slabpool.Pool) -> None:
         assert ref.nbytes == 0
         req.close()
         assert not req.wait(timeout=0.01)
-        device.tell(ack, ref)
+        device.start(ack, ref)
         assert req.wait(timeout=devices.PATIENCE)
 
 
@@ -153,7 +153,7 @@ def test_more_devices_than_a_word_holds(shared_pool: slabpool.Pool) -> None:
         peer.close()
 
 
-def test_the_name_is_one_owners(meeting_place: Path) -> None:
+def test_a_name_has_one_owner(meeting_place: Path) -> None:
     with slabpool.Pool("1MiB", memory="shared", name="one"):
         with pytest.raises(NameInUseError, match="'one' lives already"):
             slabpool.Pool("1MiB", memory="shared", name="one")
@@ -174,7 +174,7 @@ def _claims_one() -> str:
 
 
 @pytest.mark.parametrize("name", ["a b/../c", "ü" * 200, ".", "h-x", "x" * 41])
-def test_any_name_will_do(name: str, meeting_place: Path) -> None:
+def test_any_name_works(name: str, meeting_place: Path) -> None:
     with slabpool.Pool("1MiB", memory="shared", name=name) as pool:
         assert {path.parent for path in meeting_place.iterdir()} == {meeting_place}
         with slabpool.attach(name, device=3) as peer:
@@ -213,16 +213,14 @@ def test_a_link_in_place_of_the_directory_is_refused(meeting_place: Path, tmp_pa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-def test_another_user_is_refused_by_the_system_s_word(
-    shared_pool: slabpool.Pool, meeting_place: Path
-) -> None:
-    # Even where the modes would let it in.
+def test_another_user_is_refused_by_its_credentials(shared_pool: slabpool.Pool, meeting_place: Path) -> None:
+    # Refused even if the modes of the directory would let it in.
     path = meeting_place / "engine.sock"
     for parent in [path, *list(path.parents)[:-1]]:
         parent.chmod(parent.stat().st_mode | 0o777) if parent.is_relative_to(meeting_place) else None
 
     def as_nobody() -> str:
-        here = os.open(meeting_place, os.O_PATH)  # the way there may be closed to nobody
+        here = os.open(meeting_place, os.O_PATH)  # user nobody may not be able to reach it by path
         os.setuid(65534)
         line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         line.settimeout(devices.PATIENCE)
@@ -240,7 +238,7 @@ def test_another_user_is_refused_by_the_system_s_word(
         pass
 
 
-def test_nobody_there() -> None:
+def test_attaching_without_an_owner() -> None:
     with pytest.raises(AttachError, match="no shared pool named 'engine' lives here"):
         slabpool.attach("engine", device="gpu0")
     with pytest.raises(AttachError, match="no shared pool"):
@@ -262,22 +260,22 @@ def test_an_owner_that_is_stopped(meeting_place: Path) -> None:
         owner.kill()
         owner.wait()
     assert len(list(meeting_place.iterdir())) == 2
-    # The next pool, of whatever name, clears away what it left.
+    # The next pool, of any name, removes what it left.
     with slabpool.Pool("1MiB", memory="shared", name="next"):
         assert {path.stem for path in meeting_place.iterdir()} == {"next"}
 
 
-def test_an_owner_without_descriptors_serves_when_it_has_some(shared_pool: slabpool.Pool) -> None:
+def test_an_owner_without_descriptors_serves_once_it_has_some(shared_pool: slabpool.Pool) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with attached(shared_pool, "gpu0") as (device,):
-        # Just what is open: no connection can be accepted.
+        # Exactly what is open now, so no connection can be accepted.
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, devices.descriptors())) + 1, limits[1]))
         filler = []
         try:
             with contextlib.suppress(OSError):
                 while True:
                     filler.append(os.dup(0))
-            device.tell(attaches_again, "engine")
+            device.start(attaches_again, "engine")
             assert not device.pipe.poll(0.3)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -287,7 +285,7 @@ def test_an_owner_without_descriptors_serves_when_it_has_some(shared_pool: slabp
 
 
 def attaches_again(peer: slabpool.Peer, name: str) -> str:
-    """As another device."""
+    """Tries to attach as another device."""
     with slabpool.attach(name, device="other", timeout=devices.PATIENCE):
         return "attached"
 
@@ -302,12 +300,12 @@ def test_attach_waits_for_the_owner(meeting_place: Path) -> None:
     pools[0].close()
 
 
-def test_one_process_at_a_time_is_a_device(shared_pool: slabpool.Pool) -> None:
+def test_a_device_is_one_process_at_a_time(shared_pool: slabpool.Pool) -> None:
     with attached(shared_pool, "gpu0") as (device,):
         with pytest.raises(DeviceAttachedError, match=f"attached already, as process {device.pid}"):
             slabpool.attach("engine", device="gpu0")
         device.kill()
-        # At once: the owner looks for itself before it refuses.
+        # At once, because the owner checks whether the process lives before it refuses.
         with slabpool.attach("engine", device="gpu0") as peer:
             with shared_pool.request("r", devices=["gpu0"]) as req:
                 ref = req.ref()
@@ -316,7 +314,7 @@ def test_one_process_at_a_time_is_a_device(shared_pool: slabpool.Pool) -> None:
             pass
 
 
-def test_an_old_ack_is_not_the_next_peers(shared_pool: slabpool.Pool) -> None:
+def test_an_old_ack_does_not_count_for_the_next_peer(shared_pool: slabpool.Pool) -> None:
     req = shared_pool.request("r", devices=["gpu0"])
     ref = req.ref()
     with slabpool.attach("engine", device="gpu0") as peer:
@@ -368,7 +366,7 @@ def test_children_and_growing_requests(shared_pool: slabpool.Pool) -> None:
             hidden = child.ref(child.empty(10))
         req.close()
         assert first.ask(ack, whole) is Ack.PENDING
-        # An ack of the request is one of its children.
+        # An ack of the request is an ack of its child too.
         assert second.ask(ack, whole) is Ack.RELEASED
         assert shared_pool.stats().live == 0
         assert second.ask(ack, hidden) is Ack.LATE
@@ -388,7 +386,7 @@ def test_silence_is_doubt_and_a_heartbeat_ends_it(shared_pool: slabpool.Pool) ->
 
 
 def heartbeat(peer: slabpool.Peer) -> None:
-    """A sign of life."""
+    """Sends a heartbeat."""
     peer.heartbeat()
 
 
@@ -401,7 +399,7 @@ def test_closed_peers_and_pools_say_so(shared_pool: slabpool.Pool) -> None:
     for call in (lambda: peer.open(ref), lambda: peer.ack(ref), peer.heartbeat, peer.wait_lost):
         with pytest.raises(PoolClosedError, match="is closed; attach"):
             call()
-    until(lambda: shared_pool.stats().requests_draining == 0)  # it let go
+    until(lambda: shared_pool.stats().requests_draining == 0)  # the closed peer no longer holds it
     peer = slabpool.attach("engine", device="gpu0", timeout=devices.PATIENCE)
     shared_pool.close()
     assert peer.lost
@@ -451,7 +449,7 @@ def test_a_fork_of_a_peer_cannot_use_it_nor_keep_it_attached(shared_pool: slabpo
 
 
 def forks_a_sleeper(peer: slabpool.Peer) -> int:
-    """A child that does nothing until it is killed."""
+    """Forks a child that does nothing until it is killed."""
     pid = os.fork()
     if pid == 0:
         import signal
@@ -516,7 +514,7 @@ def test_bad_arguments(call, error, text) -> None:  # type: ignore[no-untyped-de
         call()
 
 
-def test_a_lost_device_that_lives_is_not_let_go(shared_pool: slabpool.Pool) -> None:
+def test_a_lost_device_that_is_alive_keeps_its_requests(shared_pool: slabpool.Pool) -> None:
     with attached(shared_pool, "gpu0") as (device,):
         with shared_pool.request("r", devices=["gpu0"]) as req:
             req.empty(1000)
@@ -524,7 +522,7 @@ def test_a_lost_device_that_lives_is_not_let_go(shared_pool: slabpool.Pool) -> N
             shared_pool.device_lost("gpu0")
         assert shared_pool.stats().requests_draining == 1
         device.process.join(0)
-        os.kill(device.pid, signal.SIGSTOP)  # it hangs, and lives
+        os.kill(device.pid, signal.SIGSTOP)  # it hangs, but is alive
         assert shared_pool.device_lost("gpu0", kill=True) == 1
         assert shared_pool.stats().live == 0
         device.process.join(devices.PATIENCE)
@@ -540,7 +538,7 @@ def test_a_lost_device_that_lives_is_not_let_go(shared_pool: slabpool.Pool) -> N
 
 
 def test_a_multiprocessing_child_may_hold_the_owner(meeting_place: Path) -> None:
-    # The owner dies by kill -9; its devices see it, keep their maps, and the name is free.
+    # The owner dies by kill -9. Its devices notice and keep their mappings, and the name becomes free.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     owner = context.Process(target=_owner, args=(theirs,), daemon=True)
@@ -558,7 +556,7 @@ def test_a_multiprocessing_child_may_hold_the_owner(meeting_place: Path) -> None
         with pytest.raises(OwnerLostError):
             peer.ack(ref)
         assert (view == 4).all()
-        owner.join(devices.PATIENCE)  # until all of its files are closed, its name is still its own
+        owner.join(devices.PATIENCE)  # the name is in use until all of its files are closed
         with pytest.raises(AttachError, match="no shared pool"):
             slabpool.attach("theirs", device="gpu1")
         with (

@@ -1,4 +1,4 @@
-"""Device processes are killed at random under load, two hundred and more of them: nothing is left over."""
+"""Device processes are killed at random under load, at least two hundred times: nothing is left over."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ NAMES = ["gpu0", "gpu1", "gpu2"]
 
 
 def work(pipe: Connection, pool: str, name: str) -> None:
-    """A device: looks at what it gets, writes some of it, acknowledges; until killed or told to stop."""
+    """A device: reads its tensors, writes some of them and acknowledges, until it is killed or asked to
+    stop."""
     signal.alarm(5 * devices.PATIENCE)
     with slabpool.attach(pool, device=name, timeout=devices.PATIENCE) as peer:
         pipe.send("ready")
@@ -38,7 +39,7 @@ def work(pipe: Connection, pool: str, name: str) -> None:
             try:
                 view = peer.open(ref, writable=fill % 5 == 0)
             except slabpool.StaleReferenceError:
-                continue  # named for the one that was killed
+                continue  # made for the process that was killed
             if view.dtype == np.uint8 and not (view == fill).all():
                 os._exit(7)
             if fill % 5 == 0:
@@ -47,7 +48,7 @@ def work(pipe: Connection, pool: str, name: str) -> None:
 
 
 class Worker:
-    """A device's process and its pipe; `kill` may strike whatever it is doing."""
+    """A device's process and its pipe; `end` may kill it at any point of its work."""
 
     def __init__(self, pool: str, name: str) -> None:
         context = multiprocessing.get_context("fork")
@@ -62,12 +63,12 @@ class Worker:
         assert self.pipe.recv() == "ready"
 
     def send(self, ref: slabpool.TensorRef | None, fill: int) -> None:
-        """Hand it a reference; it may be dead."""
+        """Send it a reference; it may be dead."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.pipe.send(None if ref is None else (ref, fill))
 
     def end(self, how: int) -> None:
-        """Its exit awaited, which must be this one."""
+        """Wait for its exit, which must have this status."""
         until(lambda: self.process.exitcode is not None)
         assert self.process.exitcode == how, self.process.exitcode
         self.process.join()
@@ -76,7 +77,7 @@ class Worker:
 
 
 def pressure(pool: slabpool.Pool, stop: threading.Event) -> None:
-    """Another thread that takes and drops memory, so that acks are taken in by two at once."""
+    """Another thread that takes and drops memory, so that two threads collect acks at once."""
     while not stop.is_set():
         array = pool.full(50_000, 1, "u1")
         assert array[-1] == 1
@@ -137,13 +138,13 @@ def test_two_hundred_kills_leave_nothing(meeting_place: Path) -> None:
     stats = pool.stats()
     assert (stats.live, stats.retained, stats.in_doubt) == (0, 0, 0)
     assert stats.allocations == stats.frees
-    assert stats.acks > opened  # most were acknowledged, and not only lost
+    assert stats.acks > opened  # most were acknowledged, not only lost
     assert pool.requests() == []
     assert pool._verify() is None
     pool.close()
     assert list(meeting_place.iterdir()) == []
     pool = req = step = None  # type: ignore[assignment]
     gc.collect()
-    # New ones: those of tests before this one may have gone meanwhile.
+    # Only new ones count: those of earlier tests may have gone meanwhile.
     assert {fd: what for fd, what in devices.descriptors().items() if before.get(fd) != what} == {}
     assert (devices.shared_maps() <= maps, threading.active_count() <= threads) == (True, True)

@@ -1,8 +1,8 @@
-"""A child of `fork` may read the views it inherited; nothing it does reaches the parent's pool.
+"""A forked child may read the views it inherited, and nothing it does reaches the parent's pool.
 
-Its calls on the inherited pool are answered with ForkedPoolError and never hang, whatever the parent's other
-threads were doing when it was forked; its exit and its garbage collection change nothing in the parent; and a
-pool of its own works. A child that hangs is killed by its alarm, which fails the test.
+Its calls on the inherited pool raise ForkedPoolError and never hang, whatever the parent's other threads were
+doing at the fork. Its exit and its garbage collection change nothing in the parent, and a pool that it makes
+itself works. An alarm kills a child that hangs, which fails the test.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LAYOUT = Layout({"k": ((16, 64), "f4"), "v": ((16, 64), "f4")})
 
 
 def in_child(body: Callable[[], Any]) -> Any:
-    """What `body` returns in a fork of this process; fails if it raises, dies or hangs there."""
+    """The result of `body` in a fork of this process; fails if it raises, dies or hangs there."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -65,7 +65,7 @@ def in_child(body: Callable[[], Any]) -> Any:
 
 @dataclass
 class Family:
-    """A pool in the middle of its life, and what is in it."""
+    """A pool in use, and what is in it."""
 
     pool: Pool
     request: Request
@@ -74,7 +74,7 @@ class Family:
     views: dict[str, npt.NDArray[np.generic]]
 
     def check_views(self) -> int:
-        """How many views were looked at; each is full of its own number."""
+        """Checks that each view is full of its own number; returns the number of views."""
         for number, view in enumerate(self.views.values(), 1):
             assert (view == number).all()
         return len(self.views)
@@ -95,7 +95,7 @@ def family(request: pytest.FixtureRequest) -> Iterator[Family]:
     }
     views["layout"][...] = 5
     closed.close()
-    # Blocks in this thread's cache: what the child must not hand out.
+    # Blocks in this thread's cache, which the child must not hand out.
     del_me = [pool.empty(n, "u1") for n in (64, 1000, 4096, 300_000) for _ in range(4)]
     del_me.clear()
     made = Family(pool, open_one, closed, tensors, views)
@@ -121,7 +121,7 @@ async def _await(awaitable: Any) -> Any:
     return await awaitable
 
 
-# Every call that reaches the pool. What is only remembered in Python (ids, names, capacity) may be asked.
+# Every call that reaches the pool. What Python remembers by itself (ids, names, capacity) may be read.
 CALLS: dict[str, Callable[[Family], object]] = {
     "pool.empty": lambda f: f.pool.empty(1000, "u1"),
     "pool.empty large": lambda f: f.pool.empty(1_000_000, "u1"),
@@ -173,7 +173,7 @@ CALLS: dict[str, Callable[[Family], object]] = {
 
 
 def test_every_call_is_refused_with_a_clear_error(family: Family) -> None:
-    """In one child each, so that no call profits from what another left behind; and in one for all."""
+    """Each in its own child, so that no call profits from what another left behind; and all in one child."""
     before = family.pool.stats()
 
     def refused(call: Callable[[Family], object]) -> str:
@@ -194,8 +194,8 @@ def test_every_call_is_refused_with_a_clear_error(family: Family) -> None:
     assert family.check_views() == 5
 
 
-def test_blocks_left_and_things_printed_in_the_child(family: Family) -> None:
-    """Unwinding through `with` and printing are no use of the pool: no error, and no change."""
+def test_leaving_blocks_and_printing_in_the_child(family: Family) -> None:
+    """Unwinding through `with` and printing do not use the pool: no error, and no change."""
 
     def leave_blocks() -> tuple[str, str]:
         with family.pool, family.request:
@@ -218,7 +218,7 @@ def test_dropping_everything_in_the_child_changes_nothing(family: Family) -> Non
         slices = [view[:1] for view in family.views.values()]
         family.views.clear()
         del slices[:]
-        # The last references: the request is dropped open, and the pool goes with its memory.
+        # The last references: the request is dropped while open, and the pool goes with its memory.
         family.request = family.closed = family.tensors = None  # type: ignore[assignment]
         family.pool = None  # type: ignore[assignment]
         gc.collect()
@@ -241,7 +241,7 @@ def test_dropping_everything_in_the_child_changes_nothing(family: Family) -> Non
 
 
 def use_own_pool() -> int:
-    """A pool made here, used from several threads; the blocks that were handed out."""
+    """A pool made here and used from several threads; returns the number of blocks handed out."""
     pool = Pool("8MiB")
     failed: list[BaseException] = []
 
@@ -266,7 +266,7 @@ def use_own_pool() -> int:
         raise failed[0]
     assert pool._verify() is None
     allocations = pool.stats().allocations
-    assert pool.trim() > 0  # takes every thread's cache away from it
+    assert pool.trim() > 0  # empties the cache of every thread
     pool.close()
     return allocations
 
@@ -274,13 +274,13 @@ def use_own_pool() -> int:
 def test_a_child_makes_a_pool_of_its_own(family: Family) -> None:
     before = family.pool.stats()
     assert in_child(use_own_pool) == 300
-    # And so does its child, which inherits two pools.
+    # So does the child's own child, which inherits two pools.
     assert in_child(lambda: (use_own_pool(), in_child(use_own_pool), family.check_views())) == (300, 300, 5)
     assert family.pool.stats() == before
 
 
 def test_fork_while_threads_are_at_work() -> None:
-    """Whatever lock another thread held at the moment of the fork, the child neither hangs nor disturbs."""
+    """Whatever lock another thread held at the fork, the child neither hangs nor disturbs the parent."""
     pool = Pool("16MiB", events=64)
     kept = [pool.full(100_000, 7, "u1")]
     stop = threading.Event()
@@ -295,7 +295,7 @@ def test_fork_while_threads_are_at_work() -> None:
                     f"busy-{number}", [f"d{number}", f"fresh{number}-{made % 500}"], reserve=64 << 10
                 )
                 array = request.full(20_000, number, "u1")
-                other = pool.zeros(400_000, "u1", timeout=5)  # lets go of the GIL inside the pool
+                other = pool.zeros(400_000, "u1", timeout=5)  # releases the GIL inside the pool
                 request.close()
                 pool.stats(), pool.requests()
                 pool.ack(request.id, f"d{number}", generation=request.generation)
@@ -337,7 +337,7 @@ def test_fork_while_threads_are_at_work() -> None:
     kept.clear()
     stats = pool.stats()
     assert stats.allocations == stats.frees > 100
-    assert (stats.live, stats.retained, stats.set_aside, stats.requests_open, stats.requests_draining) == (
+    assert (stats.live, stats.retained, stats.reserved, stats.requests_open, stats.requests_draining) == (
         0,
     ) * 5
     assert pool._verify() is None
@@ -375,13 +375,13 @@ pool = slabpool.Pool("4MiB")
 request = pool.request("r", ["gpu0"])
 view = request.full(1000, 5, "u1")
 plain = pool.full(300_000, 6, "u1")
-loop = [pool, request, view]; loop.append(loop)     # for the collector that runs at exit
+loop = [pool, request, view]; loop.append(loop)     # for the garbage collector that runs at exit
 before = pool.stats()
 with pool, request:
     pid = os.fork()
     if pid == 0:
         assert int(view.sum()) == 5000
-        sys.exit(3)                                 # through both blocks, atexit and the last collection
+        sys.exit(3)                                 # leaves both blocks, runs atexit and the last collection
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 3, status
     assert pool.stats() == before
@@ -395,8 +395,8 @@ print("done")
 """
 
 
-def test_a_child_that_exits_as_programs_do() -> None:
-    """Not by _exit: the interpreter comes down with all that was inherited, without a word."""
+def test_a_child_that_exits_normally() -> None:
+    """Not by _exit: the interpreter shuts down with everything that was inherited, without output."""
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(SCRIPT)],
         capture_output=True,

@@ -1,6 +1,7 @@
-"""A peer that scribbles over everything it can map, and rings, and talks nonsense: it may spoil what tensors
-hold and its own acks, and nothing else. The owner does not crash, hands no block out twice, reads nothing out
-of range; an honest device beside it is served as before.
+"""A peer that writes random bytes over everything it can map, rings the bell and sends nonsense.
+
+It may spoil the contents of tensors and its own acks, and nothing else. The owner does not crash, hands no
+block out twice and reads nothing out of range; an honest device beside it is served normally.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ ROUNDS = 300
 
 
 class Raw:
-    """Attached as a device without slabpool's help: the descriptors themselves."""
+    """Attached as a device without slabpool's help, by the descriptors themselves."""
 
     def __init__(self, name: str, device: str) -> None:
         self.line = rendezvous.connect(name)
@@ -44,7 +45,7 @@ class Raw:
         self.data, self.table, self.board, self.tally, self.bell = self.files
 
     def writable_data(self) -> int:
-        """The descriptor for writing, for which any peer may ask."""
+        """The descriptor for writing, which any peer may request."""
         wire.send(self.line, {"writable": True})
         _, files = wire.receive(self.line)
         return files[0]
@@ -60,14 +61,14 @@ def size(fd: int) -> int:
     return os.fstat(fd).st_size
 
 
-def test_what_is_not_a_peer_s_to_write_cannot_be_mapped_for_writing(shared_pool: slabpool.Pool) -> None:
+def test_read_only_files_cannot_be_mapped_for_writing(shared_pool: slabpool.Pool) -> None:
     raw = Raw("engine", "gpu0")
     for fd in (raw.table, raw.data):
         with pytest.raises(PermissionError):
             mmap.mmap(fd, mmap.PAGESIZE)
         with pytest.raises(OSError, match=r"Bad file|Operation not"):
             os.write(fd, b"x")
-    # Not even root, who may open the file anew whatever its mode, writes the table: it is sealed.
+    # Not even root, who may open the file again whatever its mode, can write the table: it is sealed.
     try:
         again = os.open(f"/proc/self/fd/{raw.table}", os.O_RDWR)
     except PermissionError:
@@ -78,7 +79,7 @@ def test_what_is_not_a_peer_s_to_write_cannot_be_mapped_for_writing(shared_pool:
         with pytest.raises(PermissionError):
             os.pwrite(again, b"x", 0)
         os.close(again)
-    # Nobody shortens a file under another's map, or adds a seal.
+    # No process can shorten a file under another's mapping, or add a seal.
     raw.files.append(raw.writable_data())
     for fd in (raw.files[-1], raw.board, raw.tally):
         for length in (0, size(fd) // 2, size(fd) + mmap.PAGESIZE):
@@ -94,7 +95,7 @@ def _map(fd: int) -> np.ndarray:  # type: ignore[type-arg]
 
 
 def scribble(_: None, name: str, device: str, seconds: float, seed: int) -> int:
-    """Random bytes over board, tally and data; the bell rung, drained and made to block; for so long."""
+    """Writes random bytes over board, tally and data for `seconds`; rings, drains and blocks the bell."""
     rng = np.random.default_rng(seed)
     raw = Raw(name, device)
     board, tally = _map(raw.board), _map(raw.tally)
@@ -109,7 +110,7 @@ def scribble(_: None, name: str, device: str, seconds: float, seed: int) -> int:
         if kind == 0:
             words[:] = rng.integers(0, 1 << 63, words.size, "u8")
         elif kind < 5:
-            # Plausible acks: all slots marked, small generations.
+            # Plausible acks: all slots marked, with small generations.
             words[:16] = ~np.uint64(0)
             words[8 : 8 + 1024] = ~np.uint64(0)
             words[8 + 1024 : 8 + 1024 + 65536] = rng.integers(0, 500 * count, 65536)
@@ -131,26 +132,27 @@ def scribble(_: None, name: str, device: str, seconds: float, seed: int) -> int:
 def test_random_bytes_everywhere(shared_pool: slabpool.Pool, seed: int) -> None:
     rng = random.Random(seed)
     hostile = Device("engine", None)
-    hostile.tell(scribble, "engine", "evil", 4.0, seed)
+    hostile.start(scribble, "engine", "evil", 4.0, seed)
     with attached(shared_pool, "good") as (good,):
         released = 0
         for i in range(ROUNDS):
             nbytes = rng.choice([100, 5000, 70000, 400000])
-            # One that only the honest device holds, and one that both do.
+            # One request that only the honest device holds, and one that both hold.
             with shared_pool.request(f"good-{i}", devices=["good"]) as mine:
                 x = mine.empty(nbytes, "u1")
                 ref = mine.ref(x)
             with shared_pool.request(f"both-{i}", devices=["good", "evil"]) as both:
                 other = both.empty(nbytes, "u1")
                 shared = both.ref(other)
-            # Never the same bytes twice.
+            # No byte is handed out twice.
             assert not np.shares_memory(x, other)
             assert mine.pending == {"good"}
             assert "good" in both.pending
             good.ask(total, ref)
             good.ask(total, shared)
             del x, other
-            # What it is told may be spoilt, what it does not: its hold is gone, and nobody else's was.
+            # The hostile peer can falsify the answer, but not the effect: the device's own hold is gone, and
+            # no other.
             assert good.ask(ack, ref) in (Ack.RELEASED, Ack.PENDING)
             assert mine.state is slabpool.RequestState.RELEASED
             good.ask(ack, shared)
@@ -161,10 +163,10 @@ def test_random_bytes_everywhere(shared_pool: slabpool.Pool, seed: int) -> None:
                 break
         stats = shared_pool.stats()
         assert stats.committed == stats.live + stats.retained + stats.in_doubt + stats.cached
-        # A wait is neither missed nor held up by a bell that is played with.
+        # A bell that is tampered with neither loses nor delays a wake-up.
         with shared_pool.request("last", devices=["good"]) as last:
             ref = last.ref()
-        good.tell(ack, ref)
+        good.start(ack, ref)
         assert last.wait(timeout=devices.PATIENCE)
         good._answer()
     hostile._answer()
@@ -173,14 +175,14 @@ def test_random_bytes_everywhere(shared_pool: slabpool.Pool, seed: int) -> None:
     assert (shared_pool.stats().live, shared_pool.stats().retained) == (0, 0)
 
 
-def test_own_acks_are_all_that_a_board_can_do(shared_pool: slabpool.Pool) -> None:
+def test_a_board_can_only_give_its_own_acks(shared_pool: slabpool.Pool) -> None:
     raw = Raw("engine", "evil")
     words = _map(raw.board).view("u8")
     requests = [shared_pool.request(i, devices=["good", "evil"]) for i in range(100)]
     held = [req.empty(1000, "u1") for req in requests]
     for req in requests:
         req.close()
-    # Acknowledges everything there is, for every generation there could be, and generations there are not.
+    # Acknowledges every slot, for every possible generation and for impossible ones.
     for generation in [0, 1 << 63, (1 << 64) - 1, *range(1, 120), 1 << 32 | 1]:
         words[8 + 1024 : 8 + 1024 + 65536] = generation
         words[8 : 8 + 1024] = ~np.uint64(0)
@@ -196,7 +198,7 @@ def test_own_acks_are_all_that_a_board_can_do(shared_pool: slabpool.Pool) -> Non
     raw.close()
 
 
-def test_a_heartbeat_from_the_future_is_one_of_now(shared_pool: slabpool.Pool) -> None:
+def test_a_heartbeat_from_the_future_counts_as_now(shared_pool: slabpool.Pool) -> None:
     raw = Raw("engine", "evil")
     board = _map(raw.board).view("i8")
     with shared_pool.request("r", devices=["evil"], lease=0.05) as req:
@@ -234,8 +236,8 @@ def test_nonsense_ends_the_connection_and_nothing_else(shared_pool: slabpool.Poo
     line = rendezvous.connect("engine")
     line.settimeout(devices.PATIENCE)
     read, write = os.pipe()
-    socket.send_fds(line, [said], [read, write])  # descriptors nobody asked for
-    while line.recv(5000):  # an answer, perhaps, and then the end
+    socket.send_fds(line, [said], [read, write])  # descriptors that the owner did not ask for
+    while line.recv(5000):  # perhaps an answer, then the end
         pass
     rendezvous.forks.release(line)
     os.close(read)
@@ -256,7 +258,7 @@ def test_nonsense_after_attaching_loses_the_device(shared_pool: slabpool.Pool) -
     req.close()
 
 
-def test_many_strangers_do_not_keep_a_device_out(shared_pool: slabpool.Pool) -> None:
+def test_many_idle_connections_do_not_keep_a_device_out(shared_pool: slabpool.Pool) -> None:
     strangers = [rendezvous.connect("engine") for _ in range(200)]
     with slabpool.attach("engine", device="gpu0", timeout=devices.PATIENCE) as peer:
         assert not peer.lost
@@ -284,7 +286,7 @@ def test_threads_of_a_peer_acknowledge_once(shared_pool: slabpool.Pool) -> None:
                 thread.start()
             start.wait(devices.PATIENCE)
             while any(thread.is_alive() for thread in threads):
-                shared_pool.stats()  # the owner takes them in meanwhile
+                shared_pool.stats()  # the owner collects the acks meanwhile
             assert answers.count(Ack.RELEASED) == 20
             assert answers.count(Ack.PENDING) == 0
             assert shared_pool.stats().requests_draining == 0

@@ -1,4 +1,4 @@
-"""References: what they carry across, and that none opens anything but the bytes it was made for."""
+"""References: what they carry across, and that each opens only the bytes it was made for."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ STRUCTURE = np.dtype([("token", "<u4"), ("logit", "<f4", (2,))], align=True)
 
 @pytest.fixture
 def peer(shared_pool: slabpool.Pool):  # type: ignore[no-untyped-def]
-    """Attached as "gpu0", in this process."""
+    """A peer attached as "gpu0", in this process."""
     with slabpool.attach("engine", device="gpu0") as peer:
         yield peer
 
 
 @pytest.fixture
 def req(shared_pool: slabpool.Pool):  # type: ignore[no-untyped-def]
-    """Open, and waits for "gpu0" and "gpu1"."""
+    """An open request that waits for "gpu0" and "gpu1"."""
     with shared_pool.request("r", devices=["gpu0", "gpu1"]) as req:
         yield req
 
@@ -95,7 +95,7 @@ def test_a_request_with_a_reserve(shared_pool: slabpool.Pool, peer: slabpool.Pee
             np.testing.assert_array_equal(peer.open(ref), x[-3:])
         del arrays, x
     assert peer.ack(refs[0]) is Ack.RELEASED
-    assert (shared_pool.stats().live, shared_pool.stats().set_aside) == (0, 0)
+    assert (shared_pool.stats().live, shared_pool.stats().reserved) == (0, 0)
 
 
 def test_writes_of_either_side_are_seen_by_the_other(peer: slabpool.Peer, req: slabpool.Request) -> None:
@@ -118,10 +118,10 @@ def test_a_view_outlives_everything_without_a_fault(shared_pool: slabpool.Pool, 
         ref = req.ref(x)
     y, z = peer.open(ref), peer.open(ref, writable=True)
     peer.ack(ref)
-    assert (y == 3).all()  # the owner still has a view
+    assert (y == 3).all()  # the owner's view keeps the memory
     del x
     shared_pool.trim()
-    assert int(y.sum()) == 0  # given back to the system: zeros, and no signal
+    assert int(y.sum()) == 0  # returned to the system: it reads as zeros, without a signal
     z[:] = 1
     peer.close()
     shared_pool.close()
@@ -144,7 +144,7 @@ def test_it_compares_prints_and_hashes(req: slabpool.Request) -> None:
 
 
 def ref_offset(ref: TensorRef) -> int:
-    """Where it is in the pool's memory, as it prints."""
+    """Its offset in the pool's memory, from its repr."""
     return int(repr(ref).split(" at ")[1].split(",")[0])
 
 
@@ -166,7 +166,7 @@ def test_changed_bytes_are_no_reference(req: slabpool.Request) -> None:
 
 
 def reseal(raw: bytes) -> bytes:
-    """Bytes with a right checksum: what somebody makes who knows the format."""
+    """The bytes with a right checksum, as an attacker who knows the format can make them."""
     return raw + zlib.crc32(raw).to_bytes(4, "little")
 
 
@@ -195,14 +195,14 @@ def test_forged_references_open_nothing(
         except (InvalidReferenceError, UnknownDeviceError):
             refused += 1
             continue
-        # What was changed is how the bytes are looked at, never which.
+        # The change affects how the bytes are interpreted, never which bytes are opened.
         opened += 1
         assert y.nbytes == 0 or set(y.tobytes()) <= set(x.tobytes())
     assert refused > 15000
     secret.close()
 
 
-def test_random_bytes_are_refused_whatever_they_are(peer: slabpool.Peer) -> None:
+def test_random_bytes_are_refused(peer: slabpool.Peer) -> None:
     rng = random.Random(2)
     for _ in range(5000):
         raw = b"SPR\x01" + rng.randbytes(rng.randrange(0, 200))
@@ -210,7 +210,7 @@ def test_random_bytes_are_refused_whatever_they_are(peer: slabpool.Peer) -> None
             TensorRef.from_bytes(reseal(raw))
 
 
-def test_of_another_pool(peer: slabpool.Peer) -> None:
+def test_a_reference_of_another_pool(peer: slabpool.Peer) -> None:
     with slabpool.Pool("1MiB", memory="shared", name="other") as other, other.request("r", ["gpu0"]) as req:
         ref = req.ref(req.zeros(10))
         with pytest.raises(InvalidReferenceError, match="is of another pool than 'engine'"):
@@ -220,7 +220,7 @@ def test_of_another_pool(peer: slabpool.Peer) -> None:
         req.ack("gpu0")
 
 
-def test_of_a_request_that_is_over(shared_pool: slabpool.Pool, peer: slabpool.Peer) -> None:
+def test_a_reference_of_a_request_that_is_over(shared_pool: slabpool.Pool, peer: slabpool.Peer) -> None:
     with shared_pool.request("r", devices=["gpu0"]) as req:
         ref = req.ref(req.zeros(10))
     req.ack("gpu0")
@@ -228,26 +228,28 @@ def test_of_a_request_that_is_over(shared_pool: slabpool.Pool, peer: slabpool.Pe
         with pytest.raises(StaleReferenceError, match="its request is released"):
             peer.open(ref)
         assert peer.ack(ref) is Ack.LATE
-        # The next has the same slot and, as like as not, the same bytes.
+        # The next request has the same slot and most likely the same bytes.
         again = shared_pool.request("r", devices=["gpu0"])
         again.zeros(10)
     with pytest.raises(RequestClosedError):
         req.ref()
     for record in shared_pool.requests():
-        assert record.pending == {"gpu0"}  # the late acks were none of theirs
+        assert record.pending == {"gpu0"}  # the late acks did not count for it
 
 
-def test_after_ones_own_ack(peer: slabpool.Peer, req: slabpool.Request) -> None:
+def test_a_reference_after_the_device_s_own_ack(peer: slabpool.Peer, req: slabpool.Request) -> None:
     ref = req.ref(req.zeros(10))
     assert peer.ack(ref) is Ack.PENDING
     with pytest.raises(StaleReferenceError, match="'gpu0' has acknowledged this request"):
         peer.open(ref)
-    assert req.pending == {"gpu1"}  # the owner has taken it in
+    assert req.pending == {"gpu1"}  # the owner has counted the ack
     with pytest.raises(StaleReferenceError, match="has acknowledged"):
         peer.open(ref)
 
 
-def test_of_a_request_that_does_not_name_the_device(shared_pool: slabpool.Pool, peer: slabpool.Peer) -> None:
+def test_a_reference_of_a_request_that_does_not_name_the_device(
+    shared_pool: slabpool.Pool, peer: slabpool.Peer
+) -> None:
     with shared_pool.request("r", devices=["gpu1"]) as req:
         ref = req.ref(req.zeros(10))
         with pytest.raises(UnknownDeviceError, match="'gpu0' was never named"):
@@ -259,7 +261,9 @@ def test_of_a_request_that_does_not_name_the_device(shared_pool: slabpool.Pool, 
         assert peer.ack(ref) is Ack.PENDING
 
 
-def test_of_arrays_that_are_none_of_the_request_s(shared_pool: slabpool.Pool, req: slabpool.Request) -> None:
+def test_a_reference_to_an_array_outside_the_request(
+    shared_pool: slabpool.Pool, req: slabpool.Request
+) -> None:
     other = shared_pool.request("other")
     for array in (np.zeros(3), shared_pool.zeros(3), other.zeros(3), other.zeros(1 << 20)[5:]):
         with pytest.raises(InvalidArgumentError, match="is not in the memory of request 'r'"):
@@ -275,7 +279,7 @@ def test_of_arrays_that_are_none_of_the_request_s(shared_pool: slabpool.Pool, re
         mine.ref(mine.zeros(3))
 
 
-def test_of_a_view_that_outlived_its_request(shared_pool: slabpool.Pool) -> None:
+def test_a_reference_to_a_view_that_outlived_its_request(shared_pool: slabpool.Pool) -> None:
     with shared_pool.request("r") as req:
         x = req.zeros(10)
     with pytest.raises(RequestClosedError):
@@ -284,7 +288,7 @@ def test_of_a_view_that_outlived_its_request(shared_pool: slabpool.Pool) -> None
         later.ref(x)
 
 
-def test_what_is_no_reference(peer: slabpool.Peer) -> None:
+def test_objects_that_are_no_reference(peer: slabpool.Peer) -> None:
     for call in (peer.open, peer.ack):
         for thing in (None, b"bytes", 3, peer):
             with pytest.raises(InvalidTypeError, match="must be a TensorRef"):

@@ -1,6 +1,6 @@
-"""What a private pool promises, a shared one does: the tests of the laws and of requests, on shared memory.
+"""A shared pool makes the same promises as a private one: the tests of laws and requests, on shared memory.
 
-In a process of its own, where every `slabpool.Pool` is made shared (``pytest --pool-memory=shared``).
+They run in a separate process, where every `slabpool.Pool` is made shared (``pytest --pool-memory=shared``).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Pools that break their own laws on purpose, to see that a replay notices.
+"""Pools that break their own laws on purpose, to check that a replay notices.
 
-Each wraps a real pool and spoils one kind of answer; everything else passes through.
+Each wraps a real pool and falsifies one kind of answer; everything else passes through.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import slabpool
 
 
 class SabotagedPool:
-    """A pool that behaves."""
+    """A pool that behaves correctly."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.pool = slabpool.Pool(*args, **options)
@@ -37,7 +37,7 @@ class LosesAcks(SabotagedPool):
 
 
 class CountsMessages(SabotagedPool):
-    """Takes a late acknowledgement for a first one, as a counter of messages would."""
+    """Counts a late ack as a first one, as a counter of messages would."""
 
     def ack(self, request_id: str, device: str, *, generation: int | None = None) -> slabpool.Ack:
         answer = self.pool.ack(request_id, device, generation=generation)
@@ -45,14 +45,14 @@ class CountsMessages(SabotagedPool):
 
 
 class IgnoresLoss(SabotagedPool):
-    """Keeps what a lost device held."""
+    """Ignores device_lost()."""
 
     def device_lost(self, device: str) -> int:
         return 0
 
 
 class KeepsNoReservation(SabotagedPool):
-    """Opens requests without setting their bytes aside."""
+    """Opens requests without reserving their bytes."""
 
     def request(self, request_id: str, devices: list[str], *, reserve: int | None = None) -> slabpool.Request:
         return self.pool.request(request_id, devices)

@@ -1,4 +1,5 @@
-"""The replay itself: everything served, nothing leaked, faults answered, waits in order, lies noticed."""
+"""The replay itself: everything served, nothing leaked, faults answered, waits in order, false answers
+noticed."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ from slabpool.replay.trace import Trace
 
 from .sabotage import CountsMessages, IgnoresLoss, KeepsNoReservation, LosesAcks
 
-TOKEN = 4096  # bytes: small pools, whole pages
+TOKEN = 4096  # bytes; pools are small and requests are whole pages
 ALL_FAULTS = Faults(duplicate_acks=0.3, late_acks=0.3, lost_devices=0.1, abort=0.2)
 
 
 def sizes(plan: Schedule) -> tuple[np.ndarray[Any, np.dtype[np.int64]], int]:
-    """Bytes each request needs and the peak without limit."""
+    """The bytes that each request needs, and the peak without a limit."""
     whole = whole_sizes(plan.prompt_bytes)
     block = int(whole_sizes(np.array([plan.block_bytes]))[0])
     return plan.need(whole, block), plan.unlimited(whole, block)[0]
@@ -44,17 +45,18 @@ def played(
 
 
 def without_clock(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as far as it must repeat: without wall time and the pool's own addresses of use."""
-    told = asdict(outcome)
-    del told["wall_s"]
-    # How much was committed beyond what was live may depend on which thread gave a block back.
-    told["samples"] = [(s.time_us, s.live, s.retained, s.in_doubt) for s in outcome.samples]
-    told["stats"] = {
+    """The part of an outcome that must repeat: without wall time, and without how the pool used its
+    memory."""
+    fields = asdict(outcome)
+    del fields["wall_s"]
+    # How much was committed beyond what was live may depend on which thread returned a block.
+    fields["samples"] = [(s.time_us, s.live, s.retained, s.in_doubt) for s in outcome.samples]
+    fields["stats"] = {
         name: value
         for name, value in outcome.final._asdict().items()
         if name not in ("committed", "cached", "peak_committed", "duplicate_acks", "late_acks")
     }
-    return told
+    return fields
 
 
 def test_everything_is_served_and_nothing_leaks(trace: Trace) -> None:
@@ -67,14 +69,14 @@ def test_everything_is_served_and_nothing_leaks(trace: Trace) -> None:
     assert outcome.acks_counted == 3 * len(trace)
     assert outcome.allocated == len(trace) + int(plan.blocks.sum())
     assert outcome.waits_us == [0] * len(trace)
-    assert outcome.final.live == outcome.final.set_aside == 0
+    assert outcome.final.live == outcome.final.reserved == 0
     assert outcome.operations == outcome.allocated + 3 * len(trace) + len(trace)
 
 
-def test_live_peak_is_the_one_the_schedule_foretells(trace: Trace) -> None:
+def test_live_peak_is_that_of_the_schedule(trace: Trace) -> None:
     plan = lay_out(trace, TOKEN)
     _, peak = sizes(plan)
-    # Not above; and below only where a release and an arrival share a microsecond.
+    # Not above it; below it only if a release and an arrival fall on the same microsecond.
     assert 0.95 * peak <= played(plan).final.peak_live <= peak
 
 
@@ -112,7 +114,7 @@ def test_duplicate_and_late_acks_change_nothing(trace: Trace) -> None:
     assert outcome.final.frees == quiet.final.frees
 
 
-def test_lost_devices_let_go_of_all_they_held(trace: Trace) -> None:
+def test_lost_devices_release_all_they_held(trace: Trace) -> None:
     plan = lay_out(trace, TOKEN, faults=Faults(lost_devices=0.3))
     outcome = played(plan)
     assert outcome.told == []
@@ -129,7 +131,7 @@ def test_every_device_lost_every_time(trace: Trace) -> None:
     assert outcome.aborted == len(trace)
 
 
-def test_aborted_requests_hold_less_and_give_it_back(trace: Trace) -> None:
+def test_aborted_requests_hold_less_and_return_it(trace: Trace) -> None:
     plan = lay_out(trace, TOKEN, faults=Faults(abort=1.0))
     outcome = played(plan)
     assert outcome.told == []
@@ -157,7 +159,7 @@ def test_a_pool_of_the_largest_request_makes_others_wait_and_refuses_none(
     assert outcome.final.exhaustions > 0
 
 
-def test_who_waited_longest_is_served_first() -> None:
+def test_the_longest_waiter_is_served_first() -> None:
     arrivals = np.array([0, 1, 2, 3]) * 1000
     queue = Trace("queue", "azure", arrivals, np.array([800] * 4), np.array([0] * 4))
     # One fits at a time; each takes 0.1 s and acks at the next 10 ms.
@@ -203,14 +205,14 @@ def test_samples_add_up_and_are_few(trace: Trace) -> None:
     assert max(sample.live for sample in outcome.samples) > 0
 
 
-def test_progress_is_told() -> None:
+def test_progress_is_reported() -> None:
     many = Trace("many", "azure", np.arange(600), np.full(600, 1), np.full(600, 0))
-    told: list[int] = []
-    played(lay_out(many, 64), 1 << 20, progress=told.append)
-    assert told == [256, 512]
+    reported: list[int] = []
+    played(lay_out(many, 64), 1 << 20, progress=reported.append)
+    assert reported == [256, 512]
 
 
-# What a pool gets wrong must not pass.
+# The replay must not accept a pool's mistakes.
 
 
 def test_lost_acks_are_noticed(trace: Trace) -> None:
@@ -223,23 +225,23 @@ def test_lost_acks_are_noticed(trace: Trace) -> None:
 def test_late_acks_that_count_are_noticed(trace: Trace) -> None:
     outcome = played(lay_out(trace, TOKEN, faults=Faults(late_acks=0.5)), make_pool=CountsMessages)
     assert not outcome.ok
-    assert any("late ack" in told for told in outcome.told)
+    assert any("late ack" in text for text in outcome.told)
 
 
 def test_ignored_losses_are_noticed(trace: Trace) -> None:
     outcome = played(lay_out(trace, TOKEN, faults=Faults(lost_devices=0.3)), make_pool=IgnoresLoss)
     assert not outcome.ok
-    assert any("losing device-" in told for told in outcome.told)
+    assert any("losing device-" in text for text in outcome.told)
     assert outcome.leaked_bytes > 0
 
 
-def test_reservations_that_are_not_kept_stop_the_replay(trace: Trace) -> None:
+def test_broken_reservations_stop_the_replay(trace: Trace) -> None:
     plan = lay_out(trace, TOKEN)
     need, _ = sizes(plan)
     with pytest.raises(ReplayError, match="did not keep the reservation"):
         played(plan, int(need.max()), make_pool=KeepsNoReservation)
 
 
-def test_an_outcome_that_has_not_ended_has_no_account() -> None:
+def test_an_unfinished_outcome_has_no_account() -> None:
     with pytest.raises(ReplayError, match="not ended"):
         _ = Outcome().leaked_bytes

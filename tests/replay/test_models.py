@@ -1,4 +1,4 @@
-"""The model table against figures worked out by hand from the published configs."""
+"""The model table, compared with figures worked out by hand from the published configs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BY_HAND = {
     "qwen3-8b": 147_456,  # 2 x 36 x 8 x 128 x 2
     "llama-2-7b": 524_288,  # 2 x 32 x 32 x 128 x 2
     "llama-3.1-70b": 327_680,  # 2 x 80 x 8 x 128 x 2
-    "deepseek-v3": 70_272,  # 61 x (512 + 64) x 2: one latent and one rotary key a layer
+    "deepseek-v3": 70_272,  # 61 x (512 + 64) x 2: one latent and one rotary key per layer
 }
 
 

@@ -24,27 +24,27 @@ def as_json(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 0) -> 
     assert main(["replay", *argv, "--json"]) == status
     captured = capsys.readouterr()
     assert captured.err == ""
-    told = json.loads(captured.out)
-    assert isinstance(told, dict)
-    return told
+    report = json.loads(captured.out)
+    assert isinstance(report, dict)
+    return report
 
 
 @pytest.mark.parametrize("name", ["azure", "mooncake"])
 def test_json(name: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
     path = request.getfixturevalue(f"{name}_path")
-    told = as_json(capsys, str(path), *SMALL)
-    assert told["requests"] == told["rows"] == (200 if name == "azure" else 150)
-    assert told["format"] == name
-    assert told["leaked_bytes"] == 0
-    assert told["leaks"] == []
-    assert told["violations"] == 0
-    assert told["ok"] is True
-    assert told["operations_per_s"] == pytest.approx(told["operations"] / told["wall_s"])
-    assert 0 < told["peak_live"] <= told["peak_committed"] <= told["capacity"]
-    assert told["committed_over_live"] == pytest.approx(told["peak_committed"] / told["peak_live"])
-    assert set(told["wait_s"]) == {"median", "p99", "max"}
-    assert told["synthetic"]["devices"] == 3
-    assert told["synthetic"]["fault_rates"] == {
+    report = as_json(capsys, str(path), *SMALL)
+    assert report["requests"] == report["rows"] == (200 if name == "azure" else 150)
+    assert report["format"] == name
+    assert report["leaked_bytes"] == 0
+    assert report["leaks"] == []
+    assert report["violations"] == 0
+    assert report["ok"] is True
+    assert report["operations_per_s"] == pytest.approx(report["operations"] / report["wall_s"])
+    assert 0 < report["peak_live"] <= report["peak_committed"] <= report["capacity"]
+    assert report["committed_over_live"] == pytest.approx(report["peak_committed"] / report["peak_live"])
+    assert set(report["wait_s"]) == {"median", "p99", "max"}
+    assert report["synthetic"]["devices"] == 3
+    assert report["synthetic"]["fault_rates"] == {
         "duplicate_acks": 0,
         "late_acks": 0,
         "lost_devices": 0,
@@ -56,12 +56,12 @@ def test_faults_are_counted_and_called_synthetic(
     azure_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rates = ["--duplicate-acks", "0.2", "--late-acks", "0.2", "--lost-devices", "0.05", "--abort", "0.1"]
-    told = as_json(capsys, str(azure_path), *SMALL, *rates, "--seed", "9")
-    synthetic = told["synthetic"]
+    report = as_json(capsys, str(azure_path), *SMALL, *rates, "--seed", "9")
+    synthetic = report["synthetic"]
     assert synthetic["seed"] == 9
     for name in ("duplicate_acks", "late_acks", "devices_lost", "holds_lost_with_devices", "aborted"):
         assert synthetic[name] > 0
-        assert name not in told
+        assert name not in report
     again = as_json(capsys, str(azure_path), *SMALL, *rates, "--seed", "9")
     assert again["synthetic"] == synthetic
     assert main(["replay", str(azure_path), *SMALL, *rates]) == 0
@@ -69,7 +69,7 @@ def test_faults_are_counted_and_called_synthetic(
     assert faults.startswith("synthetic")
 
 
-def test_text_tells_the_main_figures(mooncake_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_has_the_main_figures(mooncake_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", str(mooncake_path), "--model", "Qwen2.5-0.5B", "--limit", "40"]) == 0
     out = capsys.readouterr().out
     heads = [line.split()[0] for line in out.splitlines()]
@@ -103,32 +103,32 @@ def test_capacity_as_a_multiple(azure_path: Path, capsys: pytest.CaptureFixture[
 def test_a_multiple_below_the_largest_request_is_raised_to_it(
     azure_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = as_json(capsys, str(azure_path), *SMALL, "--capacity", "0.001x")
-    assert "raised to hold the largest request" in told["capacity_from"]
-    assert told["requests"] == 200
-    assert told["requests_that_waited"] > 0
+    report = as_json(capsys, str(azure_path), *SMALL, "--capacity", "0.001x")
+    assert "raised to hold the largest request" in report["capacity_from"]
+    assert report["requests"] == 200
+    assert report["requests_that_waited"] > 0
 
 
 @pytest.mark.parametrize("capacity", ["256MiB", str(256 << 20)])
 def test_capacity_in_bytes(azure_path: Path, capsys: pytest.CaptureFixture[str], capacity: str) -> None:
-    told = as_json(capsys, str(azure_path), *SMALL, "--capacity", capacity)
-    assert told["capacity"] == 256 << 20
-    assert told["capacity_from"] == "as given"
+    report = as_json(capsys, str(azure_path), *SMALL, "--capacity", capacity)
+    assert report["capacity"] == 256 << 20
+    assert report["capacity_from"] == "as given"
 
 
 def test_model_and_its_bytes_are_in_the_json(azure_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = as_json(capsys, str(azure_path), "--limit", "5")
-    assert (told["model"], told["bytes_per_token"]) == ("llama-3.1-8b", 131_072)
+    report = as_json(capsys, str(azure_path), "--limit", "5")
+    assert (report["model"], report["bytes_per_token"]) == ("llama-3.1-8b", 131_072)
     assert as_json(capsys, str(azure_path), *SMALL, "--limit", "5")["model"] is None
 
 
-def test_a_leak_is_told_and_makes_the_status_one(
+def test_a_leak_is_reported_and_makes_the_status_one(
     azure_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "Pool", LosesAcks)
-    told = as_json(capsys, str(azure_path), *SMALL, status=1)
-    assert told["ok"] is False
-    assert told["leaked_bytes"] > 0
+    report = as_json(capsys, str(azure_path), *SMALL, status=1)
+    assert report["ok"] is False
+    assert report["leaked_bytes"] > 0
     assert main(["replay", str(azure_path), *SMALL]) == 1
     assert "WRONG" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""The schedule: what it draws, that it repeats, and that its peak is the one a simple count finds."""
+"""The schedule: what it draws, that it repeats, and that its peak equals that of a simple count."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def test_times_of_one_request() -> None:
 
 def test_unlimited_peak_and_end_by_hand() -> None:
     service = Service(prefill_rate=1000, decode_rate=10, block_tokens=4, ack_delay=0.0, tick=0.5)
-    # First: prompt at 0, blocks at 0.5, 0.9 and 1.3, gone at 1.5. Second: prompt at 1.4, no output,
-    # end at 1.4 + 0.2 = 1.6, gone at 2.0.
+    # First: prompt at 0, blocks at 0.5, 0.9 and 1.3, released at 1.5. Second: prompt at 1.4, no output,
+    # end at 1.4 + 0.2 = 1.6, released at 2.0.
     plan = lay_out(made((0, 500, 9), (1400, 200, 0)), 1, service=service)
     assert plan.unlimited(np.array([600, 200]), 10) == (600 + 30 + 200, 2_000_000)
 
 
-def test_unlimited_peak_against_a_plain_count(trace: Trace) -> None:
+def test_unlimited_peak_equals_a_plain_count(trace: Trace) -> None:
     plan = lay_out(trace, 7, faults=Faults(abort=0.3), seed=5)
     whole = plan.prompt_bytes
     peak, end = plan.unlimited(whole, plan.block_bytes)
@@ -87,7 +87,7 @@ def test_one_fault_does_not_move_another(trace: Trace) -> None:
     assert both.late.any()
 
 
-def test_rates_of_none_and_all(trace: Trace) -> None:
+def test_rates_of_zero_and_one(trace: Trace) -> None:
     none, every = lay_out(trace, 64), lay_out(trace, 64, faults=Faults(1, 1, 1, 1))
     assert not none.duplicate.any()
     assert not none.late.any()
@@ -103,7 +103,7 @@ def test_rates_of_none_and_all(trace: Trace) -> None:
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
-def test_rates_outside_are_refused(rate: float) -> None:
+def test_rates_out_of_range_are_refused(rate: float) -> None:
     with pytest.raises(InvalidArgumentError, match="late_acks"):
         Faults(late_acks=rate)
 

@@ -1,4 +1,4 @@
-"""Reading the two trace formats: what is in a good row, and what is said of a bad one."""
+"""Reading the two trace formats: the contents of good rows, and the errors for bad ones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_mooncake_excerpt(mooncake_path: Path) -> None:
     assert (trace.arrival_us % 1000 == 0).all()  # milliseconds in the file
 
 
-def test_format_is_told_by_content_not_by_name(tmp_path: Path) -> None:
+def test_format_is_detected_by_content_not_by_name(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
     path.write_text(GOOD_MOONCAKE)
     assert read_trace(path).format == "mooncake"
@@ -118,7 +118,7 @@ def test_arrays_are_integers(trace: Trace) -> None:
         (b"TIMESTAMP\xff\xfe\x00\x81", "not text"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path: Path, text: str | bytes, said: str) -> None:
+def test_bad_traces_are_named(tmp_path: Path, text: str | bytes, said: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(TraceFormatError) as caught:
         read_trace(path)

@@ -1,1 +1,1 @@
-"""A request's life, and the layouts it allocates."""
+"""The life of a request, and the layouts it allocates."""

@@ -1,4 +1,4 @@
-"""Request.activate: which request is active where, and that it ends with its block, everywhere."""
+"""Request.activate: which request is active where, and that the activation ends with its block."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_the_innermost_block_counts(pool: slabpool.Pool) -> None:
         assert slabpool.active_request() is None
 
 
-def test_an_error_ends_it(pool: slabpool.Pool) -> None:
+def test_an_error_ends_the_activation(pool: slabpool.Pool) -> None:
     with pool.request("r") as req:
         with pytest.raises(ZeroDivisionError), req.activate():
             raise ZeroDivisionError
         assert slabpool.active_request() is None
 
 
-def test_it_is_for_one_block(pool: slabpool.Pool) -> None:
+def test_an_activation_is_for_one_block(pool: slabpool.Pool) -> None:
     with pool.request("r") as req:
         activation = req.activate()
         with activation, pytest.raises(RuntimeError, match="for one `with` block"):
@@ -48,7 +48,7 @@ def test_it_is_for_one_block(pool: slabpool.Pool) -> None:
             activation.__enter__()
 
 
-def test_another_thread_has_none(pool: slabpool.Pool) -> None:
+def test_another_thread_has_no_active_request(pool: slabpool.Pool) -> None:
     seen: list[object] = ["not asked"]
     with pool.request("r") as req, req.activate():
         thread = threading.Thread(target=lambda: seen.append(slabpool.active_request()))
@@ -57,7 +57,7 @@ def test_another_thread_has_none(pool: slabpool.Pool) -> None:
     assert seen == ["not asked", None]
 
 
-def test_tasks_have_it_until_the_block_ends(pool: slabpool.Pool) -> None:
+def test_tasks_inherit_the_activation_until_the_block_ends(pool: slabpool.Pool) -> None:
     async def main() -> None:
         go = asyncio.Event()
 

@@ -1,7 +1,7 @@
 """Bad input about requests and devices: ids, names, sizes, acks by strangers, calls on closed requests.
 
-Each has its own error, whose message says what was passed, what was expected and what to do, and leaves
-the pool as it was (tests/scene.py).
+Each raises its own error, whose message says what was passed, what was expected and what to do, and changes
+nothing in the pool (tests/scene.py).
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def test_the_hosts_calls(scene: Scene, call: Any, error: type[Exception], text: 
     refused(scene, call, error, text)
 
 
-def test_strange_late_acks_are_not_counted_when_the_slot_has_a_new_request(scene: Scene) -> None:
+def test_late_acks_by_strangers_do_not_count_for_the_next_request_in_the_slot(scene: Scene) -> None:
     req = scene.pool.request("slot", ["gpu0"])
     req.close()
     req.ack("gpu0")
@@ -163,7 +163,7 @@ def test_strange_late_acks_are_not_counted_when_the_slot_has_a_new_request(scene
 
 def test_too_many_devices_takes_no_names(scene: Scene) -> None:
     with pytest.raises(TooMany):
-        scene.pool.request("r", [f"d{i}" for i in range(MAX_DEVICES)])  # with gpu0 and gpu1 two too many
+        scene.pool.request("r", [f"d{i}" for i in range(MAX_DEVICES)])  # two too many with gpu0 and gpu1
     refused(scene, lambda s: s.pool.heartbeat("d0"), Unknown, "'d0'")
     names = [f"d{i}" for i in range(MAX_DEVICES - 2)]
     with scene.pool.request("r", names) as req:
@@ -181,7 +181,7 @@ def test_child_takes_no_names(scene: Scene) -> None:
     refused(scene, lambda s: s.pool.device_lost("typo"), Unknown, "'typo'")
 
 
-def test_child_can_only_have_what_its_parent_waits_for(scene: Scene) -> None:
+def test_child_can_only_name_devices_its_parent_waits_for(scene: Scene) -> None:
     child = scene.req.child(["gpu0"])
     scene.pool.request("other", ["gpu5"]).cancel()
     refused(scene, lambda s: child.add_device("gpu5"), Unknown, "'gpu5' ... 'chat' ... parent, generation 1")
@@ -202,7 +202,7 @@ def test_text_and_number_are_two_devices(scene: Scene) -> None:
     assert req.ack("0") is Ack.RELEASED
 
 
-def test_many_names_are_cut_short_in_messages(scene: Scene) -> None:
+def test_long_lists_of_names_are_shortened_in_messages(scene: Scene) -> None:
     req = scene.pool.request("r", range(100))
     refused(scene, lambda s: req.ack("gpu0"), Unknown, "'gpu0' ... 0, 1 ... and 95 more")
     req.close()
@@ -253,5 +253,5 @@ def test_acks_race_with_close_cancel_and_loss() -> None:
         assert (stats.allocations, stats.frees) == (rounds, rounds)
         kinds = Counter(answer for answer in answers if isinstance(answer, Ack))
         assert kinds[Ack.RELEASED] <= rounds
-        # gpu1 acknowledged twice a round: once it counted, once it did not.
+        # gpu1 acknowledged twice a round; one of the two acks counted.
         assert kinds[Ack.DUPLICATE] + kinds[Ack.LATE] >= rounds

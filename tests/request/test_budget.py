@@ -1,7 +1,7 @@
-"""Quota and reserve: what bounds a request, and what is set aside for it.
+"""Quota and reserve: the limit of a request, and the bytes promised to it.
 
-What must stay true: bytes set aside are there when they are asked for, whatever others do; a reserve that
-cannot be had leaves nothing behind; and both count whole blocks.
+Invariants: reserved bytes are there when the request asks for them, whatever other requests do; a reserve
+that is refused leaves nothing behind; both count whole blocks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def pool() -> Iterator[Pool]:
     with Pool("1MiB") as pool:
         yield pool
         assert pool._verify() is None
-        assert pool.stats().set_aside == 0
+        assert pool.stats().reserved == 0
 
 
 # ---- quota
@@ -33,17 +33,17 @@ def test_quota_bounds_whole_blocks(pool: Pool) -> None:
     with pool.request("r", quota=8 * KiB) as req:
         assert req.quota == 8 * KiB
         req.empty(4 * KiB, "u1")
-        req.empty(4000, "u1")  # a block of 4 KiB as well
+        req.empty(4000, "u1")  # also a block of 4 KiB
         with pytest.raises(QuotaExceededError, match="8 KiB"):
             req.empty(1, "u1")
         assert req.nbytes == 8 * KiB
         assert pool.stats().exhaustions == 0
-        pool.empty(1, "u1")  # others are not bound by it
-    with pool.request("r", quota="8KiB") as req:  # what the last one had counts for nothing
+        pool.empty(1, "u1")  # the quota does not bind other callers
+    with pool.request("r", quota="8KiB") as req:  # the bytes of the last request do not count
         req.empty(8 * KiB, "u1")
 
 
-def test_quota_covers_children_and_comes_back_with_them(pool: Pool) -> None:
+def test_quota_covers_children_until_they_return(pool: Pool) -> None:
     with pool.request("r", ["gpu0"], quota=8 * KiB) as req:
         step = req.child(["gpu0"])
         assert step.quota == 8 * KiB
@@ -95,7 +95,7 @@ def serve(req: slabpool.Request, size: int) -> bool:
 
 
 def sizes_within(budget: int, largest: int, rng: np.random.Generator) -> list[int]:
-    """Sizes from 64 bytes to 2**largest, evenly on a log scale, whose blocks take the budget and no more."""
+    """Sizes from 64 bytes to 2**largest, even on a log scale, whose blocks take exactly the budget."""
     sizes: list[int] = []
     with Pool(4 * budget) as pool, pool.request("measure") as req:
         while True:
@@ -106,26 +106,26 @@ def sizes_within(budget: int, largest: int, rng: np.random.Generator) -> list[in
             sizes.append(size)
 
 
-# Sizes whose blocks fill pages of 16 KiB without a rest, so that the last byte of a reserve can be had.
+# Sizes whose blocks fill pages of 16 KiB exactly, so that the last byte of a reserve can be used.
 @pytest.mark.parametrize("size", [64, 1024, 4096, 16384, 65536, 131_072, 524_288])
 def test_two_reserves_of_half_are_both_fully_served(size: int) -> None:
     with Pool("1MiB") as pool:
         first, second = pool.request("a", reserve="512KiB"), pool.request("b", reserve="512KiB")
-        assert pool.stats().set_aside == MiB
+        assert pool.stats().reserved == MiB
         with pytest.raises(PoolExhausted):
             pool.empty(64, "u1")
         with pytest.raises(PoolExhausted):
             pool.request("c", reserve=1)
-        for _ in range(512 * KiB // size):  # in turns, so that neither has slabs of its own by chance
+        for _ in range(512 * KiB // size):  # in turns, so that neither has slabs to itself by chance
             first.empty(size, "u1")
             second.empty(size, "u1")
         assert first.nbytes == second.nbytes == 512 * KiB
         stats = pool.stats()
-        assert (stats.live, stats.committed, stats.set_aside) == (MiB, MiB, 0)
+        assert (stats.live, stats.committed, stats.reserved) == (MiB, MiB, 0)
         assert pool._verify() is None
         first.close()
         second.close()
-        assert (pool.stats().set_aside, pool.stats().live) == (0, 0)
+        assert (pool.stats().reserved, pool.stats().live) == (0, 0)
         assert pool.empty(MiB, "u1").nbytes == MiB
 
 
@@ -151,7 +151,7 @@ def test_reserves_of_mixed_sizes_are_served_to_the_last_byte(largest: int, seed:
     with Pool("4MiB") as pool:
         requests = [pool.request(number, reserve="1MiB") for number in range(4)]
         planned = {req: sizes_within(MiB, largest, rng) for req in requests}
-        while any(planned.values()):  # in turns; nothing else is free
+        while any(planned.values()):  # in turns; no other memory is free
             for req, sizes in planned.items():
                 if sizes:
                     req.empty(sizes.pop(), "u1")
@@ -160,7 +160,7 @@ def test_reserves_of_mixed_sizes_are_served_to_the_last_byte(largest: int, seed:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_steps_of_a_request_serve_themselves_from_its_reserve_again(seed: int) -> None:
+def test_steps_of_a_request_draw_on_its_reserve_again(seed: int) -> None:
     rng = np.random.default_rng(seed)
     with Pool("4MiB") as pool:
         req = pool.request("chat", reserve="1MiB")
@@ -170,12 +170,12 @@ def test_steps_of_a_request_serve_themselves_from_its_reserve_again(seed: int) -
             with req.child() as step:
                 for size in sizes_within(MiB - 16 * KiB, 18, rng):
                     step.empty(size, "u1")
-        assert pool.stats().set_aside == 4 * MiB - 16 * KiB
+        assert pool.stats().reserved == 4 * MiB - 16 * KiB
         req.close()
         other.close()
 
 
-def test_reserve_that_cannot_be_had_leaves_nothing(pool: Pool) -> None:
+def test_refused_reserve_leaves_nothing(pool: Pool) -> None:
     keep = pool.empty(512 * KiB, "u1")
     before = pool.stats()
     with pytest.raises(PoolExhausted, match="768 KiB"):
@@ -184,58 +184,58 @@ def test_reserve_that_cannot_be_had_leaves_nothing(pool: Pool) -> None:
     assert after == before._replace(exhaustions=before.exhaustions + 1)
     assert pool.requests() == []
     with pool.request("r", reserve="512KiB"):
-        assert pool.stats().set_aside == 512 * KiB
+        assert pool.stats().reserved == 512 * KiB
     del keep
 
 
-def test_reserve_takes_room_from_others_and_gives_it_back(pool: Pool) -> None:
+def test_reserve_takes_room_from_others_and_returns_it(pool: Pool) -> None:
     with pool.request("r", reserve="768KiB") as req:
         others = pool.empty(256 * KiB, "u1")
         with pytest.raises(PoolExhausted, match="768 KiB reserved"):
             pool.empty(16 * KiB, "u1")
         own = req.empty(256 * KiB, "u1")
-        assert pool.stats().set_aside == 512 * KiB
+        assert pool.stats().reserved == 512 * KiB
         del others
         assert pool.empty(256 * KiB, "u1").nbytes == 256 * KiB
         del own
-        assert pool.stats().set_aside == 512 * KiB  # the request keeps its block
-    assert pool.stats().set_aside == 0
+        assert pool.stats().reserved == 512 * KiB  # the request keeps its block
+    assert pool.stats().reserved == 0
     assert pool.empty(1 * MiB, "u1").nbytes == MiB
 
 
 def test_request_may_have_more_than_its_reserve(pool: Pool) -> None:
     with pool.request("r", reserve="256KiB") as req:
         req.empty(512 * KiB, "u1")
-        assert pool.stats().set_aside == 0
+        assert pool.stats().reserved == 0
         req.empty(512 * KiB, "u1")
         with pytest.raises(PoolExhausted):
             req.empty(1, "u1")
 
 
-def test_children_draw_on_the_reserve_and_give_it_back(pool: Pool) -> None:
+def test_children_draw_on_the_reserve_and_return_it(pool: Pool) -> None:
     with pool.request("r", ["gpu0"], reserve="512KiB") as req:
         for _ in range(50):
             with req.child(["gpu0"]) as step:
                 step.empty(256 * KiB, "u1")
-                assert pool.stats().set_aside == 256 * KiB
+                assert pool.stats().reserved == 256 * KiB
                 with pytest.raises(PoolExhausted):
                     pool.empty(768 * KiB, "u1")
             step.ack("gpu0")
-            assert pool.stats().set_aside == 512 * KiB
+            assert pool.stats().reserved == 512 * KiB
         req.empty(512 * KiB, "u1")
         req.ack("gpu0")
 
 
-def test_reserve_is_held_while_devices_hold(pool: Pool) -> None:
+def test_reserve_is_held_until_the_last_device_leaves(pool: Pool) -> None:
     req = pool.request("r", ["gpu0"], reserve="768KiB")
     req.empty(256 * KiB, "u1")
     req.close()
     req.ack("gpu0")
-    assert pool.stats().set_aside == 0
+    assert pool.stats().reserved == 0
     assert pool.empty(1 * MiB, "u1").nbytes == MiB
 
 
-def test_reserve_drops_what_others_cached(pool: Pool) -> None:
+def test_reserve_evicts_the_caches_of_others(pool: Pool) -> None:
     arrays = [pool.empty(size, "u1") for size in (100, 5000, 70_000, 200_000) for _ in range(2)]
     arrays.clear()
     assert pool.stats().cached > 0
@@ -247,7 +247,7 @@ def test_released_view_does_not_count_against_a_new_reserve_twice(pool: Pool) ->
     req = pool.request("r", reserve="512KiB")
     kept = req.full(512 * KiB, 7, "u1")
     req.close()
-    assert (pool.stats().retained, pool.stats().set_aside) == (512 * KiB, 0)
+    assert (pool.stats().retained, pool.stats().reserved) == (512 * KiB, 0)
     with pool.request("s", reserve="512KiB") as other:
         with pytest.raises(PoolExhausted):
             pool.request("t", reserve=1)

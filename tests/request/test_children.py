@@ -45,7 +45,7 @@ def test_many_steps_use_the_same_memory(pool: Pool) -> None:
     assert pool.stats().allocations == pool.stats().frees == 2000
 
 
-def test_ack_of_the_parent_is_an_ack_of_all_below(pool: Pool) -> None:
+def test_ack_of_the_parent_acks_all_descendants(pool: Pool) -> None:
     parent = pool.request("chat", ["gpu0", "gpu1"])
     child = parent.child(["gpu0", "gpu1"])
     grandchild = child.child(["gpu0"])
@@ -65,7 +65,7 @@ def test_ack_of_the_parent_is_an_ack_of_all_below(pool: Pool) -> None:
     assert child.ack("gpu1") is Ack.LATE
 
 
-def test_close_of_the_parent_closes_all_below(pool: Pool) -> None:
+def test_close_of_the_parent_closes_all_descendants(pool: Pool) -> None:
     parent = pool.request("chat", ["gpu0"])
     child = parent.child(["gpu0"])
     grandchild = child.child()
@@ -86,7 +86,7 @@ def test_child_without_devices_returns_at_close(pool: Pool) -> None:
         parent.ack("gpu0")
 
 
-def test_end_of_the_parent_is_the_end_of_all_below(pool: Pool) -> None:
+def test_end_of_the_parent_ends_all_descendants(pool: Pool) -> None:
     parent = pool.request("chat", ["gpu0", "gpu1"])
     children = [parent.child(["gpu0"]) for _ in range(10)] + [parent.child(["gpu1"]) for _ in range(10)]
     views = [child.full(64, 7.0) for child in children]
@@ -121,7 +121,7 @@ def test_children_do_not_answer_to_the_id(pool: Pool) -> None:
     child = parent.child(["gpu0"])
     parent.close()
     assert pool.ack("chat", "gpu0", generation=child.generation) is Ack.RELEASED
-    assert pool.ack("chat", "gpu0") is Ack.RELEASED  # the parent: not ambiguous with its own child
+    assert pool.ack("chat", "gpu0") is Ack.RELEASED  # the parent; its child does not make the id ambiguous
     assert pool.ack("chat", "gpu0", generation=child.generation) is Ack.LATE
 
 
@@ -135,7 +135,7 @@ def test_children_are_reported_with_their_parent(pool: Pool) -> None:
         parent.ack("gpu0")
 
 
-def test_child_may_only_ask_for_what_its_parent_waits_for(pool: Pool) -> None:
+def test_child_may_only_name_devices_its_parent_waits_for(pool: Pool) -> None:
     with pool.request("chat", ["gpu0", "gpu1"]) as parent:
         parent.ack("gpu0")
         with pytest.raises(slabpool.UnknownDeviceError, match="'gpu0'"):

@@ -1,4 +1,4 @@
-"""Tensors that grow: one address, no copies, bytes only for what there is, and back like any other."""
+"""Tensors that grow: one address, no copies, only the bytes of the current length, and an ordinary return."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGE = 16 << 10
 def pool():
     pool = Pool("16MiB")
     yield pool
-    gc.collect()  # tracebacks of expected errors keep the test's tensors
+    gc.collect()  # tracebacks of expected errors keep tensors alive
     pool.close()
     assert pool._verify() is None
 
@@ -49,7 +49,7 @@ def test_it_grows_along_any_axis_and_old_views_stay(pool, axis):
             assert view.ctypes.data == views[0].ctypes.data
             at[axis] = slice(view.shape[axis])
             assert np.array_equal(view, expected[tuple(at)])
-        # The growing axis is outermost in memory, the others follow in C order.
+        # The growing axis is outermost in memory; the others follow in C order.
         assert np.moveaxis(array, axis, 0).flags.c_contiguous
         assert (tensor.length, len(tensor), tensor.limit, tensor.axis) == (90, 90, 400, axis % 3)
 
@@ -72,7 +72,7 @@ def test_only_what_is_committed_counts(pool):
         assert pool.stats().retained == 0
 
 
-def test_it_runs_out_with_an_answer_and_stays_as_it_was(pool):
+def test_running_out_is_an_error_and_changes_nothing(pool):
     with pool.request("r") as req:
         tensor = req.growable((1 << 20,), "u1", limit=1 << 30)
         other = pool.empty(12 << 20, "u1")
@@ -106,7 +106,7 @@ def test_a_first_length_that_does_not_fit_leaves_nothing(pool):
     with pool.request("r") as req:
         other = pool.empty(12 << 20, "u1")
         before = pool.stats()
-        for _ in range(100):  # would use up the pool's addresses if each left its own
+        for _ in range(100):  # would use up the pool's addresses if each left some behind
             with pytest.raises(slabpool.PoolExhausted, match="Held by"):
                 req.growable(8 << 20, "u1", limit=4 << 30)
         after = pool.stats()
@@ -148,12 +148,12 @@ def test_it_needs_its_request_open(pool):
     assert pool.stats().live == 0
 
 
-def test_it_is_of_the_requests_quota_and_reserve(pool):
+def test_it_counts_in_the_requests_quota_and_reserve(pool):
     with pool.request("r", reserve="4MiB", quota="6MiB") as req:
         tensor = req.growable((0,), "u1", limit=1 << 30)
         full = pool.empty(12 << 20, "u1")
-        tensor.extend(4 << 20)  # set aside, whatever others took
-        assert pool.stats().set_aside == 0
+        tensor.extend(4 << 20)  # reserved, so others could not take it
+        assert pool.stats().reserved == 0
         with pytest.raises(slabpool.PoolExhausted):
             tensor.extend(1)
         del full
@@ -193,7 +193,7 @@ def test_bad_input_says_what_is_wrong(pool, call, error, words):
         assert live.committed <= PAGE + before.committed and req.live_views == 0
 
 
-def test_no_bytes_at_all_is_a_tensor_too(pool):
+def test_a_tensor_without_bytes(pool):
     with pool.request("r") as req:
         tensor = req.growable((3, 0, 0), limit=1 << 40, axis=1)
         assert tensor.extend(1 << 30).shape == (3, 1 << 30, 0)

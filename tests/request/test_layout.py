@@ -1,4 +1,4 @@
-"""Layouts: many tensors in one block, and views that are made when asked for."""
+"""Layouts: many tensors in one block, and views that are made on demand."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_nbytes_is_each_tensor_rounded_up_to_64() -> None:
 
 
 @pytest.mark.parametrize("mapping", [OrderedDict, MappingProxyType])
-def test_any_mapping_will_do(mapping: Any) -> None:
+def test_any_mapping_works(mapping: Any) -> None:
     assert repr(Layout(mapping(FIELDS))) == repr(LAYOUT)
 
 
@@ -79,7 +79,7 @@ def test_repr_pickle_and_copy() -> None:
         assert twin.nbytes == LAYOUT.nbytes
 
 
-def test_layout_does_not_follow_what_it_was_made_from() -> None:
+def test_layout_does_not_follow_later_changes_of_its_source() -> None:
     fields = dict(FIELDS)
     layout = Layout(fields)
     fields.clear()
@@ -107,7 +107,7 @@ def test_bad_layouts(fields: Any, error: type[Exception], text: str) -> None:
 # ---- tensors of a request
 
 
-def test_tensors_are_what_the_layout_says(pool: Pool) -> None:
+def test_tensors_match_the_layout(pool: Pool) -> None:
     with pool.request("r") as req:
         t = req.allocate(LAYOUT)
         assert t.layout is LAYOUT
@@ -128,7 +128,7 @@ def test_tensors_are_what_the_layout_says(pool: Pool) -> None:
         assert req.live_views == 0
 
 
-def test_tensors_do_not_overlap_and_keep_what_was_written(pool: Pool) -> None:
+def test_tensors_do_not_overlap(pool: Pool) -> None:
     with pool.request("r") as req:
         t = req.allocate(LAYOUT)
         other = req.allocate(LAYOUT)
@@ -172,7 +172,7 @@ def test_zero_after_reuse(pool: Pool) -> None:
             assert not t.b.any()
             places.add(address(t.a))
             t.a[...] = t.b[...] = 255
-    assert len(places) < 3, "nothing was used again: this test shows nothing"
+    assert len(places) < 3, "no block was reused, so this test proves nothing"
 
 
 def test_it_is_one_block(pool: Pool) -> None:
@@ -188,24 +188,24 @@ def test_it_is_one_block(pool: Pool) -> None:
     assert pool.stats().frees == 1
 
 
-# ---- who keeps what
+# ---- what keeps the block
 
 
-def test_tensors_keep_nothing(pool: Pool) -> None:
+def test_tensors_do_not_keep_the_block(pool: Pool) -> None:
     req = pool.request("r", ["gpu0"])
     t = req.allocate(LAYOUT)
     req.close()
-    t.k[...] = 1  # devices still hold: views may be made until the last of them lets go
+    t.k[...] = 1  # devices still hold it: views may be made until the last one leaves
     assert req.ack("gpu0") is Ack.RELEASED
     assert pool.stats().frees == 1
     for look in (lambda: t.k, lambda: t["k"], t.values, t.items):
         with pytest.raises(RequestClosedError, match=f"generation {req.generation} is released"):
             look()
     assert pool.stats().retained == 0
-    assert list(t.keys()) == list(FIELDS)  # what it is made of is no memory
+    assert list(t.keys()) == list(FIELDS)  # the names need no memory
 
 
-def test_tensors_of_a_block_that_is_somebody_elses_now(pool: Pool) -> None:
+def test_tensors_of_a_block_that_was_reused(pool: Pool) -> None:
     with pool.request("old") as req:
         stale = req.allocate(LAYOUT)
         place = address(stale.k)
@@ -226,7 +226,7 @@ def test_a_view_keeps_the_whole_layout(pool: Pool) -> None:
     assert req.ack("gpu0") is Ack.RELEASED
     assert pool.stats().retained == req.nbytes == LAYOUT.nbytes == 640
     with pytest.raises(RequestClosedError):
-        t.k  # also while a view retains the block
+        t.k  # refused even while a view retains the block
     junk = pool.full(LAYOUT.nbytes, 255, "u1")
     assert (kept == 7).all()
     del kept, junk
@@ -253,8 +253,8 @@ def test_tensors_outlive_their_pool() -> None:
 
 
 def test_views_are_made_while_the_last_device_is_lost(pool: Pool) -> None:
-    # device_lost() runs without the GIL, so that a view may be asked for at the very moment of the release.
-    # Either it is made, and then counts as retained until it dies, or it is refused.
+    # device_lost() runs without the GIL, so a view may be requested at the very moment of the release. Either
+    # it is made, and then counts as retained until it dies, or it is refused.
     layout = Layout({"a": (1000, "u1")})
     rounds = 300
     box: list[slabpool.Tensors] = []

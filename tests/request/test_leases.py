@@ -1,7 +1,8 @@
-"""Silence and death: a device that is silent for longer than the lease puts a request in doubt and lets go of
-nothing; one that is lost lets go of all it held.
+"""Silence and death: a device that is silent for longer than the lease puts a request in doubt and keeps all
+it holds; a device that is lost releases all it holds.
 
-Leases here are a hundredth of a second or an hour, and what a lease does is waited for, never slept for.
+Leases here are a hundredth of a second or an hour. Tests wait for the effect of a lease, and never sleep for
+it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def test_silent_device_puts_a_request_in_doubt_and_an_ack_takes_it_out(pool: Poo
     assert figures(pool) == (0, 4096, 1)
     (record,) = pool.leaks()
     assert (record.state, record.nbytes, record.pending) == (RequestState.IN_DOUBT, 4096, {"gpu0", "gpu1"})
-    # Not handed out: all that is left is what is free.
+    # Memory in doubt is not handed out: only free memory is.
     others = [pool.empty(512) for _ in range(255)]
     with pytest.raises(MemoryError, match="4 KiB in doubt"):
         pool.empty(512)
@@ -72,21 +73,21 @@ def test_open_request_too_is_in_doubt_when_a_device_is_silent(pool: Pool) -> Non
         until(lambda: req.state is RequestState.IN_DOUBT)
         assert figures(pool) == (0, 4096, 1)
         assert pool.stats().requests_open == 1
-        req.empty(512)  # the host may go on
+        req.empty(512)  # the host may still allocate
         assert figures(pool) == (0, 8192, 1)
         req.ack("gpu0")
         assert req.state is RequestState.OPEN
         assert figures(pool) == (8192, 0, 0)
 
 
-def test_only_those_with_a_lease_and_a_silent_device_are_in_doubt(pool: Pool) -> None:
+def test_only_requests_with_a_lease_and_a_silent_device_are_in_doubt(pool: Pool) -> None:
     silent = pool.request("silent", ["gpu0"], lease=TINY)
     patient = pool.request("patient", ["gpu0"], lease=HOUR)
     without = pool.request("without", ["gpu0"])
-    nobody = pool.request("nobody", lease=TINY)
+    deviceless = pool.request("deviceless", lease=TINY)
     acked = pool.request("acked", ["gpu1"], lease=TINY)
     acked.ack("gpu1")
-    every = [silent, patient, without, nobody, acked]
+    every = [silent, patient, without, deviceless, acked]
     for req in every:
         req.empty(512)
     until(lambda: silent.state is RequestState.IN_DOUBT)
@@ -119,7 +120,7 @@ def test_retained_views_of_a_released_request_are_not_in_doubt(pool: Pool) -> No
     del array
 
 
-def test_lost_device_lets_go_of_everything(pool: Pool) -> None:
+def test_lost_device_releases_everything(pool: Pool) -> None:
     doubtful = pool.request("a", ["gpu0"], lease=TINY)
     draining = pool.request("b", ["gpu0"])
     open_one = pool.request("c", ["gpu0"])
@@ -140,7 +141,7 @@ def test_lost_device_lets_go_of_everything(pool: Pool) -> None:
     assert draining.ack("gpu0") is Ack.LATE
     assert shared.ack("gpu0") is Ack.DUPLICATE
     assert pool.stats().acks == 1
-    # It may come back: a new request may name it.
+    # It may come back, because a new request may name it.
     again = pool.request("f", ["gpu0"])
     again.close()
     assert again.ack("gpu0") is Ack.RELEASED
@@ -172,7 +173,7 @@ def test_4096_devices(pool: Pool) -> None:
     assert pool.stats().live == 4096
     assert req.ack(devices[-1]) is Ack.RELEASED
     assert pool.stats().live == 0
-    # A request that names few of them, far apart; and one where the others are lost.
+    # A request that names few of them, far apart; and one whose other devices are lost.
     few = pool.request("few", [devices[4095], devices[0], devices[2000]])
     few.close()
     assert [few.ack(devices[i]) for i in (2000, 4095, 0)] == [Ack.PENDING, Ack.PENDING, Ack.RELEASED]

@@ -1,7 +1,7 @@
 """A request from open to released: ids, generations, acks, and views that outlive it.
 
-What must stay true: the memory comes back once, when the host and every device have let go, whatever is
-said twice, late or about another generation.
+Invariant: the memory returns once, when the host and every device have left, whatever acks are repeated, late
+or of another generation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def held(pool: Pool) -> int:
     return s.live + s.retained + s.in_doubt
 
 
-# ---- the story of the README
+# ---- the example of the README
 
 
 def test_host_first_then_devices(pool: Pool) -> None:
@@ -81,7 +81,7 @@ def test_without_devices_close_releases(pool: Pool) -> None:
         assert held(pool) == 8192
     assert held(pool) == 0
     assert req.state is RequestState.RELEASED
-    req.close()  # again: nothing happens
+    req.close()  # a second call does nothing
     assert pool.stats().frees == 1
 
 
@@ -128,7 +128,7 @@ def test_late_ack_does_not_touch_the_next_request_in_the_slot(pool: Pool) -> Non
     old = pool.request("r", ["gpu0"])
     old.close()
     assert old.ack("gpu0") is Ack.RELEASED
-    for _ in range(200):  # whichever slot it gets
+    for _ in range(200):  # it may get any slot
         new = pool.request("r", ["gpu0"])
         new.close()
         assert old.ack("gpu0") is Ack.LATE
@@ -149,7 +149,7 @@ def test_added_device_must_acknowledge_too(pool: Pool) -> None:
     req = pool.request("r", ["gpu0"])
     req.ack("gpu0")
     req.add_device("gpu1")
-    req.add_device("gpu0")  # back in the ring: it has to let go again
+    req.add_device("gpu0")  # the device is a holder again, and must acknowledge again
     assert req.pending == {"gpu0", "gpu1"}
     req.close()
     assert [req.ack("gpu0"), req.ack("gpu1"), req.ack("gpu1")] == [Ack.PENDING, Ack.RELEASED, Ack.LATE]
@@ -163,10 +163,10 @@ def test_cancel_still_waits_for_the_devices(pool: Pool) -> None:
     assert req.cancelled
     assert (req.state, held(pool)) == (RequestState.DRAINING, 8192)
     assert req.ack("gpu0") is Ack.RELEASED
-    assert req.cancelled  # also when the pool has forgotten it
+    assert req.cancelled  # even after the pool has forgotten it
     closed = pool.request("r")
     closed.close()
-    closed.cancel()  # too late to give up
+    closed.cancel()  # too late to cancel
     assert not closed.cancelled
 
 
@@ -176,7 +176,7 @@ def test_cancel_still_waits_for_the_devices(pool: Pool) -> None:
 @pytest.mark.parametrize(
     "request_id", ["", "chat-42", "añ\U0001f600\0", "\udcff", 0, -1, 1 << 100, b"", b"\0\xff", b"1"]
 )
-def test_ids_come_back_as_they_were_given(pool: Pool, request_id: Any) -> None:
+def test_ids_round_trip(pool: Pool, request_id: Any) -> None:
     req = pool.request(request_id, ["gpu0"])
     assert (req.id, type(req.id)) == (request_id, type(request_id))
     (record,) = pool.requests()
@@ -196,7 +196,7 @@ def test_text_number_and_bytes_are_different_ids(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("device", ["", "añ", "\udcff", 0, -7, 1 << 100])
-def test_devices_come_back_as_they_were_given(pool: Pool, device: Any) -> None:
+def test_devices_round_trip(pool: Pool, device: Any) -> None:
     req = pool.request("r", [device, "other"])
     assert req.pending == {device, "other"}
     assert {type(d) for d in req.pending} == {type(device), str}
@@ -247,7 +247,7 @@ def test_many_requests_of_one_id_end_as_fast_as_of_many() -> None:
         with Pool("1MiB") as pool:
             requests = [pool.request(request_id, ["gpu0"]) for request_id in ids]
             start = time.perf_counter()
-            for req in requests:  # oldest first, as they would
+            for req in requests:  # oldest first, as is usual
                 req.close()
                 req.ack("gpu0")
             return time.perf_counter() - start
@@ -264,7 +264,7 @@ def test_ack_by_id(pool: Pool) -> None:
     req = pool.request("chat", ["gpu0", "gpu1"])
     req.close()
     assert pool.ack("chat", "gpu0") is Ack.PENDING
-    assert pool.ack("chat", "gpu0") is Ack.LATE  # nobody of that id waits for it
+    assert pool.ack("chat", "gpu0") is Ack.LATE  # no request of that id waits for it
     assert pool.ack("chat", "gpu0", generation=req.generation) is Ack.DUPLICATE
     assert pool.ack("chat", "gpu1") is Ack.RELEASED
     assert pool.ack("chat", "gpu1") is Ack.LATE
@@ -279,7 +279,9 @@ def test_ack_by_id_with_several_generations(pool: Pool) -> None:
     with pytest.raises(slabpool.AmbiguousRequestError, match=f"{old.generation}, {new.generation}"):
         pool.ack("chat", "gpu0")
     assert pool.ack("chat", "gpu0", generation=np.int64(new.generation)) is Ack.RELEASED
-    assert pool.ack("chat", "gpu0", generation=new.generation) is Ack.LATE  # and not the old one's
+    assert (
+        pool.ack("chat", "gpu0", generation=new.generation) is Ack.LATE
+    )  # not counted for the old generation
     assert old.state is RequestState.DRAINING
     assert pool.ack("chat", "gpu0") is Ack.RELEASED  # one is left: no longer ambiguous
     assert old.state is RequestState.RELEASED
@@ -318,7 +320,7 @@ def test_live_view_of_a_released_request_is_retained(pool: Pool) -> None:
     (leak,) = pool.leaks()
     assert (leak.request_id, leak.generation, leak.nbytes, leak.live_views) == ("r", req.generation, 8192, 1)
     assert (leak.state, leak.pending) == (RequestState.RELEASED, frozenset())
-    other = pool.zeros(1000)  # not out of the block that is kept
+    other = pool.zeros(1000)  # not from the retained block
     assert (piece == 7).all()
     del other, piece
     assert (pool.stats().retained, pool.leaks(), req.nbytes) == (0, [], 0)

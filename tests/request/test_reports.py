@@ -1,4 +1,4 @@
-"""What is said of a request: its record, its line in the program, and a warning where it was forgotten."""
+"""Reports about a request: its record, the line that opened it, and a warning if it was forgotten."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_forgotten_open_request_is_closed_with_a_warning_that_names_its_line(poo
     req = pool.request("forgotten", ["gpu0"])
     line = inspect.currentframe().f_lineno - 1  # type: ignore[union-attr]
     req.empty(10)
-    gc.collect()  # of what other tests left
+    gc.collect()  # collect what other tests left
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         del req
@@ -69,7 +69,7 @@ def test_forgotten_open_request_is_closed_with_a_warning_that_names_its_line(poo
     assert pool.ack("forgotten", "gpu0") is Ack.RELEASED
 
 
-def test_forgotten_request_is_closed_also_when_warnings_are_errors(
+def test_forgotten_request_is_closed_even_if_warnings_are_errors(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unraisable: list[Any] = []

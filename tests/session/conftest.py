@@ -24,6 +24,6 @@ def pool() -> Iterator[slabpool.Pool]:
 
 
 def turn_with(session: slabpool.Session, name: str, nbytes: int, value: int = 1) -> None:
-    """A whole turn that keeps one tensor."""
+    """A complete turn that keeps one tensor."""
     with session.request() as turn:
         session.keep(name, turn.full(nbytes, value, "u1"))

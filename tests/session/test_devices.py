@@ -1,4 +1,4 @@
-"""What is kept is there on every device, and never goes while a turn's device may read it."""
+"""What is kept is available on every device, and never goes while a turn's device may read it."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[slabpool
 
 
 def test_turns_of_two_devices(shared: slabpool.Pool) -> None:
-    """Each device reads in a later turn what another wrote in an earlier one; nothing is copied or sent."""
+    """Each device reads in a later turn what another wrote in an earlier one. Nothing is copied or sent."""
     session = shared.session("chat-42")
     with attached(shared, "gpu0", "gpu1") as (gpu0, gpu1):
         with session.request(["gpu0", "gpu1"]) as turn:
             kv = turn.zeros((4, 1000), np.float64)
             session.keep("kv", kv)
-            ref = turn.ref(kv)  # it is the session's by now
+            ref = turn.ref(kv)  # the session keeps it by now
             gpu0.ask(fill, ref, 1)
             assert gpu1.ask(total, ref) == 4000
             assert (gpu0.ask(ack, ref), gpu1.ask(ack, ref)) == (Ack.PENDING, Ack.PENDING)
@@ -57,7 +57,7 @@ def test_turns_of_two_devices(shared: slabpool.Pool) -> None:
                 gpu1.ask(total, ref)
 
 
-def test_a_device_that_reads_keeps_it_from_going(shared: slabpool.Pool) -> None:
+def test_a_reader_keeps_a_session_from_eviction(shared: slabpool.Pool) -> None:
     session = shared.session("chat-42")
     turn_with(session, "kv", 400_000, 3)
     with attached(shared, "gpu0") as (gpu0,):
@@ -74,7 +74,7 @@ def test_a_device_that_reads_keeps_it_from_going(shared: slabpool.Pool) -> None:
         assert shared.empty(800_000, "u1", timeout=60).nbytes == 800_000
 
 
-def test_a_reference_is_to_what_the_turn_may_read(shared: slabpool.Pool) -> None:
+def test_a_turn_refers_only_to_what_it_may_read(shared: slabpool.Pool) -> None:
     session, other = shared.session("chat-42"), shared.session("other")
     turn_with(other, "kv", 1000)
     earlier = session.request()
@@ -84,7 +84,8 @@ def test_a_reference_is_to_what_the_turn_may_read(shared: slabpool.Pool) -> None
         for array in (other["kv"], shared.zeros(3), np.zeros(3)):
             with pytest.raises(slabpool.InvalidArgumentError):
                 turn.ref(array)
-        # It was opened before that was kept, so its end says nothing about who reads it.
+        # This turn was opened before the tensor was kept, so its end does not show that the tensor has no
+        # reader.
         with pytest.raises(slabpool.InvalidArgumentError):
             earlier.ref(session["kv"])
         kept = session["kv"]

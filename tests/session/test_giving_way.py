@@ -1,4 +1,4 @@
-"""Idle sessions give way, oldest first, before anybody is refused; one in use never does."""
+"""Idle sessions give way, oldest first, before a request is refused; a session in use never does."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def four(pool: Pool) -> list[Session]:
     return made
 
 
-def test_the_one_idle_longest_goes_first(pool: Pool) -> None:
+def test_the_session_idle_longest_goes_first(pool: Pool) -> None:
     sessions = four(pool)
     with sessions[0].request():
-        pass  # now the youngest
+        pass  # now it was used last
     array = pool.empty(QUARTER, "u1")
     assert [s.evicted for s in sessions] == [False, True, False, False]
-    assert pool.stats().exhaustions == 0, "nobody was refused"
+    assert pool.stats().exhaustions == 0, "a request was refused"
     with pytest.raises(SessionLostError, match="was evicted as the longest idle"):
         sessions[1]["kv"]
     with pytest.raises(SessionLostError):
@@ -43,14 +43,14 @@ def test_the_one_idle_longest_goes_first(pool: Pool) -> None:
     assert array.nbytes + other.nbytes + sessions[0].nbytes == pool.capacity
 
 
-def test_one_in_use_never_goes(pool: Pool) -> None:
+def test_a_session_in_use_never_goes(pool: Pool) -> None:
     sessions = four(pool)
     turns = [session.request(devices=["gpu0"]) for session in sessions[:3]]
     for turn in turns:
-        turn.close()  # its device reads on
+        turn.close()  # its device still reads
     with pytest.raises(slabpool.PoolExhausted, match=r"session 0 keeps 'kv' .* in use"):
         pool.empty(2 * QUARTER, "u1")
-    assert sessions[3].evicted, "it was idle, and that was tried"
+    assert sessions[3].evicted, "it was idle, so it had to go first"
     assert not any(s.closed for s in sessions[:3])
     assert pool.stats().exhaustions == 1
     assert [int(s["kv"][0]) for s in sessions[:3]] == [1, 1, 1]
@@ -61,7 +61,7 @@ def test_one_in_use_never_goes(pool: Pool) -> None:
         turn.ack("gpu0")
 
 
-def test_what_somebody_looks_at_would_not_come_back(pool: Pool) -> None:
+def test_a_session_with_live_views_does_not_go(pool: Pool) -> None:
     sessions = four(pool)
     view = sessions[0]["kv"]
     assert pool.empty(QUARTER, "u1").nbytes == QUARTER
@@ -69,7 +69,7 @@ def test_what_somebody_looks_at_would_not_come_back(pool: Pool) -> None:
     del view
 
 
-def test_requests_and_layouts_and_growing_tensors_find_room_too(pool: Pool) -> None:
+def test_reserves_and_layouts_and_growing_tensors_find_room_too(pool: Pool) -> None:
     sessions = four(pool)
     with pool.request("r", reserve=QUARTER) as req:
         assert sessions[0].evicted
@@ -82,12 +82,12 @@ def test_requests_and_layouts_and_growing_tensors_find_room_too(pool: Pool) -> N
         assert pool.stats().exhaustions == 0
         with pytest.raises(slabpool.TensorTooLargeError):
             req.empty(8 * QUARTER, "u1")
-        assert not sessions[3].closed, "what can never fit is nobody's fault"
+        assert not sessions[3].closed, "a size that can never fit must evict no session"
         assert req.growable(0, "u1", limit=4 * QUARTER).extend(1).nbytes == 1
         del growing, tensors
 
 
-def test_a_kept_tensor_that_grows_finds_room_but_not_its_own(pool: Pool) -> None:
+def test_a_growing_kept_tensor_evicts_others_but_not_itself(pool: Pool) -> None:
     sessions = four(pool)
     sessions[0].close()
     session = pool.session("grows")
@@ -106,7 +106,7 @@ def test_a_kept_tensor_that_grows_finds_room_but_not_its_own(pool: Pool) -> None
     del kept
 
 
-def test_waiting_begins_after_they_gave_way_and_ends_when_one_becomes_idle(pool: Pool) -> None:
+def test_waiting_begins_after_evictions_and_ends_when_a_session_becomes_idle(pool: Pool) -> None:
     sessions = four(pool)
     assert pool.empty(QUARTER, "u1", timeout=60).nbytes == QUARTER
     assert sessions[0].evicted
@@ -149,7 +149,7 @@ def test_an_event_loop_waits_likewise(pool: Pool) -> None:
     asyncio.run(main())
 
 
-def test_all_sessions_together_have_a_budget(pool: Pool) -> None:
+def test_all_sessions_share_a_budget(pool: Pool) -> None:
     assert pool.session_budget is None
     pool.session_budget = "512KiB"
     assert pool.session_budget == 2 * QUARTER
@@ -163,7 +163,7 @@ def test_all_sessions_together_have_a_budget(pool: Pool) -> None:
         much = turn.zeros(2 * QUARTER, "u1")
         with pytest.raises(slabpool.QuotaExceededError, match="session_budget of 512 KiB"):
             sessions[3].keep("kv", much)
-        assert not sessions[2].closed, "all together were too few, so none went"
+        assert not sessions[2].closed, "evicting all would not be enough, so none may go"
         some = turn.zeros(QUARTER, "u1")
         sessions[3].keep("kv", some)
         assert sessions[2].evicted
@@ -178,7 +178,7 @@ def test_all_sessions_together_have_a_budget(pool: Pool) -> None:
     assert sessions[3].nbytes == 2 * QUARTER
 
 
-def test_a_growing_tensor_counts_in_the_budget_of_all(pool: Pool) -> None:
+def test_a_growing_tensor_counts_in_the_shared_budget(pool: Pool) -> None:
     pool.session_budget = 2 * QUARTER
     idle, session = pool.session("idle"), pool.session("grows")
     turn_with(idle, "kv", QUARTER)
@@ -193,8 +193,8 @@ def test_a_growing_tensor_counts_in_the_budget_of_all(pool: Pool) -> None:
         assert keys.length == 2 * QUARTER
 
 
-def test_sessions_without_memory_give_their_places() -> None:
-    """A pool tells 65,536 requests, sessions and kept tensors apart."""
+def test_sessions_without_memory_free_their_slots() -> None:
+    """A pool has 65,536 slots for requests, sessions and kept tensors."""
     pool = Pool("1MiB")
     made = 0
     first = pool.session("first")

@@ -1,4 +1,4 @@
-"""What a turn keeps is there for the next one: the very bytes, within the budget."""
+"""What a turn keeps is there for the next one: the same bytes, within the budget."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.session.conftest import turn_with
 
 
 def refused(pool: Pool, call: Callable[[], object], error: type[Exception], text: str) -> None:
-    """The call raises exactly this, says so, and changes nothing that can be seen."""
+    """The call raises exactly this error with this text, and changes nothing visible."""
     before, sessions = picture(pool), [(s.session_id, s.nbytes, s.names) for s in pool.sessions()]
     with pytest.raises(error) as raised:
         call()
@@ -27,7 +27,7 @@ def refused(pool: Pool, call: Callable[[], object], error: type[Exception], text
     assert [(s.session_id, s.nbytes, s.names) for s in pool.sessions()] == sessions
 
 
-def test_the_next_turn_has_the_very_bytes(pool: Pool) -> None:
+def test_the_next_turn_has_the_same_bytes(pool: Pool) -> None:
     session = pool.session("chat-42")
     with session.request(devices=["gpu0"]) as turn:
         made = turn.full((3, 1000), 7, np.int32)
@@ -77,7 +77,7 @@ def test_any_view_can_be_kept(pool: Pool, cut: Callable[[Any], Any]) -> None:
         del x
     np.testing.assert_array_equal(kept, expected)
     session.close()
-    np.testing.assert_array_equal(kept, expected)  # a view keeps its memory, whatever becomes of the session
+    np.testing.assert_array_equal(kept, expected)  # a view keeps its memory, even after the session
     assert pool.stats().retained > 0
     del kept
     assert pool.stats().retained == 0
@@ -94,7 +94,7 @@ def test_tensors_of_a_layout_are_kept_together_or_by_name(pool: Pool) -> None:
         nbytes = session.nbytes
         tensors.v[:] = 2
     with pytest.raises(slabpool.RequestClosedError):
-        assert tensors.v is None, "these were the turn's"
+        assert tensors.v is None, "tensors of the turn itself must not make views after it"
     assert session.nbytes == nbytes == pool.stats().live, "one block, counted once"
     assert session["all"].k.sum() == 16 and session["all"].v.sum() == 32
     session.drop("all")
@@ -105,14 +105,14 @@ def test_tensors_of_a_layout_are_kept_together_or_by_name(pool: Pool) -> None:
     assert pool.stats().live == session.nbytes == 0
 
 
-def test_a_growing_tensor_grows_on_in_the_next_turn(pool: Pool) -> None:
+def test_a_growing_tensor_keeps_growing_in_the_next_turn(pool: Pool) -> None:
     session = pool.session("chat-42", budget="256KiB")
     with session.request() as turn:
         keys = turn.growable((2, 0, 64), "f4", axis=1, limit=10_000)
         keys.extend(3)[:] = 1
         session.keep("keys", keys)
         assert keys.request is None and turn.nbytes == 0 and session.nbytes == keys.nbytes
-        keys.extend(200)[:, 3:] = 2  # in this turn still
+        keys.extend(200)[:, 3:] = 2  # still in this turn
         address = keys.array.ctypes.data
         del keys
     for length in range(204, 210):
@@ -141,7 +141,7 @@ def test_a_growing_tensor_grows_on_in_the_next_turn(pool: Pool) -> None:
     assert pool.stats().live + pool.stats().retained == 0
 
 
-def test_an_array_of_a_growing_tensor_is_kept_as_it_is(pool: Pool) -> None:
+def test_an_array_of_a_growing_tensor_is_kept_at_its_length(pool: Pool) -> None:
     session = pool.session("chat-42")
     with session.request() as turn:
         keys = turn.growable((0, 64), "f4", limit=10_000)
@@ -151,12 +151,12 @@ def test_an_array_of_a_growing_tensor_is_kept_as_it_is(pool: Pool) -> None:
         assert session["keys"].shape == (10, 64)
 
 
-def test_keeping_another_under_the_name_lets_the_old_one_go_with_the_turns_that_saw_it(pool: Pool) -> None:
+def test_a_replaced_tensor_goes_with_the_last_turn_that_saw_it(pool: Pool) -> None:
     session = pool.session("chat-42", budget=4096)
     turn_with(session, "kv", 4096, 1)
     with session.request(devices=["gpu0"]) as turn:
         old = session["kv"].ctypes.data
-        session.keep("kv", turn.full(4000, 2, "u1"))  # the budget is for what is kept, not for both
+        session.keep("kv", turn.full(4000, 2, "u1"))  # the budget counts only the new tensor
         assert session.nbytes == 4096 and session["kv"][0] == 2
         later = session.request(devices=["gpu1"])
         assert pool.stats().live == 8192, "gpu0 may still read the old one"
@@ -164,7 +164,7 @@ def test_keeping_another_under_the_name_lets_the_old_one_go_with_the_turns_that_
         assert (record.request_id, record.kept_as, record.nbytes) == ("chat-42", "kv", 4096)
     assert (pool.empty(4096, "u1").ctypes.data == old) is False
     turn.ack("gpu0")
-    assert pool.stats().live == 4096, "the later turn never saw it"
+    assert pool.stats().live == 4096, "the later turn never saw the old one"
     later.close()
     later.ack("gpu1")
 
@@ -190,7 +190,7 @@ def test_what_is_kept_is_no_request_and_no_leak(pool: Pool) -> None:
     with session.request(devices=["gpu0"]) as turn:
         session.keep("kv", turn.zeros(5000, "u1"))
         assert pool.ack("chat-42", "gpu0") is Ack.PENDING
-    assert pool.ack("chat-42", "gpu0") is Ack.LATE, "the id is known, and only the turn bore it"
+    assert pool.ack("chat-42", "gpu0") is Ack.LATE, "the id is known, but only the turn had it"
     s = pool.stats()
     assert (s.requests_open, s.requests_draining, s.live) == (0, 0, 5120)
     (record,) = pool.requests()
@@ -198,10 +198,10 @@ def test_what_is_kept_is_no_request_and_no_leak(pool: Pool) -> None:
     assert (record.nbytes, record.pending, record.parent) == (5120, frozenset(), None)
     assert "test_keep.py" in record.opened_at and "keeps 'kv'" in str(record)
     assert pool.leaks() == []
-    (told,) = pool.sessions()
-    assert (told.session_id, told.nbytes, told.names, told.requests) == ("chat-42", 5120, ("kv",), 0)
-    assert told.idle is not None and 0 <= told.idle <= told.age
-    assert "idle for" in str(told) and "test_keep.py" in told.opened_at
+    (record,) = pool.sessions()
+    assert (record.session_id, record.nbytes, record.names, record.requests) == ("chat-42", 5120, ("kv",), 0)
+    assert record.idle is not None and 0 <= record.idle <= record.age
+    assert "idle for" in str(record) and "test_keep.py" in record.opened_at
 
 
 @pytest.mark.parametrize("id", ["7", 7, b"7", "k", ""])
@@ -228,9 +228,9 @@ def test_budgets(pool: Pool) -> None:
         assert pool.session("chat-42", budget="1MiB") is session and session.budget == 1 << 20
         session.keep("b", more)
         assert turn.nbytes == 0 and session.nbytes == 2 * kept
-        everything = turn.zeros(131072 - 1024, "u1")  # the quota is free again
+        everything = turn.zeros(131072 - 1024, "u1")  # the quota no longer counts what is kept
         del more, everything
-    assert pool.stats().live == 2 * kept and pool.stats().set_aside == 0
+    assert pool.stats().live == 2 * kept and pool.stats().reserved == 0
     session.keep("a", session["b"])
     assert session.nbytes == kept
 
@@ -319,8 +319,8 @@ def test_as_a_mapping(pool: Pool) -> None:
     assert "a" in session and 3 not in session
 
 
-def test_a_request_that_is_no_turn_may_leave_something(pool: Pool) -> None:
-    """A prefill under another id, and a step of a turn."""
+def test_a_request_that_is_no_turn_may_keep_something(pool: Pool) -> None:
+    """A prefill under another id, and a child of a turn."""
     session = pool.session("chat-42")
     prefill = pool.request("prefill", devices=["gpu0"])
     session.keep("prompt", prefill.zeros(1000, "u1"))

@@ -1,4 +1,4 @@
-"""How sessions end: by their time, by the user, with the pool; not in a fork. And who keeps what alive."""
+"""How sessions end: by their ttl, by the user, with the pool; not in a fork. And what keeps them alive."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.waiting import until
 
 
 def keepers() -> list[threading.Thread]:
-    """Threads that watch over sessions."""
+    """Threads that expire sessions."""
     return [thread for thread in threading.enumerate() if thread.name.startswith("slabpool-sessions")]
 
 
-def test_an_idle_session_expires_though_nobody_calls(pool: Pool) -> None:
+def test_an_idle_session_expires_without_a_call(pool: Pool) -> None:
     assert keepers() == []
     session = pool.session("chat-42", ttl=0.05)
     turn_with(session, "kv", 1000)
@@ -40,11 +40,11 @@ def test_an_idle_session_expires_though_nobody_calls(pool: Pool) -> None:
     assert keepers() == []
 
 
-def test_one_in_use_expires_a_ttl_after_its_last_request(pool: Pool) -> None:
+def test_a_session_in_use_expires_a_ttl_after_its_last_request(pool: Pool) -> None:
     session = pool.session("chat-42", ttl=0.02)
     turn = session.request(devices=["gpu0"])
     turn.close()
-    other = pool.session("other", ttl=0.05)  # by its end the first one's time would be over
+    other = pool.session("other", ttl=0.05)  # when it expires, the ttl of the first would be over too
     until(lambda: other.expired)
     assert not session.closed and pool.sessions()[0].idle is None
     before = time.monotonic()
@@ -65,7 +65,7 @@ def test_a_ttl_may_change(pool: Pool) -> None:
     assert not longer.closed
 
 
-def test_expired_is_expired_before_the_thread_says_so(pool: Pool) -> None:
+def test_a_session_is_expired_before_the_thread_ends_it(pool: Pool) -> None:
     session = pool.session("chat-42", ttl=1e-9)
     with pytest.raises(SessionLostError):
         list(session)
@@ -133,7 +133,7 @@ def test_a_pool_closes_over_idle_sessions(pool: Pool) -> None:
         pool.session("chat-42")
 
 
-def test_a_pool_closed_by_force_takes_them_along(pool: Pool) -> None:
+def test_closing_a_pool_by_force_ends_its_sessions(pool: Pool) -> None:
     session = pool.session("chat-42", ttl=60)
     turn_with(session, "kv", 1000, 7)
     turn = session.request(devices=["gpu0"])
@@ -143,7 +143,7 @@ def test_a_pool_closed_by_force_takes_them_along(pool: Pool) -> None:
     assert keepers() == [] and pool.sessions() == []
 
 
-def test_nothing_is_left_of_a_pool_that_was_dropped() -> None:
+def test_nothing_is_left_of_a_dropped_pool() -> None:
     pool = Pool("1MiB")
     session = pool.session("chat-42", ttl=3600)
     turn_with(session, "kv", 1000)
@@ -151,10 +151,10 @@ def test_nothing_is_left_of_a_pool_that_was_dropped() -> None:
     turn.close()
     del turn
     gone = weakref.ref(pool)
-    gc.disable()  # by counts of references alone
+    gc.disable()  # by reference counts alone
     try:
         del pool
-        assert gone() is not None, "whoever has the session has the pool"
+        assert gone() is not None, "the session must keep the pool alive"
         del session
         assert gone() is None
         until(lambda: keepers() == [])
@@ -170,7 +170,7 @@ def test_a_session_lives_without_its_object(pool: Pool) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_fork_leaves_them_alone(pool: Pool) -> None:
+def test_a_fork_does_not_touch_sessions(pool: Pool) -> None:
     session = pool.session("chat-42", ttl=0.1)
     turn_with(session, "kv", 1000, 7)
     turn = session.request()
@@ -188,9 +188,10 @@ def test_a_fork_leaves_them_alone(pool: Pool) -> None:
     if pid == 0:
         answer: object = None
         try:
-            calls = (lambda: list(session), session.request, lambda: session["kv"], session.close, pool.sessions,
-                     lambda: session.nbytes, lambda: session.expired, lambda: pool.session("new"),
-                     lambda: setattr(pool, "session_budget", 3), pool.close)  # fmt: skip
+            calls = (lambda: list(session), session.request, lambda: session["kv"], session.close,
+                     pool.sessions, lambda: session.nbytes, lambda: session.expired,
+                     lambda: pool.session("new"), lambda: setattr(pool, "session_budget", 3),
+                     pool.close)  # fmt: skip
             said = [says_forked(call) for call in calls]
             with session:
                 pass

@@ -1,7 +1,7 @@
 """200 conversations in a pool that is too small for them, at random: the laws hold, and nothing is left.
 
-The model knows what each conversation was told, and how much each may keep. What the pool evicts is the
-pool's choice, but must have been idle, and idle for longer than whatever else could have gone.
+The model knows what each conversation stored, and how much each may keep. The pool chooses what it evicts,
+but the session must have been idle, and idle for longer than any other that could have gone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Chat:
 
     id: str
     session: Session | None = None
-    told: dict[str, int] = field(default_factory=dict)  # value that fills what is kept under a name
+    stored: dict[str, int] = field(default_factory=dict)  # name of what is kept: the value that fills it
     turn: Request | None = None
     device: str = ""
     idle_since: int = 0  # step
@@ -42,7 +42,7 @@ def check(pool: Pool, chats: list[Chat]) -> None:
         if chat.session is None or chat.session.closed:
             continue
         record = records.pop(chat.id)
-        assert record.names == tuple(chat.session) and set(record.names) == set(chat.told)
+        assert record.names == tuple(chat.session) and set(record.names) == set(chat.stored)
         assert record.nbytes <= BUDGET and (record.idle is None) == (chat.turn is not None)
     assert not records
     kept = [r for r in pool.requests() if r.state is slabpool.RequestState.KEPT]
@@ -58,23 +58,23 @@ def test_many_conversations_in_too_little_memory(seed: int) -> None:
     evicted = refused = again = 0
     for step in range(STEPS):
         chat = choice.choice(chats)
-        if chat.turn is not None:  # its device is done
+        if chat.turn is not None:  # its device acknowledges
             assert chat.session is not None and not chat.session.closed, "evicted while in use"
-            for name, value in chat.told.items():
-                assert (chat.session[name] == value).all(), "bytes of somebody else"
+            for name, value in chat.stored.items():
+                assert (chat.session[name] == value).all(), "bytes of another conversation"
             chat.turn.close()
             assert chat.turn.ack(chat.device) is slabpool.Ack.RELEASED
             chat.turn, chat.idle_since = None, step
             continue
         if chat.session is not None and chat.session.closed:
             assert chat.session.evicted
-            chat.session, chat.told = None, {}
+            chat.session, chat.stored = None, {}
         if chat.session is None:
             chat.session = pool.session(chat.id, budget=BUDGET)
             chat.idle_since = step
         chat.device = f"gpu{choice.randrange(3)}"
         chat.turn = chat.session.request(devices=[chat.device])
-        again += bool(chat.told)
+        again += bool(chat.stored)
         before = [c for c in chats if c.session is not None and not c.session.closed]
         for _ in range(choice.randrange(4)):
             name, value = choice.choice("abc"), choice.randrange(256)
@@ -82,11 +82,11 @@ def test_many_conversations_in_too_little_memory(seed: int) -> None:
                 tensor = chat.turn.full(choice.choice([100, 5000, 20_000, 40_000]), value, "u1")
             except slabpool.PoolExhausted:
                 refused += 1
-                assert all(c.turn is not None for c in before if not c.session.closed and c.told)  # type: ignore[union-attr]
+                assert all(c.turn is not None for c in before if not c.session.closed and c.stored)  # type: ignore[union-attr]
                 break
             try:
                 chat.session.keep(name, tensor)
-                chat.told[name] = value
+                chat.stored[name] = value
             except slabpool.QuotaExceededError:
                 refused += 1
             del tensor
@@ -94,7 +94,7 @@ def test_many_conversations_in_too_little_memory(seed: int) -> None:
         evicted += len(gone)
         if gone:
             assert all(c.turn is None for c in gone), "evicted while in use"
-            spared = [c.idle_since for c in before if c not in gone and c.turn is None and c.told]
+            spared = [c.idle_since for c in before if c not in gone and c.turn is None and c.stored]
             assert max(c.idle_since for c in gone) <= min(spared, default=step), "a younger one went first"
         if step % 50 == 0:
             check(pool, chats)

@@ -1,4 +1,4 @@
-"""Threads meet in sessions: turns at once, keeps of one name, evictions while a turn is being opened."""
+"""Threads race in sessions: turns at once, keeps of one name, evictions while a turn is being opened."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROUNDS = 300
 def crowd(
     request: pytest.FixtureRequest, tmp_path: object, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Pool]:
-    """A pool that is empty and whole again in the end."""
+    """A pool that is empty and whole again at the end."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     pool = Pool("1MiB", **request.param)
     with switching_often():
@@ -34,7 +34,8 @@ def crowd(
 
 
 def test_two_turns_at_once_in_one_session(crowd: Pool) -> None:
-    """Each sees one whole tensor, of whichever turn kept last, and its bytes stay while it reads."""
+    """Each turn sees one whole tensor, of whichever turn kept last, and its bytes stay while the turn
+    reads."""
     session = crowd.session("chat-42", budget="64KiB")
     with session.request() as first:
         session.keep("kv", first.full(1000, 0, "u1"))
@@ -47,7 +48,7 @@ def test_two_turns_at_once_in_one_session(crowd: Pool) -> None:
             value = seen[0]
             session.keep("kv", turn.full(1000 + 100 * number, n % 256, "u1"))
             turn.close()
-            assert (seen == value).all(), "bytes of somebody else"
+            assert (seen == value).all(), "bytes of another turn"
             del seen
             turn.ack(device)
 
@@ -75,7 +76,7 @@ def test_two_threads_keep_from_one_turn(crowd: Pool) -> None:
 
 
 def test_evictions_race_with_turns(crowd: Pool) -> None:
-    """A turn that was opened has all that the session kept; one that came too late is told so."""
+    """A turn that was opened has all that the session kept; a turn that came too late gets an error."""
     lost, found = [0], [0]
 
     def chat(number: int) -> None:
@@ -109,7 +110,7 @@ def test_evictions_race_with_turns(crowd: Pool) -> None:
     assert found[0] > 0
 
 
-def test_growing_while_others_look_and_keep(crowd: Pool) -> None:
+def test_growing_while_other_threads_read_and_keep(crowd: Pool) -> None:
     session = crowd.session("chat-42")
     for _ in range(ROUNDS // 30):
         with session.request() as turn:

@@ -1,7 +1,7 @@
-"""The whole public API with its types, as a user's program would have it. Checked by mypy --strict, and run.
+"""The whole public API with its types, as in a user's program. Checked by mypy --strict, and run.
 
-`assert_type` is exact: an Any where a type is known is an error. tests/test_stubs.py sees to it that no
-public name, method or field is missing here: give each object a parameter annotated with its class.
+`assert_type` is exact: an Any where a type is known is an error. tests/test_stubs.py checks that no public
+name, method or field is missing here: give each object a parameter annotated with its class.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import slabpool
 from slabpool import cuda
 from slabpool.connector import AckAggregator
 
-# As each of an engine's own functions might take one.
+# As the functions of an engine might take them.
 DTYPES: list[DTypeLike] = ["f4", np.float16, np.dtype("i4"), float, [("a", "i4"), ("b", "f8")]]
 
 
@@ -274,7 +274,14 @@ def read_stats(stats: slabpool.Stats) -> int:
         + stats.exhaustions
     )
     return (
-        held + peaks + requests + counts + stats.capacity + stats.reserved + stats.committed + stats.set_aside
+        held
+        + peaks
+        + requests
+        + counts
+        + stats.capacity
+        + stats.address_space
+        + stats.committed
+        + stats.reserved
     )
 
 
@@ -315,7 +322,7 @@ def of_state(state: slabpool.RequestState) -> str:
     return slabpool.RequestState.OPEN.value
 
 
-#: Each error, under the built-in one that a program would already be catching.
+#: Each error, under the built-in exception that a program would already catch.
 def share() -> None:
     with slabpool.Pool("1MiB", memory="shared", name=f"sample-{os.getpid()}") as pool:
         req = pool.request("r", ["gpu0"])
@@ -451,7 +458,7 @@ def read_session(record: slabpool.SessionRecord) -> None:
 
 
 def use_device(pool: slabpool.Pool) -> None:
-    # A checker cannot know the memory of a pool; device_pointer says what its arrays are.
+    # A type checker cannot know the memory of a pool; device_pointer says what its arrays are.
     with pool.request("r") as req:
         use_array(slabpool.device_pointer(req.zeros((2, 4), np.float32)))
 

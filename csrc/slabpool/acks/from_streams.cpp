@@ -2,56 +2,83 @@
 
 #include <new>
 
-namespace slabpool::cuda {
+#include "slabpool/base/clock.hpp"
 
-StreamAcks::Answer StreamAcks::add(std::uint32_t slot, std::uint64_t generation, std::uint32_t device,
-                                   const StreamName& on) noexcept {
+namespace slabpool {
+namespace {
+
+constexpr std::int64_t kBetweenPolls = 10'000;  // ns
+
+}  // namespace
+
+FromStreams::Answer FromStreams::add(Handle handle, std::uint32_t device,
+                                     const cuda::StreamName& on) noexcept {
   Answer answer;
   answer.result = marks_.find(on, answer.place, answer.call);
-  if (answer.result != kSuccess) return answer;
-  const Key key{generation, device};
+  if (answer.result != cuda::kSuccess) return answer;
+  const Key key{handle.generation, device};
   std::uint64_t number = 0;
   try {
     const std::lock_guard lock(mutex_);
-    const auto [at, is_new] = under_way_.try_emplace(key, next_ + 1);
+    const auto [at, is_new] = queued_.try_emplace(key, last_number_ + 1);
     if (!is_new) {
       answer.added = Added::duplicate;
       return answer;
     }
-    number = ++next_;
+    number = ++last_number_;
   } catch (const std::bad_alloc&) {
-    answer.result = kOutOfMemory;
+    answer.result = cuda::kOutOfMemory;
     answer.call = "malloc";
     return answer;
   }
   bool done = false;
-  const StreamMarks::Payload payload{{generation, std::uint64_t{slot} << 32 | device, number}};
+  const cuda::StreamMarks::Payload payload{
+      {handle.generation, std::uint64_t{handle.slot} << 32 | device, number}};
   answer.result = marks_.mark(answer.place, payload, true, done, answer.call);
-  if (answer.result == kSuccess && !done) {
+  if (answer.result == cuda::kSuccess && !done) {
     answer.added = Added::pending;
     return answer;
   }
   (void)end(key, number);
-  if (answer.result == kSuccess) answer.added = Added::done;
+  if (answer.result == cuda::kSuccess) answer.added = Added::done;
   return answer;
 }
 
-bool StreamAcks::has(std::uint64_t generation, std::uint32_t device) const noexcept {
+bool FromStreams::has(std::uint64_t generation, std::uint32_t device) const noexcept {
   const std::lock_guard lock(mutex_);
-  return under_way_.contains({generation, device});
+  return queued_.contains({generation, device});
 }
 
-void StreamAcks::forget(std::uint64_t generation, std::uint32_t device) noexcept {
+void FromStreams::forget(std::uint64_t generation, std::uint32_t device) noexcept {
   const std::lock_guard lock(mutex_);
-  under_way_.erase({generation, device});
+  queued_.erase({generation, device});
 }
 
-bool StreamAcks::end(const Key& key, std::uint64_t number) noexcept {
+bool FromStreams::end(const Key& key, std::uint64_t number) noexcept {
   const std::lock_guard lock(mutex_);
-  const auto found = under_way_.find(key);
-  if (found == under_way_.end() || found->second != number) return false;
-  under_way_.erase(found);
+  const auto found = queued_.find(key);
+  if (found == queued_.end() || found->second != number) return false;
+  queued_.erase(found);
   return true;
 }
 
-}  // namespace slabpool::cuda
+bool FromStreams::pending(bool all) noexcept {
+  return marks_.pending() != 0 &&
+         (all || now_ns() - polled_ns_.load(std::memory_order_relaxed) >= kBetweenPolls);
+}
+
+void FromStreams::collect(AckSink& sink, bool all) noexcept {
+  polled_ns_.store(now_ns(), std::memory_order_relaxed);
+  marks_.collect(all, [&](const cuda::StreamMarks::Told& told) {
+    const auto slot = static_cast<std::uint32_t>(told.payload.words[1] >> 32);
+    const auto device = static_cast<std::uint32_t>(told.payload.words[1]);
+    const Handle handle{slot, told.payload.words[0]};
+    const bool counts = end({handle.generation, device}, told.payload.words[2]);
+    if (told.lost != nullptr) sink.context_lost(told.lost);
+    if (counts)
+      sink.count_polled(handle, device,
+                        told.lost != nullptr ? AckOrigin::context_lost : AckOrigin::stream);
+  });
+}
+
+}  // namespace slabpool

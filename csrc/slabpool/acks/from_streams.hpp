@@ -1,63 +1,52 @@
-// Acks that follow a stream: which are under way, and which have come.
+// Acks that follow a CUDA stream: each is an event behind the stream's queued work, and counts once that work is done.
 //
-// Knows marks on streams, and of requests and devices nothing but their numbers: what an ack does is the pool's
-// part. What must stay true: of one device in one request one ack is under way at a time, and it is told once,
-// unless it was forgotten.
+// Invariants:
+//   at most one ack of a device for a request is queued at a time;
+//   a queued ack is reported once, unless forget() came first;
+//   pending_acks() == marks whose end was not reported yet.
+// Streams never wake waiters: they poll (see Waiters::wait).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <mutex>
 #include <unordered_map>
 
+#include "slabpool/acks/ack_source.hpp"
 #include "slabpool/cuda/stream_marks.hpp"
 #include "slabpool/request/slot.hpp"
 
-namespace slabpool::cuda {
+namespace slabpool {
 
-class SLABPOOL_API StreamAcks {
+class FromStreams final : public AckSource {
  public:
-  explicit StreamAcks(const Driver& driver) noexcept : marks_(driver) {}
+  explicit FromStreams(const cuda::Driver& driver) noexcept : marks_(driver) {}
 
   enum class Added {
-    pending,    // it will be told
-    done,       // the work is done already: nobody will be told
-    duplicate,  // one is under way
+    pending,    // queued; it will be reported
+    done,       // the work is done already: it will not be reported
+    duplicate,  // one is queued already
     refused,    // by the driver: `result` and `call` say why
   };
   struct Answer {
     Added added = Added::refused;
-    Result result = kSuccess;
-    Place place{};
+    cuda::Result result = cuda::kSuccess;
+    cuda::Place place{};
     const char* call = "";
   };
-  Answer add(std::uint32_t slot, std::uint64_t generation, std::uint32_t device,
-             const StreamName& on) noexcept;
+  Answer add(Handle handle, std::uint32_t device, const cuda::StreamName& on) noexcept;
 
-  // Whether one is under way.
+  // Whether an ack of the device for this generation is queued.
   bool has(std::uint64_t generation, std::uint32_t device) const noexcept;
-  // What is under way will not be told: the device is about to be named anew.
+  // A queued ack will not count, because the device is about to be named anew.
   void forget(std::uint64_t generation, std::uint32_t device) noexcept;
+  // Sequentially consistent: see PolledAcks::collect().
+  std::uint64_t pending_acks() const noexcept { return marks_.pending(); }
 
-  struct Ended {
-    std::uint32_t slot;
-    std::uint64_t generation;
-    std::uint32_t device;
-    bool counts;   // false: it was forgotten
-    Context lost;  // null: the work is done. Else the context that does none any more
-  };
-  // Calls f(Ended) for acks whose work is over. `all`: as in StreamMarks::collect().
-  template <typename F>
-  void collect(bool all, F&& f) noexcept {
-    marks_.collect(all, [&](const StreamMarks::Told& told) {
-      const std::uint64_t generation = told.payload.words[0];
-      const auto slot = static_cast<std::uint32_t>(told.payload.words[1] >> 32);
-      const auto device = static_cast<std::uint32_t>(told.payload.words[1]);
-      f(Ended{slot, generation, device, end({generation, device}, told.payload.words[2]), told.lost});
-    });
-  }
-  void wait() noexcept { marks_.wait(); }
-  // Sequentially consistent.
-  std::uint64_t pending() const noexcept { return marks_.pending(); }
+  // `all` false: true once in 10 us, because allocations come in thousands while a stream works.
+  bool pending(bool all) noexcept override;
+  void collect(AckSink& sink, bool all) noexcept override;
+  void wait() noexcept override { marks_.wait(); }
 
  private:
   struct Key {
@@ -70,13 +59,16 @@ class SLABPOOL_API StreamAcks {
       return mix_bits(key.generation ^ std::uint64_t{key.device} << 40);
     }
   };
+  // Takes a queued ack off the list; false if it was forgotten, and the number may belong to a later ack.
   bool end(const Key& key, std::uint64_t number) noexcept;
 
-  StreamMarks marks_;
+  cuda::StreamMarks marks_;
+  // Relaxed: it decides only how often streams are polled.
+  std::atomic<std::int64_t> polled_ns_{0};
   mutable std::mutex mutex_;  // a leaf in the order of locks
-  // Each with a number of its own: one that was forgotten is not taken for the next of the same device.
-  std::unordered_map<Key, std::uint64_t, Hash> under_way_;
-  std::uint64_t next_ = 0;
+  // Each with a number of its own, so that a forgotten ack is not taken for a later one of the same device.
+  std::unordered_map<Key, std::uint64_t, Hash> queued_;
+  std::uint64_t last_number_ = 0;
 };
 
-}  // namespace slabpool::cuda
+}  // namespace slabpool

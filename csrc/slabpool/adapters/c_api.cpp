@@ -1,4 +1,4 @@
-// The C interface: checks arguments, calls the pool, lets nothing be thrown. No policy of its own.
+// The C interface: checks arguments and calls the pool. No exception leaves it, and it has no policy.
 #include "slabpool/c_api.h"
 
 #include <algorithm>
@@ -31,7 +31,6 @@ SLABPOOL_SAME(SLABPOOL_AMBIGUOUS, Status::ambiguous);
 SLABPOOL_SAME(SLABPOOL_POOL_CLOSED, Status::pool_closed);
 SLABPOOL_SAME(SLABPOOL_POOL_BUSY, Status::pool_busy);
 SLABPOOL_SAME(SLABPOOL_FORKED, Status::forked);
-SLABPOOL_SAME(SLABPOOL_TIMED_OUT, Status::timed_out);
 SLABPOOL_SAME(SLABPOOL_NO_ADDRESSES, Status::no_addresses);
 SLABPOOL_SAME(SLABPOOL_DEVICE_LOST, Status::device_lost);
 SLABPOOL_SAME(SLABPOOL_ACK_PENDING, slabpool::AckResult::pending);
@@ -52,8 +51,8 @@ const Block& of(const slabpool_block* block) { return *reinterpret_cast<const Bl
 Handle of(slabpool_request request) { return {request.slot, request.generation}; }
 slabpool_status code(Status status) { return static_cast<slabpool_status>(status); }
 
-// A struct of the caller's as this library knows it: what an older caller lacks is zero, and a newer one
-// that asks for what this library does not know of is told so.
+// A caller's struct as this library knows it: fields that an older caller lacks are zero, and a newer caller's fields that
+// this library does not know must be zero.
 template <typename T>
 bool read_options(const T* given, T& options) {
   if (given == nullptr || given->size < sizeof(std::size_t)) return false;
@@ -66,7 +65,7 @@ bool read_options(const T* given, T& options) {
   return true;
 }
 
-// The other way: no more than the caller has room for, and its size as it was.
+// The other way: no more bytes than the caller has room for; `size` keeps its value.
 template <typename T>
 void write_result(T* given, T result) {
   result.size = given->size;
@@ -83,7 +82,14 @@ std::int64_t deadline(std::int64_t timeout_ns) {
 // Names as the core knows them: a letter for the kind (text), then the bytes.
 std::string text_key(const char* text) { return "s" + std::string(text); }
 
-// Turns what may be thrown into a status.
+// The answer to the caller; that memory ran out is counted.
+slabpool_status answer(Pool& pool, Status status, Handle request, std::uint64_t nbytes) {
+  if (status == Status::exhausted || status == Status::system_refused)
+    pool.note_exhausted(request, nbytes);
+  return code(status);
+}
+
+// Turns an exception into a status.
 template <typename F>
 slabpool_status guarded(F&& f) noexcept {
   try {
@@ -102,6 +108,8 @@ extern "C" {
 uint32_t slabpool_c_api_version(void) { return SLABPOOL_C_API_VERSION; }
 
 const char* slabpool_status_string(slabpool_status status) {
+  if (status == SLABPOOL_TIMED_OUT)
+    return "timed out";  // of the C interface alone: no call of the pool returns it
   switch (static_cast<Status>(status)) {
     case Status::ok:
       return "ok";
@@ -133,8 +141,6 @@ const char* slabpool_status_string(slabpool_status status) {
       return "the pool is in use";
     case Status::forked:
       return "the pool belongs to the parent process";
-    case Status::timed_out:
-      return "timed out";
     case Status::no_addresses:
       return "no run of addresses for all that the block may grow to";
     case Status::device_lost:
@@ -155,10 +161,10 @@ slabpool_status slabpool_pool_create(const slabpool_pool_options* options, slabp
     native.events = o.events;
     native.huge_pages = o.no_huge_pages == 0;
     native.numa_node = o.numa_node - 1;
-    Status status = Status::ok;
-    auto made = Pool::create(native, status);
+    slabpool::Error error;
+    auto made = Pool::create(native, error);
     if (made != nullptr) *pool = reinterpret_cast<slabpool_pool*>(made.release());
-    return status;
+    return error.status;
   });
 }
 
@@ -185,13 +191,13 @@ slabpool_status slabpool_pool_stats(slabpool_pool* pool, slabpool_stats* stats) 
   const slabpool::Stats s = of(pool).stats();
   write_result(stats, {0,
                        s.capacity,
-                       s.reserved,
+                       s.address_space,
                        s.committed,
                        s.live,
                        s.retained,
                        s.in_doubt,
                        s.cached,
-                       s.set_aside,
+                       s.reserved,
                        s.peak_live,
                        s.peak_committed,
                        s.allocations,
@@ -224,7 +230,7 @@ slabpool_status slabpool_allocate(slabpool_pool* pool, const slabpool_allocate_o
                                         ? of(pool).allocate(spec)
                                         : of(pool).allocate_until(spec, deadline(o.timeout_ns));
   if (made.block != nullptr) *block = reinterpret_cast<slabpool_block*>(made.block);
-  return code(made.status);
+  return answer(of(pool), made.status, spec.request, spec.nbytes);
 }
 
 slabpool_status slabpool_growing_open(slabpool_pool* pool, slabpool_request request, uint64_t most,
@@ -240,9 +246,10 @@ slabpool_status slabpool_growing_grow(slabpool_pool* pool, slabpool_request requ
                                       uint64_t* usable) {
   if (pool == nullptr || block == nullptr || usable == nullptr || timeout_ns < 0)
     return SLABPOOL_INVALID_ARGUMENT;
-  return code(timeout_ns == 0
-                  ? of(pool).grow(of(block), of(request), nbytes, *usable)
-                  : of(pool).grow_until(of(block), of(request), nbytes, *usable, deadline(timeout_ns)));
+  const Status status = timeout_ns == 0 ? of(pool).grow(of(block), of(request), nbytes, *usable)
+                                        : of(pool).grow_until(of(block), of(request), nbytes, *usable,
+                                                              deadline(timeout_ns));
+  return answer(of(pool), status, of(request), nbytes);
 }
 
 void* slabpool_block_data(const slabpool_block* block) { return of(block).data; }
@@ -300,7 +307,7 @@ slabpool_status slabpool_request_open(slabpool_pool* pool, const slabpool_reques
     if (o.id != nullptr) {
       id = text_key(o.id);
     } else {
-      // A child goes by its parent's id; without one there is nothing to go by.
+      // A child has its parent's id, so without an id there must be a parent.
       slabpool::RequestInfo parent;
       if (o.parent.generation == 0) return Status::invalid_argument;
       if (!of(pool).describe(of(o.parent), parent)) return Status::request_closed;
@@ -321,6 +328,7 @@ slabpool_status slabpool_request_open(slabpool_pool* pool, const slabpool_reques
     const Status status = o.timeout_ns == 0 ? of(pool).open(spec, handle)
                                             : of(pool).open_until(spec, handle, deadline(o.timeout_ns));
     if (status == Status::ok) *request = {handle.slot, handle.generation};
+    (void)answer(of(pool), status, {}, o.reserve);
     return status;
   });
 }
@@ -375,15 +383,15 @@ slabpool_status slabpool_request_describe(slabpool_pool* pool, slabpool_request 
     return SLABPOOL_INVALID_ARGUMENT;
   if (!of(pool).usable_here()) return SLABPOOL_FORKED;
   return guarded([&] {
-    slabpool::RequestInfo told;
+    slabpool::RequestInfo found;
     slabpool_request_info result{};
     result.state = SLABPOOL_REQUEST_RELEASED;
-    if (of(pool).describe(of(request), told)) {
-      result.state = static_cast<slabpool_request_state>(told.state);
-      result.pending = static_cast<std::uint32_t>(told.pending.size());
-      result.live_views = told.live_views;
-      result.nbytes = told.nbytes;
-      result.age_ns = told.age_ns;
+    if (of(pool).describe(of(request), found)) {
+      result.state = static_cast<slabpool_request_state>(found.state);
+      result.pending = static_cast<std::uint32_t>(found.pending.size());
+      result.live_views = found.live_views;
+      result.nbytes = found.nbytes;
+      result.age_ns = found.age_ns;
     }
     write_result(info, result);
     return Status::ok;
@@ -396,10 +404,10 @@ slabpool_status slabpool_request_pending(slabpool_pool* pool, slabpool_request r
     return SLABPOOL_INVALID_ARGUMENT;
   if (!of(pool).usable_here()) return SLABPOOL_FORKED;
   return guarded([&] {
-    slabpool::RequestInfo told;
-    (void)of(pool).describe(of(request), told);  // nobody is waited for in one that is gone
-    *count = told.pending.size();
-    std::copy_n(told.pending.begin(), std::min(room, told.pending.size()), devices);
+    slabpool::RequestInfo found;
+    (void)of(pool).describe(of(request), found);  // a request that is over waits for no device
+    *count = found.pending.size();
+    std::copy_n(found.pending.begin(), std::min(room, found.pending.size()), devices);
     return Status::ok;
   });
 }

@@ -16,9 +16,13 @@ void* RawHeap::take(std::size_t nbytes, bool zero) noexcept {
     AllocateSpec spec;
     spec.nbytes = nbytes;
     spec.zero = zero;
-    block = pool_.allocate(spec).block;
-    if (block == nullptr) [[unlikely]]
+    const Allocation made = pool_.allocate(spec);
+    block = made.block;
+    if (block == nullptr) [[unlikely]] {
+      if (made.status == Status::exhausted || made.status == Status::system_refused)
+        pool_.note_exhausted({}, nbytes);
       return nullptr;
+    }
   }
   // Relaxed: for reports.
   block->tag.store(kRawTag, std::memory_order_relaxed);
@@ -37,7 +41,7 @@ void RawHeap::release(void* address) noexcept {
   if (block == nullptr) [[unlikely]]
     return std::free(address);
   if (!pool_.usable_here()) [[unlikely]]
-    return;  // a fork's child: the block is the parent's
+    return;  // in a fork's child: the block is the parent's
   block->tag.store(0, std::memory_order_relaxed);
   pool_.drop_view(*block);
 }
@@ -45,16 +49,16 @@ void RawHeap::release(void* address) noexcept {
 void* RawHeap::resize(void* address, std::size_t nbytes) noexcept {
   if (address == nullptr) return take(nbytes, false);
   const Block* block = pool_.find_held(address);
-  // What came from the system stays there.
+  // Memory of the system stays there.
   if (block == nullptr) return std::realloc(address, std::max<std::size_t>(nbytes, 1));
   const std::uint64_t room = block->bytes;
-  // In place unless a smaller block would do with half or less. Never where the end is watched, which was
-  // set for the old size.
+  // In place unless a block of half the size or less would do. Never where the block's end is guarded, because the guard
+  // was set for the old size.
   const bool fits = nbytes <= room && (nbytes > room / 2 || room <= kDefaultAlign);
   if (fits && serves() && !pool_.guards_ends()) return address;
   void* moved = take(nbytes, false);
   if (moved == nullptr) return nullptr;
-  // How much of the block was asked for is not known; what is copied too much is as undefined as before.
+  // The size asked for is not known. Copying the rest of the block too is harmless.
   std::memcpy(moved, address, std::min<std::uint64_t>(room, nbytes));
   release(address);
   return moved;

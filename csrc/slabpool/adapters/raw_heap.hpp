@@ -1,10 +1,10 @@
-// malloc, calloc, realloc and free over a pool, for libraries that let their allocator be exchanged and
-// hand back nothing but an address.
+// malloc, calloc, realloc and free over a pool, for libraries that let their allocator be exchanged and hand back nothing
+// but an address.
 //
-// While the heap is on, in the process that made the pool, all memory is the pool's, and running out is
-// null. Once it is off, and in a fork's child, new memory is the system's. An address says by itself which
-// of the two it is: the pool's lies in the pool's range. Whoever keeps a heap keeps its pool; memory may be
-// freed whether the heap is on or off, the pool closed or not.
+// While the heap is on, in the process that made the pool, all memory is the pool's, and running out is null. Once it is
+// off, and in a fork's child, new memory is the system's. Invariant: the address says which of the two it is, because the
+// pool's memory lies in the pool's range. The owner of a heap keeps its pool alive; memory may be freed whether the heap is
+// on or off, the pool closed or not.
 #pragma once
 
 #include <atomic>
@@ -16,7 +16,7 @@
 
 namespace slabpool {
 
-// Block::tag of what raw heaps hand out.
+// Block::tag of memory that raw heaps hand out.
 inline constexpr std::uint8_t kRawTag = 1;
 
 class SLABPOOL_API RawHeap {
@@ -25,7 +25,7 @@ class SLABPOOL_API RawHeap {
   RawHeap(const RawHeap&) = delete;
   RawHeap& operator=(const RawHeap&) = delete;
 
-  // All return null where there is no room, and then nothing has changed. Size 0 is served as 1.
+  // Null: there is no room, and nothing has changed. Size 0 is served as 1.
   void* allocate(std::size_t nbytes) noexcept { return take(nbytes, false); }
   void* allocate_zeroed(std::size_t count, std::size_t size) noexcept;
   void* resize(void* address, std::size_t nbytes) noexcept;

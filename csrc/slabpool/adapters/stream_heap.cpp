@@ -1,5 +1,5 @@
-// A stream's memory: handed out again on the same stream without a word to the driver, else out of the pool. How it
-// goes back: stream_heap_return.cpp. What must stay true: only what was freed in its stream's order is parked there.
+// A stream's memory: handed out again on the same stream without a call of the driver, otherwise out of the pool. How it
+// goes back: stream_heap_return.cpp. Invariant: only memory that was freed in its stream's order is parked there.
 #include "slabpool/adapters/stream_heap.hpp"
 
 #include <pthread.h>
@@ -10,35 +10,36 @@
 namespace slabpool::cuda {
 namespace {
 
-// Both are this thread's; the request's only for the heap that it was set for.
+// This thread's. The request counts only for the heap that it was set for.
 thread_local std::uint64_t request_of = 0;
 thread_local Handle request_now;
 thread_local Stream stream_now = nullptr;
 
-// Beyond all address space: rounding up does not overflow.
+// Larger than any address space: rounding up does not overflow.
 constexpr std::uint64_t kMaxBytes = std::uint64_t{1} << 62;
 
 std::atomic<std::uint64_t> next_number{1};
 
-// How many of a list are looked at for one that is large enough: spans of a bin differ a little.
+// How many blocks of a list are checked for one that is large enough: spans of a bin differ a little.
 constexpr int kLooks = 8;
 
 }  // namespace
 
-std::unique_ptr<StreamHeap> StreamHeap::create(Pool& pool, int device, std::string& why) {
-  const Driver* driver = Driver::get(&why);
+std::unique_ptr<StreamHeap> StreamHeap::create(Pool& pool, int device, Error& error) {
+  const Driver* driver = Driver::get(error);
   if (driver == nullptr) return nullptr;
   if (device < 0) device = std::max(pool.device(), 0);
   Result result = kSuccess;
   if (driver->context(device, result) == nullptr) {
-    why =
-        "cuDevicePrimaryCtxRetain of device " + std::to_string(device) + ": " + driver->describe(result);
+    (void)error.fail(Status::system_refused, "cuDevicePrimaryCtxRetain of device " +
+                                                 std::to_string(device) + ": " +
+                                                 driver->describe(result));
     return nullptr;
   }
   return std::unique_ptr<StreamHeap>(new StreamHeap(pool, *driver, device));
 }
 
-// A list keeps half of the pool at most: one stream in use alone shall find most of what it freed, and what no
+// A list keeps half of the pool at most: a stream that is in use alone finds most of what it freed, and memory that no
 // stream asks for any more goes back.
 StreamHeap::StreamHeap(Pool& pool, const Driver& driver, int device) noexcept
     : pool_(pool),
@@ -53,7 +54,7 @@ StreamHeap::~StreamHeap() {
   flush_all();
   marks_.wait();
   take_back(true);
-  // What the driver refuses to tell of keeps its holds, and its memory.
+  // Memory whose work the driver does not report as done keeps its holds.
   while (stuck_ != nullptr) {
     Batch* next = stuck_->next;
     delete stuck_;
@@ -69,7 +70,7 @@ StreamHeap::Key StreamHeap::key_of(Stream stream, Handle request) noexcept {
   return key;
 }
 
-// ---- the pair that costs least
+// ---- the cheapest pair: no driver, no pool
 
 StreamHeap::Held* StreamHeap::take_parked(const Key& key, std::uint64_t bytes, unsigned bin) noexcept {
   if (last_ == nullptr || !(last_->key == key)) {
@@ -81,7 +82,7 @@ StreamHeap::Held* StreamHeap::take_parked(const Key& key, std::uint64_t bytes, u
   for (int looks = 0; looks < kLooks && *at != nullptr; ++looks, at = &(*at)->next) {
     Held* held = *at;
     const std::uint64_t has = held->block->bytes;
-    if (has < bytes || has - bytes > has / 4) continue;  // no more is wasted than that
+    if (has < bytes || has - bytes > has / 4) continue;  // wastes a quarter at most
     *at = held->next;
     held->next = nullptr;
     held->live = true;
@@ -94,7 +95,7 @@ StreamHeap::Held* StreamHeap::take_parked(const Key& key, std::uint64_t bytes, u
 }
 
 void* StreamHeap::allocate(std::size_t nbytes, Stream stream, bool waits) noexcept {
-  // Relaxed: a device that is lost at this moment may be so a moment later.
+  // Relaxed: an allocation that races with the loss of the device may succeed.
   if (!pool_.usable_here() || lost_.load(std::memory_order_relaxed) || nbytes > kMaxBytes)
     return nullptr;
   const std::uint64_t bytes = (std::max<std::uint64_t>(nbytes, 1) + kUnit - 1) / kUnit * kUnit;
@@ -148,7 +149,7 @@ bool StreamHeap::release_in_order(void* address, const Stream* stream) noexcept 
     Held& held = found->second;
     const List& list = *held.list;
     const bool in_order = stream == nullptr || key_of(*stream, held.request) == list.key;
-    // Within a request only while it is the one at work here: nobody would end what is kept after that.
+    // Within a request only while it is this thread's request: otherwise no later call would end what is kept.
     const bool within = held.request.generation == 0 || held.request.generation == now.generation;
     if (in_order && within && held.others == nullptr && !list.forgotten && list.place.stream != nullptr)
         [[likely]] {
@@ -166,11 +167,11 @@ bool StreamHeap::release_in_order(void* address, const Stream* stream) noexcept 
     flush_list(full);
     return true;
   }
-  // Behind all streams that it was used on, as far as they were told.
+  // Behind all streams that it was used on, as far as record() named them.
   Place freed_on;
   if (stream != nullptr) {
     const char* call = "";
-    // A stream that the driver does not know: all there is will be waited for.
+    // The driver does not know the stream: waits for the whole device instead.
     if (marks_.find({*stream, device_}, freed_on, call) != kSuccess) freed_on = {};
   }
   std::unique_ptr<Batch> batch;
@@ -205,7 +206,7 @@ bool StreamHeap::release_in_order(void* address, const Stream* stream) noexcept 
   if (batch != nullptr) {
     send(std::move(batch));
   } else if (settled(own) && settled(freed_on)) {
-    // The host has no room to remember what it waits for, so the device does everything now.
+    // The host has no memory for a batch, so it waits for the streams now.
     give_back(alone);
   }
   return true;
@@ -256,10 +257,9 @@ void* StreamHeap::allocate_slowly(std::uint64_t bytes, unsigned bin, const Key& 
   spec.nbytes = bytes;
   spec.align = kUnit;
   spec.request = request;
-  spec.counts = false;
   Allocation made = pool_.allocate(spec);
   if (made.status == Status::request_closed) {
-    // Closed at this moment.
+    // Closed since allocate() checked.
     spec.request = {};
     used.generation = 0;
     made = pool_.allocate(spec);
@@ -267,14 +267,17 @@ void* StreamHeap::allocate_slowly(std::uint64_t bytes, unsigned bin, const Key& 
   if (made.block == nullptr && made.status == Status::exhausted) {
     flush_all();
     take_back(true);
-    if (waits) {
+    made = pool_.allocate(spec);
+    if (waits && made.status == Status::exhausted) {
+      wait();
       made = pool_.allocate(spec);
-      if (made.status == Status::exhausted) wait();
     }
-    spec.counts = true;
-    if (made.block == nullptr) made = pool_.allocate(spec);
   }
-  if (made.block == nullptr) return failed();
+  if (made.block == nullptr) {
+    if (made.status == Status::exhausted || made.status == Status::system_refused)
+      pool_.note_exhausted(spec.request, bytes);
+    return failed();
+  }
   Block* block = made.block;
   try {
     const std::lock_guard lock(mutex_);
@@ -300,7 +303,7 @@ void* StreamHeap::allocate_slowly(std::uint64_t bytes, unsigned bin, const Key& 
     ++figures_.allocations;
     ++figures_.live_blocks;
     figures_.live_bytes += block->bytes;
-    // Relaxed: for reports. A request's blocks are reported with it.
+    // Relaxed: for reports. Blocks of a request are reported with the request.
     if (spec.request.generation == 0) block->tag.store(kStreamTag, std::memory_order_relaxed);
     return block->data;
   } catch (const std::bad_alloc&) {
@@ -309,7 +312,7 @@ void* StreamHeap::allocate_slowly(std::uint64_t bytes, unsigned bin, const Key& 
   }
 }
 
-// ---- what a thread has set
+// ---- per thread
 
 void StreamHeap::set_request(Handle request) noexcept {
   if (request.generation != 0) {

@@ -1,11 +1,11 @@
-// Allocation in the order of streams, over a pool: what array libraries stand on that free memory which their
-// stream is still at work on.
+// Allocation in the order of streams, over a pool: for array libraries, which free memory while their stream still works
+// on it.
 //
-// What was freed on the stream that it was allocated on is kept for that stream and may be handed out there again
-// at once: what the stream does next it does later. That pair calls neither the driver nor the pool. Anything else
-// waits until the work is done: an event is recorded then, and the block goes back to the pool behind it. What must
-// stay true: memory meets another stream, or the pool, only behind the work of every stream it was used on.
-// A stream is known by its handle: whoever destroys one calls forget() first, or its handle is not used again.
+// Memory that was freed on the stream that it was allocated on is parked for that stream and may be handed out there again
+// at once, because what the stream does next it does later. That pair calls neither the driver nor the pool. Anything else
+// waits until the work is done: an event is recorded then, and the block goes back to the pool behind it.
+// Invariant: memory reaches another stream, or the pool, only behind the work of every stream it was used on.
+// A stream is known by its handle: before a stream is destroyed the caller calls forget(), or its handle is not used again.
 // `mutex_` is a leaf: neither the pool nor the driver is called with it.
 #pragma once
 
@@ -13,7 +13,6 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -23,47 +22,47 @@
 
 namespace slabpool::cuda {
 
-// Block::tag of what stream heaps have handed out, and of what they keep for a stream.
+// Block::tag of memory that stream heaps have handed out, and of memory that they keep for a stream.
 inline constexpr std::uint8_t kStreamTag = 2;
 inline constexpr std::uint8_t kParkedTag = 3;
 
 class SLABPOOL_API StreamHeap {
  public:
-  // Alignment of all that is handed out, and what sizes are rounded to.
+  // Alignment of all memory handed out; sizes are rounded to it.
   static constexpr std::uint64_t kUnit = 512;
 
-  // `device`: whose default streams 0, 1 and 2 are; -1: the pool's device, else 0. Null with `why` without a driver
-  // or that device.
-  static std::unique_ptr<StreamHeap> create(Pool& pool, int device, std::string& why);
-  // Waits for the GPU where blocks wait for it. What is handed out then is the pool's no more: it keeps its holds.
+  // `device`: the device of the default streams 0, 1 and 2; -1: the pool's device, otherwise 0. Null without a driver or
+  // that device; `error` says which. Throws std::bad_alloc.
+  static std::unique_ptr<StreamHeap> create(Pool& pool, int device, Error& error);
+  // Waits for the GPU where blocks wait for it. Memory that is handed out keeps its holds for good.
   ~StreamHeap();
   StreamHeap(const StreamHeap&) = delete;
   StreamHeap& operator=(const StreamHeap&) = delete;
 
-  // Null where there is no room, once everything that is done was taken back; after the device is lost; in a fork's
-  // child; or if the driver knows no such stream. Nothing has changed then. Size 0 is served as 1.
-  // `waits`: before it answers null it waits for the work that freed memory is behind, as the caches of array
-  // libraries do. Not with a lock that queued work may need, such as Python's.
+  // Null if there is no room once all finished work was taken back; after the device is lost; in a fork's child; or if the
+  // driver knows no such stream. Nothing has changed then. Size 0 is served as 1.
+  // `waits`: before it answers null it waits for the work that freed memory is behind, as the caches of array libraries
+  // do. The caller holds no lock that queued work may need, such as Python's.
   void* allocate(std::size_t nbytes, Stream stream, bool waits = false) noexcept;
-  // Returns when the work is done that freed memory is behind now, and that memory is back. For those who cannot
-  // wait in allocate().
+  // Returns when the work that freed memory is behind now is done, and that memory is back. For callers that cannot wait in
+  // allocate().
   void wait() noexcept;
   // Freed in the order of `stream`. False, and nothing has happened, for an address that is not handed out.
   bool release(void* address, Stream stream) noexcept;
   bool release(void* address) noexcept;  // of the stream it was allocated on
-  // Used on that stream too: once freed it waits for what is queued there by then.
+  // The memory is used on that stream too: once freed it waits for the work that is queued there by then.
   bool record(const void* address, Stream stream) noexcept;
 
-  // Nothing is kept for the stream any more. For a stream that is about to be destroyed.
+  // From now on nothing is kept for the stream, which is about to be destroyed.
   void forget(Stream stream) noexcept;
-  // All that is kept for streams goes back to the pool, what is done at once. Returns bytes that went back.
+  // All memory kept for streams goes back to the pool, at once where its work is done. Returns bytes that went back.
   std::uint64_t trim() noexcept;
 
-  // What this thread allocates is the request's, with a view that its free drops. Generation 0: nobody's. A request
-  // that its host has closed takes nothing more; what is allocated then is nobody's.
+  // From now on memory that this thread allocates belongs to the request, with a view that its free drops. Generation 0, or
+  // a request that its host has closed: it belongs to no request.
   void set_request(Handle request) noexcept;
   Handle request() const noexcept;
-  // Nothing is kept for reuse within the request any more. Whoever ends what set_request() began calls it.
+  // Nothing is kept for reuse within the request any more. Called where the effect of set_request() ends.
   void end_request(Handle request) noexcept;
 
   // The stream of this thread, for libraries that name none when they allocate.
@@ -82,7 +81,7 @@ class SLABPOOL_API StreamHeap {
     std::uint64_t failures = 0;     // null
     std::uint64_t wrong_frees = 0;  // of an address that was not handed out
   };
-  Figures figures() noexcept;  // takes back what is done
+  Figures figures() noexcept;  // takes back finished work first
   bool lost() const noexcept { return lost_.load(std::memory_order_relaxed); }
   Pool& pool() const noexcept { return pool_; }
   int device() const noexcept { return device_; }
@@ -94,7 +93,7 @@ class SLABPOOL_API StreamHeap {
     Block* block = nullptr;
     Held* next = nullptr;
     List* list = nullptr;
-    Handle request{};  // whose it is
+    Handle request{};  // generation 0: none
     unsigned bin = 0;
     bool live = false;
     std::unique_ptr<std::vector<Place>> others;  // streams of record()
@@ -111,16 +110,16 @@ class SLABPOOL_API StreamHeap {
                       mix_bits(key.thread ^ key.generation));
     }
   };
-  // What is kept for one stream, or within one request on it, newest first.
+  // Memory kept for one stream, or within one request on it, newest first.
   struct List {
     Key key;
     Place place;
     Held* bins[kBins + 1] = {};  // the last: too large for a bin
     std::uint64_t parked = 0;    // bytes
-    std::uint64_t blocks = 0;    // of it, handed out or parked: it lives as long
-    bool forgotten = false;      // keeps nothing any more
+    std::uint64_t blocks = 0;    // handed out or parked; the list lives while there are any
+    bool forgotten = false;      // parks nothing any more
   };
-  // Blocks that go back together, once `waits` marks are told.
+  // Blocks that go back together, once `waits` marks are done.
   struct Batch {
     Held* chain = nullptr;
     std::vector<Place> places;
@@ -141,7 +140,7 @@ class SLABPOOL_API StreamHeap {
   bool release_in_order(void* address, const Stream* stream) noexcept;
   void park(Held& held) noexcept;                             // under mutex_
   void unpark(List& list, Held*& chain) noexcept;             // under mutex_
-  void drop_list(List& list) noexcept;                        // under mutex_; if nothing is of it
+  void drop_list(List& list) noexcept;                        // under mutex_; if it has no block
   std::unique_ptr<Batch> batch_of(Held* chain, Place place);  // throws std::bad_alloc
   template <typename Which>
   void flush(Which&& which) noexcept;
@@ -164,7 +163,7 @@ class SLABPOOL_API StreamHeap {
   std::unordered_map<const void*, Held, Address> held_;
   std::unordered_map<Key, List, Hash> lists_;
   List* last_ = nullptr;
-  Batch* stuck_ = nullptr;      // the driver refused an event, and to wait; asked again by take_back()
+  Batch* stuck_ = nullptr;      // the driver refused an event and a wait; take_back() tries again
   std::uint64_t returned_ = 0;  // bytes that went back to the pool, ever
   Figures figures_;
 };

@@ -14,15 +14,16 @@ namespace {
 
 constexpr int kDevices = 64;
 
-// In force, by device. Acquire and release: who finds a heap finds it made.
+// The heap in force, by device. Acquire and release: a thread that finds a heap sees it constructed.
 std::atomic<StreamHeap*> in_force[kDevices];
 
-// All that ever were, for what is freed after another one came into force.
-// Held while a heap takes memory back, and then over calls of the driver: before a heap's mutex, and those of its
-// marks and of the pool, in the order of locks.
+// Every heap that was in force, for memory that is freed after another one replaced it.
+// used_mutex is held while a heap takes memory back, also over calls of the driver: before a heap's mutex, and those of
+// its marks and of the pool, in the order of locks.
 std::mutex used_mutex;
 std::vector<StreamHeap*>& used() {
-  static auto& heaps = *new std::vector<StreamHeap*>;  // libraries free at the process' very end
+  static auto& heaps =
+      *new std::vector<StreamHeap*>;  // never destroyed: libraries free at the process' end
   return heaps;
 }
 

@@ -1,6 +1,7 @@
-// What streams have freed, back to the pool: a batch goes once the work on every stream that may use it is done.
+// Memory that streams have freed goes back to the pool, in batches: each once the work on every stream that may use it is
+// done.
 //
-// What must stay true: memory that any stream may still be at is nobody else's, also where no event is to be had; the
+// Invariants: memory that a stream may still use is handed out to no other, also where the driver has no event for it; the
 // driver is called without the heap's mutex.
 #include <algorithm>
 #include <new>
@@ -50,7 +51,7 @@ void StreamHeap::flush(Which&& which) noexcept {
         unpark(list, batch->chain);
         break;
       }
-    } catch (const std::bad_alloc&) {  // they stay parked
+    } catch (const std::bad_alloc&) {  // the blocks stay parked
     }
     if (batch == nullptr) return;
     send(std::move(batch));
@@ -77,7 +78,7 @@ void StreamHeap::wait() noexcept {
   take_back(true);
 }
 
-// Whether all work of the context is done, now or because it was waited for: where no event is to be had.
+// Waits for all work of the context, where the driver has no event. False: the work may still go on.
 bool StreamHeap::settled(const Place& place) noexcept {
   Result result = kSuccess;
   const Context context = place.context != nullptr ? place.context : driver_.context(device_, result);
@@ -89,7 +90,7 @@ bool StreamHeap::settled(const Place& place) noexcept {
   return now != Progress::pending;
 }
 
-// Puts a mark on each stream of the batch. `waits` is one more than there are marks while this is at it.
+// Puts a mark on each stream of the batch. While this runs, `waits` is one more than the number of marks.
 void StreamHeap::send(std::unique_ptr<Batch> owned) noexcept {
   Batch* batch = owned.release();
   std::vector<Place> places;
@@ -117,7 +118,7 @@ void StreamHeap::send(std::unique_ptr<Batch> owned) noexcept {
     } else if ((result < kCaptureUnsupported || result > kCaptureLast) && settled(place)) {
       ++over;
     } else {
-      // Also where a stream is being captured: to wait for its context would break the capture.
+      // Also where a stream is being captured, because waiting for its context would break the capture.
       places[refused++] = place;
     }
   }
@@ -126,7 +127,7 @@ void StreamHeap::send(std::unique_ptr<Batch> owned) noexcept {
     const std::lock_guard lock(mutex_);
     batch->waits -= over;
     if (refused != 0) {
-      // Counted again when it is sent again.
+      // send() counts them again later.
       batch->waits -= refused;
       places.resize(refused);
       batch->places.swap(places);
@@ -169,7 +170,8 @@ void StreamHeap::take_back(bool all) noexcept {
     batch->next = nullptr;
     {
       const std::lock_guard lock(mutex_);
-      --batch->waits;  // what kept it while it was stuck; its marks, if any are left, count on
+      --batch
+            ->waits;  // the count that kept the batch while it was stuck; its remaining marks still count
     }
     send(std::move(batch));
   }
@@ -191,7 +193,7 @@ void StreamHeap::give_back(Held* chain) noexcept {
       returned_ += bytes_of_one;
       chain = next;
     }
-    // Before the hold goes: from then on the block is the pool's, or another thread's.
+    // Before the hold is dropped: after that the block may be another thread's.
     if (block->tag.load(std::memory_order_relaxed) != 0) block->tag.store(0, std::memory_order_relaxed);
     pool_.drop_view(*block);
   }
@@ -200,7 +202,7 @@ void StreamHeap::give_back(Held* chain) noexcept {
 void StreamHeap::note_lost(Context context) noexcept {
   Result result = kSuccess;
   if (context == driver_.context(device_, result)) lost_.store(true, std::memory_order_relaxed);
-  pool_.note_lost(context);
+  pool_.context_lost(context);
 }
 
 void StreamHeap::forget(Stream stream) noexcept {
@@ -211,8 +213,8 @@ void StreamHeap::forget(Stream stream) noexcept {
   };
   flush([&](const List& list) { return is_it(list.key); });
   const std::lock_guard lock(mutex_);
-  // The handle may be another stream's soon. Blocks that are still in use keep their list, which no handle finds any
-  // more; once freed they wait for the whole device.
+  // The handle may soon be another stream's. Blocks that are still in use keep their list, under a key that no handle
+  // has; once freed they wait for the whole device.
   static std::atomic<std::uintptr_t> numbers{0};
   last_ = nullptr;
   for (auto at = lists_.begin(); at != lists_.end();) {
@@ -226,7 +228,6 @@ void StreamHeap::forget(Stream stream) noexcept {
       continue;
     }
     auto node = lists_.extract(now);
-    // No stream has this handle.
     node.key() = {nullptr, numbers.fetch_add(1, std::memory_order_relaxed) + 1, list.key.generation};
     list.key = node.key();
     lists_.insert(std::move(node));

@@ -1,6 +1,6 @@
-// A view's hold on a block, let go when it goes out of scope.
+// A view's hold on a block, dropped when it goes out of scope.
 //
-// For bindings: what an array's owner object has as its one member. Whoever keeps it keeps the pool.
+// For bindings: the one member of an array's owner object. The owner of the hold keeps the pool alive.
 #pragma once
 
 #include "slabpool/pool/pool.hpp"
@@ -16,7 +16,7 @@ class ViewHold {
     if (block_ != nullptr) pool_->drop_view(*block_);
   }
 
-  // Takes over a hold that the caller has; once, on an empty one.
+  // Takes over the caller's hold. Once, on an empty object.
   void take(Pool& pool, Block& block) noexcept {
     pool_ = &pool;
     block_ = &block;

@@ -1,8 +1,8 @@
-// What we use of the CUDA driver's binary interface: types, constants, and the functions with their
+// The part of the CUDA driver's binary interface that slabpool uses: types, constants, and functions with their
 // signatures. Declared here, so that neither building nor installing needs a CUDA toolkit.
 //
-// Facts of the CUDA driver API reference (12.9). Each function names the lowest version of itself that
-// serves, which is what cuGetProcAddress is asked for, and whether slabpool can do without it.
+// Source: the CUDA driver API reference (12.9). Each function has the version that is passed to cuGetProcAddress, the
+// lowest that suffices, and whether slabpool needs it.
 #pragma once
 
 #include <cstddef>
@@ -17,13 +17,11 @@ using Context = void*;
 using Stream = void*;
 using Event = void*;
 using MemoryHandle = std::uint64_t;  // of physical memory
-using HostFunction = void (*)(void*);
 
 inline constexpr Result kSuccess = 0;
 inline constexpr Result kInvalidValue = 1;
 inline constexpr Result kOutOfMemory = 2;
 inline constexpr Result kNotInitialized = 3;
-inline constexpr Result kDeinitialized = 4;
 inline constexpr Result kNoDevice = 100;
 inline constexpr Result kInvalidDevice = 101;
 inline constexpr Result kInvalidContext = 201;
@@ -33,12 +31,12 @@ inline constexpr Result kIllegalAddress = 700;
 inline constexpr Result kAlreadyRegistered = 712;
 inline constexpr Result kNotPermitted = 800;
 inline constexpr Result kNotSupported = 801;
-// Of work that is being captured into a graph: this one up to kCaptureLast.
+// Errors of graph capture: from this one to kCaptureLast.
 inline constexpr Result kCaptureUnsupported = 900;
 inline constexpr Result kCaptureLast = 908;
 inline constexpr Result kUnknown = 999;
 
-// Streams that every context has, as handles.
+// Handles of the default streams of a context.
 inline const Stream kLegacyStream = reinterpret_cast<Stream>(std::uintptr_t{1});
 inline const Stream kPerThreadStream = reinterpret_cast<Stream>(std::uintptr_t{2});
 
@@ -54,8 +52,9 @@ inline constexpr int kAttributeHostNumaId = 134;
 
 inline constexpr unsigned kEventDisableTiming = 2;
 inline constexpr unsigned kStreamNonBlocking = 1;
-inline constexpr int kCaptureNone = 0;         // status of a stream
-inline constexpr int kCaptureModeRelaxed = 2;  // of a thread: no call of it breaks a capture elsewhere
+inline constexpr int kCaptureNone = 0;  // status of a stream
+inline constexpr int kCaptureModeRelaxed =
+    2;  // of a thread: its calls invalidate no capture of another thread
 inline constexpr unsigned kHostRegisterPortable = 1;
 inline constexpr unsigned kHostRegisterDeviceMap = 2;
 inline constexpr unsigned kMemAttachGlobal = 1;
@@ -88,7 +87,7 @@ struct MemAccessDesc {
 };
 static_assert(sizeof(MemAllocationProp) == 32 && sizeof(MemAccessDesc) == 12);
 
-// X(name, version, need, signature). `required`: without it slabpool does not use the driver at all.
+// X(name, version, need, signature). `required`: slabpool refuses a driver without it.
 #define SLABPOOL_CUDA_FUNCTIONS(X)                                                              \
   X(cuInit, 2000, required, Result(unsigned))                                                   \
   X(cuDriverGetVersion, 2020, required, Result(int*))                                           \
@@ -100,7 +99,6 @@ static_assert(sizeof(MemAllocationProp) == 32 && sizeof(MemAccessDesc) == 12);
   X(cuDeviceGetAttribute, 2000, required, Result(int*, int, Device))                            \
   X(cuDeviceTotalMem, 3020, required, Result(std::size_t*, Device))                             \
   X(cuDevicePrimaryCtxRetain, 7000, required, Result(Context*, Device))                         \
-  X(cuDevicePrimaryCtxRelease, 11000, required, Result(Device))                                 \
   X(cuCtxGetCurrent, 4000, required, Result(Context*))                                          \
   X(cuCtxPushCurrent, 4000, required, Result(Context))                                          \
   X(cuCtxPopCurrent, 4000, required, Result(Context*))                                          \

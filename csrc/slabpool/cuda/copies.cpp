@@ -6,15 +6,16 @@
 #include <exception>
 #include <optional>
 
+#include "slabpool/base/assert.hpp"
 #include "slabpool/cuda/driver.hpp"
 
 namespace slabpool::cuda {
 namespace {
 
 // The driver with a device's primary context current.
-class Here {
+class CurrentDevice {
  public:
-  explicit Here(int device) : driver_(Driver::get()) {
+  explicit CurrentDevice(int device) : driver_(Driver::get()) {
     if (driver_ == nullptr) {
       result_ = kNotInitialized;
       return;
@@ -35,8 +36,8 @@ bool is_handle(Stream stream) noexcept {
   return stream != nullptr && stream != kLegacyStream && stream != kPerThreadStream;
 }
 
-// Whether the stream is being captured into a graph. Then nothing is done by it now, and what is queued is done
-// again and again when nobody keeps its memory any more.
+// Refuses a stream that is being captured into a graph: the queued work would not run now, and each launch of the graph
+// would repeat it after its memory was returned.
 Result check_not_captured(const Driver& driver, Stream stream) noexcept {
   int status = kCaptureNone;
   if (!is_handle(stream) || driver.cuStreamIsCapturing == nullptr) return kSuccess;
@@ -45,8 +46,8 @@ Result check_not_captured(const Driver& driver, Stream stream) noexcept {
   return status == kCaptureNone ? kSuccess : kCaptureUnsupported;
 }
 
-// A new event after what is queued on the stream. An event can only be recorded on streams of the context that it
-// was made in, and a stream that somebody else made may be of another than the device's primary one.
+// A new event behind the work that is queued on the stream. An event can only be recorded on streams of the context it
+// was created in, and a stream from another library may belong to a context other than the primary one.
 Result record(const Driver& driver, Stream stream, Event& event) {
   std::optional<CurrentContext> current;
   if (is_handle(stream)) {
@@ -66,7 +67,7 @@ Result record(const Driver& driver, Stream stream, Event& event) {
   return kSuccess;
 }
 
-// A copy's dimensions that take a call each, outermost first, and the bytes of one call.
+// The dimensions of a copy whose steps each take a call, outermost first, and the bytes of one call.
 struct Runs {
   struct Dimension {
     std::int64_t count, to, from;
@@ -77,6 +78,10 @@ struct Runs {
 };
 
 Runs runs_of(const CopySpec& spec) {
+  SLABPOOL_ASSERT(spec.shape.size() <= kMostDimensions && spec.to_strides.size() == spec.shape.size() &&
+                      spec.from_strides.size() == spec.shape.size(),
+                  "one stride for each dimension", spec.shape.size(), spec.to_strides.size(),
+                  spec.from_strides.size());
   Runs runs;
   runs.bytes = static_cast<std::int64_t>(spec.itemsize);
   for (std::size_t i = 0; i < spec.shape.size(); ++i) {
@@ -84,8 +89,8 @@ Runs runs_of(const CopySpec& spec) {
     if (spec.shape[i] != 1)
       runs.dimensions[runs.count++] = {spec.shape[i], spec.to_strides[i], spec.from_strides[i]};
   }
-  // The order of the dimensions is free as long as both sides have the same: by the destination's strides,
-  // so that what lies side by side there comes to lie last.
+  // Both sides must visit the dimensions in the same order, and any order will do. Sorting by the destination's strides
+  // puts the contiguous dimensions last.
   const auto end = runs.dimensions.begin() + static_cast<std::ptrdiff_t>(runs.count);
   std::stable_sort(runs.dimensions.begin(), end,
                    [](const auto& a, const auto& b) { return std::abs(a.to) > std::abs(b.to); });
@@ -102,7 +107,7 @@ Result queue(const Driver& driver, Stream stream, const CopySpec& spec) {
   const Runs runs = runs_of(spec);
   if (runs.bytes == 0) return kSuccess;
   std::array<std::int64_t, kMostDimensions> at{};
-  std::int64_t to = 0, from = 0;  // from the first elements
+  std::int64_t to = 0, from = 0;  // offsets from the first elements
   for (;;) {
     const Result result = driver.cuMemcpyAsync(spec.to + static_cast<DevicePointer>(to),
                                                spec.from + static_cast<DevicePointer>(from),
@@ -122,7 +127,7 @@ Result queue(const Driver& driver, Stream stream, const CopySpec& spec) {
   }
 }
 
-// Whatever was queued before a failure is over when the caller hears of it.
+// Waits for the work that was queued before a failure.
 Result settle(const Driver& driver, Stream stream, Result result) {
   const Result waited = driver.cuStreamSynchronize(stream);
   return result != kSuccess ? result : waited;
@@ -131,38 +136,38 @@ Result settle(const Driver& driver, Stream stream, Result result) {
 }  // namespace
 
 Result copy(int device, Stream stream, const CopySpec& spec, Event* mark) {
-  const Here here(device);
-  if (here.result() != kSuccess) return here.result();
-  Result result = check_not_captured(here.driver(), stream);
+  const CurrentDevice current(device);
+  if (current.result() != kSuccess) return current.result();
+  Result result = check_not_captured(current.driver(), stream);
   if (result != kSuccess) return result;
-  result = queue(here.driver(), stream, spec);
+  result = queue(current.driver(), stream, spec);
   if (result == kSuccess && mark != nullptr) {
-    result = record(here.driver(), stream, *mark);
+    result = record(current.driver(), stream, *mark);
     if (result == kSuccess) return result;
   }
-  return settle(here.driver(), stream, result);
+  return settle(current.driver(), stream, result);
 }
 
 Result repeat(int device, Stream stream, DevicePointer to, std::size_t bytes, std::size_t period,
               unsigned char value) {
-  const Here here(device);
-  if (here.result() != kSuccess) return here.result();
+  const CurrentDevice current(device);
+  if (current.result() != kSuccess) return current.result();
   Result result = kSuccess;
-  if (period == 0) result = here.driver().cuMemsetD8Async(to, value, bytes, stream);
-  // What there is, doubled: each copy reads what those before it on the same stream have written.
+  if (period == 0) result = current.driver().cuMemsetD8Async(to, value, bytes, stream);
+  // Doubles the filled part: each copy reads what the copies before it on the same stream have written.
   for (std::size_t done = period; period != 0 && done < bytes && result == kSuccess; done *= 2)
-    result = here.driver().cuMemcpyAsync(to + done, to, std::min(done, bytes - done), stream);
-  return settle(here.driver(), stream, result);
+    result = current.driver().cuMemcpyAsync(to + done, to, std::min(done, bytes - done), stream);
+  return settle(current.driver(), stream, result);
 }
 
 bool passed(int device, Event mark) noexcept {
   try {
-    const Here here(device);
-    // Where nobody can tell (a fork's child has no driver), what the mark keeps stays.
-    if (here.result() != kSuccess) return Driver::is_sticky(here.result());
-    const RelaxedCapture relaxed(here.driver());
-    const Result result = here.driver().cuEventQuery(mark);
-    // An event that is none any more was taken down with its context, and the context's work with it.
+    const CurrentDevice current(device);
+    // Without a driver (in a fork's child) the answer is no, so that the caller keeps its memory.
+    if (current.result() != kSuccess) return Driver::is_sticky(current.result());
+    const RelaxedCapture relaxed(current.driver());
+    const Result result = current.driver().cuEventQuery(mark);
+    // kInvalidHandle: the event was destroyed together with its context, and the context's work with it.
     return result == kSuccess || result == kInvalidHandle || Driver::is_sticky(result);
   } catch (const std::exception&) {
     return false;
@@ -171,36 +176,36 @@ bool passed(int device, Event mark) noexcept {
 
 void forget(int device, Event mark) noexcept {
   try {
-    const Here here(device);
-    if (here.result() == kSuccess) (void)here.driver().cuEventDestroy(mark);
-  } catch (const std::exception&) {  // the event is lost, and nothing else
+    const CurrentDevice current(device);
+    if (current.result() == kSuccess) (void)current.driver().cuEventDestroy(mark);
+  } catch (const std::exception&) {  // only the event leaks
   }
 }
 
 Result order(int device, Stream before, Stream after) {
   if (before == after) return kSuccess;
-  const Here here(device);
-  if (here.result() != kSuccess) return here.result();
+  const CurrentDevice current(device);
+  if (current.result() != kSuccess) return current.result();
   Event event = nullptr;
-  Result result = record(here.driver(), before, event);
+  Result result = record(current.driver(), before, event);
   if (result != kSuccess) return result;
-  result = here.driver().cuStreamWaitEvent(after, event, 0);
-  // The driver keeps what it still needs of an event that is destroyed.
-  (void)here.driver().cuEventDestroy(event);
+  result = current.driver().cuStreamWaitEvent(after, event, 0);
+  // The driver frees a destroyed event once no stream waits for it.
+  (void)current.driver().cuEventDestroy(event);
   return result;
 }
 
 Result device_address(int device, const void* host, DevicePointer& address) {
-  const Here here(device);
-  if (here.result() != kSuccess) return here.result();
-  return here.driver().cuMemHostGetDevicePointer(&address, const_cast<void*>(host), 0);
+  const CurrentDevice current(device);
+  if (current.result() != kSuccess) return current.result();
+  return current.driver().cuMemHostGetDevicePointer(&address, const_cast<void*>(host), 0);
 }
 
 std::string describe(Result result, bool& lost) {
   lost = Driver::is_sticky(result);
-  std::string why;
-  const Driver* driver = Driver::get(&why);
-  return driver != nullptr ? driver->describe(result) : why;
+  Error error;
+  const Driver* driver = Driver::get(error);
+  return driver != nullptr ? driver->describe(result) : error.text;
 }
 
 }  // namespace slabpool::cuda

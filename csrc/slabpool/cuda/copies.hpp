@@ -1,8 +1,9 @@
-// Copies that involve a device, the order of streams, and marks that say how far a stream has come.
+// Copies from and to devices, ordering of streams, and events that mark a point on a stream. Used by the bindings for
+// DeviceArray.
 //
-// For bindings: what Python's DeviceArray stands on. Nothing here owns memory: whoever queues a copy keeps both
-// sides until its mark is passed. Every call makes the context current that it needs, and leaves the caller's
-// as it was. A call that fails has nothing under way any more.
+// Nothing here owns memory: the caller of copy() keeps both sides until the mark has passed. Each call makes the
+// context current that it needs and restores the caller's. When a call returns a failure, the work it had queued is
+// finished.
 #pragma once
 
 #include <cstddef>
@@ -15,8 +16,8 @@
 
 namespace slabpool::cuda {
 
-// Elements from one place to another, each anywhere that a device or the host can reach. All three spans have
-// one entry a dimension, at most kMostDimensions; strides are in bytes, and may be 0 or negative.
+// Which elements are copied, between two addresses of any kind that the device can access. The three spans have one
+// entry for each dimension, at most kMostDimensions. Strides are in bytes and may be 0 or negative.
 struct CopySpec {
   DevicePointer to = 0;  // of the first element
   DevicePointer from = 0;
@@ -27,27 +28,28 @@ struct CopySpec {
 };
 inline constexpr std::size_t kMostDimensions = 64;
 
-// One call of the driver for each run of bytes that is contiguous on both sides, queued on `stream`; kLegacyStream
-// and kPerThreadStream are those of `device`. Returns when it is done, or with `mark` at once: see passed().
+// Queues the copy on `stream`: one call of the driver for each run of bytes that is contiguous on both sides. The
+// default streams kLegacyStream and kPerThreadStream are those of `device`. Without `mark` it returns when the copy is
+// finished; with `mark` it returns at once, and passed() says when the copy is finished.
 SLABPOOL_API Result copy(int device, Stream stream, const CopySpec& spec, Event* mark = nullptr);
-// `bytes` at `to` become repetitions of the first `period` of them, and the call returns when they are. With a
-// `period` of 0 they become `value`.
+// Fills `bytes` bytes at `to` with repetitions of the first `period` of them, or with `value` if `period` is 0.
+// Returns when that is finished.
 SLABPOOL_API Result repeat(int device, Stream stream, DevicePointer to, std::size_t bytes,
                            std::size_t period, unsigned char value = 0);
 
-// Whether a mark's stream has come past it. True too once the device has failed: it touches nothing any more.
-// A mark is one thread's at a time; when it is passed, it is given to forget().
+// Whether the stream has reached the mark. Also true once the device has failed, because it then accesses no memory.
+// One thread at a time may use a mark; forget() destroys it.
 SLABPOOL_API bool passed(int device, Event mark) noexcept;
 SLABPOOL_API void forget(int device, Event mark) noexcept;
 
-// What is queued on `after` from now on waits for what is queued on `before` until now. Handles such as
-// kLegacyStream are those of `device`.
+// Work queued on `after` from now on waits for the work that is on `before` now. The default streams are those of
+// `device`.
 SLABPOOL_API Result order(int device, Stream before, Stream after);
 
-// Where a device finds memory of this process that is registered for it.
+// The device's address of host memory that is registered for it.
 SLABPOOL_API Result device_address(int device, const void* host, DevicePointer& address);
 
-// For messages: the driver's name of an error and what it says, and whether the device is lost by it.
+// For messages: the driver's name and text of an error, and whether it means that the device is lost.
 SLABPOOL_API std::string describe(Result result, bool& lost);
 
 }  // namespace slabpool::cuda

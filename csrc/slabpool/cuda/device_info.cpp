@@ -6,7 +6,7 @@
 namespace slabpool::cuda {
 namespace {
 
-// The form of Linux, /sys/bus/pci/devices/<this>.
+// The device's name in /sys/bus/pci/devices.
 std::string pci_of(const Driver& driver, int device) {
   char text[32];
   std::snprintf(text, sizeof text, "%04x:%02x:%02x.0",
@@ -24,7 +24,7 @@ int attribute_of(const Driver& driver, int attribute, int device, int otherwise)
 }
 
 int nearest_node(const Driver& driver, int device) noexcept {
-  // Drivers before 12.2 do not know the attribute; the system knows where the slot is.
+  // Drivers before 12.2 do not know the attribute; the kernel knows the node of the PCI slot.
   if (const int node = attribute_of(driver, kAttributeHostNumaId, device, -1); node >= 0) return node;
   try {
     std::ifstream file("/sys/bus/pci/devices/" + pci_of(driver, device) + "/numa_node");
@@ -35,7 +35,7 @@ int nearest_node(const Driver& driver, int device) noexcept {
   }
 }
 
-bool describe_device(const Driver& driver, int device, DeviceInfo& info, std::string& why) {
+bool describe_device(const Driver& driver, int device, DeviceInfo& info, Error& error) {
   Device handle = 0;
   char name[256] = {};
   std::size_t bytes = 0;
@@ -49,11 +49,10 @@ bool describe_device(const Driver& driver, int device, DeviceInfo& info, std::st
     call = "cuDeviceTotalMem";
     result = driver.cuDeviceTotalMem(&bytes, handle);
   }
-  if (result != kSuccess) {
-    why =
-        std::string(call) + " of CUDA device " + std::to_string(device) + ": " + driver.describe(result);
-    return false;
-  }
+  if (result != kSuccess)
+    return error.fail(Status::system_refused, std::string(call) + " of CUDA device " +
+                                                  std::to_string(device) + ": " +
+                                                  driver.describe(result));
   info.name = name;
   info.total_bytes = bytes;
   info.pci = pci_of(driver, handle);
@@ -68,7 +67,7 @@ bool describe_device(const Driver& driver, int device, DeviceInfo& info, std::st
   return true;
 }
 
-bool free_memory(const Driver& driver, int device, std::uint64_t& bytes, std::string& why) {
+bool free_memory(const Driver& driver, int device, std::uint64_t& bytes, Error& error) {
   Result result = kSuccess;
   const Context context = driver.context(device, result);
   if (context != nullptr) {
@@ -77,9 +76,9 @@ bool free_memory(const Driver& driver, int device, std::uint64_t& bytes, std::st
     result = current.ok() ? driver.cuMemGetInfo(&free, &total) : kInvalidContext;
     bytes = free;
   }
-  if (result == kSuccess) return true;
-  why = "the free memory of CUDA device " + std::to_string(device) + ": " + driver.describe(result);
-  return false;
+  return result == kSuccess ||
+         error.fail(Status::system_refused, "the free memory of CUDA device " + std::to_string(device) +
+                                                ": " + driver.describe(result));
 }
 
 }  // namespace slabpool::cuda

@@ -1,6 +1,6 @@
-// DLPack's binary interface, as far as we give and take tensors by it: the layout of its structures.
+// DLPack's binary interface: the layout of the structures by which tensors are exchanged.
 //
-// Facts of dlpack.h 1.x (dmlc/dlpack); both the structure of before 1.0 and the versioned one.
+// Source: dlpack.h 1.x (dmlc/dlpack). Both the structure from before 1.0 and the versioned one.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ struct Tensor {
   std::int32_t ndim;
   DataType dtype;
   std::int64_t* shape;
-  std::int64_t* strides;  // in elements; may be null before 1.2, and is then C order
+  std::int64_t* strides;  // in elements; null before 1.2 means C order
   std::uint64_t byte_offset;
 };
 struct Managed {

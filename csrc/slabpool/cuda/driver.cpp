@@ -14,84 +14,78 @@ namespace {
 constexpr const char* kLibrary = "libcuda.so.1";
 constexpr const char* kVariable = "SLABPOOL_CUDA_DRIVER";
 
-// The oldest driver whose functions are asked for by version: CUDA 11.3.
+// Drivers from CUDA 11.3 on look up their functions by version.
 using GetProcAddress = Result(const char*, void**, int, std::uint64_t);
 
 enum Need { optional, required };
 
-// Leaves of the order of locks: only the driver is called with them held.
+// Leaves of the lock order: only the driver is called with them held.
 std::mutex load_mutex;
 std::mutex context_mutex;
 
 }  // namespace
 
-const Driver* Driver::get(std::string* why) noexcept {
-  // A driver stays for good; a failure may be mended (another library is named), so it is not remembered.
+const Driver* Driver::get(Error& error) noexcept {
+  // A loaded driver stays. A failure is tried again, because the next call may find another library named.
   static const Driver* loaded = nullptr;
   static std::uint32_t epoch = 0;
   try {
     const std::lock_guard lock(load_mutex);
     if (loaded == nullptr) {
-      std::string reason;
       static Driver driver;
-      if (!driver.load(reason)) {
-        if (why != nullptr) *why = reason;
-        return nullptr;
-      }
+      if (!driver.load(error)) return nullptr;
       epoch = fork_epoch();
       loaded = &driver;
     }
     if (epoch != fork_epoch()) {
-      if (why != nullptr)
-        *why = "CUDA was used before this process was forked, and a driver does not survive a fork";
+      error.fail(Status::system_refused,
+                 "CUDA was used before this process was forked, and a driver does not survive a fork");
       return nullptr;
     }
     return loaded;
   } catch (const std::exception&) {
+    error.fail(Status::system_refused);
     return nullptr;
   }
 }
 
-bool Driver::load(std::string& why) {
+const Driver* Driver::get() noexcept {
+  Error ignored;
+  return get(ignored);
+}
+
+bool Driver::load(Error& error) {
   const char* named = std::getenv(kVariable);
   const bool by_name = named != nullptr && *named != '\0';
   library_ = by_name ? named : kLibrary;
   void* library = dlopen(library_.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
-    const char* error = dlerror();
-    why = "no CUDA driver: " + std::string(error != nullptr ? error : library_.c_str()) +
-          (by_name ? std::string(" (named by ") + kVariable + ")" : "");
-    return false;
+    const char* reason = dlerror();
+    return error.fail(Status::system_refused,
+                      "no CUDA driver: " + std::string(reason != nullptr ? reason : library_.c_str()) +
+                          (by_name ? std::string(" (named by ") + kVariable + ")" : ""));
   }
   auto* find = reinterpret_cast<GetProcAddress*>(dlsym(library, "cuGetProcAddress"));
-  if (find == nullptr) {
-    why = library_ + " has no cuGetProcAddress: the driver is older than CUDA 11.3";
-    return false;
-  }
-#define SLABPOOL_CUDA_LOAD(name, version, need, ...)                                                  \
-  {                                                                                                   \
-    void* found = nullptr;                                                                            \
-    if (find(#name, &found, version, 0) != kSuccess) found = nullptr;                                 \
-    name = reinterpret_cast<name##_t*>(found);                                                        \
-    if (found == nullptr && need == required) {                                                       \
-      why = library_ + " has no " #name " of version " #version ", which slabpool cannot do without"; \
-      return false;                                                                                   \
-    }                                                                                                 \
+  if (find == nullptr)
+    return error.fail(Status::system_refused,
+                      library_ + " has no cuGetProcAddress: the driver is older than CUDA 11.3");
+#define SLABPOOL_CUDA_LOAD(name, version, need, ...)                                                \
+  {                                                                                                 \
+    void* found = nullptr;                                                                          \
+    if (find(#name, &found, version, 0) != kSuccess) found = nullptr;                               \
+    name = reinterpret_cast<name##_t*>(found);                                                      \
+    if (found == nullptr && need == required)                                                       \
+      return error.fail(Status::system_refused, library_ + " has no " #name " of version " #version \
+                                                           ", which slabpool cannot do without");   \
   }
   SLABPOOL_CUDA_FUNCTIONS(SLABPOOL_CUDA_LOAD)
 #undef SLABPOOL_CUDA_LOAD
   Result result = cuInit(0);
   if (result == kSuccess) result = cuDriverGetVersion(&version_);
   if (result == kSuccess) result = cuDeviceGetCount(&devices_);
-  if (result != kSuccess) {
-    why = library_ + " does not start: " + describe(result);
-    return false;
-  }
-  if (devices_ == 0) {
-    why = library_ + " sees no GPU";
-    return false;
-  }
-  return true;
+  if (result != kSuccess)
+    return error.fail(Status::system_refused, library_ + " does not start: " + describe(result));
+  return devices_ != 0 || error.fail(Status::system_refused, library_ + " sees no GPU");
 }
 
 bool Driver::maps_memory() const noexcept {
@@ -127,8 +121,8 @@ std::string Driver::describe(Result result) const {
   return std::string(name) + " " + std::to_string(result) + " (" + text + ")";
 }
 
-// Those of which the driver's reference says that the process must be restarted to go on using CUDA: errors of
-// a kernel or of the hardware.
+// Errors of a kernel or of the hardware: the driver's reference says that the process must be restarted to go on
+// using CUDA.
 bool Driver::is_sticky(Result result) noexcept {
   switch (result) {
     case 4:    // deinitialized
@@ -165,14 +159,14 @@ CurrentContext::~CurrentContext() {
 }
 
 RelaxedCapture::RelaxedCapture(const Driver& driver) noexcept : driver_(driver) {
-  // Swaps: the thread's mode before comes back in its place.
+  // The call swaps: it returns the thread's previous mode in its argument.
   if (driver.cuThreadExchangeStreamCaptureMode != nullptr &&
-      driver.cuThreadExchangeStreamCaptureMode(&before_) != kSuccess)
-    before_ = kCaptureModeRelaxed;
+      driver.cuThreadExchangeStreamCaptureMode(&previous_) != kSuccess)
+    previous_ = kCaptureModeRelaxed;
 }
 
 RelaxedCapture::~RelaxedCapture() {
-  if (before_ != kCaptureModeRelaxed) (void)driver_.cuThreadExchangeStreamCaptureMode(&before_);
+  if (previous_ != kCaptureModeRelaxed) (void)driver_.cuThreadExchangeStreamCaptureMode(&previous_);
 }
 
 }  // namespace slabpool::cuda

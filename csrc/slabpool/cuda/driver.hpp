@@ -1,12 +1,16 @@
-// The CUDA driver, loaded when it is first asked for: one table of its functions for the whole process.
+// The CUDA driver, loaded when it is first needed: one table of its functions for the whole process.
 //
-// Nothing here fails because a machine has no GPU: `Driver::get()` is then null, and says what was looked
-// for. The library is libcuda.so.1, or what SLABPOOL_CUDA_DRIVER names. What must stay true: the table does
-// not change once it is there, and is never unloaded; in a fork's child there is no driver.
+// A machine without a GPU is no error here: Driver::get() then returns null and says what was tried. The library is
+// libcuda.so.1, or the one that SLABPOOL_CUDA_DRIVER names.
+//
+// Invariants:
+//   The table is constant once get() has returned it, and the library is never unloaded.
+//   get() returns null in a fork's child of a process that had loaded the driver.
 #pragma once
 
 #include <string>
 
+#include "slabpool/base/error.hpp"
 #include "slabpool/base/export.hpp"
 #include "slabpool/cuda/api.hpp"
 
@@ -14,8 +18,9 @@ namespace slabpool::cuda {
 
 class SLABPOOL_API Driver {
  public:
-  // Null where it cannot be used, and then `why` (if not null) says what was tried. Thread-safe.
-  static const Driver* get(std::string* why = nullptr) noexcept;
+  // Null if there is no usable driver; `error` then says what was tried. Thread-safe.
+  static const Driver* get(Error& error) noexcept;
+  static const Driver* get() noexcept;
 
   // The functions; those that are optional may be null.
 #define SLABPOOL_CUDA_MEMBER(name, version, need, ...) \
@@ -28,29 +33,29 @@ class SLABPOOL_API Driver {
   int devices() const noexcept { return devices_; }
   const std::string& library() const noexcept { return library_; }
 
-  // Whether every function of virtual memory management is there.
+  // Whether the driver has every function of virtual memory management.
   bool maps_memory() const noexcept;
 
   // The primary context of a device, retained once for the process and never released; null if the driver
   // refuses, and then `result` says why. Thread-safe.
   Context context(int device, Result& result) const noexcept;
 
-  // "CUDA_ERROR_OUT_OF_MEMORY (out of memory)", for messages.
+  // "CUDA_ERROR_OUT_OF_MEMORY 2 (out of memory)", for messages.
   std::string describe(Result result) const;
 
-  // After which nothing on this device will ever work again in this process.
+  // Whether the device has failed for good: after such a result it does no more work for this process.
   static bool is_sticky(Result result) noexcept;
 
  private:
   Driver() = default;
-  bool load(std::string& why);
+  bool load(Error& error);
 
   int version_ = 0;
   int devices_ = 0;
   std::string library_;
 };
 
-// Makes a context current for a block of code, and puts back what was.
+// Makes a context current in its scope, and restores the previous one.
 class SLABPOOL_API CurrentContext {
  public:
   CurrentContext(const Driver& driver, Context context) noexcept;
@@ -65,8 +70,8 @@ class SLABPOOL_API CurrentContext {
   bool ok_ = false;
 };
 
-// While it lives, calls of this thread do not break a capture into a graph that goes on in another one, and are
-// not refused because of it. For calls that no capture is to see: looks at events, taking memory.
+// In its scope, calls of this thread neither invalidate a graph capture of another thread nor are refused because
+// of one. For calls that must stay out of every capture: querying events, taking memory.
 class SLABPOOL_API RelaxedCapture {
  public:
   explicit RelaxedCapture(const Driver& driver) noexcept;
@@ -76,7 +81,7 @@ class SLABPOOL_API RelaxedCapture {
 
  private:
   const Driver& driver_;
-  int before_ = kCaptureModeRelaxed;
+  int previous_ = kCaptureModeRelaxed;
 };
 
 }  // namespace slabpool::cuda

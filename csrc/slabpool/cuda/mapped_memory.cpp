@@ -13,7 +13,7 @@ bool maps_memory(const Site& site) noexcept {
 }
 
 bool physical_property(const Site& site, bool exportable, MemAllocationProp& property,
-                       std::size_t& granule, std::string& why) {
+                       std::size_t& granule, Error& error) {
   property = {};
   property.location.id = site.device();
   property.requested_handle_types = exportable ? kHandleTypePosixFd : kHandleTypeNone;
@@ -21,39 +21,35 @@ bool physical_property(const Site& site, bool exportable, MemAllocationProp& pro
   const Result result = current.ok() ? site.driver().cuMemGetAllocationGranularity(&granule, &property,
                                                                                    kGranularityMinimum)
                                      : kInvalidContext;
-  if (result != kSuccess) {
-    why = site.explain("cuMemGetAllocationGranularity", result, 0);
-    return false;
-  }
-  // A page heap counts in powers of two that are whole pages.
+  if (result != kSuccess) return site.fail(error, "cuMemGetAllocationGranularity", result, 0);
+  // The page heap needs a power of two that is whole pages.
   granule = std::bit_ceil(std::max(granule, kPageSize));
   return true;
 }
 
 // ---- DeviceBytes
 
-bool DeviceBytes::start(int device, std::string& why) {
+bool DeviceBytes::start(int device, Error& error) {
   kind_ = MemoryKind::device;
-  commits_zero_ = false;  // whatever was there before
-  if (!site_.find(device, why)) return false;
+  commits_zero_ = false;  // a page has what its previous user left
+  if (!site_.find(device, error)) return false;
   const CurrentContext current(site_.driver(), site_.context());
   const Result result =
       current.ok() ? site_.driver().cuStreamCreate(&stream_, kStreamNonBlocking) : kInvalidContext;
   if (result == kSuccess) return true;
   stream_ = nullptr;
-  why = site_.explain("cuStreamCreate", result, 0);
-  return false;
+  return site_.fail(error, "cuStreamCreate", result, 0);
 }
 
 DeviceBytes::~DeviceBytes() {
-  if (stream_ == nullptr || !site_.here()) return;
+  if (stream_ == nullptr || !site_.usable_here()) return;
   const CurrentContext current(site_.driver(), site_.context());
   if (current.ok()) (void)site_.driver().cuStreamDestroy(stream_);
 }
 
 bool DeviceBytes::fill(std::byte* at, std::size_t bytes, unsigned char value) noexcept {
   if (bytes == 0) return true;
-  if (!site_.here()) return false;
+  if (!site_.usable_here()) return false;
   const CurrentContext current(site_.driver(), site_.context());
   if (!current.ok()) return refusal_.no_context(bytes);
   const char* call = "cuMemsetD8Async";
@@ -69,11 +65,12 @@ bool DeviceBytes::fill(std::byte* at, std::size_t bytes, unsigned char value) no
 
 // ---- MappedMemory
 
-std::unique_ptr<MappedMemory> MappedMemory::create(const CudaMemoryOptions& options, std::string& why) {
+std::unique_ptr<MappedMemory> MappedMemory::create(const CudaMemoryOptions& options, Error& error) {
   std::unique_ptr<MappedMemory> memory(new MappedMemory());
-  if (!memory->start(options.device, why)) return nullptr;
+  if (!memory->start(options.device, error)) return nullptr;
   const Driver& driver = memory->site_.driver();
-  if (!physical_property(memory->site_, false, memory->property_, memory->granule_, why)) return nullptr;
+  if (!physical_property(memory->site_, false, memory->property_, memory->granule_, error))
+    return nullptr;
   const auto whole = [&](std::size_t bytes) {
     return (bytes + memory->granule_ - 1) & ~(memory->granule_ - 1);
   };
@@ -83,28 +80,30 @@ std::unique_ptr<MappedMemory> MappedMemory::create(const CudaMemoryOptions& opti
   const std::size_t least = whole(std::max(options.minimum, options.capacity));
   for (std::size_t bytes = std::max(whole(options.reserve), least); current.ok();
        bytes = std::max(whole(bytes / 2), least)) {
-    result = driver.cuMemAddressReserve(&found, bytes, kAlignment, 0, 0);
-    if (result == kSuccess) memory->reserved_ = bytes;
+    result = driver.cuMemAddressReserve(&found, bytes, kRangeAlign, 0, 0);
+    if (result == kSuccess) memory->address_space_ = bytes;
     if (result == kSuccess || bytes == least) break;
   }
   if (result != kSuccess) {
-    why = memory->site_.explain("cuMemAddressReserve", result, least);
+    memory->site_.fail(error, "cuMemAddressReserve", result, least);
     return nullptr;
   }
   memory->base_ = reinterpret_cast<std::byte*>(found);
-  memory->handles_ = std::make_unique<VirtualArray<MemoryHandle>>(memory->reserved_ / memory->granule_);
+  memory->handles_ =
+      std::make_unique<VirtualArray<MemoryHandle>>(memory->address_space_ / memory->granule_);
+  memory->assert_valid();
   return memory;
 }
 
 MappedMemory::~MappedMemory() {
-  if (base_ == nullptr || !site_.here()) return;
+  if (base_ == nullptr || !site_.usable_here()) return;
   const CurrentContext current(site_.driver(), site_.context());
   if (!current.ok()) return;
-  if (drop(0, reached_)) (void)site_.driver().cuMemAddressFree(address(0), reserved_);
+  if (release(0, handles_end_)) (void)site_.driver().cuMemAddressFree(address(0), address_space_);
 }
 
-// Left alone where the driver will not unmap: the handle then says that the granule still has memory.
-bool MappedMemory::drop(std::size_t first, std::size_t end) noexcept {
+// Where the driver refuses to unmap, the granule keeps its handle.
+bool MappedMemory::release(std::size_t first, std::size_t end) noexcept {
   bool all = true;
   for (std::size_t i = first; i < end; ++i) {
     MemoryHandle& handle = (*handles_)[i];
@@ -120,10 +119,11 @@ bool MappedMemory::drop(std::size_t first, std::size_t end) noexcept {
 }
 
 Result MappedMemory::map(std::size_t granule) noexcept {
+  SLABPOOL_ASSERT((*handles_)[granule] != 0, "a mapped granule has a handle", granule);
   return site_.driver().cuMemMap(address(granule * granule_), granule_, 0, (*handles_)[granule], 0);
 }
 
-bool MappedMemory::allow(std::size_t offset, std::size_t bytes) noexcept {
+bool MappedMemory::set_access(std::size_t offset, std::size_t bytes) noexcept {
   MemAccessDesc access;
   access.location.id = site_.device();
   const Result result = site_.driver().cuMemSetAccess(address(offset), bytes, &access, 1);
@@ -131,17 +131,27 @@ bool MappedMemory::allow(std::size_t offset, std::size_t bytes) noexcept {
   return result == kSuccess;
 }
 
+void MappedMemory::assert_mapped([[maybe_unused]] std::size_t first,
+                                 [[maybe_unused]] std::size_t end) const noexcept {
+#if SLABPOOL_ASSERT_LEVEL >= 1
+  for (std::size_t i = first; i < end; ++i)
+    SLABPOOL_ASSERT((*handles_)[i] != 0, "a committed granule has a handle", i, first, end);
+  SLABPOOL_ASSERT(end <= handles_end_, "handles lie below handles_end_", end, handles_end_);
+#endif
+}
+
 bool MappedMemory::commit(std::size_t offset, std::size_t bytes) noexcept {
-  if (!site_.here()) return false;
+  assert_granules(offset, bytes);
+  if (!site_.usable_here()) return false;
   const Driver& driver = site_.driver();
   const CurrentContext current(driver, site_.context());
   if (!current.ok()) return refusal_.no_context(bytes);
   const std::size_t first = offset / granule_;
   const std::size_t end = first + bytes / granule_;
-  reached_ = std::max(reached_, end);
+  handles_end_ = std::max(handles_end_, end);
   for (std::size_t i = first; i < end; ++i) {
     MemoryHandle& handle = (*handles_)[i];
-    if (handle != 0) continue;  // could not be unmapped once: it has memory, and gets access below
+    if (handle != 0) continue;  // stayed mapped when the driver refused to unmap it; gets access below
     const char* call = "cuMemCreate";
     MemoryHandle made = 0;
     Result result = driver.cuMemCreate(&made, granule_, &property_, 0);
@@ -156,30 +166,35 @@ bool MappedMemory::commit(std::size_t offset, std::size_t bytes) noexcept {
     }
     if (result != kSuccess) {
       refusal_.note(call, result, bytes);
-      (void)drop(first, i);
+      (void)release(first, i);
       return false;
     }
   }
-  // Once for the whole run: this is what makes the device's page tables change.
-  if (allow(offset, bytes)) return true;
-  (void)drop(first, end);
+  // Once for all granules, because each call changes the device's page tables.
+  if (set_access(offset, bytes)) {
+    assert_mapped(first, end);
+    return true;
+  }
+  (void)release(first, end);
   return false;
 }
 
 bool MappedMemory::decommit(std::size_t offset, std::size_t bytes) noexcept {
-  if (!site_.here()) return false;
+  assert_granules(offset, bytes);
+  if (!site_.usable_here()) return false;
   const Driver& driver = site_.driver();
   const CurrentContext current(driver, site_.context());
   if (!current.ok()) return refusal_.no_context(bytes);
   const std::size_t first = offset / granule_;
   const std::size_t end = first + bytes / granule_;
+  assert_mapped(first, end);
   for (std::size_t i = first; i < end; ++i) {
     const Result result = driver.cuMemUnmap(address(i * granule_), granule_);
     if (result == kSuccess) continue;
     refusal_.note("cuMemUnmap", result, granule_);
-    // Mapped again from the handles, which takes no memory. Should even that fail the device is lost.
+    // Maps them again from their handles, which allocates no memory. If even that fails, the device is lost.
     for (std::size_t back = first; back < i; ++back) (void)map(back);
-    if (i != first) (void)allow(offset, (i - first) * granule_);
+    if (i != first) (void)set_access(offset, (i - first) * granule_);
     return false;
   }
   for (std::size_t i = first; i < end; ++i) {

@@ -1,14 +1,17 @@
-// Device memory that is mapped piece by piece: one reserved range of addresses, and physical memory only where
-// it is committed.
+// Device memory that is mapped in granules: one reserved range of addresses, with physical memory only where it is
+// committed.
 //
-// Each granule has a handle of its own, because parts of what was committed together are decommitted apart and
-// the driver unmaps only what was mapped as one. The handle stays until its granule is decommitted: it is what
-// lets a decommit that fails half way be undone without asking for memory. What must stay true: a granule has a
-// handle exactly while it is mapped.
+// Each granule has a handle of its own, because granules that were committed together are decommitted apart and the
+// driver unmaps only what was mapped as one. The handle is kept until its granule is decommitted, so that a decommit
+// which fails half way is undone without allocating memory.
+//
+// Invariants:
+//   handles_[i] != 0  <=>  granule i is mapped        (between calls)
+//   granule i is committed  =>  handles_[i] != 0
+//   i >= handles_end_  =>  handles_[i] = 0
 #pragma once
 
 #include <memory>
-#include <string>
 
 #include "slabpool/cuda/cuda_memory.hpp"
 #include "slabpool/cuda/site.hpp"
@@ -16,18 +19,17 @@
 
 namespace slabpool::cuda {
 
-// Memory of a device, and how it is set from the host.
+// Device memory, and setting its bytes from the host.
 class DeviceBytes : public MemoryResource {
  public:
   ~DeviceBytes() override;
-  // On a stream of its own that waits for no other and holds none back: nobody uses these bytes meanwhile.
+  // On a stream of its own, which does not synchronise with other streams: the caller owns these bytes meanwhile.
   bool fill(std::byte* at, std::size_t bytes, unsigned char value) noexcept override;
-  std::string refusal() const override { return site_.explain(refusal_); }
+  Error refusal() const override { return site_.error_of(refusal_); }
   const Site& site() const noexcept { return site_; }
 
  protected:
-  // False, and in `why` what failed.
-  bool start(int device, std::string& why);
+  bool start(int device, Error& error);
   DevicePointer address(std::size_t offset) const noexcept {
     return reinterpret_cast<DevicePointer>(base_) + offset;
   }
@@ -41,7 +43,7 @@ class DeviceBytes : public MemoryResource {
 
 class MappedMemory final : public DeviceBytes {
  public:
-  static std::unique_ptr<MappedMemory> create(const CudaMemoryOptions& options, std::string& why);
+  static std::unique_ptr<MappedMemory> create(const CudaMemoryOptions& options, Error& error);
   ~MappedMemory() override;
 
   bool commit(std::size_t offset, std::size_t bytes) noexcept override;
@@ -49,20 +51,22 @@ class MappedMemory final : public DeviceBytes {
 
  private:
   MappedMemory() = default;
-  Result map(std::size_t granule) noexcept;  // with the physical memory it has a handle of
-  bool allow(std::size_t offset, std::size_t bytes) noexcept;
-  // What of these granules has memory; false if the driver would not unmap some.
-  bool drop(std::size_t first, std::size_t end) noexcept;
+  Result map(std::size_t granule) noexcept;  // the physical memory of its handle
+  bool set_access(std::size_t offset, std::size_t bytes) noexcept;
+  // Unmaps and frees those of these granules that have memory; false if the driver refused to unmap some.
+  bool release(std::size_t first, std::size_t end) noexcept;
+  // Checks the first two invariants, one granule at a time.
+  void assert_mapped(std::size_t first, std::size_t end) const noexcept;
 
   MemAllocationProp property_;
-  std::unique_ptr<VirtualArray<MemoryHandle>> handles_;  // 0: not committed
-  std::size_t reached_ = 0;                              // no granule from here on ever had memory
+  std::unique_ptr<VirtualArray<MemoryHandle>> handles_;  // 0: none
+  std::size_t handles_end_ = 0;
 };
 
-// Whether the driver and the device map memory piece by piece.
+// Whether the driver and the device have virtual memory management.
 bool maps_memory(const Site& site) noexcept;
-// What device memory of `site` is made of; false and `why` if the driver does not say its granularity.
+// The properties of physical memory on the device of `site`, and its granule; false if the driver refuses.
 bool physical_property(const Site& site, bool exportable, MemAllocationProp& property,
-                       std::size_t& granule, std::string& why);
+                       std::size_t& granule, Error& error);
 
 }  // namespace slabpool::cuda

@@ -1,7 +1,7 @@
-// Where memory of CUDA is: a driver, a device, and its context. And what a refusal by the driver says.
+// Where CUDA memory is: a driver, a device and its primary context; and the messages for a refusal by the driver.
 //
-// Every call of a resource makes the context current for itself, and leaves the thread's own as it was. In a
-// fork's child there is no driver: here() says so, and nothing is given back there.
+// Each call of a memory resource makes the context current for its own duration and restores the thread's. A fork's
+// child has no driver: usable_here() is false there, and the resource releases nothing.
 #pragma once
 
 #include <atomic>
@@ -9,18 +9,18 @@
 #include <cstdint>
 #include <string>
 
+#include "slabpool/base/assert.hpp"
+#include "slabpool/base/error.hpp"
 #include "slabpool/base/fork.hpp"
 #include "slabpool/cuda/driver.hpp"
 
 namespace slabpool::cuda {
 
-inline constexpr std::size_t kAlignment = std::size_t{2} << 20;  // of a resource's first byte
-
-// Which call failed, and how. Written by whoever commits, read by whoever reports.
+// Which call failed, and how. Written by the thread that commits, read by threads that report.
 class Refusal {
  public:
   void note(const char* call, Result result, std::size_t bytes) noexcept {
-    // Relaxed: a report that mixes two failures is still about failures.
+    // Relaxed: a report that mixes two failures still reports failures.
     call_.store(call, std::memory_order_relaxed);
     result_.store(result, std::memory_order_relaxed);
     bytes_.store(bytes, std::memory_order_relaxed);
@@ -41,21 +41,28 @@ class Refusal {
 
 class Site {
  public:
-  // False, and in `why` what is missing. `device` must be one that the driver shows.
-  bool find(int device, std::string& why);
+  // False if there is no driver, or no such device.
+  bool find(int device, Error& error);
 
   const Driver& driver() const noexcept { return *driver_; }
   int device() const noexcept { return device_; }
-  bool here() const noexcept { return epoch_ == fork_epoch(); }  // not in a fork's child
+  bool usable_here() const noexcept { return epoch_ == fork_epoch(); }  // false in a fork's child
 
-  // The context, for a CurrentContext around calls. Not to be used where here() is false.
-  Context context() const noexcept { return context_; }
+  // For a CurrentContext around calls. Only where usable_here().
+  Context context() const noexcept {
+    SLABPOOL_ASSERT(usable_here(), "a fork's child does not call the parent's driver", device_);
+    return context_;
+  }
 
-  // "cuMemCreate of 2 MiB on CUDA device 0: CUDA_ERROR_OUT_OF_MEMORY 2 (out of memory); ...", with what the
-  // device has free and what to do.
+  // "cuMemCreate of 2 MiB on CUDA device 0: CUDA_ERROR_OUT_OF_MEMORY 2 (out of memory); ...", with the free memory of
+  // the device and what to do.
   std::string explain(const char* call, Result result, std::size_t bytes) const;
-  // The same of what was noted, "" if nothing was.
-  std::string explain(const Refusal& refusal) const;
+  // The same as an Error; returns false.
+  bool fail(Error& error, const char* call, Result result, std::size_t bytes) const {
+    return error.fail(Status::system_refused, explain(call, result, bytes));
+  }
+  // The refusal as an Error; status ok if nothing was noted.
+  Error error_of(const Refusal& refusal) const;
 
  private:
   const Driver* driver_ = nullptr;

@@ -1,12 +1,14 @@
-// Device memory that is one piece from start to end: where the driver cannot map pieces, and where other
-// processes map it too.
+// Device memory that is one allocation: where the driver has no virtual memory management, and where other processes
+// map the memory too.
 //
-// All of it is committed from the start and nothing goes back before the end: pieces of one allocation cannot
-// be freed, and what another process has mapped cannot be taken from it.
+// All of it is committed from the start until the resource ends: a part of one allocation cannot be freed, and
+// memory that another process has mapped cannot be taken from it.
+//
+// Invariants:
+//   allocated_ = 0 or handle_ = 0;   mapped_ => handle_ != 0
 #pragma once
 
 #include <memory>
-#include <string>
 
 #include "slabpool/cuda/mapped_memory.hpp"
 
@@ -15,25 +17,25 @@ namespace slabpool::cuda {
 class WholeMemory final : public DeviceBytes {
  public:
   // One cuMemAlloc.
-  static std::unique_ptr<WholeMemory> allocate(const CudaMemoryOptions& options, std::string& why);
-  // Physical memory that export_fd() gives away.
-  static std::unique_ptr<WholeMemory> create_shared(const CudaMemoryOptions& options, std::string& why);
-  // That of another process.
-  static std::unique_ptr<WholeMemory> open(int fd, std::size_t bytes, int device, std::string& why);
+  static std::unique_ptr<WholeMemory> allocate(const CudaMemoryOptions& options, Error& error);
+  // Physical memory that export_fd() exports.
+  static std::unique_ptr<WholeMemory> create_shared(const CudaMemoryOptions& options, Error& error);
+  // Physical memory that another process exported as `fd`.
+  static std::unique_ptr<WholeMemory> open(int fd, std::size_t bytes, int device, Error& error);
   ~WholeMemory() override;
 
   bool commit(std::size_t, std::size_t) noexcept override { return true; }
   bool decommit(std::size_t, std::size_t) noexcept override { return false; }
 
-  // A new descriptor, or -1 and in `why` what failed.
-  int export_fd(std::string& why) const;
+  // A new descriptor, or -1 on failure.
+  int export_fd(Error& error) const;
 
  private:
-  WholeMemory() { whole_ = true; }
-  // Maps the handle, which is given up on failure.
-  bool show(MemoryHandle handle, std::size_t bytes, std::string& why);
+  WholeMemory() { always_committed_ = true; }
+  // Takes over the handle and maps it; after a failure the destructor releases it.
+  bool map(MemoryHandle handle, std::size_t bytes, Error& error);
 
-  DevicePointer allocated_ = 0;  // of cuMemAlloc, 0 for the others
+  DevicePointer allocated_ = 0;  // from cuMemAlloc
   MemoryHandle handle_ = 0;
   bool mapped_ = false;
 };

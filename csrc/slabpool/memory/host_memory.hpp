@@ -1,8 +1,7 @@
 // Host memory: anonymous private pages of this process.
 //
-// Reserved with no access and opened by mprotect as it is committed, so that a stray access outside
-// committed memory faults, resident bytes never exceed committed bytes, and systems with strict
-// overcommit charge only what is committed.
+// Reserved with no access, and opened by mprotect as it is committed. So an access outside committed memory faults,
+// resident bytes never exceed committed bytes, and a system with strict overcommit charges only what is committed.
 #pragma once
 
 #include <memory>
@@ -14,16 +13,15 @@ namespace slabpool {
 struct HostMemoryOptions {
   std::size_t reserve = 0;  // bytes of address space wanted; halved until the system grants it
   std::size_t minimum = 0;  // bytes below which creation fails
-  bool huge_pages = true;   // ask for transparent huge pages (Linux)
-  int numa_node = -1;       // bind to this node (Linux), -1: leave it to the system
-  int near_node = -1;       // prefer this node, where the system lets us and it has room
+  bool huge_pages = true;   // ask for transparent huge pages
+  int numa_node = -1;       // bind to this node; -1: the system chooses
+  int preferred_node = -1;  // prefer this node, if the system permits it and the node has room
 };
 
 class HostMemory final : public MemoryResource {
  public:
-  // Null if the system refuses `minimum` bytes, has larger pages than kPageSize, or lacks the NUMA
-  // node; errno says why.
-  static std::unique_ptr<HostMemory> create(const HostMemoryOptions& options);
+  // Null if the system refuses `minimum` bytes, has larger pages than kPageSize, or lacks the NUMA node.
+  static std::unique_ptr<HostMemory> create(const HostMemoryOptions& options, Error& error);
   ~HostMemory() override;
 
   bool commit(std::size_t offset, std::size_t bytes) noexcept override;

@@ -1,29 +1,42 @@
-// Where a pool's bytes come from.
+// The source of a pool's bytes: one reserved address range, of which parts are committed and decommitted.
 //
-// A memory resource owns one contiguous *reserved* address range and commits or decommits whole
-// pages of it. Reserving costs address space only; committed bytes may be touched. What must stay
-// true: the range never moves, and with commits_zero() a page reads as zero once it is committed (again).
+// Reserving costs address space only. Committed bytes may be read and written.
+//
+// Invariants:
+//   base() % 2 MiB = 0,  address_space() % kPageSize = 0,  granule() = 2^n * kPageSize
+//   The range never moves while the resource lives.
+//   commits_zero()      =>  a byte reads as zero after each commit().
+//   always_committed()  =>  every byte is committed from the start, decommit() always fails, and the range is no
+//                           longer than the capacity.
 #pragma once
 
+#include <atomic>
+#include <bit>
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <string>
+
+#include "slabpool/base/assert.hpp"
+#include "slabpool/base/error.hpp"
 
 namespace slabpool {
 
-// Unit in which a pool commits, cuts and coalesces memory. 16 KiB: a multiple of every page size we
-// run on (4 KiB on x86-64, 16 KiB on Apple silicon), and an eighth of the smallest tensor that gets
-// a span of its own, so that rounding to pages wastes 12.5 % at most.
+// Unit in which a pool commits, cuts and coalesces memory. 16 KiB: a multiple of the usual page sizes (4 KiB on
+// x86-64, 4 or 16 KiB on aarch64), and an eighth of the smallest tensor that gets a span of its own, so that
+// rounding to pages wastes 12.5 % at most.
 inline constexpr unsigned kPageBits = 14;
 inline constexpr std::size_t kPageSize = std::size_t{1} << kPageBits;
+
+// Alignment of base(): one huge page.
+inline constexpr std::size_t kRangeAlign = std::size_t{2} << 20;
 
 enum class MemoryKind : std::uint8_t {
   host,     // pages of this process
   shared,   // pages that other processes map
-  device,   // of a CUDA device: addresses that the host must not touch
-  pinned,   // pages of this process that CUDA devices reach too
-  managed,  // pages that move between the host and a CUDA device
+  device,   // pages of a CUDA device, at addresses that the host must not touch
+  pinned,   // pages of this process that CUDA devices access too
+  managed,  // pages that migrate between the host and a CUDA device
 };
 
 class MemoryResource {
@@ -33,45 +46,69 @@ class MemoryResource {
   MemoryResource& operator=(const MemoryResource&) = delete;
   virtual ~MemoryResource() = default;
 
-  // First byte of the reserved range, aligned to 2 MiB.
   std::byte* base() const noexcept { return base_; }
-  // Length of the reserved range in bytes, a multiple of kPageSize.
-  std::size_t reserved() const noexcept { return reserved_; }
+  // Length of the reserved range in bytes.
+  std::size_t address_space() const noexcept { return address_space_; }
+  // Bytes that are committed and decommitted together. Both arguments of commit() and decommit() are multiples of it.
+  std::size_t granule() const noexcept { return granule_; }
 
   MemoryKind kind() const noexcept { return kind_; }
   bool host_reaches() const noexcept { return kind_ != MemoryKind::device; }
-  // Bytes that are committed and decommitted together: a power of two, kPageSize at least. Both arguments of
-  // both calls are multiples of it.
-  std::size_t granule() const noexcept { return granule_; }
-  // Whether bytes that were just committed read as zero.
   bool commits_zero() const noexcept { return commits_zero_; }
-  // Whether all of the reserved range is committed from the start, and stays so: nothing is committed then, and
-  // every decommit() is refused. The range is no longer than the capacity.
-  bool whole() const noexcept { return whole_; }
+  bool always_committed() const noexcept { return always_committed_; }
 
-  // Makes [offset, offset + bytes) readable and writable. False if the system refuses; nothing has changed then.
+  // Makes [offset, offset + bytes) readable and writable. False if the system or the driver refuses; nothing has
+  // changed then, and refusal() says why.
   virtual bool commit(std::size_t offset, std::size_t bytes) noexcept = 0;
 
-  // Gives the bytes back to the system. False if the system refuses; the range is then still
-  // committed, with undefined contents.
+  // Returns the bytes to the system. False if the system or the driver refuses; the range is then still committed,
+  // with undefined contents, and refusal() says why.
   virtual bool decommit(std::size_t offset, std::size_t bytes) noexcept = 0;
 
-  // Which call was refused last, by whom, and what there is; "" where errno says it. Any thread.
-  virtual std::string refusal() const { return {}; }
+  // Why the last commit(), decommit() or fill() that failed did so; status ok if none failed. Any thread may call it.
+  virtual Error refusal() const {
+    Error error;
+    if (const int number = refused_errno_.load(std::memory_order_relaxed)) error.fail_errno({}, number);
+    return error;
+  }
 
-  // Sets committed bytes, and returns once that is so for everybody. False if the device failed.
+  // Sets committed bytes. On return every device sees the new value. False if the device failed.
   virtual bool fill(std::byte* at, std::size_t bytes, unsigned char value) noexcept {
     std::memset(at, value, bytes);
     return true;
   }
 
+  // Checks the equations at the top of this file.
+  void assert_valid() const noexcept {
+    SLABPOOL_ASSERT(reinterpret_cast<std::uintptr_t>(base_) % kRangeAlign == 0,
+                    "the range is aligned to 2 MiB", base_);
+    SLABPOOL_ASSERT(address_space_ % kPageSize == 0, "the range is whole pages", address_space_);
+    SLABPOOL_ASSERT(std::has_single_bit(granule_) && granule_ >= kPageSize,
+                    "a granule is a power of two, one page at least", granule_);
+  }
+  // Checks the arguments of commit() and decommit().
+  void assert_granules([[maybe_unused]] std::size_t offset,
+                       [[maybe_unused]] std::size_t bytes) const noexcept {
+    SLABPOOL_ASSERT(bytes != 0 && offset % granule_ == 0 && bytes % granule_ == 0,
+                    "whole granules are committed and decommitted", offset, bytes, granule_);
+    SLABPOOL_ASSERT(offset <= address_space_ && bytes <= address_space_ - offset,
+                    "they lie in the range", offset, bytes, address_space_);
+  }
+
  protected:
+  // Records errno as the refusal. Returns false. Relaxed: a report only.
+  bool note_refusal() noexcept {
+    refused_errno_.store(errno, std::memory_order_relaxed);
+    return false;
+  }
+
   std::byte* base_ = nullptr;
-  std::size_t reserved_ = 0;
+  std::size_t address_space_ = 0;
   std::size_t granule_ = kPageSize;
+  std::atomic<int> refused_errno_{0};
   MemoryKind kind_ = MemoryKind::host;
   bool commits_zero_ = true;
-  bool whole_ = false;
+  bool always_committed_ = false;
 };
 
 }  // namespace slabpool

@@ -5,53 +5,41 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cerrno>
+#include <cstdio>
 
-namespace slabpool {
-
-#if defined(__linux__)
+#include "slabpool/base/assert.hpp"
 
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
 #endif
 
-std::unique_ptr<SharedFile> SharedFile::create(std::size_t bytes) {
+namespace slabpool {
+
+std::unique_ptr<SharedFile> SharedFile::create(std::size_t bytes, Error& error) {
   const int fd = memfd_create("slabpool", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-  if (fd < 0) return nullptr;
+  if (fd < 0) {
+    error.fail_errno();
+    return nullptr;
+  }
   std::unique_ptr<SharedFile> file(new SharedFile(fd, bytes));
-  if (ftruncate(fd, static_cast<off_t>(bytes)) != 0) return nullptr;
-  return file;
-}
-
-bool SharedFile::open_read_only() noexcept {
-  if (fchmod(fd_, S_IRUSR) != 0) return false;
-  char path[32] = "/proc/self/fd/";
-  std::size_t at = 14;
-  char digits[12];
-  std::size_t count = 0;
-  for (int left = fd_; left > 0 || count == 0; left /= 10)
-    digits[count++] = static_cast<char>('0' + left % 10);
-  while (count > 0) path[at++] = digits[--count];
-  path[at] = '\0';
-  read_only_ = open(path, O_RDONLY | O_CLOEXEC);
-  return read_only_ >= 0;
-}
-
-bool SharedFile::seal(bool future_write) noexcept {
-  const int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL | (future_write ? F_SEAL_FUTURE_WRITE : 0);
-  return fcntl(fd_, F_ADD_SEALS, seals) == 0;
-}
-
-#else
-
-std::unique_ptr<SharedFile> SharedFile::create(std::size_t) {
-  errno = ENOTSUP;
+  if (ftruncate(fd, static_cast<off_t>(bytes)) == 0) return file;
+  error.fail_errno();
   return nullptr;
 }
-bool SharedFile::open_read_only() noexcept { return false; }
-bool SharedFile::seal(bool) noexcept { return false; }
 
-#endif
+bool SharedFile::open_read_only(Error& error) noexcept {
+  SLABPOOL_ASSERT(read_only_ < 0, "a file is opened for reading once", read_only_);
+  if (fchmod(fd_, S_IRUSR) != 0) return error.fail_errno();
+  char path[32];
+  (void)std::snprintf(path, sizeof path, "/proc/self/fd/%d", fd_);
+  read_only_ = open(path, O_RDONLY | O_CLOEXEC);
+  return read_only_ >= 0 || error.fail_errno();
+}
+
+bool SharedFile::seal(bool future_write, Error& error) noexcept {
+  const int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL | (future_write ? F_SEAL_FUTURE_WRITE : 0);
+  return fcntl(fd_, F_ADD_SEALS, seals) == 0 || error.fail_errno();
+}
 
 SharedFile::~SharedFile() {
   if (read_only_ >= 0) (void)close(read_only_);

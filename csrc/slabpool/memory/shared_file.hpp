@@ -1,16 +1,18 @@
-// An anonymous file of fixed size that other processes map: a memfd, sealed so that nobody can shrink
-// it under somebody's map. It has no name in any directory, so nothing of it outlives its last user.
+// An anonymous file of fixed size that other processes map: a memfd, sealed so that no process can shrink it while
+// another one has it mapped. It has no name in any directory, so it ends with its last descriptor and map.
 #pragma once
 
 #include <cstddef>
 #include <memory>
 
+#include "slabpool/base/error.hpp"
+
 namespace slabpool {
 
 class SharedFile {
  public:
-  // Null where the system refuses; errno says why. Sparse: pages cost memory once they are touched.
-  static std::unique_ptr<SharedFile> create(std::size_t bytes);
+  // Null if the system refuses. Sparse: a page costs memory once it is touched.
+  static std::unique_ptr<SharedFile> create(std::size_t bytes, Error& error);
   SharedFile(const SharedFile&) = delete;
   SharedFile& operator=(const SharedFile&) = delete;
   ~SharedFile();
@@ -20,12 +22,12 @@ class SharedFile {
   int read_only_fd() const noexcept { return read_only_; }
   std::size_t bytes() const noexcept { return bytes_; }
 
-  // Opens it anew for reading only. The mode is taken to 0400 first, so that a process that is handed
-  // this descriptor cannot open a writable one from it, unless it may override modes.
-  bool open_read_only() noexcept;
-  // No more seals, and no change of size. With `future_write` nobody but those that have a writable map
-  // already can ever write, whatever descriptor they hold (Linux 5.1).
-  bool seal(bool future_write) noexcept;
+  // Opens the file once more, for reading only. Its mode is set to 0400 first, so that a process that receives this
+  // descriptor cannot open a writable one from it, unless it has the privilege to override modes.
+  bool open_read_only(Error& error) noexcept;
+  // Forbids further seals and changes of size. With `future_write`, also forbids new writable maps, whatever
+  // descriptor a process holds; existing writable maps go on (Linux 5.1).
+  bool seal(bool future_write, Error& error) noexcept;
 
  private:
   SharedFile(int fd, std::size_t bytes) : fd_(fd), bytes_(bytes) {}

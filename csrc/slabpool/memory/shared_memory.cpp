@@ -9,15 +9,10 @@
 #include <cstdint>
 
 namespace slabpool {
-
-#if defined(__linux__)
-
 namespace {
 
-constexpr std::size_t kAlign = std::size_t{2} << 20;
-
-// A signal interrupts fallocate and undoes it, so that a program with many signals could try a large
-// range for ever: it is done in steps.
+// A signal interrupts fallocate and undoes its work, so a program with many signals might never finish one call for
+// a large range. It is done in steps of this many bytes.
 constexpr std::size_t kStep = std::size_t{16} << 20;
 
 bool punch(int fd, std::size_t offset, std::size_t bytes) noexcept {
@@ -31,38 +26,51 @@ bool punch(int fd, std::size_t offset, std::size_t bytes) noexcept {
 
 }  // namespace
 
-std::unique_ptr<SharedMemory> SharedMemory::create(std::size_t reserve, std::size_t minimum) {
+// Reserves `bytes` of addresses with a file of that length behind them. After a failure nothing is mapped.
+bool SharedMemory::map(std::size_t bytes, Error& error) {
+  // Address space first, so that the file can be laid on an aligned part of it.
+  void* mapping =
+      mmap(nullptr, bytes + kRangeAlign, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapping == MAP_FAILED) return error.fail_errno();
+  const auto address = reinterpret_cast<std::uintptr_t>(mapping);
+  const auto aligned = (address + kRangeAlign - 1) & ~(std::uintptr_t{kRangeAlign} - 1);
+  base_ = static_cast<std::byte*>(mapping) + (aligned - address);
+  file_ = SharedFile::create(bytes, error);
+  if (file_ == nullptr || mmap(base_, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
+                               file_->fd(), 0) == MAP_FAILED) {
+    if (file_ != nullptr) error.fail_errno();
+    (void)munmap(mapping, bytes + kRangeAlign);
+    return false;
+  }
+  mapping_ = mapping;
+  mapping_bytes_ = bytes + kRangeAlign;
+  address_space_ = bytes;
+  return true;
+}
+
+std::unique_ptr<SharedMemory> SharedMemory::create(std::size_t reserve, std::size_t minimum,
+                                                   Error& error) {
   if (sysconf(_SC_PAGESIZE) > static_cast<long>(kPageSize)) {
-    errno = ENOTSUP;
+    error.fail_errno({}, ENOTSUP);
     return nullptr;
   }
   std::unique_ptr<SharedMemory> memory(new SharedMemory());
   memory->kind_ = MemoryKind::shared;
-  for (std::size_t bytes = reserve; bytes >= minimum; bytes /= 2) {
+  Error refused;
+  (void)refused.fail_errno({}, ENOMEM);  // where not even `reserve` is as much as `minimum`
+  bool mapped = false;
+  for (std::size_t bytes = reserve; !mapped && bytes >= minimum; bytes /= 2) {
     bytes &= ~(kPageSize - 1);
-    // Address space first, so that the file can be laid on an aligned part of it.
-    void* mapping =
-        mmap(nullptr, bytes + kAlign, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (mapping == MAP_FAILED) continue;
-    memory->mapping_ = mapping;
-    memory->mapping_bytes_ = bytes + kAlign;
-    memory->file_ = SharedFile::create(bytes);
-    const auto address = reinterpret_cast<std::uintptr_t>(mapping);
-    const auto aligned = (address + kAlign - 1) & ~(std::uintptr_t{kAlign} - 1);
-    memory->base_ = static_cast<std::byte*>(mapping) + (aligned - address);
-    if (memory->file_ != nullptr &&
-        mmap(memory->base_, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
-             memory->file_->fd(), 0) != MAP_FAILED) {
-      memory->reserved_ = bytes;
-      break;
-    }
-    const int error = errno;
-    (void)munmap(mapping, bytes + kAlign);
-    memory->mapping_ = nullptr;
-    errno = error;
+    mapped = memory->map(bytes, refused);
   }
-  if (memory->mapping_ == nullptr) return nullptr;
-  if (!memory->file_->open_read_only() || !memory->file_->seal(false)) return nullptr;
+  if (!mapped) {
+    error = std::move(refused);
+    return nullptr;
+  }
+  if (!memory->file_->open_read_only(error) || !memory->file_->seal(false, error)) return nullptr;
+  memory->assert_valid();
+  SLABPOOL_ASSERT(memory->file_->bytes() == memory->address_space_, "the file is as long as the range",
+                  memory->file_->bytes(), memory->address_space_);
   return memory;
 }
 
@@ -71,38 +79,27 @@ SharedMemory::~SharedMemory() {
 }
 
 bool SharedMemory::commit(std::size_t offset, std::size_t bytes) noexcept {
+  assert_granules(offset, bytes);
   for (std::size_t done = 0; done < bytes;) {
     const std::size_t step = std::min(kStep, bytes - done);
     if (fallocate(file_->fd(), 0, static_cast<off_t>(offset + done), static_cast<off_t>(step)) == 0) {
       done += step;
     } else if (errno != EINTR) {
-      const int error = errno;
+      (void)note_refusal();
       if (done != 0) (void)punch(file_->fd(), offset, done);
-      errno = error;
       return false;
     }
   }
   if (mprotect(base_ + offset, bytes, PROT_READ | PROT_WRITE) == 0) return true;
-  const int error = errno;
+  (void)note_refusal();
   (void)punch(file_->fd(), offset, bytes);
-  errno = error;
   return false;
 }
 
 bool SharedMemory::decommit(std::size_t offset, std::size_t bytes) noexcept {
-  return punch(file_->fd(), offset, bytes) && mprotect(base_ + offset, bytes, PROT_NONE) == 0;
+  assert_granules(offset, bytes);
+  return (punch(file_->fd(), offset, bytes) && mprotect(base_ + offset, bytes, PROT_NONE) == 0) ||
+         note_refusal();
 }
-
-#else
-
-std::unique_ptr<SharedMemory> SharedMemory::create(std::size_t, std::size_t) {
-  errno = ENOTSUP;
-  return nullptr;
-}
-SharedMemory::~SharedMemory() = default;
-bool SharedMemory::commit(std::size_t, std::size_t) noexcept { return false; }
-bool SharedMemory::decommit(std::size_t, std::size_t) noexcept { return false; }
-
-#endif
 
 }  // namespace slabpool

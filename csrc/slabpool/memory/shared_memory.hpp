@@ -1,9 +1,12 @@
-// Shared memory: pages of one sealed, sparse memfd as long as the reserved range, which peers map whole,
-// so that an offset means the same bytes in every process.
+// Shared memory: pages of one sealed, sparse memfd as long as the reserved range. Peers map the whole file, so an
+// offset means the same bytes in every process.
 //
-// Committing allocates the pages: running out of memory is then an answer, and not a signal at the first
-// touch. Decommitting punches a hole, which reads as zero. A peer that goes on reading memory it has let
-// go of may make the system allocate pages in holes; they go with the next decommit or with the pool.
+// commit() allocates the pages, so running out of memory is an answer and not a signal at the first touch.
+// decommit() punches a hole, which reads as zero. A peer that reads memory after its ack may make the kernel
+// allocate pages in a hole; they are freed by the next decommit() there, or with the pool.
+//
+// Invariants:
+//   file().bytes() = address_space(), and byte i of the range is byte i of the file.
 #pragma once
 
 #include <memory>
@@ -15,8 +18,8 @@ namespace slabpool {
 
 class SharedMemory final : public MemoryResource {
  public:
-  // `reserve` is halved until the system grants it, down to `minimum`. Null if it does not; errno says why.
-  static std::unique_ptr<SharedMemory> create(std::size_t reserve, std::size_t minimum);
+  // `reserve` is halved until the system grants it, down to `minimum`. Null if it does not.
+  static std::unique_ptr<SharedMemory> create(std::size_t reserve, std::size_t minimum, Error& error);
   ~SharedMemory() override;
 
   bool commit(std::size_t offset, std::size_t bytes) noexcept override;
@@ -26,6 +29,7 @@ class SharedMemory final : public MemoryResource {
 
  private:
   SharedMemory() = default;
+  bool map(std::size_t bytes, Error& error);
 
   std::unique_ptr<SharedFile> file_;
   void* mapping_ = nullptr;  // what mmap returned; base_ is this, rounded up to 2 MiB

@@ -1,8 +1,7 @@
 // A fixed-capacity array of zero bytes that costs memory only where it is touched.
 //
-// For the pool's own tables (page map, request slots): they are sized for the largest pool, never
-// move, and must be readable without a lock while they fill. May stand on memory of somebody else's,
-// who keeps it.
+// For the pool's own tables (page map, request slots): they are sized for the largest pool, never move, and are
+// readable without a lock while they fill.
 #pragma once
 
 #include <sys/mman.h>
@@ -10,6 +9,8 @@
 #include <cstddef>
 #include <new>
 #include <type_traits>
+
+#include "slabpool/base/assert.hpp"
 
 namespace slabpool {
 
@@ -19,7 +20,7 @@ class VirtualArray {
 
  public:
   explicit VirtualArray(std::size_t count) : count_(count) { reserve(); }
-  // Over `borrowed`, zero bytes as well, or over memory of its own if that is null.
+  // Over `borrowed`, zero bytes as well, which the caller keeps alive; over memory of its own if that is null.
   VirtualArray(std::size_t count, T* borrowed) : data_(borrowed), count_(count) {
     if (borrowed == nullptr) reserve();
   }
@@ -29,19 +30,21 @@ class VirtualArray {
     if (own_) (void)munmap(data_, bytes());
   }
 
-  T& operator[](std::size_t index) noexcept { return data_[index]; }
-  const T& operator[](std::size_t index) const noexcept { return data_[index]; }
+  T& operator[](std::size_t index) noexcept {
+    SLABPOOL_ASSERT(index < count_, "an index lies in the array", index, count_);
+    return data_[index];
+  }
+  const T& operator[](std::size_t index) const noexcept {
+    SLABPOOL_ASSERT(index < count_, "an index lies in the array", index, count_);
+    return data_[index];
+  }
   std::size_t size() const noexcept { return count_; }
 
  private:
-#if defined(MAP_NORESERVE)
-  static constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-#else
-  static constexpr int kFlags = MAP_PRIVATE | MAP_ANON;
-#endif
   std::size_t bytes() const noexcept { return count_ * sizeof(T); }
   void reserve() {
-    void* mapping = mmap(nullptr, bytes(), PROT_READ | PROT_WRITE, kFlags, -1, 0);
+    void* mapping = mmap(nullptr, bytes(), PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapping == MAP_FAILED) throw std::bad_alloc();
     data_ = static_cast<T*>(mapping);
     own_ = true;

@@ -1,15 +1,15 @@
 // Finds writes past the end of a block, in pools with debug on.
 //
-// Each block gets kGuard bytes of a known pattern behind what the user asked for; they are looked at
-// when it comes back, and what the user saw is then filled with a poison, so that a read through a
-// stale pointer is noticed. The pool only reports; it never acts on the damage.
+// Each block gets kGuard bytes of a known pattern behind what the user asked for. They are checked when the block comes
+// back, and the user's bytes are then filled with a poison, so that a read through a stale pointer is noticed. The pool
+// only reports; it never acts on the damage.
 #pragma once
 
 #include <cstdint>
 #include <mutex>
 #include <vector>
 
-#include "slabpool/request/record.hpp"
+#include "slabpool/base/source_location.hpp"
 #include "slabpool/slab/block.hpp"
 
 namespace slabpool {
@@ -34,11 +34,11 @@ class Guard {
  public:
   ~Guard();
 
-  // Called for a block with at least nbytes + kGuard bytes. May throw std::bad_alloc; nothing is then done.
+  // For a block with at least nbytes + kGuard bytes. Throws std::bad_alloc, and then nothing has changed.
   void arm(Block& block, std::uint64_t nbytes, std::uint64_t generation, SourceLocation where);
-  // Instead of arm(), for a block whose end moves: it will only be poisoned. May throw as well.
+  // Instead of arm(), for a block whose end moves: it will only be poisoned. Throws std::bad_alloc.
   void skip(Block& block);
-  // Checks and poisons a block that nobody holds any more.
+  // Checks and poisons a block that has no holder any more.
   void disarm(Block& block) noexcept;
   std::vector<Corruption> found() const;
 

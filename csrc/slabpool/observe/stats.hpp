@@ -1,24 +1,25 @@
-// A pool's bytes and counts, and what it tells of one request. Plain values.
+// A pool's figures, and the report of one request. Plain values.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include "slabpool/request/record.hpp"
+#include "slabpool/base/source_location.hpp"
+#include "slabpool/request/handle.hpp"
 
 namespace slabpool {
 
-// Always committed == live + retained + in_doubt + cached.
+// Bytes, then counts. Invariants: committed == live + retained + in_doubt + cached, and committed <= capacity.
 struct Stats {
   std::uint64_t capacity;
-  std::uint64_t reserved;
+  std::uint64_t address_space;  // of the address range
   std::uint64_t committed;
   std::uint64_t live;
   std::uint64_t retained;
   std::uint64_t in_doubt;
   std::uint64_t cached;
-  std::uint64_t set_aside;
+  std::uint64_t reserved;  // promised to requests and not drawn yet
   std::uint64_t peak_live;
   std::uint64_t peak_committed;
   std::uint64_t allocations;
@@ -33,7 +34,7 @@ struct Stats {
   std::uint64_t exhaustions;
 };
 
-// kept: by a session, until that lets go of it.
+// kept: by a session, until the session closes it.
 enum class RequestState : std::int32_t { open = 0, draining = 1, in_doubt = 2, released = 3, kept = 4 };
 
 struct RequestInfo {
@@ -45,11 +46,10 @@ struct RequestInfo {
   std::int64_t age_ns;
   std::vector<std::uint32_t> pending;
   std::vector<std::uint32_t>
-      behind_stream;  // those of them that have acknowledged behind work on a stream
+      behind_stream;  // those of `pending` whose ack is queued behind work on a stream
   std::uint32_t live_views;
   SourceLocation opened_at;
-  bool
-      kept;  // what a session keeps, or the session; `id` is then what open_session() or keep() was given
+  bool kept;  // a session, or what it keeps; `id` is then what open_session() or keep() was given
 };
 
 }  // namespace slabpool

@@ -1,16 +1,14 @@
-// Blocks: handing them out, and taking them back.
-#include "slabpool/pool/pool.hpp"
-
+// Blocks: handing them out. One way down: plan, take, prepare, attach.
 #include <algorithm>
 #include <bit>
-#include <cstring>
 
-#include "slabpool/base/fork.hpp"
+#include "slabpool/pool/hand_out.hpp"
+#include "slabpool/pool/pool.hpp"
 
 namespace slabpool {
 namespace {
 
-// Bytes of small blocks a thread takes from the depot at once.
+// Bytes of small blocks that a thread takes from the depot at once.
 constexpr std::uint64_t kBatchBytes = std::uint64_t{64} << 10;
 constexpr std::uint64_t kBatchBlocks = 32;
 
@@ -20,7 +18,7 @@ Pool::Plan Pool::plan(std::uint64_t nbytes, std::uint64_t align) noexcept {
   std::uint64_t bytes = std::max<std::uint64_t>(nbytes, 1);
   if (align > kDefaultAlign && align <= kPageSize) bytes = (bytes + align - 1) & ~(align - 1);
   if (bytes <= kMaxSlabBlock && align <= kPageSize) {
-    // Slabs start on a page, so the blocks of a class are aligned to whatever divides its size.
+    // Slabs start on a page, so the blocks of a class are aligned to every power of two that divides its size.
     unsigned bin = bin_of(bytes);
     if (align > kDefaultAlign) {
       while (class_size(bin) % align != 0) ++bin;  // the class of 128 KiB at the latest
@@ -32,8 +30,9 @@ Pool::Plan Pool::plan(std::uint64_t nbytes, std::uint64_t align) noexcept {
   return {binned ? bin_of(need) : kBins, need, align <= kPageSize ? 1 : align};
 }
 
-// The hot path of both kinds of allocation: the first block of this thread's list, if nothing unusual is
-// asked for.
+// ---- take
+
+// The hot path: the first block of this thread's list.
 inline Block* Pool::take_first(std::uint64_t nbytes) noexcept {
   ThreadCache* cache = caches_.last();
   if (cache == nullptr || nbytes - 1 >= kMaxBinned) [[unlikely]]
@@ -50,7 +49,8 @@ inline Block* Pool::take_first(std::uint64_t nbytes) noexcept {
   return block;
 }
 
-Allocation Pool::take(const Plan& plan, ReserveRef reserve, bool exact) {
+// From what all requests share: this thread's cache, then the depot.
+Allocation Pool::take_shared(const Plan& plan, ReserveRef reserve, bool exact) {
   ThreadCache& cache = caches_.mine();
   const bool promised = reserve.reserve != nullptr && plan.bin >= kSlabClasses;
   if (plan.bin != kBins && !promised) {
@@ -71,120 +71,130 @@ Allocation Pool::take(const Plan& plan, ReserveRef reserve, bool exact) {
       return {taken.chain, Status::ok};
     }
     if (taken.system_refused && effort == Depot::Effort::hard) return {nullptr, Status::system_refused};
-    // Blocks that other threads keep may be all that is missing.
+    // Blocks in the other threads' caches may be all that is missing.
     if (effort == Depot::Effort::soft) caches_.collect();
   }
   const bool ever = pages_for(plan.need) <= options_.capacity >> kPageBits;
   return {nullptr, ever ? Status::exhausted : Status::too_large};
 }
 
-bool Pool::ready(Block& block, const AllocateSpec& spec) {
-  if (options_.debug > 0) guard_.arm(block, spec.nbytes, spec.request.generation, spec.where);
-  return zeroed(block, spec);
+// A small block out of what was promised to a request, or, once that is used up, out of what all requests share.
+Allocation Pool::take_promised(const Plan& plan, std::uint64_t align, ReserveRef reserve) {
+  ThreadCache& cache = caches_.mine();
+  const Depot::Taken taken =
+      depot_.take_reserved(reserve, plan.bin, std::max<std::uint64_t>(align, kDefaultAlign));
+  if (taken.chain == nullptr)
+    return taken.system_refused ? Allocation{nullptr, Status::system_refused}
+                                : take_shared(plan, {}, true);
+  cache.count_allocated(taken.chain->bytes);
+  return {taken.chain, Status::ok};
 }
 
-// False if the device failed to.
-bool Pool::zeroed(Block& block, const AllocateSpec& spec) noexcept {
+Allocation Pool::take(const Plan& plan, std::uint64_t align, ReserveRef reserve, bool exact) noexcept {
+  try {
+    return reserve.reserve != nullptr && plan.bin < kSlabClasses ? take_promised(plan, align, reserve)
+                                                                 : take_shared(plan, reserve, exact);
+  } catch (const std::bad_alloc&) {  // of the pool's own tables
+    return {nullptr, Status::system_refused};
+  }
+}
+
+// ---- prepare
+
+Status Pool::prepare(Block& block, const AllocateSpec& spec) noexcept {
+  if (options_.debug > 0) [[unlikely]] {
+    try {
+      guard_.arm(block, spec.nbytes, spec.request.generation, spec.where);
+    } catch (const std::bad_alloc&) {
+      return Status::system_refused;
+    }
+  }
   const bool done = !spec.zero || block.zero || memory_->fill(block.data, spec.nbytes, 0);
   block.zero = false;
-  return done;
+  return done ? Status::ok : Status::device_lost;
 }
 
+// ---- the way down
+
 Allocation Pool::allocate_slowly(const AllocateSpec& spec) noexcept {
-  if (epoch_ != fork_epoch()) return {nullptr, Status::forked};
+  if (!usable_here()) return {nullptr, Status::forked};
   if (closed()) return {nullptr, Status::pool_closed};
-  if ((quirks_.load(std::memory_order_relaxed) & kLost) != 0) return {nullptr, Status::device_lost};
+  if ((slow_path_flags_.load(std::memory_order_relaxed) & kLost) != 0)
+    return {nullptr, Status::device_lost};
   if (!std::has_single_bit(spec.align) || spec.align > kMaxAlign)
     return {nullptr, Status::invalid_argument};
   if (spec.nbytes > options_.capacity) return {nullptr, Status::too_large};
   const Plan p = plan(spec.nbytes + (options_.debug > 0 ? kGuard : 0), spec.align);
-  if (spec.request.generation != 0) return allocate_in_request(spec, p);
-  Allocation result;
-  try {
-    result = take(p, {}, false);
-    if (result.block == nullptr) return result;
-    result.block->request.store(0, std::memory_order_relaxed);
-    result.block->start(1);
-    if (ready(*result.block, spec)) return result;
-    result.status = Status::device_lost;
-  } catch (const std::bad_alloc&) {
-    result.status = Status::system_refused;
+
+  RequestRecord* record = nullptr;
+  bool budget = false;
+  ReserveRef reserve;
+  if (spec.request.generation != 0) {
+    record = table_.record(spec.request.slot);
+    if (record == nullptr) return {nullptr, Status::request_closed};
+    // Written at open and checked again when the block is attached, so a stale answer is harmless.
+    budget = record->has_budget.load(std::memory_order_relaxed);
+    if (budget) {
+      const Status status = table_.charge(*record, spec.request, p.need, reserve);
+      if (status != Status::ok) return {nullptr, status};
+    }
   }
+  Allocation result{nullptr, Status::request_closed};
+  // Checked before anything is taken from other threads for it.
+  if (record == nullptr || table_.is_open(spec.request)) result = take(p, spec.align, reserve, budget);
   if (result.block != nullptr) {
-    result.block->abandon();
-    give_back(result.block);
+    result = hand_out(*result.block, spec.request, record, holds_of(spec),
+                      [&](Block& block) { return prepare(block, spec); });
   }
-  return {nullptr, result.status};
+  if (budget && result.block == nullptr) table_.uncharge(*record, spec.request, p.need);
+  return result;
 }
 
 Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
   // Relaxed: a thread that closes the pool and one that allocates at that moment may come in any order.
-  const std::uint32_t quirks = quirks_.load(std::memory_order_relaxed);
-  if ((quirks & (kClosed | kDebug | kFarAcks | kLost)) != 0) [[unlikely]] {
-    if ((quirks & kFarAcks) != 0) collect_acks_slowly(false);
-    if ((quirks & (kClosed | kDebug | kLost)) != 0) return allocate_slowly(spec);
-  }
-  if (spec.align > kDefaultAlign) [[unlikely]]
+  const std::uint32_t flags = slow_path_flags_.load(std::memory_order_relaxed);
+  if ((flags & kPolledAcks) != 0) [[unlikely]]
+    collect_polled(false);
+  if ((flags & (kClosed | kDebug | kLost)) != 0 || spec.align > kDefaultAlign) [[unlikely]]
     return allocate_slowly(spec);
-  if (spec.request.generation == 0) {
-    Block* block = take_first(spec.nbytes);
-    if (block == nullptr) [[unlikely]]
+  RequestRecord* record = nullptr;
+  if (spec.request.generation != 0) {
+    record = table_.record(spec.request.slot);
+    if (record == nullptr || !record->accepts(spec.request) ||
+        record->has_budget.load(std::memory_order_relaxed)) [[unlikely]]
       return allocate_slowly(spec);
-    block->request.store(0, std::memory_order_relaxed);
-    block->start(1);
-    if (zeroed(*block, spec)) [[likely]]
-      return {block, Status::ok};
-    block->abandon();
-    give_back(block);
-    return {nullptr, Status::device_lost};
-  }
-  // As allocate_in_request(), without a budget and from this thread's list.
-  RequestRecord* record = table_.record(spec.request.slot);
-  if (record == nullptr || !record->takes(spec.request) ||
-      record->has_budget.load(std::memory_order_relaxed)) [[unlikely]] {
-    return allocate_slowly(spec);
   }
   Block* block = take_first(spec.nbytes);
   if (block == nullptr) [[unlikely]]
     return allocate_slowly(spec);
-  block->request.store(spec.request.slot + 1, std::memory_order_relaxed);
-  block->start(Block::kRequest | (spec.view ? Block::kView : 0));
-  const Status status =
-      zeroed(*block, spec) ? attach(*record, spec.request, *block) : Status::device_lost;
-  if (status == Status::ok) [[likely]]
-    return {block, Status::ok};
-  block->abandon();
-  give_back(block);
-  return {nullptr, status};
+  return hand_out(*block, spec.request, record, holds_of(spec),
+                  [&](Block& taken) { return prepare(taken, spec); });
 }
 
 // All but the first lines of allocate(), apart so that those need no registers saved.
 Allocation Pool::allocate_further(const AllocateSpec& spec) noexcept {
   Allocation result = try_allocate(spec);
-  if (result.status == Status::exhausted && (quirks_.load(std::memory_order_relaxed) & kFarAcks) != 0) {
-    // A look that left nothing out, before running out is the answer.
+  if (result.status == Status::exhausted &&
+      (slow_path_flags_.load(std::memory_order_relaxed) & kPolledAcks) != 0) {
+    // Polls every source before running out is the answer.
     collect_acks();
     result = try_allocate(spec);
   }
-  if (result.block != nullptr) [[likely]] {
+  if (result.block != nullptr) [[likely]]
     log(EventKind::allocate, spec.request.generation, kNoDevice, result.block->bytes);
-  } else if (spec.counts &&
-             (result.status == Status::exhausted || result.status == Status::system_refused)) {
-    note_exhausted(spec.request.generation, spec.nbytes);
-  }
   return result;
 }
 
 inline Block* Pool::take_plain(std::uint64_t nbytes) noexcept {
   // Relaxed: as in try_allocate().
-  if ((quirks_.load(std::memory_order_relaxed) & (kClosed | kDebug | kLog | kFarAcks | kLost)) != 0)
-      [[unlikely]]
+  if ((slow_path_flags_.load(std::memory_order_relaxed) &
+       (kClosed | kDebug | kLog | kPolledAcks | kLost)) != 0) [[unlikely]]
     return nullptr;
   Block* block = take_first(nbytes);
   if (block == nullptr) [[unlikely]]
     return nullptr;
   block->request.store(0, std::memory_order_relaxed);
-  block->start(1);
+  block->start(Block::kView);
   block->zero = false;
   return block;
 }
@@ -199,113 +209,26 @@ Allocation Pool::allocate(const AllocateSpec& spec) noexcept {
   return allocate_further(spec);
 }
 
-void Pool::note_exhausted(std::uint64_t generation, std::uint64_t nbytes) noexcept {
+Allocation Pool::allocate_until(const AllocateSpec& spec, std::int64_t deadline_ns) noexcept {
+  // Before anything else: a waiter's lock may have been held by another thread when this process was forked.
+  if (!usable_here()) return {nullptr, Status::forked};
+  Allocation result;
+  (void)wait_for(deadline_ns, [&] {
+    result = try_allocate(spec);
+    return result.status != Status::exhausted;
+  });
+  if (result.block != nullptr)
+    log(EventKind::allocate, spec.request.generation, kNoDevice, result.block->bytes);
+  return result;
+}
+
+void Pool::note_exhausted(Handle request, std::uint64_t nbytes) noexcept {
+  if (!usable_here()) return;
   try {
     caches_.mine().count(Count::exhaustions);
   } catch (const std::bad_alloc&) {  // the figure is then one short
   }
-  log(EventKind::exhausted, generation, kNoDevice, nbytes);
+  log(EventKind::exhausted, request.generation, kNoDevice, nbytes);
 }
-
-// The last holder's part: nobody can see the block any more.
-void Pool::clean(Block& block) noexcept {
-  if (options_.debug > 0) guard_.disarm(block);
-  if (options_.scrub_on_release) {
-    block.zero = memory_->fill(block.data, block.bytes, 0);
-  }
-}
-
-void Pool::give_back(Block* chain, bool to_depot) noexcept {
-  if ((quirks_.load(std::memory_order_relaxed) & (kScrub | kDebug)) != 0) {
-    for (Block* block = chain; block != nullptr; block = block->next) clean(*block);
-  }
-  ThreadCache& cache = caches_.mine();
-  if (to_depot) {
-    for (Block* block = chain; block != nullptr; block = block->next) cache.count_freed(block->bytes);
-    depot_.give(chain);
-  } else {
-    cache.push(chain);
-  }
-  // Sequentially consistent: whoever waits first counts itself, then collects all caches; either that
-  // finds these blocks or this sees the count. (A plain load on x86-64; in a cache of this thread's own
-  // the barrier in collect() orders the two.)
-  if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]]
-    wake_waiters();
-}
-
-void Pool::hold_view(Block& block) noexcept {
-  if (block.request.load(std::memory_order_relaxed) != 0) {
-    if (block.hold_with_request()) return;
-    retaining(block).retained_views.fetch_add(1, std::memory_order_relaxed);
-  }
-  block.hold();
-}
-
-// The record of the request that let go of a retained block; it stays that request's while the block is
-// retained, so only whoever has a view may ask.
-RequestRecord& Pool::retaining(const Block& block) const noexcept {
-  return *table_.record(block.request.load(std::memory_order_relaxed) - 1);
-}
-
-Status Pool::open_view(Block& block, std::uint32_t serial, Handle request) noexcept {
-  if (epoch_ != fork_epoch()) return Status::forked;
-  return table_.is_over(request) || !block.hold_if(serial) ? Status::request_closed : Status::ok;
-}
-
-void Pool::drop_view(Block& block) noexcept {
-  ThreadCache* cache = caches_.last();
-  if (cache == nullptr || (quirks_.load(std::memory_order_relaxed) & ~kFarAcks) != 0) [[unlikely]]
-    return drop_view_slowly(block);
-  if (block.request.load(std::memory_order_relaxed) != 0) {
-    if (!block.drop_with_request()) [[unlikely]]
-      drop_retained(block);
-    return;
-  }
-  if (!block.drop_private()) return;
-  if (cache->push_own(block)) [[likely]] {
-    if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]]
-      wake_waiters();
-  } else {
-    block.next = nullptr;
-    give_back(&block);
-  }
-}
-
-void Pool::drop_view_slowly(Block& block) noexcept {
-  if (epoch_ != fork_epoch()) return;  // the parent's business
-  if (block.request.load(std::memory_order_relaxed) == 0) {
-    if (!block.drop_private()) return;
-    log(EventKind::free, 0, kNoDevice, block.bytes);
-    block.next = nullptr;
-    give_back(&block);
-    if (closed()) (void)trim();  // nobody will ask for it again
-    return;
-  }
-  if (!block.drop_with_request()) drop_retained(block);
-}
-
-// A view of a block that its request has let go of. The record is still that request's until the last such
-// view is gone: by `keep`.
-void Pool::drop_retained(Block& block) noexcept {
-  RequestRecord& record = retaining(block);
-  record.retained_views.fetch_sub(1, std::memory_order_relaxed);
-  if (!block.drop()) return;
-  const std::uint64_t bytes = block.bytes;
-  log(EventKind::free, record.generation.load(std::memory_order_relaxed) & ~RequestRecord::kReleased,
-      kNoDevice, bytes);
-  retained_.fetch_sub(bytes, std::memory_order_relaxed);
-  record.nbytes.fetch_sub(bytes, std::memory_order_relaxed);
-  block.next = nullptr;
-  give_back(&block);
-  if (closed()) (void)trim();
-  if (record.keep.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-  table_.recycle(record);
-  if (waiters_.load(std::memory_order_seq_cst) != 0) [[unlikely]]
-    wake_waiters();  // for a free slot
-}
-
-Block* Pool::find(const void* address) const noexcept { return depot_.find(address); }
-
-Block* Pool::find_held(const void* address) const noexcept { return depot_.find_held(address); }
 
 }  // namespace slabpool

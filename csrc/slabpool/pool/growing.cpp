@@ -1,18 +1,18 @@
-// Tensors that grow: an address for all that one may become, and bytes for what it is.
+// Tensors that grow: addresses for everything that one may become, and bytes for what it is.
 //
-// What must stay true: a growing block's `bytes` are exactly its drawn pages; they change under
-// growing_mutex_ and its request's record lock, and not any more once the request is over. So whoever ends the
-// request, or refers to the block under that lock, sees one size.
+// Invariants: a growing block's `bytes` are exactly its drawn pages; they change under growing_mutex_ and the lock of its
+// request's blocks, and not after the request is over. So the thread that ends the request, or refers to the block under
+// that lock, sees one size.
 #include <algorithm>
 
-#include "slabpool/base/fork.hpp"
+#include "slabpool/pool/hand_out.hpp"
 #include "slabpool/pool/pool.hpp"
 
 namespace slabpool {
 namespace {
 
-// A tensor takes this much more than it was asked to (an eighth of what it has, at most one huge page), where
-// there is room: a token at a time would be a system call every few tokens. It counts like all of it.
+// A tensor takes this many pages more than it was asked to (an eighth of what it has, at most 2 MiB) where there is room,
+// because one token at a time would be a system call every few tokens. They count like the others.
 std::uint64_t step_of(std::uint64_t pages) {
   return std::min<std::uint64_t>(pages / 8, (std::uint64_t{2} << 20) >> kPageBits);
 }
@@ -23,7 +23,7 @@ Allocation Pool::open_growing(Handle request, std::uint64_t most) noexcept {
   if (!usable_here()) return {nullptr, Status::forked};
   if (closed()) return {nullptr, Status::pool_closed};
   collect_acks();
-  if (most > memory_->reserved()) return {nullptr, Status::no_addresses};
+  if (most > memory_->address_space()) return {nullptr, Status::no_addresses};
   RequestRecord* record = table_.record(request.slot);
   if (record == nullptr || !table_.is_open(request)) return {nullptr, Status::request_closed};
   Block* block = nullptr;
@@ -38,34 +38,20 @@ Allocation Pool::open_growing(Handle request, std::uint64_t most) noexcept {
     if (block != nullptr) depot_.give(block);
     return {nullptr, Status::system_refused};
   }
-  block->request.store(request.slot + 1, std::memory_order_relaxed);
-  block->start(Block::kRequest | Block::kView);
-  const Status status = attach(*record, request, *block);
-  if (status == Status::ok) return {block, status};
-  block->abandon();
-  give_back(block);
-  return {nullptr, status};
+  return hand_out(*block, request, record, Block::kRequest | Block::kView,
+                  [](Block&) { return Status::ok; });
 }
 
 void Pool::cancel_growing(Block& block, Handle request) noexcept {
   if (!usable_here()) return;
   RequestRecord& record = *table_.record(request.slot);
-  bool found = false;
-  {
-    const std::lock_guard lock(record.lock);
-    if (record.takes(request)) {
-      Block** link = &record.blocks;
-      while (*link != &block) link = &(*link)->next;
-      *link = block.next;
-      found = true;
-    }
-  }
-  if (!found) return drop_view(block);  // the request takes it along when it ends
+  // Otherwise the request takes the block along when it ends.
+  if (!record.blocks.detach(block, [&] { return record.accepts(request); })) return drop_view(block);
   block.abandon();
   give_back(&block);
 }
 
-// As allocate_in_request(), for more of a block that it has. `hard`: whatever it takes.
+// As allocate_slowly(), for more pages of a block that it has. `hard`: also what other threads' caches hold.
 Status Pool::grow_to(Block& block, RequestRecord& record, Handle request, std::uint64_t pages,
                      ThreadCache& cache, bool hard) noexcept {
   const std::uint64_t more = (pages << kPageBits) - block.bytes;
@@ -75,24 +61,23 @@ Status Pool::grow_to(Block& block, RequestRecord& record, Handle request, std::u
     const Status status = table_.charge(record, request, more, reserve);
     if (status != Status::ok) return status;
   }
+  // A block that moved to a session grows in the session's name from then on.
+  const auto accepts = [&] {
+    return record.accepts(request) && block.request.load(std::memory_order_relaxed) == request.slot + 1;
+  };
   const auto attempt = [&](Depot::Effort effort) {
-    // Held over a system call, and delays only who allocates for the same request: it could else end in
-    // between, and the block go back with half of its figures changed.
-    const std::lock_guard lock(record.lock);
-    if (!record.takes(request)) return Status::request_closed;
-    // It moved to a session, in whose name it grows from then on.
-    if (block.request.load(std::memory_order_relaxed) != request.slot + 1) return Status::request_closed;
-    bool refused = false;
-    if (!depot_.grow(block, pages, effort, reserve, refused))
-      return refused ? Status::system_refused : Status::exhausted;
-    block.bytes += more;
-    record.nbytes.store(record.nbytes.load(std::memory_order_relaxed) + more, std::memory_order_relaxed);
-    cache.count_grown(more);
-    return Status::ok;
+    return record.blocks.grow(block, more, accepts, [&] {
+      bool refused = false;
+      if (!depot_.grow(block, pages, effort, reserve, refused))
+        return refused ? Status::system_refused : Status::exhausted;
+      cache.count_grown(
+          more);  // under the lock: the request's end may count the block as freed right after it
+      return Status::ok;
+    });
   };
   Status status = attempt(Depot::Effort::soft);
   if (status == Status::exhausted && hard) {
-    caches_.collect();  // blocks that threads keep may be all that is missing
+    caches_.collect();  // blocks in the threads' caches may be all that is missing
     status = attempt(Depot::Effort::hard);
   }
   if (status == Status::ok) {
@@ -103,8 +88,7 @@ Status Pool::grow_to(Block& block, RequestRecord& record, Handle request, std::u
   return status;
 }
 
-Status Pool::try_grow(Block& block, Handle request, std::uint64_t nbytes,
-                      std::uint64_t& usable) noexcept {
+Status Pool::grow(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable) noexcept {
   if (!usable_here()) return Status::forked;
   if (closed()) return Status::pool_closed;
   collect_acks();
@@ -131,11 +115,14 @@ Status Pool::try_grow(Block& block, Handle request, std::uint64_t nbytes,
   }
 }
 
-Status Pool::grow(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable,
-                  bool counts) noexcept {
-  const Status status = try_grow(block, request, nbytes, usable);
-  if (counts && (status == Status::exhausted || status == Status::system_refused))
-    note_exhausted(request.generation, nbytes);
+Status Pool::grow_until(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable,
+                        std::int64_t deadline_ns) noexcept {
+  if (!usable_here()) return Status::forked;
+  Status status = Status::exhausted;
+  (void)wait_for(deadline_ns, [&] {
+    status = grow(block, request, nbytes, usable);
+    return status != Status::exhausted;
+  });
   return status;
 }
 

@@ -1,63 +1,78 @@
-// A pool's life: which memory it is made of, and how it is closed.
+// A pool's life: the memory that it is made of, trimming, and closing.
 //
-// What must stay true: a creation that fails leaves nothing; memory goes back to the system only when nobody holds
-// it, and a GPU is known not to be at it.
-#include <unistd.h>
-
+// Invariants: a creation that fails leaves nothing behind; memory goes back to the system only when it has no holder and
+// no queued work of a GPU can touch it.
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <thread>
 
-#include "slabpool/acks/from_streams.hpp"
-#include "slabpool/base/fork.hpp"
+#include "slabpool/acks/polled_acks.hpp"
 #include "slabpool/cuda/cuda_memory.hpp"
 #include "slabpool/cuda/device_info.hpp"
 #include "slabpool/memory/host_memory.hpp"
 #include "slabpool/memory/shared_memory.hpp"
 #include "slabpool/pool/pool.hpp"
+#include "slabpool/shared/owner.hpp"
 
 namespace slabpool {
 namespace {
 
-// Address space for each byte of capacity, and the least and most of it. Much more than the capacity,
-// so that a large tensor finds a run of addresses whatever the live ones look like, and that tensors which
-// grow can be given their limits; 16 TiB leaves room for others in the 128 TiB that a process has.
+// Address space for each byte of capacity, and the least and most of it. Much more than the capacity, so that a large
+// tensor finds a run of addresses however the live ones lie, and growing tensors can be given their limits; 16 TiB
+// leaves room for other libraries in the 128 TiB of a process.
 constexpr std::uint64_t kReserveFactor = 64;
 constexpr std::uint64_t kLeastReserve = std::uint64_t{64} << 30;
 constexpr std::uint64_t kMostReserve = std::uint64_t{16} << 40;
 
-std::unique_ptr<MemoryResource> create_cuda_memory(const PoolOptions& options, std::uint64_t reserve,
-                                                   std::string* why) {
+struct Sources {
+  std::unique_ptr<MemoryResource> memory;
+  std::unique_ptr<SharedOwner> shared;
+};
+
+std::unique_ptr<SharedOwner> share_device_memory(const MemoryResource& memory, int device,
+                                                 Error& error) {
+  cuda::DeviceInfo info;
+  const cuda::Driver* driver = cuda::Driver::get(error);
+  if (driver == nullptr || !cuda::describe_device(*driver, device, info, error)) return nullptr;
+  const int fd = cuda::shareable_fd(memory, error);
+  if (fd < 0) return nullptr;
+  return SharedOwner::create({fd, fd, memory.address_space(), info.pci, true}, error);
+}
+
+Sources cuda_sources(const PoolOptions& options, std::uint64_t reserve, Error& error) {
   cuda::CudaMemoryOptions wanted;
   wanted.device = options.device;
   wanted.reserve = reserve;
   wanted.minimum = options.capacity;
   wanted.capacity = options.capacity;
   wanted.shared = options.shared;
-  std::string reason;
-  auto memory = options.memory == MemoryKind::device   ? cuda::create_device_memory(wanted, reason)
-                : options.memory == MemoryKind::pinned ? cuda::create_pinned_memory(wanted, reason)
-                                                       : cuda::create_managed_memory(wanted, reason);
-  if (why != nullptr) *why = std::move(reason);
-  return memory;
+  Sources sources;
+  sources.memory = options.memory == MemoryKind::device   ? cuda::create_device_memory(wanted, error)
+                   : options.memory == MemoryKind::pinned ? cuda::create_pinned_memory(wanted, error)
+                                                          : cuda::create_managed_memory(wanted, error);
+  if (sources.memory == nullptr || !options.shared) return sources;
+  sources.shared = share_device_memory(*sources.memory, options.device, error);
+  if (sources.shared == nullptr) sources.memory.reset();
+  return sources;
 }
 
-std::unique_ptr<SharedOwner> share_device_memory(const MemoryResource& memory, int device,
-                                                 std::string* why) {
-  std::string reason;
-  cuda::DeviceInfo info;
-  const cuda::Driver* driver = cuda::Driver::get(&reason);
-  std::unique_ptr<SharedOwner> shared;
-  if (driver != nullptr && cuda::describe_device(*driver, device, info, reason)) {
-    const int fd = cuda::shareable_fd(memory, reason);
-    if (fd >= 0) {
-      shared = SharedOwner::create({fd, fd, memory.reserved(), info.pci, true});
-      if (shared == nullptr) reason = std::string("the files of a shared pool: ") + std::strerror(errno);
-    }
-  }
-  if (why != nullptr) *why = std::move(reason);
-  return shared;
+Sources shared_sources(const PoolOptions& options, std::uint64_t reserve, Error& error) {
+  Sources sources;
+  auto data = SharedMemory::create(reserve, options.capacity * 2, error);
+  if (data == nullptr) return sources;
+  const SharedFile& file = data->file();
+  sources.shared = SharedOwner::create({file.read_only_fd(), file.fd(), file.bytes(), {}, false}, error);
+  if (sources.shared != nullptr) sources.memory = std::move(data);
+  return sources;
+}
+
+Sources host_sources(const PoolOptions& options, std::uint64_t reserve, Error& error) {
+  HostMemoryOptions host;
+  host.reserve = reserve;
+  host.minimum = options.capacity * 2;
+  host.huge_pages = options.huge_pages;
+  host.numa_node = options.numa_node;
+  return {HostMemory::create(host, error), nullptr};
 }
 
 bool valid(const PoolOptions& options) noexcept {
@@ -65,11 +80,11 @@ bool valid(const PoolOptions& options) noexcept {
   if (options.memory == MemoryKind::shared) return false;  // host memory with `shared`
   if (options.shared && options.memory != MemoryKind::host && options.memory != MemoryKind::device)
     return false;
-  // Guards and poison are the host's to write.
+  // Guards and poison are written by the host.
   return options.debug == 0 || options.memory != MemoryKind::device;
 }
 
-// Memory that is committed in granules is had in whole ones.
+// Memory that is committed in granules comes in whole granules.
 PoolOptions rounded(PoolOptions options, const MemoryResource& memory) noexcept {
   const std::uint64_t granule = memory.granule();
   if (granule > kPageSize) options.capacity = (options.capacity + granule - 1) / granule * granule;
@@ -78,112 +93,89 @@ PoolOptions rounded(PoolOptions options, const MemoryResource& memory) noexcept 
 
 }  // namespace
 
-std::unique_ptr<Pool> Pool::create(const PoolOptions& options, Status& status, std::string* why) {
-  status = Status::invalid_argument;
-  if (!valid(options)) return nullptr;
+std::unique_ptr<Pool> Pool::create(const PoolOptions& options, Error& error) {
+  if (!valid(options)) {
+    error.status = Status::invalid_argument;
+    return nullptr;
+  }
   const std::uint64_t reserve =
       std::clamp(options.capacity * kReserveFactor, kLeastReserve, kMostReserve);
-  status = Status::system_refused;
+  error.status = Status::system_refused;  // unless it succeeds
   try {
-    std::unique_ptr<MemoryResource> memory;
-    std::unique_ptr<SharedOwner> shared;
-    if (options.memory != MemoryKind::host) {
-      memory = create_cuda_memory(options, reserve, why);
-      if (memory != nullptr && options.shared) {
-        shared = share_device_memory(*memory, options.device, why);
-        if (shared == nullptr) return nullptr;
-      }
-    } else if (options.shared) {
-      auto data = SharedMemory::create(reserve, options.capacity * 2);
-      if (data != nullptr) {
-        const SharedFile& file = data->file();
-        shared = SharedOwner::create({file.read_only_fd(), file.fd(), file.bytes(), {}, false});
-      }
-      if (shared != nullptr) memory = std::move(data);
-    } else {
-      HostMemoryOptions host;
-      host.reserve = reserve;
-      host.minimum = options.capacity * 2;
-      host.huge_pages = options.huge_pages;
-      host.numa_node = options.numa_node;
-      memory = HostMemory::create(host);
-    }
-    if (memory == nullptr) return nullptr;
-    auto pool = std::make_unique<Pool>(options, std::move(memory), std::move(shared));
-    status = Status::ok;
+    Sources sources = options.memory != MemoryKind::host ? cuda_sources(options, reserve, error)
+                      : options.shared                   ? shared_sources(options, reserve, error)
+                                                         : host_sources(options, reserve, error);
+    if (sources.memory == nullptr) return nullptr;
+    std::unique_ptr<Pool> pool(new Pool(options, std::move(sources.memory), std::move(sources.shared)));
+    error = {};
     return pool;
   } catch (const std::bad_alloc&) {
-    errno = ENOMEM;
+    error.system_errno = ENOMEM;
     return nullptr;
   }
 }
+
+Pool::Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory)
+    : Pool(options, std::move(memory), nullptr) {}
 
 Pool::Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory,
            std::unique_ptr<SharedOwner> shared)
     : options_(rounded(options, *memory)),
       epoch_(fork_epoch()),
-      quirks_((options.scrub_on_release ? kScrub : 0) | (options.debug > 0 ? kDebug : 0) |
-              (options.events != 0 ? kLog : 0) | (shared != nullptr ? kFarAcks : 0)),
+      slow_path_flags_((options.scrub_on_release ? kScrub : 0) | (options.debug > 0 ? kDebug : 0) |
+                       (options.events != 0 ? kLog : 0) | (shared != nullptr ? kPolledAcks : 0)),
       memory_(std::move(memory)),
       shared_(std::move(shared)),
       depot_(*memory_, options_.capacity, options.debug > 1),
       caches_(depot_, options_.capacity),
       table_(depot_, devices_, shared_ != nullptr ? shared_->slots() : nullptr,
              shared_ != nullptr ? shared_->secret() : 0),
-      log_(options.events != 0 ? std::make_unique<EventLog>(options.events) : nullptr) {}
+      log_(options.events != 0 ? std::make_unique<EventLog>(options.events) : nullptr),
+      waiters_(shared_.get()),
+      polled_(std::make_unique<PolledAcks>(*this, shared_.get())) {}
 
-Pool::~Pool() {
-  if (cuda::StreamAcks* acks = streams_.load(std::memory_order_acquire)) {
-    wait_for_streams();  // before the memory they are about goes
-    delete acks;
-  }
-  for (const int fd : spare_wakeups_) (void)::close(fd);
-}
-
-bool Pool::usable_here() const noexcept { return epoch_ == fork_epoch(); }
-
-bool Pool::closed() const noexcept { return (quirks_.load(std::memory_order_acquire) & kClosed) != 0; }
+Pool::~Pool() { wait_for_streams(); }
 
 // ---- giving back
 
 std::uint64_t Pool::trim() noexcept {
-  if (epoch_ != fork_epoch()) return 0;
+  if (!usable_here()) return 0;
   collect_acks();
   caches_.collect();
   return depot_.trim();
 }
 
 Status Pool::close(bool force) noexcept {
-  if (epoch_ != fork_epoch()) return Status::forked;
+  if (!usable_here()) return Status::forked;
   if (closed()) return Status::ok;
   collect_acks();
   if (!force) {
-    // Memory may have come back, and somebody been told so, a moment before its request is over for good: that
-    // is waited for. The thread at it waits for nobody but mutexes, none of which is held here.
+    // A caller may have been answered "released" a moment before its request is retired. That is waited for: the thread
+    // that retires it waits only for mutexes, and none of them is held here.
     RequestTable::Holds holds = table_.holds();
     for (; holds == RequestTable::Holds::ending; holds = table_.holds()) std::this_thread::yield();
     if (holds == RequestTable::Holds::some || caches_.sums().live != 0) return Status::pool_busy;
   }
-  // Requests are cut loose, and pages go back to the system: not those that a GPU is known to be at.
+  // Every holder leaves, and pages go back to the system, but not while queued work of a GPU may touch them.
   wait_for_streams();
-  // Release: a thread that is told of the closing finds it closed.
-  quirks_.fetch_or(kClosed, std::memory_order_release);
+  // Release: a thread that learns of the closing finds the pool closed.
+  slow_path_flags_.fetch_or(kClosed, std::memory_order_release);
   std::vector<Handle> all;
   std::vector<Handle> over;
   try {
     table_.each([&](const RequestRecord& r, const HolderSet&) {
       const std::uint64_t generation = r.generation.load(std::memory_order_relaxed);
-      if ((generation & RequestRecord::kReleased) == 0) all.push_back({r.slot, generation});
+      if (!RequestRecord::is_released(generation)) all.push_back({r.slot, generation});
     });
     for (const Handle handle : all) table_.cut(handle, over);
   } catch (const std::bad_alloc&) {
-    quirks_.fetch_and(~kClosed, std::memory_order_release);
+    slow_path_flags_.fetch_and(~kClosed, std::memory_order_release);
     finish_all(over);
     return Status::system_refused;
   }
   finish_all(over);
   (void)trim();
-  wake_waiters();
+  waiters_.notify();
   return Status::ok;
 }
 

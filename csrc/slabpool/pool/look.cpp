@@ -1,10 +1,11 @@
-// What a pool tells of itself: figures, requests, events, corruptions.
+// Reports: figures, requests, events.
 //
-// What must stay true: figures add up (committed is live, retained, in doubt and cached), and looking takes no lock
-// that allocating takes.
+// Invariants: committed == live + retained + in_doubt + cached in every Stats; a report takes no lock that the hot path of
+// allocating takes.
 #include <algorithm>
 
-#include "slabpool/acks/from_streams.hpp"
+#include "slabpool/acks/polled_acks.hpp"
+#include "slabpool/base/assert.hpp"
 #include "slabpool/base/clock.hpp"
 #include "slabpool/pool/pool.hpp"
 
@@ -18,10 +19,10 @@ Stats Pool::stats() noexcept {
   const Depot::Figures figures = depot_.figures();
   Stats s{};
   s.capacity = options_.capacity;
-  s.reserved = depot_.reserved();
+  s.address_space = depot_.address_space();
   s.committed = figures.committed;
   s.peak_committed = figures.peak_committed;
-  s.set_aside = depot_.aside();
+  s.reserved = depot_.reserved_bytes();
   s.allocations = count(Count::allocations);
   s.frees = count(Count::frees);
   s.acks = count(Count::acks);
@@ -38,10 +39,10 @@ Stats Pool::stats() noexcept {
     table_.each([&](const RequestRecord& r, const HolderSet& set) {
       if (!table_.in_doubt(r, set, now)) return;
       ++s.requests_in_doubt;
-      in_doubt += r.nbytes.load(std::memory_order_relaxed);
+      in_doubt += r.blocks.bytes();
     });
   }
-  // Each figure is of some instant during the call; fitted, so that they always add up.
+  // Each figure is of some instant during the call; they are clamped so that they always add up.
   std::uint64_t held = sums.live > 0 ? static_cast<std::uint64_t>(sums.live) : 0;
   held = std::min(held, s.committed);
   s.peak_live =
@@ -51,49 +52,38 @@ Stats Pool::stats() noexcept {
   s.retained = std::min(retained_.load(std::memory_order_relaxed), held);
   s.in_doubt = std::min(in_doubt, held - s.retained);
   s.live = held - s.retained - s.in_doubt;
+  SLABPOOL_ASSERT(s.committed == s.live + s.retained + s.in_doubt + s.cached, "bytes add up",
+                  s.committed, s.live, s.retained, s.in_doubt, s.cached);
   return s;
 }
 
 std::vector<Event> Pool::events() const { return log_ != nullptr ? log_->read() : std::vector<Event>(); }
 
-std::vector<Corruption> Pool::corruptions() const { return guard_.found(); }
-
-Depot::Tagged Pool::tagged(std::uint8_t tag) const noexcept { return depot_.tagged(tag); }
-
-const char* Pool::verify() noexcept { return depot_.verify(); }
-
 namespace {
 
 RequestState state_of(const RequestTable& table, const RequestRecord& r, const HolderSet& set,
                       std::int64_t now) {
-  if ((r.generation.load(std::memory_order_acquire) & RequestRecord::kReleased) != 0)
+  if (RequestRecord::is_released(r.generation.load(std::memory_order_acquire)))
     return RequestState::released;
   if (r.kept && !r.host_left) return RequestState::kept;
   if (table.in_doubt(r, set, now)) return RequestState::in_doubt;
   return r.host_left ? RequestState::draining : RequestState::open;
 }
 
-RequestInfo info_of(const RequestTable& table, const cuda::StreamAcks* acks, const RequestRecord& r,
+RequestInfo info_of(const RequestTable& table, const PolledAcks& polled, const RequestRecord& r,
                     const HolderSet& set, std::int64_t now) {
   RequestInfo info;
   info.id = r.id;
-  info.handle = {r.slot, r.generation.load(std::memory_order_acquire) & ~RequestRecord::kReleased};
+  info.handle = r.handle();
   info.parent_generation = r.parent_generation;
   info.state = state_of(table, r, set, now);
-  info.nbytes = r.nbytes.load(std::memory_order_relaxed);
+  info.nbytes = r.blocks.bytes();
   info.age_ns = now - r.opened_ns;
-  set.each_device(static_cast<std::uint32_t>(info.handle.generation), [&](std::uint32_t device) {
+  set.each_device(info.handle.tag(), [&](std::uint32_t device) {
     info.pending.push_back(device);
-    if (acks != nullptr && acks->has(info.handle.generation, device))
-      info.behind_stream.push_back(device);
+    if (polled.is_queued(info.handle.generation, device)) info.behind_stream.push_back(device);
   });
-  std::int64_t views = r.retained_views.load(std::memory_order_relaxed);
-  {
-    const std::lock_guard lock(r.lock);
-    for (const Block* block = r.blocks; block != nullptr; block = block->next)
-      views += Block::views(block->state.load(std::memory_order_relaxed));
-  }
-  info.live_views = static_cast<std::uint32_t>(std::max<std::int64_t>(views, 0));
+  info.live_views = r.blocks.views();
   info.opened_at = r.opened_at;
   info.kept = r.kept;
   return info;
@@ -105,9 +95,8 @@ bool Pool::describe(Handle handle, RequestInfo& info) {
   bool found = false;
   collect_acks();
   const std::int64_t now = now_ns();
-  const cuda::StreamAcks* acks = streams_.load(std::memory_order_acquire);
   table_.at(handle, [&](const RequestRecord& r, const HolderSet& set) {
-    info = info_of(table_, acks, r, set, now);
+    info = info_of(table_, *polled_, r, set, now);
     found = true;
   });
   return found;
@@ -117,14 +106,24 @@ std::vector<RequestInfo> Pool::requests(std::int64_t older_than_ns) {
   std::vector<RequestInfo> all;
   collect_acks();
   const std::int64_t now = now_ns();
-  const cuda::StreamAcks* acks = streams_.load(std::memory_order_acquire);
   table_.each([&](const RequestRecord& r, const HolderSet& set) {
-    if (now - r.opened_ns >= older_than_ns) all.push_back(info_of(table_, acks, r, set, now));
+    if (now - r.opened_ns >= older_than_ns) all.push_back(info_of(table_, *polled_, r, set, now));
   });
   std::sort(all.begin(), all.end(), [](const RequestInfo& a, const RequestInfo& b) {
     return a.handle.generation < b.handle.generation;
   });
   return all;
 }
+
+// Not inline: bindings see the exported Pool, and not the classes that it delegates to.
+Block* Pool::find(const void* address) const noexcept { return depot_.find(address); }
+Block* Pool::find_held(const void* address) const noexcept { return depot_.find_held(address); }
+bool Pool::is_open(Handle handle) const noexcept { return table_.is_open(handle); }
+bool Pool::cancelled(Handle handle) const noexcept { return table_.is_cancelled(handle); }
+std::vector<Corruption> Pool::corruptions() const { return guard_.found(); }
+Depot::Tagged Pool::tagged(std::uint8_t tag) const noexcept { return depot_.tagged(tag); }
+const char* Pool::verify() noexcept { return depot_.verify(); }
+void Pool::add_wakeup(int fd) { waiters_.add_wakeup(fd); }
+void Pool::remove_wakeup(int fd) noexcept { waiters_.remove_wakeup(fd); }
 
 }  // namespace slabpool

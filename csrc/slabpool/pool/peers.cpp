@@ -1,21 +1,33 @@
-// Devices in other processes: handing them the pool's files, letting them go. Their acks: polled_acks.cpp.
+// Devices in other processes: handing them the pool's files, letting them go, and references to bytes.
+#include "slabpool/shared/owner.hpp"
+
 #include <cerrno>
 
+#include "slabpool/acks/polled_acks.hpp"
 #include "slabpool/pool/pool.hpp"
 
 namespace slabpool {
 
-bool Pool::attach_peer(std::uint32_t device, PeerFiles& files) noexcept {
+std::uint64_t Pool::shared_id() const noexcept { return shared_->pool_id(); }
+
+int Pool::writable_data() const noexcept { return shared_->writable_data(); }
+
+void Pool::dismiss_peers() noexcept { shared_->close(); }
+
+int Pool::bell() const noexcept { return shared_ != nullptr ? shared_->bell() : -1; }
+
+bool Pool::attach_peer(std::uint32_t device, PeerFiles& files, Error& error) noexcept {
   if (!usable_here() || closed() || shared_ == nullptr) {
-    errno = ESHUTDOWN;
+    error.status = !usable_here() ? Status::forked : Status::pool_closed;
+    error.system_errno = ESHUTDOWN;
     return false;
   }
-  return shared_->attach(device, files);
+  return shared_->attach(device, files, error);
 }
 
 std::uint64_t Pool::detach_peer(std::uint32_t device) noexcept {
   if (!usable_here()) return 0;
-  collect_acks();  // those it made while it lived
+  collect_acks();  // those it posted while it lived
   shared_->detach(device);
   return device_lost(device);
 }
@@ -31,27 +43,24 @@ Status Pool::refer(Handle handle, const void* data, std::uint64_t nbytes, std::u
   if (!usable_here()) return Status::forked;
   offset = 0;
   if (nbytes != 0) {
-    // The caller has a view of what it asks for, so the block stays what it is. It may grow meanwhile, and move
-    // to a session: what this request pins is there for its devices too, under its own seal.
+    // The caller has a view of the bytes, so the block stays allocated. It may grow meanwhile, and move to a session: a
+    // block that this request pins is there for its devices too, under this request's seal.
     const Block* block = depot_.find(data);
     if (block == nullptr) return Status::invalid_argument;
     std::uint64_t bytes = 0;
-    for (bool moved = true; moved;) {
-      const std::uint32_t owner = block->request.load(std::memory_order_relaxed);
+    std::uint32_t owner = 0;
+    do {
+      owner = block->request.load(std::memory_order_relaxed);
       if (owner == 0 || (owner != handle.slot + 1 && !table_.pins(handle, owner - 1)))
         return Status::invalid_argument;
-      const std::lock_guard lock(table_.record(owner - 1)->lock);
-      moved = block->request.load(std::memory_order_relaxed) != owner;
-      bytes = block->bytes;
-    }
+    } while (!table_.record(owner - 1)->blocks.size_of(*block, owner - 1, bytes));
     const auto* first = static_cast<const std::byte*>(data);
-    if (first < block->data || nbytes > bytes || first + nbytes > block->data + bytes) {
+    if (first < block->data || nbytes > bytes || first + nbytes > block->data + bytes)
       return Status::invalid_argument;
-    }
     offset = static_cast<std::uint64_t>(first - memory_->base());
   }
-  // A block of a request before this one in the slot is no block of this one, but while it is retained
-  // the slot stays that request's: it is enough that this one is not over.
+  // A block of an earlier request in the slot is no block of this one; but while such a block is retained, the slot stays
+  // that request's, so it is enough that this request is not over.
   if (table_.is_over(handle)) return Status::request_closed;
   seal = table_.seal(handle, offset, nbytes);
   return Status::ok;

@@ -1,5 +1,4 @@
-// What sessions keep: a block moves to a request that stays, and goes back once nobody pins it.
-#include "slabpool/base/clock.hpp"
+// What sessions keep: a block moves to a request that stays, and goes back once no request pins it.
 #include "slabpool/pool/pool.hpp"
 
 namespace slabpool {
@@ -10,7 +9,6 @@ Status Pool::open_session(std::string_view id, std::uint64_t quota, SourceLocati
   spec.id = id;
   spec.quota = quota;
   spec.kept = true;
-  spec.counts = false;
   spec.where = where;
   return quota == 0 ? Status::invalid_argument : open(spec, session);
 }
@@ -18,9 +16,7 @@ Status Pool::open_session(std::string_view id, std::uint64_t quota, SourceLocati
 Handle Pool::owner_of(const Block& block) const noexcept {
   const std::uint32_t request = block.request.load(std::memory_order_relaxed);
   if (request == 0) return {};
-  const std::uint64_t generation =
-      table_.record(request - 1)->generation.load(std::memory_order_acquire);
-  return {request - 1, generation & ~RequestRecord::kReleased};
+  return table_.record(request - 1)->handle();
 }
 
 Status Pool::keep(const KeepSpec& spec, Handle& kept) noexcept {
@@ -28,7 +24,6 @@ Status Pool::keep(const KeepSpec& spec, Handle& kept) noexcept {
   opening.id = spec.id;
   opening.parent = spec.session;
   opening.kept = true;
-  opening.counts = false;
   opening.where = spec.where;
   Status status = open(opening, kept);
   if (status != Status::ok) return status;
@@ -54,9 +49,9 @@ Status Pool::pin(Handle by, std::span<const Handle> kept) noexcept {
   }
 }
 
-bool Pool::kept(Handle session, Kept& told) noexcept {
-  collect_acks();  // by which requests end that pin it
-  return table_.kept(session, told);
+bool Pool::kept(Handle session, Kept& figures) noexcept {
+  collect_acks();  // requests that pin it may end by them
+  return table_.kept(session, figures);
 }
 
 Status Pool::set_quota(Handle session, std::uint64_t quota) noexcept {

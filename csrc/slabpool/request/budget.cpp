@@ -1,7 +1,9 @@
-// What a request with a quota or a reserve is charged, and what sessions keep in all.
+// Budgets: what a request with a quota or a reserve is charged, and what all sessions keep.
 //
-// A child charges the request it descends from. All of it is under one mutex, and each charge names the
-// generation it is for: an allocation may be under way while its request ends and the slot gets another.
+// A child charges the request it descends from. All of it is under the budget mutex, and each charge names the generation
+// it is for, because an allocation may be in progress while its request ends and the slot gets another one.
+// Invariant: used of a root == sum of `charged` over the root's descendants; kept_bytes_ == sum over kept requests.
+#include "slabpool/base/assert.hpp"
 #include "slabpool/request/table.hpp"
 
 namespace slabpool {
@@ -27,8 +29,9 @@ Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes
 
 void RequestTable::uncharge(RequestRecord& r, Handle handle, std::uint64_t bytes) noexcept {
   const std::lock_guard lock(budget_mutex_);
-  // Else the request ended meanwhile, and all that it had been charged was taken off then.
+  // Otherwise the request ended meanwhile, and its whole charge was returned then.
   if (r.charged_for != handle.generation) return;
+  SLABPOOL_ASSERT(r.charged >= bytes, "only what was charged is returned", r.charged, bytes);
   r.charged -= bytes;
   if (r.kept) kept_bytes_ -= bytes;
   if (RequestRecord* root = budget_of(r.root)) root->used -= bytes;
@@ -54,7 +57,7 @@ void RequestTable::return_budget(RequestRecord& r) noexcept {
   if (over.reserve != nullptr) depot_.close_reserve(over);
 }
 
-// ---- of what sessions keep
+// ---- of kept memory
 
 void RequestTable::charge_kept(RequestRecord& r, std::uint64_t bytes) noexcept {
   r.charged += bytes;
@@ -65,6 +68,8 @@ void RequestTable::charge_kept(RequestRecord& r, std::uint64_t bytes) noexcept {
 void RequestTable::forget_charge(RequestRecord& r) noexcept {
   if (r.charged_for == 0) return;
   r.charged_for = 0;
+  SLABPOOL_ASSERT(kept_bytes_ >= r.charged, "kept_bytes_ is the sum over kept requests", kept_bytes_,
+                  r.charged);
   kept_bytes_ -= r.charged;
   if (RequestRecord* root = budget_of(r.root)) root->used -= r.charged;
   r.charged = 0;

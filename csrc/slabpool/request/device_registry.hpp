@@ -1,7 +1,7 @@
-// The names of devices, and the number each has in this pool.
+// The names of devices, and the number of each in this pool.
 //
-// A name is bytes with a kind in front (text or number), so that the text "0" and the number 0 are two
-// devices. Numbers are given in the order names are first seen and never change.
+// A name is bytes with a kind in front (text or number), so that the text "0" and the number 0 are two devices.
+// Invariant: numbers are given in the order in which names are first seen, and never change.
 #pragma once
 
 #include <atomic>
@@ -22,7 +22,7 @@ class DeviceRegistry {
  public:
   DeviceRegistry() : heard_(kMaxDevices) {}
 
-  // The number of a name, new if need be; nothing if there are kMaxDevices already.
+  // The number of a name, a new one if it is not known; empty if there are kMaxDevices names already.
   std::optional<std::uint32_t> add(std::string_view name) {
     const std::lock_guard lock(mutex_);
     const auto found = numbers_.find(std::string(name));
@@ -47,9 +47,9 @@ class DeviceRegistry {
     return static_cast<std::uint32_t>(names_.size());
   }
 
-  // When a device last gave a sign of life (monotonic ns). Relaxed: a time, compared with seconds.
+  // When a device last gave a sign of life (monotonic ns). Relaxed: leases are seconds.
   void heard(std::uint32_t device, std::int64_t now_ns) noexcept {
-    if (device >= kMaxDevices) return;  // a number out of the air
+    if (device >= kMaxDevices) return;  // no device has that number
     heard_[device].store(now_ns, std::memory_order_relaxed);
   }
   std::int64_t last_heard(std::uint32_t device) const noexcept {

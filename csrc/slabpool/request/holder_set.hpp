@@ -1,12 +1,12 @@
 // Who still holds a request: one bit for the host, one for each device.
 //
-// Each word carries 32 holders and, in its upper half, the *tag* of the generation it belongs to. A
-// holder leaves by a compare-and-swap that checks both, so that an acknowledgement that comes late,
-// twice, or from two threads at once can never clear a bit of the next request in the same slot.
-// Plain atomic words and no pointers: the same code works on memory that processes share.
-//
-// Whoever brings all words to zero is the last; with several words more than one may believe so, and
-// the table's claim() decides between them.
+// Each word carries 32 holders and, in its upper half, the *tag* of the generation it belongs to. A holder leaves by a
+// compare-and-swap that checks both, so an ack that comes late, twice, or from two threads at once can never clear a bit of
+// the next request in the same slot. Plain atomic words and no pointers: the same code works on shared memory.
+// Invariants:
+//   a bit of pending_ is set only if the bit of named_ is set in the same generation;
+//   of the holders that leave a request, at least one is answered `last`; with several words more than one may be, and
+//   RequestTable::claim() decides between them.
 #pragma once
 
 #include <atomic>
@@ -39,8 +39,8 @@ class HolderSet {
     gone,         // another generation has the slot
   };
 
-  // For a free slot: an empty set of this generation, the host alone holding. Release: a thread that
-  // reads a word with the new tag sees the set as it was opened.
+  // For a free slot: a set of this generation that only the host holds. Release: a thread that reads a word with the new
+  // tag sees the set as it was opened.
   void open(std::uint32_t tag, std::uint32_t words) noexcept {
     for (std::uint32_t w = 0; w < words; ++w) {
       const std::uint64_t host = w == kHost.word ? kHost.mask : 0;
@@ -50,7 +50,7 @@ class HolderSet {
     words_.store(words, std::memory_order_release);
   }
 
-  // Names a holder. Only while the host holds and cannot leave meanwhile (the table's mutex).
+  // Names a holder. Only while the host holds and cannot leave meanwhile (under the table's mutex).
   void add(std::uint32_t tag, HolderBit bit) noexcept {
     const std::uint32_t words = words_.load(std::memory_order_relaxed);
     for (std::uint32_t w = words; w <= bit.word; ++w) {
@@ -63,8 +63,7 @@ class HolderSet {
     pending_[bit.word].fetch_or(bit.mask, std::memory_order_release);
   }
 
-  // Inlined by force: it is most of an ack, and what the compiler thinks worthwhile changes with how often it
-  // is used elsewhere.
+  // Inlined by force, because it is most of an ack, and the compiler's choice changes with the number of callers.
   [[gnu::always_inline]] Left leave(std::uint32_t tag, HolderBit bit) noexcept {
     const std::uint32_t words = words_.load(std::memory_order_acquire);
     if (bit.word >= words)
@@ -78,25 +77,25 @@ class HolderSet {
         if (tag_of(named) != tag) return Left::gone;
         return (named & bit.mask) != 0 ? Left::before : Left::never;
       }
-      // Release publishes what this holder did with the memory, acquire takes in what the others did,
-      // for whoever turns out to be last. Sequentially consistent, because with several words two
-      // holders that leave at once must not each see the other's bit still set.
+      // Release publishes what this holder did with the memory; acquire lets the last holder see what the others did.
+      // Sequentially consistent, because with several words two holders that leave at once must not each see the
+      // other's bit still set.
     } while (!word.compare_exchange_weak(now, now & ~std::uint64_t{bit.mask}, std::memory_order_seq_cst,
                                          std::memory_order_acquire));
     if (bits_of(now) != bit.mask) return Left::others_hold;
-    // Read again: the host may have named a device in a further word and left before this holder did.
+    // Read again: the host may have named a device in another word and left before this holder did.
     if (words_.load(std::memory_order_acquire) == 1) return Left::last;
     return empty(tag) ? Left::last : Left::others_hold;
   }
 
-  // What leave() would say to a holder that does not hold, and others_hold to one that does; changes nothing.
+  // The answer of leave() to a device that does not hold; others_hold to one that does. Changes nothing.
   Left look(std::uint32_t tag, HolderBit bit) const noexcept {
     if (holds(tag, bit)) return Left::others_hold;
     if (tag_of(pending_[0].load(std::memory_order_acquire)) != tag) return Left::gone;
     return was_named(tag, bit) ? Left::before : Left::never;
   }
 
-  // Every holder leaves; true if any was left to.
+  // Every holder leaves; true if there was any.
   bool cut(std::uint32_t tag) noexcept {
     bool any = false;
     const std::uint32_t words = words_.load(std::memory_order_acquire);
@@ -114,7 +113,7 @@ class HolderSet {
     return any;
   }
 
-  // True if the set is of this generation and nobody holds.
+  // True if the set is of this generation and has no holder.
   bool empty(std::uint32_t tag) const noexcept {
     const std::uint32_t words = words_.load(std::memory_order_acquire);
     for (std::uint32_t w = 0; w < words; ++w) {
@@ -127,8 +126,8 @@ class HolderSet {
   bool holds(std::uint32_t tag, HolderBit bit) const noexcept { return has(pending_, tag, bit); }
   bool was_named(std::uint32_t tag, HolderBit bit) const noexcept { return has(named_, tag, bit); }
 
-  // Calls f(word, bits) for each word of holders while it is of this generation; false if one was not.
-  // For peers, who compare the holders with what devices have acknowledged since.
+  // Calls f(word, bits) for each word of holders while it is of this generation; false if a word was not. For peers,
+  // which compare the holders with the acks in the tally.
   template <typename F>
   bool each_word(std::uint32_t tag, F&& f) const {
     const std::uint32_t words = words_.load(std::memory_order_acquire);

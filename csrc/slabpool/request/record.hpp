@@ -1,64 +1,55 @@
-// What the owner of the pool knows of one request, beside the bits of its holders.
+// What the pool's owner knows of one request, beside the bits of its holders.
 //
-// A record lives in a slot and is used again for later requests; it is never freed while the pool
-// lives, so that an old handle can always be compared with it. `generation` says which request it is.
+// A record belongs to a slot and serves one request after another; it is never freed while the pool lives, so that an
+// old handle can always be compared with it.
+// Invariants:
+//   generation == g            the request g is not over
+//   generation == g|kReleased  g is over: its blocks are going back, or views retain some of them
+//   generation == 0            the slot is free
+//   a request that is not over has a child's parent != 0 only while that parent is not retired
+//   used == sum of `charged` over the request and its descendants (only where charged_for != 0)
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <string>
-#include <thread>
+#include <string_view>
 #include <vector>
 
-#include "slabpool/slab/block.hpp"
+#include "slabpool/base/source_location.hpp"
+#include "slabpool/request/blocks.hpp"
+#include "slabpool/request/handle.hpp"
 #include "slabpool/slab/reserve.hpp"
 
 namespace slabpool {
 
-// A request from outside: two integers, good in any process. Stale ones are recognised.
-struct Handle {
-  std::uint32_t slot = 0;
-  std::uint64_t generation = 0;  // never 0, never used twice in a pool
-};
-
-// Where in the user's program something was done. `file` must outlive the pool's last report of it.
-struct SourceLocation {
-  const char* file = "";
-  std::uint32_t line = 0;
-};
-
-// A lock for the few instructions that link a block into a request.
-class SpinLock {
- public:
-  void lock() noexcept {
-    while (taken_.exchange(true, std::memory_order_acquire)) std::this_thread::yield();
-  }
-  void unlock() noexcept { taken_.store(false, std::memory_order_release); }
-
- private:
-  std::atomic<bool> taken_{false};
+// How to open a request.
+struct OpenSpec {
+  std::string_view id;
+  std::span<const std::uint32_t> devices;
+  std::optional<Handle> parent;
+  std::uint64_t reserve = 0;
+  std::uint64_t quota = 0;
+  std::int64_t lease_ns = 0;
+  std::int64_t now_ns = 0;
+  bool kept = false;  // memory that a session keeps: no id finds it, and it is counted apart
+  SourceLocation where;
 };
 
 struct alignas(64) RequestRecord {
   static constexpr std::uint64_t kReleased = std::uint64_t{1} << 63;
+  static constexpr bool is_released(std::uint64_t generation) noexcept {
+    return (generation & kReleased) != 0;
+  }
 
-  // 0: free slot; with kReleased: over, but views keep some of its blocks. Changed by claim() once for
-  // each request, else under the table's mutex.
+  // Changed by RequestTable::claim() once for each request, otherwise under the table's mutex.
   std::atomic<std::uint64_t> generation{0};
-  // Set while children are linked, so that an ack need not take the mutex to find that there are none.
+  // Slot + 1 of a child while there are any, so that an ack finds without the mutex that there are none.
   std::atomic<std::uint32_t> first_child{0};
-
-  mutable SpinLock lock;    // guards blocks, and that generation does not change while one is linked
-  Block* blocks = nullptr;  // chain of all its blocks; taken by whoever claims the release
-  // Bytes it keeps from reuse; once released, those that views retain. Relaxed: a figure.
-  std::atomic<std::uint64_t> nbytes{0};
-  // Views of retained blocks. Those of the others are counted in the blocks, where making and dropping a
-  // view needs no second word, and where they go along when a block moves. Signed: a view may be gone
-  // before whoever ended the request has counted it. Relaxed: a figure.
-  std::atomic<std::int32_t> retained_views{0};
-  // 1 while the request is not over, and 1 for each retained block. At 0 the slot is free.
-  std::atomic<std::uint32_t> keep{0};
-  // Generation of the last request here whose blocks went back, all but those that views retain.
+  RequestBlocks blocks;
+  // Generation of the last request here whose blocks went back, except those that views retain.
   std::atomic<std::uint64_t> ended{0};
 
   // Written at open, under the table's mutex.
@@ -76,36 +67,48 @@ struct alignas(64) RequestRecord {
   std::uint32_t parent = 0;
   std::uint32_t next_sibling = 0;
   std::uint32_t prev_sibling = 0;
-  // Written under the mutex, before the host's bit is cleared; attach() reads it without.
+  // Written under the mutex, before the host's bit is cleared; accepts() reads it without.
   std::atomic<bool> host_left{false};
   bool cancelled = false;
 
-  // A session's memory (keep.cpp), guarded by the table's mutex but for `kept` itself, which is
-  // written at open. Requests that may still read a kept one pin it: it is not over before they are.
+  // A session's memory (keep.cpp), guarded by the table's mutex except `kept` itself, which is written at open.
+  // Requests that may still read a kept request pin it: it is not over before they are.
   bool kept = false;
   std::uint32_t pins = 0;
-  std::int64_t idle_since_ns = 0;  // of a kept one without pins
+  std::int64_t idle_since_ns = 0;  // of a kept request without pins
   std::vector<Handle> pinned;      // by this request
-  // Whether blocks may be linked into this generation: it is not over, and the host holds. Exact under
-  // `lock`.
-  bool takes(Handle handle) const noexcept {
-    return generation.load(std::memory_order_acquire) == handle.generation &&
-           !host_left.load(std::memory_order_relaxed);
-  }
 
-  // Of this request or the one it descends from. Written at open; read without a lock, and a stale
-  // answer does no harm, because charge() looks again.
+  // Of this request or the one it descends from. Written at open and read without a lock; a stale answer is
+  // harmless, because charge() checks again under the budget mutex.
   std::atomic<bool> has_budget{false};
 
-  // Budget, guarded by the table's budget mutex. A child charges the request it descends from. An
-  // allocation may be under way while its request ends and the slot gets another, so all of this is
-  // used only where `charged_for` says whose it is.
+  // The budget, guarded by the table's budget mutex. A child charges the request it descends from. An allocation may
+  // be in progress while its request ends and the slot gets another one, so these fields are used only while
+  // `charged_for` equals the caller's generation.
   std::uint64_t charged_for = 0;  // generation; 0 once the budget was returned
   Handle root;
   std::uint64_t quota = 0;    // 0: none
   ReserveRef reserve;         // null: none
   std::uint64_t charged = 0;  // by this request alone
   std::uint64_t used = 0;     // by this request and its descendants
+
+  // Starts a new request in a free slot, not yet visible to any reader of `generation`. `parent` may be null.
+  // Throws std::bad_alloc, and then nothing has changed.
+  void reset(const OpenSpec& spec, const RequestRecord* of_parent);
+  // Starts the budget of a request that has one, under the budget mutex.
+  void reset_budget(Handle self, const OpenSpec& spec, const RequestRecord* of_parent,
+                    ReserveRef of_reserve) noexcept;
+
+  // The request that the record is about: the generation without its released mark.
+  Handle handle() const noexcept {
+    return {slot, generation.load(std::memory_order_acquire) & ~kReleased};
+  }
+  // Whether blocks may be attached to this generation: it is not over, and the host holds it. Exact under the lock of
+  // `blocks`.
+  bool accepts(Handle handle) const noexcept {
+    return generation.load(std::memory_order_acquire) == handle.generation &&
+           !host_left.load(std::memory_order_relaxed);
+  }
 };
 
 }  // namespace slabpool

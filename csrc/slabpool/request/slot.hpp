@@ -1,7 +1,7 @@
-// The part of a request that other processes may read: which request has the slot, and who still holds it.
+// The part of a request that peers may read: which request has the slot, and its holders.
 //
-// In a pool of shared memory these slots are a file that only the owner can write (sealed by the kernel);
-// elsewhere they are private. The owner changes them by the same code in both.
+// In a pool of shared memory the slots are a file that only the owner can write (the kernel seals it), so peers map the
+// words read-only, nothing is copied and reads are never stale. Elsewhere they are private. The owner uses the same code.
 #pragma once
 
 #include <atomic>
@@ -11,9 +11,9 @@
 
 namespace slabpool {
 
-inline constexpr std::uint32_t kMaxRequests = 65536;  // open, draining or retaining at one time
+inline constexpr std::uint32_t kMaxRequests = 65536;  // open, draining or retaining at a time
 
-// Spreads every bit of a word over the whole of it (the finaliser of splitmix64, S. Vigna 2015).
+// Spreads every bit of a word over the whole word (the finaliser of splitmix64, S. Vigna 2015).
 constexpr std::uint64_t mix_bits(std::uint64_t x) noexcept {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
@@ -21,14 +21,14 @@ constexpr std::uint64_t mix_bits(std::uint64_t x) noexcept {
 }
 
 struct RequestSlot {
-  // 0 while no request has the slot, and from the moment one is over.
+  // 0 while no request has the slot, and from the moment its request is over.
   std::atomic<std::uint64_t> generation;
   // Of this request alone. Written before the generation, whose release publishes it.
   std::atomic<std::uint64_t> nonce;
   HolderSet holders;
 
-  // The mark that a reference to bytes of this request carries: without the nonce it cannot be made, and
-  // no field of the reference can be changed unnoticed.
+  // A reference to bytes of this request carries this seal. It cannot be made without the nonce, and a change of any field
+  // of the reference is noticed.
   static constexpr std::uint64_t seal(std::uint64_t nonce, std::uint64_t generation,
                                       std::uint64_t offset, std::uint64_t nbytes) noexcept {
     return mix_bits(mix_bits(mix_bits(nonce ^ generation) + offset) + nbytes);

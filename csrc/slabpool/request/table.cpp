@@ -1,7 +1,9 @@
+// Opening requests, holders that leave, and the end: see table.hpp.
 #include "slabpool/request/table.hpp"
 
 #include <algorithm>
-#include <functional>
+
+#include "slabpool/base/assert.hpp"
 
 namespace slabpool {
 
@@ -64,11 +66,29 @@ void RequestTable::unindex(RequestRecord& r) noexcept {
 
 // ---- life
 
+void RequestTable::free_slot(RequestRecord& r) noexcept {
+  SLABPOOL_ASSERT(free_slots_.size() < free_slots_.capacity(), "freeing a slot never allocates",
+                  free_slots_.size());
+  r.generation.store(0, std::memory_order_release);
+  free_slots_.push_back(r.slot);
+}
+
+void RequestTable::link_child(RequestRecord& child, RequestRecord& parent,
+                              std::uint64_t parent_generation) noexcept {
+  child.parent = parent.slot + 1;
+  child.parent_generation = parent_generation;
+  child.next_sibling = parent.first_child.load(std::memory_order_relaxed);
+  if (child.next_sibling != 0) record(child.next_sibling - 1)->prev_sibling = child.slot + 1;
+  // Sequentially consistent, as are the check of the parent's bits after it and both in an ack: an ack of the parent that
+  // does not see this child is seen by that check.
+  parent.first_child.store(child.slot + 1, std::memory_order_seq_cst);
+}
+
 Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   for (const std::uint32_t device : spec.devices) {
     if (device >= kMaxDevices) return Status::too_many_devices;
   }
-  // They would bound nothing: a child draws on the budget of the request it descends from.
+  // A child draws on the budget of the request it descends from, so its own would bound nothing.
   if (spec.parent && (spec.reserve != 0 || spec.quota != 0)) return Status::invalid_argument;
   ReserveRef reserve;
   if (spec.reserve != 0) {
@@ -91,72 +111,41 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
     parent = live_record(*spec.parent);
     if (parent == nullptr || parent->host_left) return Status::request_closed;
     for (const std::uint32_t device : spec.devices) {
-      if (!holders(parent->slot).holds(tag(spec.parent->generation), device_bit(device))) {
+      if (!holders(parent->slot).holds(spec.parent->tag(), device_bit(device)))
         return Status::unknown_device;
-      }
     }
   }
   RequestRecord* r = new_slot();
   if (r == nullptr) return Status::too_many_requests;
   undo.slot = r;
-  r->id.assign(spec.id);
-  const std::uint64_t generation = next_generation_++;
+  r->reset(spec, parent);
+  const Handle made{r->slot, next_generation_++};
   HolderSet& set = holders(r->slot);
-  set.open(tag(generation), 1);
+  set.open(made.tag(), 1);
   for (const std::uint32_t device : spec.devices) {
-    if (set.was_named(tag(generation), device_bit(device))) {
-      set.cut(tag(generation));
+    if (set.was_named(made.tag(), device_bit(device))) {
+      set.cut(made.tag());
       return Status::duplicate_device;
     }
-    set.add(tag(generation), device_bit(device));
+    set.add(made.tag(), device_bit(device));
   }
-  r->first_child.store(0, std::memory_order_relaxed);
-  r->nbytes.store(0, std::memory_order_relaxed);
-  r->retained_views.store(0, std::memory_order_relaxed);
-  r->keep.store(1, std::memory_order_relaxed);
-  r->blocks = nullptr;
-  r->opened_ns = spec.now_ns;
-  r->lease_ns = parent != nullptr ? parent->lease_ns : spec.lease_ns;
-  r->opened_at = spec.where;
-  r->parent = 0;
-  r->next_sibling = r->prev_sibling = 0;
-  r->parent_generation = 0;
-  r->host_left.store(false, std::memory_order_relaxed);
-  r->cancelled = false;
-  r->kept = spec.kept;
-  r->pins = 0;
-  r->idle_since_ns = spec.now_ns;
   undo.reserve = {};
   undo.slot = nullptr;
-  handle = {r->slot, generation};
-  const bool budget = parent != nullptr ? parent->has_budget.load(std::memory_order_relaxed)
-                                        : spec.quota != 0 || spec.reserve != 0;
-  r->has_budget.store(budget, std::memory_order_relaxed);
-  if (budget) {
+  handle = made;
+  if (r->has_budget.load(std::memory_order_relaxed)) {
     const std::lock_guard budget_lock(budget_mutex_);
-    r->charged_for = generation;
-    r->root = parent != nullptr ? parent->root : handle;
-    r->quota = spec.quota;
-    r->reserve = reserve;
-    r->charged = r->used = 0;
+    r->reset_budget(made, spec, parent, reserve);
   }
-  // Release: whoever reads this generation sees the record as it was opened, and a peer the slot.
-  r->generation.store(generation, std::memory_order_release);
-  // Release: whoever reads this nonce no longer finds the generation before it.
-  slots_[r->slot].nonce.store(nonce(generation), std::memory_order_release);
-  slots_[r->slot].generation.store(generation, std::memory_order_release);
+  // Release: a reader of this generation sees the record as it was opened, and a peer the slot.
+  r->generation.store(made.generation, std::memory_order_release);
+  // Release: a reader of this nonce no longer finds the generation before it.
+  slots_[r->slot].nonce.store(nonce(made.generation), std::memory_order_release);
+  slots_[r->slot].generation.store(made.generation, std::memory_order_release);
   if (parent != nullptr) {
-    r->parent = parent->slot + 1;
-    r->parent_generation = spec.parent->generation;
-    r->next_sibling = parent->first_child.load(std::memory_order_relaxed);
-    if (r->next_sibling != 0) record(r->next_sibling - 1)->prev_sibling = r->slot + 1;
-    // Sequentially consistent, as is the bit below and both in an ack: an ack of the parent that does
-    // not see this child is seen by it.
-    parent->first_child.store(r->slot + 1, std::memory_order_seq_cst);
+    link_child(*r, *parent, spec.parent->generation);
     for (const std::uint32_t device : spec.devices) {
-      if (!holders(parent->slot).holds(tag(spec.parent->generation), device_bit(device))) {
-        (void)set.leave(tag(generation), device_bit(device));  // never the last: the host holds
-      }
+      if (!holders(parent->slot).holds(spec.parent->tag(), device_bit(device)))
+        (void)set.leave(made.tag(), device_bit(device));  // never the last: the host holds
     }
   }
   if (r->lease_ns != 0) leased_.fetch_add(1, std::memory_order_relaxed);
@@ -166,8 +155,8 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   return Status::ok;
 }
 
-// Calls f for every descendant, each before the one it descends from. No recursion: how deep a line of children
-// goes is the user's to say, and not the stack's.
+// Calls f for every descendant, each before the one it descends from. Without recursion, because users may nest children
+// deeper than a stack.
 template <typename F>
 void RequestTable::each_below(RequestRecord& top, F&& f) {
   const auto deepest = [&](RequestRecord* r) {
@@ -176,7 +165,7 @@ void RequestTable::each_below(RequestRecord& top, F&& f) {
     return r;
   };
   for (RequestRecord* r = deepest(&top); r != &top;) {
-    // Read first: f may be what makes the record somebody else's to end, though not before the mutex is free.
+    // Read first: f may make the record another thread's to end, though not before the mutex is free.
     RequestRecord* next =
         r->next_sibling != 0 ? deepest(record(r->next_sibling - 1)) : record(r->parent - 1);
     f(*r);
@@ -186,10 +175,10 @@ void RequestTable::each_below(RequestRecord& top, F&& f) {
 
 void RequestTable::bit_leaves_below(RequestRecord& r, HolderBit bit, std::vector<Handle>& over) {
   each_below(r, [&](RequestRecord& child) {
-    const std::uint64_t generation = child.generation.load(std::memory_order_relaxed);
-    if ((generation & RequestRecord::kReleased) == 0 &&
-        holders(child.slot).leave(tag(generation), bit) == HolderSet::Left::last) {
-      over.push_back({child.slot, generation});
+    const Handle own{child.slot, child.generation.load(std::memory_order_relaxed)};
+    if (!RequestRecord::is_released(own.generation) &&
+        holders(child.slot).leave(own.tag(), bit) == HolderSet::Left::last) {
+      over.push_back(own);
     }
   });
 }
@@ -200,20 +189,19 @@ void RequestTable::leave_children(Handle handle, HolderBit bit, std::vector<Hand
 }
 
 void RequestTable::host_leaves_one(RequestRecord& r, bool cancel, std::vector<Handle>& over) {
-  const std::uint64_t generation = r.generation.load(std::memory_order_relaxed);
-  if (r.host_left || (generation & RequestRecord::kReleased) != 0) return;
+  const Handle own{r.slot, r.generation.load(std::memory_order_relaxed)};
+  if (r.host_left || RequestRecord::is_released(own.generation)) return;
   r.host_left.store(true, std::memory_order_relaxed);  // published by the clearing of the bit
   r.cancelled = cancel;
   if (r.kept) {
     const std::lock_guard budget_lock(budget_mutex_);
     forget_charge(r);
-    if (r.pins != 0) return;  // its bit goes with the last pin
+    if (r.pins != 0) return;  // unpin_all() clears the host's bit
   } else {
     open_.fetch_sub(1, std::memory_order_relaxed);
     draining_.fetch_add(1, std::memory_order_relaxed);
   }
-  if (holders(r.slot).leave(tag(generation), kHost) == HolderSet::Left::last)
-    over.push_back({r.slot, generation});
+  if (holders(r.slot).leave(own.tag(), kHost) == HolderSet::Left::last) over.push_back(own);
 }
 
 bool RequestTable::close(Handle handle, bool cancel, std::vector<Handle>& over) {
@@ -226,11 +214,11 @@ bool RequestTable::close(Handle handle, bool cancel, std::vector<Handle>& over) 
 }
 
 void RequestTable::cut_one(RequestRecord& r, std::vector<Handle>& over) {
-  const std::uint64_t generation = r.generation.load(std::memory_order_relaxed);
-  if (generation == 0 || (generation & RequestRecord::kReleased) != 0) return;
+  const Handle own{r.slot, r.generation.load(std::memory_order_relaxed)};
+  if (own.generation == 0 || RequestRecord::is_released(own.generation)) return;
   host_leaves_one(r, true, over);
-  (void)holders(r.slot).cut(tag(generation));
-  over.push_back({r.slot, generation});  // maybe twice; claim() lets one through
+  (void)holders(r.slot).cut(own.tag());
+  over.push_back(own);  // maybe twice; claim() succeeds once
 }
 
 void RequestTable::cut_locked(RequestRecord& r, std::vector<Handle>& over) {
@@ -249,30 +237,29 @@ Status RequestTable::add_device(Handle handle, std::uint32_t device) {
   RequestRecord* r = live_record(handle);
   if (r == nullptr || r->host_left) return Status::request_closed;
   HolderSet& set = holders(handle.slot);
-  if (set.holds(tag(handle.generation), device_bit(device))) return Status::duplicate_device;
+  if (set.holds(handle.tag(), device_bit(device))) return Status::duplicate_device;
   const auto holds_parent = [&] {
     if (r->parent == 0) return true;
     const RequestRecord& parent = *record(r->parent - 1);
-    return holders(parent.slot)
-        .holds(tag(parent.generation.load(std::memory_order_relaxed)), device_bit(device));
+    return holders(parent.slot).holds(parent.handle().tag(), device_bit(device));
   };
   if (!holds_parent()) return Status::unknown_device;
-  set.add(tag(handle.generation), device_bit(device));
-  // As in open(): the device may have let go of the parent meanwhile.
-  if (!holds_parent()) (void)set.leave(tag(handle.generation), device_bit(device));
+  set.add(handle.tag(), device_bit(device));
+  // As in open(): the device may have left the parent meanwhile.
+  if (!holds_parent()) (void)set.leave(handle.tag(), device_bit(device));
   return Status::ok;
 }
 
 bool RequestTable::claim(Handle handle) noexcept {
   RequestRecord* r = record(handle.slot);
-  if (r == nullptr || !holders(handle.slot).empty(tag(handle.generation))) return false;
+  if (r == nullptr || !holders(handle.slot).empty(handle.tag())) return false;
   std::uint64_t expected = handle.generation;
-  // Acquire and release: the winner goes on with all that the holders did; is_over() sees it ended.
+  // Acquire and release: the winner sees everything that the holders did; is_over() sees the request as over.
   if (!r->generation.compare_exchange_strong(expected, handle.generation | RequestRecord::kReleased,
                                              std::memory_order_acq_rel, std::memory_order_relaxed)) {
     return false;
   }
-  // Peers are told before the slot can get another request. Relaxed: they ask the holders as well.
+  // Peers see this before the slot can get another request. Relaxed: they check the holders as well.
   slots_[handle.slot].generation.store(0, std::memory_order_relaxed);
   return true;
 }
@@ -292,8 +279,10 @@ void RequestTable::unlink_child(RequestRecord& r) noexcept {
 std::vector<Handle> RequestTable::retire(RequestRecord& r) {
   std::vector<Handle> over;
   const std::lock_guard lock(mutex_);
-  // Every holder of this request has left, and a child's holders are among them: one whose ack of the
-  // parent is still on its way down finds the child already over.
+  SLABPOOL_ASSERT(RequestRecord::is_released(r.generation.load(std::memory_order_relaxed)),
+                  "only a claimed request is retired", r.slot);
+  // Every holder of this request has left, and a child's holders are among them: an ack of the parent that has not
+  // reached the child yet finds the child over.
   while (const std::uint32_t child = r.first_child.load(std::memory_order_relaxed)) {
     RequestRecord& c = *record(child - 1);
     cut_locked(c, over);
@@ -307,29 +296,23 @@ std::vector<Handle> RequestTable::retire(RequestRecord& r) {
   if (!r.pinned.empty()) [[unlikely]]
     unpin_all(r, over);
   if (r.lease_ns != 0) leased_.fetch_sub(1, std::memory_order_relaxed);
-  r.ended.store(r.generation.load(std::memory_order_relaxed) & ~RequestRecord::kReleased,
-                std::memory_order_release);
-  // Acquire and release: whoever frees the slot does so after everything others did with the record.
-  if (r.keep.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-    r.generation.store(0, std::memory_order_release);
-    free_slots_.push_back(r.slot);
-  }
+  r.ended.store(r.handle().generation, std::memory_order_release);
+  if (r.blocks.retire()) free_slot(r);
   return over;
 }
 
 void RequestTable::recycle(RequestRecord& r) noexcept {
   const std::lock_guard lock(mutex_);
-  r.generation.store(0, std::memory_order_release);
-  free_slots_.push_back(r.slot);
+  free_slot(r);
 }
 
 // ---- questions
 
 bool RequestTable::is_open(Handle handle) const noexcept {
   const RequestRecord* r = live_record(handle);
-  // The host's bit of a kept one may stay for a while after it left.
+  // The host's bit of a kept request stays set until the last pin goes.
   return r != nullptr && !r->host_left.load(std::memory_order_relaxed) &&
-         holders(handle.slot).holds(tag(handle.generation), kHost);
+         holders(handle.slot).holds(handle.tag(), kHost);
 }
 
 bool RequestTable::is_over(Handle handle) const noexcept { return live_record(handle) == nullptr; }
@@ -347,11 +330,10 @@ bool RequestTable::has_ended(Handle handle) const noexcept {
 RequestTable::Holds RequestTable::holds() {
   Holds found = Holds::none;
   each([&](const RequestRecord& r, const HolderSet& set) {
-    const std::uint64_t generation = r.generation.load(std::memory_order_acquire);
-    const std::uint64_t own = generation & ~RequestRecord::kReleased;
-    if (generation == own && !set.empty(tag(own))) {
+    const Handle own = r.handle();
+    if (!is_over(own) && !set.empty(own.tag())) {
       found = Holds::some;
-    } else if (found == Holds::none && r.ended.load(std::memory_order_acquire) != own) {
+    } else if (found == Holds::none && r.ended.load(std::memory_order_acquire) != own.generation) {
       found = Holds::ending;
     }
   });
@@ -367,49 +349,21 @@ bool RequestTable::is_cancelled(Handle handle) const noexcept {
 bool RequestTable::in_doubt(const RequestRecord& r, const HolderSet& set,
                             std::int64_t now_ns) const noexcept {
   if (r.lease_ns == 0) return false;
-  const std::uint64_t generation = r.generation.load(std::memory_order_acquire);
-  if ((generation & RequestRecord::kReleased) != 0) return false;
+  const Handle own = r.handle();
+  if (is_over(own)) return false;
   bool silent = false;
-  set.each_device(tag(generation), [&](std::uint32_t device) {
+  set.each_device(own.tag(), [&](std::uint32_t device) {
     const std::int64_t since = std::max(r.opened_ns, devices_.last_heard(device));
     silent = silent || now_ns - since > r.lease_ns;
   });
   return silent;
 }
 
-RequestTable::Waiting RequestTable::find_waiting(std::string_view id, std::uint32_t device,
-                                                 std::optional<std::uint64_t> generation,
-                                                 IsUnderWay is_under_way, const void* of) {
-  Waiting waiting;
-  const std::size_t hash = std::hash<std::string_view>{}(id);
-  const std::lock_guard lock(mutex_);
-  for (std::uint32_t next = buckets_[hash % buckets_.size()]; next != 0;) {
-    const RequestRecord& r = *record(next - 1);
-    next = r.hash_next;
-    const std::uint64_t own = r.generation.load(std::memory_order_relaxed);
-    if (r.hash != hash || r.id != id || (own & RequestRecord::kReleased) != 0) continue;
-    if (generation ? own != *generation : r.parent_generation != 0) continue;
-    waiting.found = true;
-    const HolderSet& set = holders(r.slot);
-    waiting.named = waiting.named || set.was_named(tag(own), device_bit(device));
-    if (generation || set.holds(tag(own), device_bit(device))) {
-      if (!generation && is_under_way != nullptr && is_under_way(of, own, device)) {
-        ++waiting.under_way;
-        waiting.acknowledged = {r.slot, own};
-        continue;
-      }
-      ++waiting.count;
-      waiting.handle = {r.slot, own};
-    }
-  }
-  return waiting;
-}
-
 std::vector<Handle> RequestTable::held_by(std::uint32_t device) {
   std::vector<Handle> found;
   each([&](const RequestRecord& r, const HolderSet& set) {
-    const std::uint64_t generation = r.generation.load(std::memory_order_relaxed);
-    if (set.holds(tag(generation), device_bit(device))) found.push_back({r.slot, generation});
+    const Handle own{r.slot, r.generation.load(std::memory_order_relaxed)};
+    if (set.holds(own.tag(), device_bit(device))) found.push_back(own);
   });
   return found;
 }

@@ -1,14 +1,18 @@
-// The requests of one pool: opening, leaving, and finding the one thread that returns the blocks.
+// The requests of one pool: opening, leaving, and choosing the one thread that returns the blocks.
 //
-// A device's ack is one compare-and-swap on the holders' word and takes no lock, unless it is the last
-// or the request has children. All that changes the set of requests (open, close, child, add, the end)
-// is under one mutex. Exactly one caller's claim() succeeds for each request.
-// Order of locks: the pool's (for taking acks in, then for growing), table mutex, budget mutex, a record's lock, then the
-// depot's. None of this file's is held while blocks go back.
+// A device's ack is one compare-and-swap on the holders' word and takes no lock, unless it is the last or the request has
+// children. Every change of the set of requests (open, close, child, add, end) is under one mutex.
+// Invariants:
+//   claim(h) succeeds exactly once for each request h;
+//   open_ + draining_ == the number of requests that are not retired and not kept;
+//   a slot is in free_slots_ exactly if its record's generation is 0.
+// Order of locks: the pool's (collecting acks, then growing), the table's mutex, the budget mutex, the RequestBlocks locks,
+// then the depot's. No lock declared here is held while blocks are returned.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -28,30 +32,17 @@ namespace slabpool {
 
 enum class AckResult : std::int32_t { pending = 0, released = 1, duplicate = 2, late = 3 };
 
-struct OpenSpec {
-  std::string_view id;
-  std::span<const std::uint32_t> devices;
-  std::optional<Handle> parent;
-  std::uint64_t reserve = 0;
-  std::uint64_t quota = 0;
-  std::int64_t lease_ns = 0;
-  std::int64_t now_ns = 0;
-  bool kept = false;   // memory that a session keeps: found by no id, and counted apart
-  bool counts = true;  // whether running out is counted: not for whoever makes room and tries again
-  SourceLocation where;
-};
-
 class RequestTable {
  public:
-  // With `slots` the part that peers may read stands there, kMaxRequests zeroed slots that the caller
-  // keeps; `secret` is what nonces are made from.
+  // `slots`, if given, are kMaxRequests zeroed slots that peers may read; the caller keeps them. Nonces are made from
+  // `secret`.
   RequestTable(Depot& depot, DeviceRegistry& devices, RequestSlot* slots = nullptr,
                std::uint64_t secret = 0);
   RequestTable(const RequestTable&) = delete;
   RequestTable& operator=(const RequestTable&) = delete;
   ~RequestTable();
 
-  // Null: no such slot yet. Inlined by force, as HolderSet::leave(): part of every ack.
+  // Null: the slot was never used. Inlined by force, as HolderSet::leave(): part of every ack.
   [[gnu::always_inline]] RequestRecord* record(std::uint32_t slot) const noexcept {
     if (slot >= kMaxRequests) return nullptr;
     // Acquire pairs with new_slot(): the records of the chunk are made.
@@ -60,19 +51,19 @@ class RequestTable {
   }
   HolderSet& holders(std::uint32_t slot) noexcept { return slots_[slot].holders; }
   const HolderSet& holders(std::uint32_t slot) const noexcept { return slots_[slot].holders; }
-  // The mark of a reference to bytes of a request that is not over; see RequestSlot.
+  // The seal of a reference to bytes of a request that is not over; see RequestSlot.
   std::uint64_t seal(Handle handle, std::uint64_t offset, std::uint64_t nbytes) const noexcept {
     return RequestSlot::seal(nonce(handle.generation), handle.generation, offset, nbytes);
   }
 
-  // exhausted: the reserve is not to be had now. A child has no reserve or quota of its own.
+  // exhausted: the reserve is not available now. A child has no reserve and no quota. Throws std::bad_alloc.
   Status open(const OpenSpec& spec, Handle& handle);
 
-  // A device's leave() on a request that may have children is theirs too: adds those that are over by
-  // it. Called after HolderSet::leave() on the request itself.
+  // A device that leaves a request leaves its children too. Called after HolderSet::leave() on the request itself; adds
+  // the children that are over by it to `over`.
   void leave_children(Handle handle, HolderBit bit, std::vector<Handle>& over);
-  // The host leaves, here and in all descendants. Requests that are over by it are added to `over`,
-  // descendants first. False if it had left before or the request is gone.
+  // The host leaves the request and all descendants. Requests that are over by it are added to `over`, descendants
+  // first. False if the host had left before or the request is over.
   bool close(Handle handle, bool cancel, std::vector<Handle>& over);
   // Every holder leaves at once.
   void cut(Handle handle, std::vector<Handle>& over);
@@ -80,66 +71,64 @@ class RequestTable {
   // unknown_device: a child may name only devices that hold its parent.
   Status add_device(Handle handle, std::uint32_t device);
 
-  // True for one caller, once the last holder has left; the record then is the caller's to finish.
+  // True for one caller, once the last holder has left; that caller then returns the blocks and calls retire().
   bool claim(Handle handle) noexcept;
-  // Forgets a claimed request whose blocks went back. Its slot is free once no block is retained.
-  // Returns children that were left over (their parent's end is theirs), to be finished.
+  // Forgets a claimed request whose blocks went back. Its slot is free once no block is retained. Returns children that
+  // were not over yet (their parent's end is theirs), for the caller to finish.
   std::vector<Handle> retire(RequestRecord& record);
-  // Frees the slot; by whoever brings `keep` to zero.
+  // Frees the slot; called by the thread to which RequestBlocks::returned_retained() was true.
   void recycle(RequestRecord& record) noexcept;
 
-  bool is_open(Handle handle) const noexcept;    // the host holds
-  bool is_over(Handle handle) const noexcept;    // every holder has left
-  bool has_ended(Handle handle) const noexcept;  // and its blocks went back, but for what views retain
+  bool is_open(Handle handle) const noexcept;  // the host holds
+  bool is_over(Handle handle) const noexcept;  // every holder has left
+  bool has_ended(
+      Handle handle) const noexcept;  // and its blocks went back, except those that views retain
   bool is_cancelled(Handle handle) const noexcept;
 
-  // Budget of a request with quota or reserve. charge: ok, quota_exceeded, or request_closed; `reserve`
-  // is then what was promised to it, if anything. uncharge() for bytes that could not be had.
+  // Budget of a request with a quota or reserve (budget.cpp). charge(): ok, quota_exceeded, or request_closed; `reserve`
+  // is what was promised to the request, if anything. uncharge(): the bytes were not available after all.
   Status charge(RequestRecord& record, Handle handle, std::uint64_t bytes, ReserveRef& reserve);
   void uncharge(RequestRecord& record, Handle handle, std::uint64_t bytes) noexcept;
   void return_budget(RequestRecord& record) noexcept;  // at the end
 
-  // ---- what sessions keep (keep.cpp): a root for each session, whose quota is its budget, and in it
-  // a child for each block.
+  // ---- what sessions keep (keep.cpp): a root for each session, whose quota is its budget, and in it a child for each
+  // block.
 
-  // Moves a block of a request that is not over to a kept child, which that request (and its root) is then
-  // pinned by; charges it there and not here. `instead_of`, a sibling that is about to be closed, is not
-  // charged any more. quota_exceeded: the root's quota; exhausted: the limit of all that is kept;
-  // invalid_argument: not a block of that request, or of one that is kept. Throws std::bad_alloc.
+  // Moves a block of a request that is not over to the kept child `to`, charges it there instead, and pins the child and
+  // its root by `from`. `instead_of`, a sibling that is about to be closed, is not charged any more. quota_exceeded: the
+  // root's quota; exhausted: the limit of all kept memory; invalid_argument: not a block of that request, or of one
+  // that is kept. Throws std::bad_alloc.
   Status keep(Block& block, Handle from, Handle to, const Handle* instead_of);
   // Kept requests live on until `by` is over. request_closed: one of them is over. Throws std::bad_alloc.
   Status pin(Handle by, std::span<const Handle> kept);
-  bool pins(Handle by, std::uint32_t slot) const noexcept;  // whether it pins the one in this slot
+  bool pins(Handle by, std::uint32_t slot) const noexcept;  // whether `by` pins the request in this slot
   struct Kept {
     std::uint64_t bytes = 0;  // charged
     std::uint64_t quota = 0;
     std::uint32_t pins = 0;
     std::int64_t idle_since_ns = 0;
   };
-  bool kept(Handle root, Kept& told) const noexcept;  // false: over
-  // quota_exceeded: it has more.
+  bool kept(Handle root, Kept& figures) const noexcept;  // false: the session is closed
+  // quota_exceeded: the session keeps more.
   Status set_quota(Handle root, std::uint64_t quota) noexcept;
-  // Of all that is kept: the limit, and how much it is.
+  // The limit and the figure of all kept memory.
   void set_kept_quota(std::uint64_t quota) noexcept;
   std::uint64_t kept_bytes() const noexcept;
 
-  // All generations of an id not yet over that wait for a device. `named`: some live generation of the
-  // id, or this very one, was opened with that device.
+  // The generations of an id that are not over and wait for a device. Children count only if their generation is given.
   struct Waiting {
-    std::uint32_t count = 0;  // generations found waiting (children only if asked for by generation)
+    std::uint32_t count = 0;  // generations that wait, and whose ack is not queued
     Handle handle;            // one of them
-    // Of those that hold the device: its ack is under way, so they are not among the others.
-    std::uint32_t under_way = 0;
-    Handle acknowledged;  // one of these
+    std::uint32_t queued =
+        0;  // generations that the device holds while its ack is queued behind work on a stream
+    Handle acknowledged;  // one of them
     bool found = false;   // some generation of the id is not over
-    bool named = false;
+    bool named = false;   // and the device was named for it
   };
-  // `is_under_way` (may be null) tells, of a generation that holds the device, whether its ack is; it is called
-  // with the table's mutex held.
-  using IsUnderWay = bool (*)(const void* of, std::uint64_t generation, std::uint32_t device);
+  // `is_queued(generation, device)` is called with the table's mutex held.
+  template <typename IsQueued>
   Waiting find_waiting(std::string_view id, std::uint32_t device,
-                       std::optional<std::uint64_t> generation, IsUnderWay is_under_way = nullptr,
-                       const void* of = nullptr);
+                       std::optional<std::uint64_t> generation, IsQueued&& is_queued);
   std::vector<Handle> held_by(std::uint32_t device);
 
   // Calls f(record, holders) under the mutex for every request that is not over or still retains bytes.
@@ -156,12 +145,10 @@ class RequestTable {
   void at(Handle handle, F&& f) {
     const std::lock_guard lock(mutex_);
     RequestRecord* r = record(handle.slot);
-    if (r == nullptr) return;
-    const std::uint64_t generation = r->generation.load(std::memory_order_acquire);
-    if ((generation & ~RequestRecord::kReleased) == handle.generation && handle.generation != 0)
+    if (r != nullptr && handle.generation != 0 && r->handle().generation == handle.generation)
       f(*r, holders(handle.slot));
   }
-  // Device silent for longer than the request's lease that still holds it?
+  // Whether a device that holds the request has been silent for longer than the request's lease.
   bool in_doubt(const RequestRecord& record, const HolderSet& holders,
                 std::int64_t now_ns) const noexcept;
 
@@ -173,26 +160,24 @@ class RequestTable {
     // Relaxed: figures.
     return {open_.load(std::memory_order_relaxed), draining_.load(std::memory_order_relaxed)};
   }
-  // Whether somebody holds a request, and if nobody does, whether one is still ending: its last holder has left,
-  // and a thread is giving its blocks back.
+  // some: a request is held. ending: none is held, but a thread is still giving blocks of one back.
   enum class Holds { none, ending, some };
   Holds holds();
   bool any_lease() const noexcept { return leased_.load(std::memory_order_relaxed) != 0; }
 
  private:
   static constexpr std::uint32_t kChunk = 64;
-  static std::uint32_t tag(std::uint64_t generation) noexcept {
-    return static_cast<std::uint32_t>(generation);
-  }
 
   std::uint64_t nonce(std::uint64_t generation) const noexcept {
     return mix_bits(secret_ + mix_bits(generation));
   }
-  RequestRecord* live_record(Handle handle) const noexcept;  // null unless not over
-  RequestRecord* budget_of(Handle root) const noexcept;      // null once it was returned
+  RequestRecord* live_record(Handle handle) const noexcept;  // null if the request is over
+  RequestRecord* budget_of(Handle root) const noexcept;      // null once the budget was returned
   RequestRecord* new_slot();
+  void free_slot(RequestRecord& record) noexcept;  // under mutex_
   void index(RequestRecord& record) noexcept;
   void unindex(RequestRecord& record) noexcept;
+  void link_child(RequestRecord& child, RequestRecord& parent, std::uint64_t parent_generation) noexcept;
   void unlink_child(RequestRecord& record) noexcept;
   template <typename F>
   void each_below(RequestRecord& top, F&& f);
@@ -203,7 +188,7 @@ class RequestTable {
   void pin_locked(RequestRecord& by, RequestRecord& kept) noexcept;
   void unpin_all(RequestRecord& by, std::vector<Handle>& over) noexcept;
   void charge_kept(RequestRecord& kept, std::uint64_t bytes) noexcept;  // under the budget mutex
-  void forget_charge(RequestRecord& kept) noexcept;                     // likewise
+  void forget_charge(RequestRecord& kept) noexcept;                     // under the budget mutex
 
   Depot& depot_;
   DeviceRegistry& devices_;
@@ -222,5 +207,33 @@ class RequestTable {
   std::atomic<std::uint64_t> draining_{0};
   std::atomic<std::uint64_t> leased_{0};
 };
+
+template <typename IsQueued>
+RequestTable::Waiting RequestTable::find_waiting(std::string_view id, std::uint32_t device,
+                                                 std::optional<std::uint64_t> generation,
+                                                 IsQueued&& is_queued) {
+  Waiting waiting;
+  const std::size_t hash = std::hash<std::string_view>{}(id);
+  const std::lock_guard lock(mutex_);
+  for (std::uint32_t next = buckets_[hash % buckets_.size()]; next != 0;) {
+    const RequestRecord& r = *record(next - 1);
+    next = r.hash_next;
+    const Handle own{r.slot, r.generation.load(std::memory_order_relaxed)};
+    if (r.hash != hash || r.id != id || RequestRecord::is_released(own.generation)) continue;
+    if (generation ? own.generation != *generation : r.parent_generation != 0) continue;
+    waiting.found = true;
+    const HolderSet& set = holders(r.slot);
+    waiting.named = waiting.named || set.was_named(own.tag(), device_bit(device));
+    if (!generation && !set.holds(own.tag(), device_bit(device))) continue;
+    if (!generation && is_queued(own.generation, device)) {
+      ++waiting.queued;
+      waiting.acknowledged = own;
+    } else {
+      ++waiting.count;
+      waiting.handle = own;
+    }
+  }
+  return waiting;
+}
 
 }  // namespace slabpool

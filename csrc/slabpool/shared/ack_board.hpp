@@ -1,9 +1,9 @@
-// Where one attached device acknowledges: written by that peer, read by the owner, seen by nobody else.
+// Where one attached device posts its acks: written by that peer, read by the owner, mapped by no other process.
 //
-// For each slot of the request table the generation acknowledged last, and marks that say where to look.
-// The owner believes none of it: a value is the wish "I, this device, acknowledge this generation of this
-// slot", which it puts to the same test as an ack of its own process. Random bytes are random acks of
-// this one device; marks lead to a bounded search, and no index goes beyond the table.
+// For each slot of the request table it has the generation acknowledged last, and marks that say which slots changed.
+// Invariant: the owner trusts none of it. A value is the wish "this device acknowledges this generation of this slot",
+// which the owner checks like an ack of its own process. Random bytes are random acks of this one device; marks lead to a
+// bounded search, and no index goes beyond the table.
 #pragma once
 
 #include <atomic>
@@ -19,18 +19,18 @@ class AckBoard {
 
   // False if this very generation was posted before; else publish() must follow.
   bool post(std::uint32_t slot, std::uint64_t generation) noexcept {
-    // An exchange, because threads of the peer may acknowledge at once and only one is first. Release:
-    // what the peer did with the memory comes before.
+    // An exchange, because several threads of the peer may acknowledge at once and only one is first. Release: what the
+    // peer did with the memory comes before.
     return acked_[slot].exchange(generation, std::memory_order_release) != generation;
   }
   bool posted(std::uint32_t slot, std::uint64_t generation) const noexcept {
     return acked_[slot].load(std::memory_order_relaxed) == generation;
   }
   void publish(std::uint32_t slot) noexcept {
-    // Release, here and below: whoever takes the mark off sees what it stands for.
+    // Release, here and below: the owner's thread that takes the mark off sees the posted generation.
     marks_[slot / 64].fetch_or(std::uint64_t{1} << (slot % 64), std::memory_order_release);
-    // Sequentially consistent, as is the look for somebody who waits that follows, and the other way
-    // round in the owner: one of the two sees the other.
+    // Sequentially consistent, as is the check for waiters that follows in the peer; the owner registers a waiter, then
+    // checks this word. So one of the two sees the other.
     dirty_.fetch_or(std::uint64_t{1} << (slot / kSlotsPerBit), std::memory_order_seq_cst);
   }
   void alive(std::int64_t now_ns) noexcept { heard_ns_.store(now_ns, std::memory_order_relaxed); }
@@ -38,19 +38,19 @@ class AckBoard {
   // ---- the owner
 
   bool news() const noexcept { return dirty_.load(std::memory_order_seq_cst) != 0; }
-  // The device is named again for a request that it has acknowledged: its next ack is a first one.
+  // The device is named again for a request that it has acknowledged: its next ack counts as the first.
   void forget(std::uint32_t slot, std::uint64_t generation) noexcept {
-    // Relaxed: the device learns of it through the holders, which are told after this.
+    // Relaxed: the device learns of it through the holders' words, which are written after this.
     (void)acked_[slot].compare_exchange_strong(generation, 0, std::memory_order_relaxed);
   }
   std::int64_t heard_ns() const noexcept { return heard_ns_.load(std::memory_order_relaxed); }
 
-  // Calls f(slot, generation) for each mark, which it takes off first: an ack that comes meanwhile marks
-  // again. Several threads may do this at once, and each mark goes to one of them.
+  // Calls f(slot, generation) for each mark, and takes the mark off first: an ack that comes meanwhile marks again.
+  // Several threads may do this at once, and each mark goes to one of them.
   template <typename F>
   void collect(F&& f) {
-    if (!news()) return;  // an exchange would take the line from the peer
-    // Release as well: who then finds no news knows of the thread that has them.
+    if (!news()) return;  // an exchange would take the cache line from the peer
+    // Release as well: a thread that then finds no news sees that this thread is collecting (PolledAcks::collect).
     for (std::uint64_t groups = dirty_.exchange(0, std::memory_order_acq_rel); groups != 0;
          groups &= groups - 1) {
       const auto group = static_cast<std::uint32_t>(__builtin_ctzll(groups));

@@ -1,26 +1,28 @@
-// What devices tell each other about their acks, so that one of them can answer "released": the owner,
-// who decides, has not looked yet. Every peer may write it, and nothing the owner does hangs on it: a peer
-// that spoils it spoils a word of an answer, and nothing else.
+// Acks that devices publish to each other, so that the last one can answer "released" before the owner has looked.
+//
+// Every peer may write it, and no decision of the owner depends on it: a peer that spoils it makes another peer answer
+// PENDING for RELEASED or the reverse, and nothing else.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 
+#include "slabpool/request/handle.hpp"
 #include "slabpool/request/slot.hpp"
 
 namespace slabpool {
 
 class AckTally {
  public:
-  // Device `bit` acknowledges the request in `slot`. True for the one caller that leaves no holder behind, as far as the owner's
-  // word and the other devices' acks say.
+  // Device `bit` acknowledges the request in `slot`. True for the one caller that leaves no holder behind, by the owner's
+  // words and the other devices' acks.
   bool leave(std::uint32_t slot, const HolderSet& holders, std::uint64_t generation,
              HolderBit bit) noexcept {
-    const auto tag = static_cast<std::uint32_t>(generation);
+    const std::uint32_t tag = Handle{slot, generation}.tag();
     std::atomic<std::uint64_t>& word = left(slot, bit.word);
     std::uint64_t now = word.load(std::memory_order_relaxed);
-    // Sequentially consistent, here and in the reading below: of devices that leave at once, in words
-    // of their own, the later sees the earlier.
+    // Sequentially consistent, here and in the read below: of two devices that leave at once, in different words, the
+    // later one sees the earlier one.
     while (!word.compare_exchange_weak(now, of_tag(now, tag) | bit.mask, std::memory_order_seq_cst,
                                        std::memory_order_relaxed)) {
     }
@@ -30,18 +32,18 @@ class AckTally {
       held = held || (bits & ~static_cast<std::uint32_t>(gone)) != 0;
     });
     if (!current || held) return false;
-    // More than one may have come here. Relaxed: nothing but the answer hangs on it.
-    std::atomic<std::uint64_t>& told = first_[slot].told;
-    std::uint64_t last = told.load(std::memory_order_relaxed);
+    // Several threads may come here; one of them answers. Relaxed: only that answer depends on it.
+    std::atomic<std::uint64_t>& answered = first_[slot].answered;
+    std::uint64_t last = answered.load(std::memory_order_relaxed);
     return last != generation &&
-           told.compare_exchange_strong(last, generation, std::memory_order_relaxed);
+           answered.compare_exchange_strong(last, generation, std::memory_order_relaxed);
   }
 
-  // Device `bit` is named again. By the owner.
+  // Called by the owner: device `bit` is named again.
   void rejoin(std::uint32_t slot, std::uint64_t generation, HolderBit bit) noexcept {
     std::atomic<std::uint64_t>& word = left(slot, bit.word);
     std::uint64_t now = word.load(std::memory_order_relaxed);
-    // Relaxed: the device learns of it through the holders, which are told after this.
+    // Relaxed: the device learns of it through the holders' words, which are written after this.
     while (now >> 32 == static_cast<std::uint32_t>(generation) && (now & bit.mask) != 0 &&
            !word.compare_exchange_weak(now, now & ~std::uint64_t{bit.mask}, std::memory_order_relaxed)) {
     }
@@ -57,11 +59,10 @@ class AckTally {
     return word == 0 ? first_[slot].left : more_[slot][word - 1];
   }
 
-  // Close together, because most requests need no more: a device that acknowledges many then touches few
-  // pages.
+  // Close together, because most requests need only this: a device that acknowledges many requests then touches few pages.
   struct First {
-    std::atomic<std::uint64_t> told;  // generation whose end was answered
-    std::atomic<std::uint64_t> left;  // the first word of those that have left
+    std::atomic<std::uint64_t> answered;  // generation whose end was answered
+    std::atomic<std::uint64_t> left;      // the first word of devices that have left
   };
   First first_[kMaxRequests];
   std::atomic<std::uint64_t> more_[kMaxRequests][HolderSet::kWords - 1];

@@ -1,11 +1,11 @@
 // What owner and peers agree on: the files of a shared pool, and what stands where in them.
 //
 //   data   the reserved range                       owner writes; peers read, or write if they ask to;
-//          of device memory a handle of the driver's: whoever has it may write
+//          of device memory a handle of the driver's: its holder may write
 //   table  SharedHeader, then kMaxRequests slots    owner writes, sealed; peers read
 //   board  AckBoard, one file for each peer         that peer writes; the owner reads
-//   tally  AckTally                                 peers write; nothing the owner does hangs on it
-//   bell   eventfd, one for each peer               that peer writes where the owner says it waits
+//   tally  AckTally                                 peers write; no decision of the owner depends on it
+//   bell   eventfd, one for each peer               that peer writes while the owner has waiters
 #pragma once
 
 #include <atomic>
@@ -26,12 +26,13 @@ struct SharedHeader {
   std::uint64_t magic;
   std::uint32_t version;
   std::uint32_t slots;
-  std::uint64_t pool_id;   // random: tells pools apart, also those of one name
+  std::uint64_t pool_id;   // random: distinguishes pools, also those of one name
   std::uint64_t reserved;  // bytes of data
   // The GPU whose memory it is, as "0000:17:00.0": processes may number theirs differently. Empty: host memory.
   char pci[16];
   std::atomic<std::uint32_t> closed;
-  std::atomic<std::uint32_t> waiting;  // threads and event loops of the owner that want the bell rung
+  std::atomic<std::uint32_t>
+      waiting;  // registered threads and event loops of the owner; peers ring while it is not 0
 };
 
 constexpr std::size_t round_to_pages(std::size_t bytes) noexcept {
@@ -44,7 +45,7 @@ inline constexpr std::size_t kTableBytes =
 inline constexpr std::size_t kBoardBytes = round_to_pages(sizeof(AckBoard));
 inline constexpr std::size_t kTallyBytes = round_to_pages(sizeof(AckTally));
 
-// Plain words at the same place for everybody: what processes share must need no lock of its own.
+// Plain words at the same place in every process: shared words must need no lock of their own.
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
 static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
 

@@ -7,46 +7,47 @@
 #include <cerrno>
 #include <new>
 
-#if defined(__linux__)
 #include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
-#endif
 
 namespace slabpool {
 
-#if defined(__linux__)
-
-std::unique_ptr<SharedOwner> SharedOwner::create(const SharedData& data) {
-  std::unique_ptr<SharedOwner> owner(new SharedOwner(data));
-  owner->table_ = SharedFile::create(kTableBytes);
-  owner->tally_ = SharedFile::create(kTallyBytes);
-  if (owner->table_ == nullptr || owner->tally_ == nullptr || !owner->tally_->seal(false))
+std::unique_ptr<SharedOwner> SharedOwner::create(const SharedData& data, Error& error) {
+  const auto refused = [&] {
+    (void)error.fail_errno("the files of a shared pool");
     return nullptr;
+  };
+  std::unique_ptr<SharedOwner> owner(new SharedOwner(data));
+  owner->table_ = SharedFile::create(kTableBytes, error);
+  if (owner->table_ == nullptr) return nullptr;
+  owner->tally_ = SharedFile::create(kTallyBytes, error);
+  if (owner->tally_ == nullptr) return nullptr;
+  if (!owner->tally_->seal(false, error)) return nullptr;
   void* table = mmap(nullptr, kTableBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
                      owner->table_->fd(), 0);
-  if (table == MAP_FAILED) return nullptr;
+  if (table == MAP_FAILED) return refused();
   owner->table_map_ = static_cast<std::byte*>(table);
-  // Sealed once our own writable map exists: from here on nobody can make another.
-  if (!owner->table_->open_read_only() || !owner->table_->seal(true)) return nullptr;
+  // Sealed once the owner's writable map exists: from here on no process can make another.
+  if (!owner->table_->open_read_only(error) || !owner->table_->seal(true, error)) return nullptr;
   void* tally = mmap(nullptr, kTallyBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
                      owner->tally_->fd(), 0);
-  if (tally == MAP_FAILED) return nullptr;
+  if (tally == MAP_FAILED) return refused();
   owner->tally_map_ = static_cast<AckTally*>(tally);
   void* boards = mmap(nullptr, kMaxDevices * kBoardBytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (boards == MAP_FAILED) return nullptr;
+  if (boards == MAP_FAILED) return refused();
   owner->boards_ = static_cast<std::byte*>(boards);
   owner->bells_ = epoll_create1(EPOLL_CLOEXEC);
-  if (owner->bells_ < 0) return nullptr;
+  if (owner->bells_ < 0) return refused();
   std::uint64_t random[2];
-  if (getrandom(random, sizeof random, 0) != static_cast<ssize_t>(sizeof random)) return nullptr;
+  if (getrandom(random, sizeof random, 0) != static_cast<ssize_t>(sizeof random)) return refused();
   owner->secret_ = random[0];
   owner->header_ = new (owner->table_map_)
       SharedHeader{kSharedMagic, kSharedVersion, kMaxRequests, random[1], data.bytes, {}, {0}, {0}};
   data.pci.copy(owner->header_->pci, sizeof owner->header_->pci - 1);
-  // Zero bytes are a slot that no request has; as in VirtualArray, none is constructed.
+  // Zero bytes are a slot without a request; as in VirtualArray, none is constructed.
   owner->slots_ = reinterpret_cast<RequestSlot*>(owner->table_map_ + kSlotsOffset);
   return owner;
 }
@@ -63,43 +64,39 @@ SharedOwner::~SharedOwner() {
   if (table_map_ != nullptr) (void)munmap(table_map_, kTableBytes);
 }
 
-// Empty memory of our own in the board's place, in one step.
+// Maps empty private memory in the board's place, in one step.
 bool SharedOwner::blank(std::uint32_t device) noexcept {
   return mmap(&board(device), kBoardBytes, PROT_READ | PROT_WRITE,
               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED;
 }
 
-bool SharedOwner::attach(std::uint32_t device, PeerFiles& files) noexcept {
-  if (device >= kMaxDevices) {
-    errno = EINVAL;
-    return false;
-  }
+bool SharedOwner::attach(std::uint32_t device, PeerFiles& files, Error& error) noexcept {
+  const auto refused = [&](int system_errno) { return error.fail_errno({}, system_errno); };
+  if (device >= kMaxDevices) return refused(EINVAL);
   const std::lock_guard lock(mutex_);
-  if (std::any_of(peers_.begin(), peers_.end(), [&](const Peer& p) { return p.device == device; })) {
-    errno = EEXIST;
-    return false;
-  }
+  if (std::any_of(peers_.begin(), peers_.end(), [&](const Peer& p) { return p.device == device; }))
+    return refused(EEXIST);
   Peer peer{device, nullptr, -1};
   try {
     peers_.reserve(peers_.size() + 1);
-    peer.board = SharedFile::create(kBoardBytes);
+    peer.board = SharedFile::create(kBoardBytes, error);
+    if (peer.board == nullptr) return false;
   } catch (const std::bad_alloc&) {
-    errno = ENOMEM;
+    return refused(ENOMEM);
   }
-  if (peer.board == nullptr || !peer.board->seal(false)) return false;
-  // An eventfd for each peer, waited for by its edges and never read: nothing that a peer does to the
-  // descriptor it shares with us can make a reader block, or keep another peer from ringing.
+  if (!peer.board->seal(false, error)) return false;
+  // An eventfd for each peer, waited for by its edges and never read: a peer shares the descriptor's flags, and could
+  // otherwise make a reader block, or keep another peer from ringing.
   peer.bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (peer.bell < 0) return false;
+  if (peer.bell < 0) return refused(errno);
   epoll_event event{};
   event.events = EPOLLIN | EPOLLET;
   if (epoll_ctl(bells_, EPOLL_CTL_ADD, peer.bell, &event) != 0 ||
       mmap(&board(device), kBoardBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, peer.board->fd(),
            0) == MAP_FAILED) {
-    const int error = errno;
+    const int system_errno = errno;
     (void)::close(peer.bell);
-    errno = error;
-    return false;
+    return refused(system_errno);
   }
   files = {data_.fd, table_->read_only_fd(), peer.board->fd(), tally_->fd(), peer.bell};
   peers_.push_back(std::move(peer));
@@ -124,7 +121,7 @@ void SharedOwner::detach(std::uint32_t device) noexcept {
     break;
   }
   count_.store(count - 1, std::memory_order_release);
-  // Failing means no more mappings are to be had; the old board then stays, and nobody looks at it.
+  // It fails if the process has no more mappings; the old board then stays mapped, and is not read any more.
   (void)blank(device);
 }
 
@@ -134,34 +131,17 @@ void SharedOwner::silence() noexcept {
   }
 }
 
-int SharedOwner::new_wakeup() noexcept { return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); }
-
 void SharedOwner::listen(int wakeup, std::int64_t ns) noexcept {
   constexpr std::int64_t kSecond = 1'000'000'000;
   constexpr std::int64_t kMoment = 5'000'000;
   pollfd sources[2] = {{bells_, POLLIN, 0}, {wakeup, POLLIN, 0}};
   ns = std::min(ns, wakeup >= 0 ? 3600 * kSecond : kMoment);
   const timespec timeout{static_cast<time_t>(ns / kSecond), static_cast<long>(ns % kSecond)};
-  // Interrupted or late: the caller looks again in any case.
+  // Interrupted or late: the caller tries again in any case.
   (void)ppoll(sources, wakeup >= 0 ? 2 : 1, &timeout, nullptr);
   if ((sources[0].revents & POLLIN) != 0) silence();
   std::uint64_t count = 0;
   if (wakeup >= 0 && (sources[1].revents & POLLIN) != 0) (void)!read(wakeup, &count, sizeof count);
 }
-
-#else
-
-std::unique_ptr<SharedOwner> SharedOwner::create(const SharedData&) {
-  errno = ENOTSUP;
-  return nullptr;
-}
-SharedOwner::~SharedOwner() = default;
-bool SharedOwner::attach(std::uint32_t, PeerFiles&) noexcept { return false; }
-void SharedOwner::detach(std::uint32_t) noexcept {}
-void SharedOwner::silence() noexcept {}
-int SharedOwner::new_wakeup() noexcept { return -1; }
-void SharedOwner::listen(int, std::int64_t) noexcept {}
-
-#endif
 
 }  // namespace slabpool

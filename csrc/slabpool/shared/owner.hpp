@@ -1,9 +1,11 @@
-// The owner's side of a shared pool: the files that peers get, and the acks that they leave there.
+// The owner's side of a shared pool: the files that peers get, and the acks that they post there.
 //
-// What must stay true: nothing that a peer can write is believed, and an address that collecting may read
-// stays mapped while the pool lives (a board that is taken away leaves empty memory in its place).
-// Attaching and detaching take a mutex of their own, a leaf in the order of locks; news() and collect() take none, and
-// of the pool's threads one is in collect() at a time.
+// Invariants:
+//   nothing that a peer can write is used before it is checked;
+//   an address that collect() may read stays mapped while the pool lives: detach() maps empty memory in a board's place;
+//   count_ == number of attached devices, and attached_[0 .. count_) are their numbers.
+// attach() and detach() take mutex_, a leaf in the order of locks; news() and collect() take none. One thread of the pool is
+// in collect() at a time.
 #pragma once
 
 #include <atomic>
@@ -13,13 +15,15 @@
 #include <string>
 #include <vector>
 
+#include "slabpool/base/error.hpp"
 #include "slabpool/memory/shared_file.hpp"
 #include "slabpool/request/slot.hpp"
 #include "slabpool/shared/layout.hpp"
+#include "slabpool/wait/doorbell.hpp"
 
 namespace slabpool {
 
-// Descriptors to hand to a peer. They stay the owner's: those of the peer alone until it is detached.
+// Descriptors to hand to a peer. The owner keeps and closes them; board and bell when the peer is detached.
 struct PeerFiles {
   int data = -1;   // for reading only
   int table = -1;  // for reading only
@@ -30,32 +34,32 @@ struct PeerFiles {
 
 // The pool's memory, as peers get it.
 struct SharedData {
-  int fd = -1;        // for reading only, where the memory knows such a thing
+  int fd = -1;        // read-only, where the memory supports that
   int writable = -1;  // may be the same
   std::uint64_t bytes = 0;
   std::string pci;     // see SharedHeader
-  bool owned = false;  // whether the descriptors are the SharedOwner's to close; else they outlive it
+  bool owned = false;  // the SharedOwner closes the descriptors; false: they outlive it
 };
 
-class SharedOwner {
+class SharedOwner final : public Doorbell {
  public:
-  // Null where the system refuses; errno says why.
-  static std::unique_ptr<SharedOwner> create(const SharedData& data);
+  // Null where the system refuses; `error` says why. Throws std::bad_alloc.
+  static std::unique_ptr<SharedOwner> create(const SharedData& data, Error& error);
   SharedOwner(const SharedOwner&) = delete;
   SharedOwner& operator=(const SharedOwner&) = delete;
-  ~SharedOwner();
+  ~SharedOwner() override;
 
   RequestSlot* slots() noexcept { return slots_; }
   std::uint64_t pool_id() const noexcept { return header_->pool_id; }
   std::uint64_t secret() const noexcept { return secret_; }
   int writable_data() const noexcept { return data_.writable; }
 
-  // False if the device is attached already (errno EEXIST), or the system refuses.
-  bool attach(std::uint32_t device, PeerFiles& files) noexcept;
-  // After a last collect(). The peer may keep its map of the board; nobody reads it any more.
+  // False if the device is attached already (system_errno EEXIST), or the system refuses.
+  bool attach(std::uint32_t device, PeerFiles& files, Error& error) noexcept;
+  // After a last collect(). The peer may keep its map of the board; the owner no longer reads it.
   void detach(std::uint32_t device) noexcept;
 
-  // Whether an ack came since: one load a device. The owner's collecting acquires and releases the same word.
+  // Whether an ack was posted: one load a device. collect() acquires and releases the same word.
   bool news() noexcept {
     const std::uint32_t count = count_.load(std::memory_order_acquire);
     for (std::uint32_t i = 0; i < count; ++i) {
@@ -63,11 +67,11 @@ class SharedOwner {
     }
     return false;
   }
-  // Calls f(device, slot, generation) for every ack that came since.
+  // Calls f(device, slot, generation) for every ack that was posted since the last call.
   template <typename F>
   void collect(F&& f) {
-    // Acquire pairs with attach(): the board is mapped. A device that is detached meanwhile may be
-    // missed, or met twice: detaching collects itself, and an ack counts once.
+    // Acquire pairs with attach(): the board is mapped. A device that is detached meanwhile may be missed or met twice;
+    // Pool::detach_peer() collects before it detaches, and an ack counts once.
     const std::uint32_t count = count_.load(std::memory_order_acquire);
     for (std::uint32_t i = 0; i < count; ++i) {
       const std::uint32_t device = attached_[i].load(std::memory_order_relaxed);
@@ -80,7 +84,7 @@ class SharedOwner {
     board(device).forget(slot, generation);
     tally_map_->rejoin(slot, generation, device_bit(device));
   }
-  // Calls f(device, ns) with the last sign of life of each attached device, as it claims.
+  // Calls f(device, ns) with the last sign of life that each attached device claims.
   template <typename F>
   void each_heard(F&& f) {
     const std::uint32_t count = count_.load(std::memory_order_acquire);
@@ -90,17 +94,13 @@ class SharedOwner {
     }
   }
 
-  // Peers ring while somebody waits. Sequentially consistent: see AckBoard::publish().
-  void wait_begins() noexcept { header_->waiting.fetch_add(1, std::memory_order_seq_cst); }
-  void wait_ends() noexcept { header_->waiting.fetch_sub(1, std::memory_order_relaxed); }
-  // Readable once a peer has rung; silence() makes it unreadable again, and after it one has to look.
+  // Sequentially consistent: see AckBoard::publish().
+  void wait_begins() noexcept override { header_->waiting.fetch_add(1, std::memory_order_seq_cst); }
+  void wait_ends() noexcept override { header_->waiting.fetch_sub(1, std::memory_order_relaxed); }
+  void listen(int wakeup, std::int64_t ns) noexcept override;
+  // For event loops: readable once a peer has rung. silence() makes it unreadable again; collect acks after it.
   int bell() const noexcept { return bells_; }
   void silence() noexcept;
-  // A descriptor for one thread that waits, which whoever has news for it writes to; -1 if there is none
-  // to be had. Sleeping until such news, a ring (which is silenced then), or for `ns`; a thread without a
-  // descriptor sleeps for a moment only, since it cannot hear what happens in its own process.
-  static int new_wakeup() noexcept;
-  void listen(int wakeup, std::int64_t ns) noexcept;
 
   // Peers see at their next call that the pool is closed.
   void close() noexcept { header_->closed.store(1, std::memory_order_release); }
@@ -125,12 +125,12 @@ class SharedOwner {
   SharedHeader* header_ = nullptr;
   RequestSlot* slots_ = nullptr;
   AckTally* tally_map_ = nullptr;
-  std::byte* boards_ = nullptr;  // kMaxDevices places of kBoardBytes
-  int bells_ = -1;               // epoll of the peers' bells
+  std::byte* boards_ = nullptr;  // kMaxDevices mappings of kBoardBytes
+  int bells_ = -1;               // epoll over the peers' bells
   std::uint64_t secret_ = 0;
 
   std::mutex mutex_;
-  std::vector<Peer> peers_;  // guarded by mutex_, as is any change of the two below
+  std::vector<Peer> peers_;  // guarded by mutex_, as are writes of the next two
   std::atomic<std::uint32_t> count_{0};
   std::atomic<std::uint32_t> attached_[kMaxDevices];
 };

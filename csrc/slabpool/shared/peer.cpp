@@ -21,7 +21,7 @@ bool SharedPeer::map(int fd, std::size_t bytes, int protection, std::byte*& at) 
   struct stat file {};
   if (fstat(fd, &file) != 0) return false;
   if (static_cast<std::uint64_t>(file.st_size) < bytes) {
-    errno = EPROTO;  // a touch beyond the end would be a signal
+    errno = EPROTO;  // a touch beyond the file's end would be SIGBUS
     return false;
   }
   void* mapping = mmap(nullptr, bytes, protection, MAP_SHARED | MAP_NORESERVE, fd, 0);
@@ -30,61 +30,63 @@ bool SharedPeer::map(int fd, std::size_t bytes, int protection, std::byte*& at) 
   return true;
 }
 
-// Host memory for reading; device memory for all, since a driver's handle does not tell the two apart.
-bool SharedPeer::map_data(int fd, std::string* why) {
-  const std::string_view pci(header_->pci, strnlen(header_->pci, sizeof header_->pci));
-  if (pci.empty()) return map(fd, reserved_, PROT_READ, data_);
-  std::string reason;
-  errno = ENODEV;
-  if (const cuda::Driver* driver = cuda::Driver::get(&reason)) {
-    cuda::DeviceInfo info;
-    int device = 0;
-    while (device < driver->devices() &&
-           !(cuda::describe_device(*driver, device, info, reason) && info.pci == pci))
-      ++device;
-    if (device == driver->devices()) {
-      reason = "this process does not see the GPU at " + std::string(pci) + ", whose memory it is";
-    } else {
-      device_memory_ = cuda::open_device_memory(fd, reserved_, device, reason);
-      cuda_device_ = device;
-    }
+// Host memory for reading; device memory for reading and writing, because a driver's handle does not tell the two apart.
+bool SharedPeer::map_data(int fd, Error& error) {
+  const std::string pci(header_->pci, strnlen(header_->pci, sizeof header_->pci));
+  if (pci.empty()) {
+    return map(fd, reserved_, PROT_READ, data_) || error.fail_errno("the pool's memory");
   }
-  if (device_memory_ == nullptr) {
-    if (why != nullptr) *why = std::move(reason);
+  const cuda::Driver* driver = cuda::Driver::get(error);
+  if (driver == nullptr) {
+    error.system_errno = ENODEV;
     return false;
   }
+  cuda::DeviceInfo info;
+  int device = 0;
+  while (device < driver->devices() &&
+         !(cuda::describe_device(*driver, device, info, error) && info.pci == pci))
+    ++device;
+  if (device == driver->devices()) {
+    error = {Status::system_refused, ENODEV,
+             "this process does not see the GPU at " + pci + ", which has the pool's memory"};
+    return false;
+  }
+  device_memory_ = cuda::open_device_memory(fd, reserved_, device, error);
+  if (device_memory_ == nullptr) {
+    error.system_errno = ENODEV;
+    return false;
+  }
+  cuda_device_ = device;
   data_ = device_memory_->base();
   writable_.store(data_, std::memory_order_release);
   return true;
 }
 
 std::unique_ptr<SharedPeer> SharedPeer::create(std::uint32_t device, int data, int table, int board,
-                                               int tally, int bell, std::string* why) {
-  if (device >= kMaxDevices) {
-    errno = EPROTO;
+                                               int tally, int bell, Error& error) {
+  const auto refused = [&](const char* what, int system_errno) {
+    (void)error.fail_errno(what, system_errno);
     return nullptr;
-  }
+  };
+  if (device >= kMaxDevices) return refused("the number of the device", EPROTO);
   std::unique_ptr<SharedPeer> peer(new SharedPeer());
   peer->bit_ = device_bit(device);
   peer->epoch_ = fork_epoch();
-  if (!peer->map(table, kTableBytes, PROT_READ, peer->table_map_)) return nullptr;
+  if (!peer->map(table, kTableBytes, PROT_READ, peer->table_map_)) return refused("the table", errno);
   peer->header_ = reinterpret_cast<const SharedHeader*>(peer->table_map_);
   peer->slots_ = reinterpret_cast<const RequestSlot*>(peer->table_map_ + kSlotsOffset);
   if (peer->header_->magic != kSharedMagic || peer->header_->version != kSharedVersion ||
-      peer->header_->slots != kMaxRequests) {
-    errno = EPROTO;
-    return nullptr;
-  }
+      peer->header_->slots != kMaxRequests)
+    return refused("the table's version", EPROTO);
   peer->reserved_ = peer->header_->reserved;
-  if (!peer->map_data(data, why) ||
-      !peer->map(board, kBoardBytes, PROT_READ | PROT_WRITE, peer->board_map_) ||
-      !peer->map(tally, kTallyBytes, PROT_READ | PROT_WRITE, peer->tally_map_)) {
-    return nullptr;
-  }
+  if (!peer->map_data(data, error)) return nullptr;
+  if (!peer->map(board, kBoardBytes, PROT_READ | PROT_WRITE, peer->board_map_) ||
+      !peer->map(tally, kTallyBytes, PROT_READ | PROT_WRITE, peer->tally_map_))
+    return refused("the board", errno);
   peer->board_ = reinterpret_cast<AckBoard*>(peer->board_map_);
   peer->tally_ = reinterpret_cast<AckTally*>(peer->tally_map_);
   peer->bell_ = fcntl(bell, F_DUPFD_CLOEXEC, 0);
-  if (peer->bell_ < 0) return nullptr;
+  if (peer->bell_ < 0) return refused("the bell", errno);
   peer->heartbeat();
   return peer;
 }
@@ -96,11 +98,9 @@ SharedPeer::~SharedPeer() {
   if (tally_map_ != nullptr) (void)munmap(tally_map_, kTallyBytes);
   if (device_memory_ != nullptr) return;
   if (data_ != nullptr) (void)munmap(data_, reserved_);
-  // Relaxed: whoever destroys this has it alone.
+  // Relaxed: the destructor's thread is the only one.
   if (std::byte* at = writable_.load(std::memory_order_relaxed)) (void)munmap(at, reserved_);
 }
-
-bool SharedPeer::usable_here() const noexcept { return epoch_ == fork_epoch(); }
 
 const RequestSlot* SharedPeer::slot_of(const Reference& reference) const noexcept {
   return reference.slot < kMaxRequests && reference.generation != 0 ? &slots_[reference.slot] : nullptr;
@@ -111,7 +111,7 @@ PeerStatus SharedPeer::open(const Reference& reference, bool writable, std::byte
   if (reference.pool_id != pool_id()) return PeerStatus::other_pool;
   const RequestSlot* slot = slot_of(reference);
   if (slot == nullptr) return PeerStatus::forged;
-  // Acquire, all three: a nonce between two looks at the same generation is that generation's.
+  // Acquire, all three: a nonce read between two reads of the same generation is that generation's.
   if (slot->generation.load(std::memory_order_acquire) != reference.generation) return PeerStatus::over;
   const std::uint64_t nonce = slot->nonce.load(std::memory_order_acquire);
   if (slot->generation.load(std::memory_order_acquire) != reference.generation) return PeerStatus::over;
@@ -122,7 +122,7 @@ PeerStatus SharedPeer::open(const Reference& reference, bool writable, std::byte
   if (reference.offset > reserved_ || reference.nbytes > reserved_ - reference.offset) {
     return PeerStatus::out_of_range;
   }
-  const auto tag = static_cast<std::uint32_t>(reference.generation);
+  const std::uint32_t tag = Handle{reference.slot, reference.generation}.tag();
   if (!slot->holders.holds(tag, bit_)) {
     if (slot->holders.was_named(tag, bit_)) return PeerStatus::acknowledged;
     return slot->generation.load(std::memory_order_acquire) == reference.generation
@@ -149,9 +149,9 @@ SharedPeer::Acked SharedPeer::ack(const Reference& reference) noexcept {
   };
   const auto again = [&] { return over() ? AckResult::late : AckResult::duplicate; };
   if (over()) return {PeerStatus::ok, AckResult::late};
-  const auto tag = static_cast<std::uint32_t>(reference.generation);
+  const std::uint32_t tag = Handle{reference.slot, reference.generation}.tag();
   if (!slot->holders.holds(tag, bit_)) {
-    // Named first: a request that ends in between is over, and not one that never named us.
+    // `named` is read first: a request that ends in between is answered as over, and not as unknown_device.
     const bool named = slot->holders.was_named(tag, bit_);
     const AckResult result = again();
     if (!named && result != AckResult::late) return {PeerStatus::unknown_device, AckResult::late};

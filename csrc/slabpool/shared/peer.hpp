@@ -1,23 +1,26 @@
-// A device's side of a shared pool: its maps, what a reference means here, and its acks.
+// A device's side of a shared pool: its maps, the address behind a reference, and its acks.
 //
-// All calls may be made from any thread. Nothing here trusts a reference: it is checked against the table
-// before an address is made of it. The maps stay while this lives, whatever becomes of the owner, so that
-// a view never faults; what its bytes mean after the device's ack is another matter.
+// Every call may come from any thread.
+// Invariants:
+//   a reference is checked against the table before an address is made of it;
+//   the maps stay while this object lives, whatever becomes of the owner, so that a view never faults. After the device's
+//   ack its bytes may belong to another request.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <string>
 
+#include "slabpool/base/error.hpp"
 #include "slabpool/base/export.hpp"
+#include "slabpool/base/fork.hpp"
 #include "slabpool/request/table.hpp"
 #include "slabpool/shared/layout.hpp"
 
 namespace slabpool {
 
-// Bytes of a request, as one process tells another.
+// Bytes of a request, as one process names them to another.
 struct Reference {
   std::uint64_t pool_id = 0;
   std::uint64_t generation = 0;
@@ -31,9 +34,9 @@ enum class PeerStatus : std::int32_t {
   ok = 0,
   closed = 1,          // the owner has closed the pool, or is gone
   other_pool = 2,      // the reference is to another pool
-  over = 3,            // the request is over; its slot may have another by now
+  over = 3,            // the request is over; its slot may have another one by now
   forged = 4,          // the reference was not made by the owner, or was changed since
-  out_of_range = 5,    // it leads out of the pool's memory
+  out_of_range = 5,    // the reference leads out of the pool's memory
   unknown_device = 6,  // this device was never named for the request
   acknowledged = 7,    // this device has acknowledged the request
   read_only = 8,       // no writable map yet: see map_writable()
@@ -41,11 +44,10 @@ enum class PeerStatus : std::int32_t {
 
 class SLABPOOL_API SharedPeer {
  public:
-  // Maps what the owner handed over. Null if the files are not those of a pool this version knows (errno
-  // EPROTO), or the system refuses; with device memory `why` says more. The descriptors stay the caller's,
-  // but for `bell`, which is copied.
+  // Maps what the owner handed over. Null if the files are not those of a pool that this version knows (system_errno
+  // EPROTO), or the system refuses. The caller keeps the descriptors; `bell` is copied.
   static std::unique_ptr<SharedPeer> create(std::uint32_t device, int data, int table, int board,
-                                            int tally, int bell, std::string* why = nullptr);
+                                            int tally, int bell, Error& error);
   SharedPeer(const SharedPeer&) = delete;
   SharedPeer& operator=(const SharedPeer&) = delete;
   ~SharedPeer();
@@ -63,7 +65,7 @@ class SLABPOOL_API SharedPeer {
   Acked ack(const Reference& reference) noexcept;
   void heartbeat() noexcept;
 
-  // With a writable descriptor of the data; once.
+  // Maps the data for writing too, from a writable descriptor of it. False: the system refuses (errno).
   bool map_writable(int data) noexcept;
   bool writable() const noexcept { return writable_.load(std::memory_order_acquire) != nullptr; }
 
@@ -72,12 +74,12 @@ class SLABPOOL_API SharedPeer {
   bool lost() const noexcept {
     return lost_.load(std::memory_order_relaxed) || header_->closed.load(std::memory_order_acquire) != 0;
   }
-  bool usable_here() const noexcept;  // false in a child of the process that attached
+  bool usable_here() const noexcept { return epoch_ == fork_epoch(); }  // not in a fork's child
 
  private:
   SharedPeer() = default;
   bool map(int fd, std::size_t bytes, int protection, std::byte*& at) noexcept;
-  bool map_data(int fd, std::string* why);
+  bool map_data(int fd, Error& error);
   const RequestSlot* slot_of(const Reference& reference) const noexcept;
 
   HolderBit bit_{};
@@ -89,12 +91,12 @@ class SLABPOOL_API SharedPeer {
   AckTally* tally_ = nullptr;
   std::byte* data_ = nullptr;
   int cuda_device_ = -1;
-  std::unique_ptr<MemoryResource> device_memory_;  // that data_ is in
+  std::unique_ptr<MemoryResource> device_memory_;  // holds data_; null: host memory
   std::byte* table_map_ = nullptr;
   std::byte* board_map_ = nullptr;
   std::byte* tally_map_ = nullptr;
   std::atomic<std::byte*> writable_{nullptr};
-  std::mutex writable_mutex_;  // so that one thread maps
+  std::mutex writable_mutex_;  // one thread maps at a time; a leaf in the order of locks
   int bell_ = -1;
   std::atomic<bool> lost_{false};
 };

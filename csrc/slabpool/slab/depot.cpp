@@ -63,7 +63,7 @@ PageHeap::Result Depot::take_pages(std::uint64_t pages, std::uint64_t align_page
 }
 
 bool Depot::has_room(std::uint64_t pages, std::uint64_t own) const noexcept {
-  return pages_.in_use_pages() + pages + reserves_.aside_pages() - own <= capacity_ >> kPageBits;
+  return pages_.in_use_pages() + pages + reserves_.reserved_pages() - own <= capacity_ >> kPageBits;
 }
 
 // How far pages may be committed for `pages` more in use.

@@ -58,7 +58,7 @@ class Depot {
   ReserveRef open_reserve(std::uint64_t pages);
   void close_reserve(ReserveRef reserve) noexcept;
   // Bytes set aside; lock-free.
-  std::uint64_t aside() const noexcept { return reserves_.aside_pages() << kPageBits; }
+  std::uint64_t reserved_bytes() const noexcept { return reserves_.reserved_pages() << kPageBits; }
 
   // Gives all cached pages back to the system; returns bytes.
   std::uint64_t trim() noexcept;
@@ -77,7 +77,7 @@ class Depot {
   std::uint64_t slab_bytes(unsigned size_class) const noexcept {
     return std::uint64_t{shapes_[size_class].pages} << kPageBits;
   }
-  std::uint64_t reserved() const noexcept { return pages_.total_pages() << kPageBits; }
+  std::uint64_t address_space() const noexcept { return pages_.total_pages() << kPageBits; }
   // The block that holds an address, null if there is none. Right for addresses in blocks the caller
   // keeps. O(1).
   Block* find(const void* address) const noexcept;

@@ -73,11 +73,11 @@ Span* FreeSpans::largest() const noexcept {
 
 PageHeap::PageHeap(MemoryResource& memory, std::uint64_t grow_step)
     : memory_(memory),
-      map_((memory.reserved() >> kPageBits) + 2),
-      starts_(memory.reserved() >> kPageBits),
+      map_((memory.address_space() >> kPageBits) + 2),
+      starts_(memory.address_space() >> kPageBits),
       granule_(memory.granule() >> kPageBits),
       grow_step_(granule_up(grow_step)) {
-  const bool whole = memory.whole();
+  const bool whole = memory.always_committed();
   Span* all = new_span(0, total_pages(), whole ? SpanKind::committed_free : SpanKind::uncommitted_free,
                        memory.commits_zero());
   starts_.set(0);

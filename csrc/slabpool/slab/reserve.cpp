@@ -346,7 +346,7 @@ const char* Reserves::verify() const noexcept {
     }
     if (own > reserve->pages_left) return "arenas keep more pages than their promise covers";
   }
-  if (left != aside_pages()) return "promises do not add up";
+  if (left != reserved_pages()) return "promises do not add up";
   if (idle != pages_.arena_idle_pages()) return "idle pages of arenas do not add up";
   if (pages_.in_use_pages() + left > capacity_pages_)
     return "pages in use and pages set aside exceed the capacity";

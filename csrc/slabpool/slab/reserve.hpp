@@ -5,7 +5,7 @@
 // pages that is the request's alone: slabs, which others fill too, would leave parts of pages over, and
 // the last of what was promised could then not be had. What its children give back serves the request again.
 //
-// Nothing here is thread-safe: the depot's mutex guards every call but aside_pages().
+// Nothing here is thread-safe: the depot's mutex guards every call but reserved_pages().
 #pragma once
 
 #include <atomic>
@@ -82,7 +82,7 @@ class Reserves {
   static Block* find(const Span* span, const std::byte* address) noexcept;
 
   // Set aside for requests and not yet drawn. Relaxed: room is only ever granted under the mutex.
-  std::uint64_t aside_pages() const noexcept { return aside_.load(std::memory_order_relaxed); }
+  std::uint64_t reserved_pages() const noexcept { return aside_.load(std::memory_order_relaxed); }
   const char* verify() const noexcept;
 
  private:
@@ -90,7 +90,7 @@ class Reserves {
     return ref.reserve != nullptr && ref.reserve->serial == ref.serial;
   }
   bool has_room(std::uint64_t pages) const noexcept {
-    return pages_.in_use_pages() + aside_pages() + pages <= capacity_pages_;
+    return pages_.in_use_pages() + reserved_pages() + pages <= capacity_pages_;
   }
   void set_left(Reserve& reserve, std::uint64_t pages) noexcept;
   static Block* reuse(Reserve& reserve, unsigned size_class, std::uint64_t align) noexcept;

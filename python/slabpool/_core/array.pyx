@@ -109,13 +109,12 @@ cdef struct _Job:
     Block* block
 
 
-cdef Status _attempt(Core core, void* job, int64_t until, bint counts) noexcept:
+cdef Status _attempt(Core core, void* job, int64_t until) noexcept:
     cdef AllocateSpec* spec = (<_Job*>job).spec
     cdef Allocation result
-    spec.counts = counts
     with nogil:
         if until:
-            result = core.pool.allocate_until(spec[0], until, False)
+            result = core.pool.allocate_until(spec[0], until)
         else:
             result = core.pool.allocate(spec[0])
     (<_Job*>job).block = result.block
@@ -132,7 +131,6 @@ cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align,
     spec.request = request
     spec.view = view
     spec.zero = zero
-    spec.counts = False
     if core.records_lines:
         spec.where = caller(core)
     if zero and nbytes >= BULK:
@@ -150,7 +148,7 @@ cdef Block* _find_block(Core core, AllocateSpec* spec, Status status, int64_t de
     cdef _Job job
     job.spec = spec
     job.block = NULL
-    status = find_room(core, status, _attempt, &job, deadline)
+    status = find_room(core, status, _attempt, &job, deadline, spec.request, spec.nbytes)
     if job.block is NULL:
         failed(core, who, status, spec.nbytes, timeout)
     return job.block

@@ -70,15 +70,15 @@ cdef bint trim_heaps(Core core, bint wait) except -1
 
 # ---- waiting for room
 
-# One attempt at what may find no room: at once if `until` is 0, else it waits inside the core until then (monotonic
-# ns). `counts`: a failure is final, and counted.
-ctypedef Status (*Attempt)(Core core, void* job, int64_t until, bint counts) noexcept
+# One attempt at what may find no room: at once if `until` is 0, else it waits in the core until then (monotonic ns).
+ctypedef Status (*Attempt)(Core core, void* job, int64_t until) noexcept
 
 # 0 without a timeout.
 cdef int64_t deadline_of(object timeout) except -1
 cdef int64_t next_slice(int64_t deadline) noexcept
-# What comes of an attempt that has failed once with `status`.
-cdef Status find_room(Core core, Status status, Attempt attempt, void* job, int64_t deadline) except *
+# The final status of an attempt that has failed once with `status`. Running out is counted for the request, with `nbytes`.
+cdef Status find_room(Core core, Status status, Attempt attempt, void* job, int64_t deadline, Handle request,
+                      uint64_t nbytes) except *
 
 # ---- calls of the pool, for modules that do not include pool.hpp
 

@@ -1,6 +1,8 @@
 import weakref
 from enum import IntEnum
 
+from typing_extensions import disjoint_base
+
 from slabpool.sessions.registry import Sessions
 
 class StatusCode(IntEnum):

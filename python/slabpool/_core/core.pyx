@@ -185,22 +185,23 @@ cdef bint _room_may_come(Status status) noexcept:
     return status == Status.exhausted or status == Status.system_refused or status == Status.too_many_requests
 
 
-cdef Status find_room(Core core, Status status, Attempt attempt, void* job, int64_t deadline) except *:
+cdef Status find_room(Core core, Status status, Attempt attempt, void* job, int64_t deadline, Handle request,
+                      uint64_t nbytes) except *:
     """Other memory gives way as long as there is some; then the caller waits, in slices, until the deadline."""
     cdef int64_t until = 0
     while _room_may_come(status):
         if deadline and until == deadline:
             break
         if core.give_way is not None and core.give_way(core, status == Status.too_many_requests):
-            status = attempt(core, job, 0, False)
+            status = attempt(core, job, 0)
             continue
         if deadline == 0 or status == Status.system_refused:
             break
         PyErr_CheckSignals()
         until = next_slice(deadline)
-        status = attempt(core, job, until, False)
-    if _room_may_come(status):
-        status = attempt(core, job, 0, True)
+        status = attempt(core, job, until)
+    if status == Status.exhausted or status == Status.system_refused:
+        core.pool.note_exhausted(request, nbytes)
     return status
 
 

@@ -3,12 +3,12 @@
 from libc.stdint cimport uint8_t, uint64_t
 from libcpp cimport bool
 from libcpp.memory cimport unique_ptr
-from libcpp.string cimport string
 
 from slabpool._core.cpp_block cimport Block
 from slabpool._core.cpp_cuda cimport Stream
 from slabpool._core.cpp_pool cimport Pool
 from slabpool._core.cpp_request cimport Handle
+from slabpool._core.cpp_status cimport Error
 
 
 cdef extern from "slabpool/adapters/raw_heap.hpp" namespace "slabpool" nogil:
@@ -52,7 +52,7 @@ cdef extern from "slabpool/adapters/stream_heap.hpp" namespace "slabpool::cuda" 
         int device()
 
     unique_ptr[CppStreamHeap] create_heap "slabpool::cuda::StreamHeap::create"(Pool& pool, int device,
-                                                                               string& why) except +
+                                                                               Error& error) except +
     void set_heap_stream "slabpool::cuda::StreamHeap::set_stream"(Stream stream)
 
 

@@ -4,6 +4,8 @@ from libc.stdint cimport int64_t, uint64_t
 from libcpp cimport bool
 from libcpp.string cimport string
 
+from slabpool._core.cpp_status cimport Error
+
 
 cdef extern from "slabpool/cuda/api.hpp" namespace "slabpool::cuda" nogil:
     ctypedef void* Stream
@@ -46,7 +48,7 @@ cdef extern from "slabpool/cuda/stream_marks.hpp" namespace "slabpool::cuda" nog
 cdef extern from "slabpool/cuda/driver.hpp" namespace "slabpool::cuda" nogil:
     cdef cppclass Driver:
         @staticmethod
-        const Driver* get(string* why)
+        const Driver* get(Error& error)
         int version()
         int devices()
         const string& library()
@@ -62,5 +64,5 @@ cdef extern from "slabpool/cuda/device_info.hpp" namespace "slabpool::cuda" nogi
         bool exportable
         bool managed
 
-    bool describe_device(const Driver& driver, int device, DeviceInfo& info, string& why) except +
-    bool free_memory(const Driver& driver, int device, uint64_t& bytes, string& why) except +
+    bool describe_device(const Driver& driver, int device, DeviceInfo& info, Error& error) except +
+    bool free_memory(const Driver& driver, int device, uint64_t& bytes, Error& error) except +

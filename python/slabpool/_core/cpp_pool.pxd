@@ -18,7 +18,7 @@ from slabpool._core.cpp_request cimport (
 )
 from slabpool._core.cpp_observe cimport Corruption, Event, RequestInfo, Stats
 from slabpool._core.cpp_shared cimport PeerFiles
-from slabpool._core.cpp_status cimport Status
+from slabpool._core.cpp_status cimport Error, Status
 
 
 cdef extern from * namespace "slabpool" nogil:
@@ -50,7 +50,6 @@ cdef extern from * namespace "slabpool" nogil:
         Handle request
         bool view
         bool zero
-        bool counts
         SourceLocation where
 
     cdef cppclass KeepSpec:
@@ -78,14 +77,14 @@ cdef extern from * namespace "slabpool" nogil:
 
     cdef cppclass Pool:
         @staticmethod
-        unique_ptr[Pool] create(const PoolOptions& options, Status& status, string* why)
+        unique_ptr[Pool] create(const PoolOptions& options, Error& error)
         Allocation allocate(const AllocateSpec& spec)
         Block* allocate_quickly(uint64_t nbytes)
-        Allocation allocate_until(const AllocateSpec& spec, int64_t deadline_ns, bool last)
+        Allocation allocate_until(const AllocateSpec& spec, int64_t deadline_ns)
+        void note_exhausted(Handle request, uint64_t nbytes)
         Allocation open_growing(Handle request, uint64_t most)
-        Status grow(Block& block, Handle request, uint64_t nbytes, uint64_t& usable, bool counts)
-        Status grow_until(Block& block, Handle request, uint64_t nbytes, uint64_t& usable, int64_t deadline_ns,
-                          bool last)
+        Status grow(Block& block, Handle request, uint64_t nbytes, uint64_t& usable)
+        Status grow_until(Block& block, Handle request, uint64_t nbytes, uint64_t& usable, int64_t deadline_ns)
         void cancel_growing(Block& block, Handle request)
         void hold_view(Block& block)
         Status open_view(Block& block, uint32_t serial, Handle request)
@@ -93,12 +92,12 @@ cdef extern from * namespace "slabpool" nogil:
         Block* find(const void* address)
         Block* find_held(const void* address)
         Status open(const OpenSpec& spec, Handle& handle)
-        Status open_until(const OpenSpec& spec, Handle& handle, int64_t deadline_ns, bool last)
+        Status open_until(const OpenSpec& spec, Handle& handle, int64_t deadline_ns)
         Acked ack(Handle handle, uint32_t device)
         Acked ack_id(const string& id, uint32_t device, optional[uint64_t] generation)
-        Acked ack_after(Handle handle, uint32_t device, const StreamName& on, string* why)
+        Acked ack_after(Handle handle, uint32_t device, const StreamName& on, Error& error)
         Acked ack_id_after(const string& id, uint32_t device, optional[uint64_t] generation, const StreamName& on,
-                           string* why)
+                           Error& error)
         uint64_t stream_acks()
         void close_request(Handle handle, bool cancel)
         Status add_device(Handle handle, uint32_t device)
@@ -114,13 +113,13 @@ cdef extern from * namespace "slabpool" nogil:
         Status keep(const KeepSpec& spec, Handle& kept)
         Handle owner_of(const Block& block)
         Status pin(Handle by, handle_span kept)
-        bool kept(Handle session, Kept& told)
+        bool kept(Handle session, Kept& figures)
         Status set_quota(Handle session, uint64_t quota)
         void set_kept_quota(uint64_t quota)
         uint64_t kept_bytes()
         bool shared()
         uint64_t shared_id()
-        bool attach_peer(uint32_t device, PeerFiles& files)
+        bool attach_peer(uint32_t device, PeerFiles& files, Error& error)
         int writable_data()
         uint64_t detach_peer(uint32_t device)
         void dismiss_peers()
@@ -129,7 +128,7 @@ cdef extern from * namespace "slabpool" nogil:
         void answer_bell()
         MemoryKind memory()
         bool host_reaches()
-        string refusal() except +
+        Error refusal() except +
         int device()
         Stats stats()
         vector[RequestInfo] requests(int64_t older_than_ns) except +

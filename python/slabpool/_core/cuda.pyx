@@ -19,6 +19,7 @@ from slabpool._core.cpp_cuda cimport (
     passed, repeat,
 )
 from slabpool._core.cpp_cuda cimport describe as describe_result
+from slabpool._core.cpp_status cimport Error
 
 import operator
 
@@ -34,26 +35,26 @@ cdef str _text(const string& given):
     return raw.decode("utf-8", "surrogateescape")
 
 
-cdef const Driver* _find(string* why) noexcept:
+cdef const Driver* _find(Error& error) noexcept:
     # Loading a driver and starting it may take seconds.
     cdef const Driver* driver
     with nogil:
-        driver = Driver.get(why)
+        driver = Driver.get(error)
     return driver
 
 
 cdef const Driver* _need() except NULL:
-    cdef string why
-    cdef const Driver* driver = _find(&why)
+    cdef Error error
+    cdef const Driver* driver = _find(error)
     if driver == NULL:
-        raise DeviceUnavailableError(_text(why))
+        raise DeviceUnavailableError(_text(error.text))
     return driver
 
 
 def why_unavailable():
     """Why no driver can be used, or None if one can."""
-    cdef string why
-    return _text(why) if _find(&why) == NULL else None
+    cdef Error error
+    return _text(error.text) if _find(error) == NULL else None
 
 
 def driver_version():
@@ -75,12 +76,12 @@ def describe(int device):
     """The fields of `slabpool.cuda.Device`, in order."""
     cdef const Driver* driver = _need()
     cdef DeviceInfo info
-    cdef string why
+    cdef Error error
     cdef cbool ok
     with nogil:
-        ok = describe_device(driver[0], device, info, why)
+        ok = describe_device(driver[0], device, info, error)
     if not ok:
-        raise DeviceUnavailableError(_text(why))
+        raise DeviceUnavailableError(_text(error.text))
     return (device, _text(info.name), info.total_bytes, _text(info.pci),
             None if info.numa_node < 0 else info.numa_node,
             info.virtual_memory, info.exportable, info.managed)
@@ -90,12 +91,12 @@ def free_bytes(int device):
     """Free bytes of the device's memory."""
     cdef const Driver* driver = _need()
     cdef uint64_t free = 0
-    cdef string why
+    cdef Error error
     cdef cbool ok
     with nogil:
-        ok = free_memory(driver[0], device, free, why)
+        ok = free_memory(driver[0], device, free, error)
     if not ok:
-        raise DeviceUnavailableError(_text(why))
+        raise DeviceUnavailableError(_text(error.text))
     return free
 
 

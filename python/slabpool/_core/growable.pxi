@@ -28,7 +28,7 @@ cdef struct _Wanted:
     uint64_t nbytes
 
 
-cdef Status _attempt(Core core, void* job, int64_t until, bint counts) noexcept:
+cdef Status _attempt(Core core, void* job, int64_t until) noexcept:
     cdef _Growth growth = <_Growth>(<_Wanted*>job).growth
     cdef uint64_t nbytes = (<_Wanted*>job).nbytes
     cdef uint64_t usable = 0
@@ -38,12 +38,12 @@ cdef Status _attempt(Core core, void* job, int64_t until, bint counts) noexcept:
         handle = growth.handle
         if until:
             with nogil:
-                status = core.pool.grow_until(growth.block[0], handle, nbytes, usable, until, False)
+                status = core.pool.grow_until(growth.block[0], handle, nbytes, usable, until)
         elif nbytes - growth.nbytes >= BULK:
             with nogil:
-                status = core.pool.grow(growth.block[0], handle, nbytes, usable, counts)
+                status = core.pool.grow(growth.block[0], handle, nbytes, usable)
         else:
-            status = core.pool.grow(growth.block[0], handle, nbytes, usable, counts)
+            status = core.pool.grow(growth.block[0], handle, nbytes, usable)
         growth.nbytes = max(growth.nbytes, usable)
         # A session that came to keep the tensor meanwhile has changed the handle: it grows in the session's name now.
         if status == Status.ok or growth.handle.generation == handle.generation:
@@ -108,7 +108,8 @@ cdef class GrowableTensor:
         wanted.growth = <void*>growth
         wanted.nbytes = nbytes
         while True:
-            status = find_room(self.core, _attempt(self.core, &wanted, 0, False), _attempt, &wanted, deadline)
+            status = find_room(self.core, _attempt(self.core, &wanted, 0), _attempt, &wanted, deadline,
+                               growth.handle, nbytes)
             if status == Status.ok:
                 return 0
             # Beyond the session's budget: it may make room, or raises.

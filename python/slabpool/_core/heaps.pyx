@@ -15,7 +15,6 @@ from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.stdint cimport uint8_t, uint64_t, uintptr_t
 from libc.string cimport strncpy
 from libcpp.memory cimport unique_ptr
-from libcpp.string cimport string
 from libcpp.utility cimport move
 
 from slabpool._core.core cimport Core, check_here, failed
@@ -26,7 +25,7 @@ from slabpool._core.cpp_adapters cimport (
 from slabpool._core.cpp_cuda cimport Stream
 from slabpool._core.cpp_pool cimport Tagged
 from slabpool._core.cpp_request cimport Handle
-from slabpool._core.cpp_status cimport Status
+from slabpool._core.cpp_status cimport Error, Status
 from slabpool._core.cuda cimport stream_of
 from slabpool._core.pool cimport Pool
 from slabpool._core.request cimport Request
@@ -201,12 +200,12 @@ cdef class StreamHeap:
     cdef object __weakref__
 
     def __cinit__(self, Pool pool not None):
-        cdef string why
+        cdef Error error
         check_here(pool.core)
         self.core = pool.core
-        self.heap = move(create_heap(self.core.pool[0], -1, why))
+        self.heap = move(create_heap(self.core.pool[0], -1, error))
         if self.heap.get() is NULL:
-            raise DeviceUnavailableError(why.decode("utf-8", "replace"))
+            raise DeviceUnavailableError(error.text.decode("utf-8", "replace"))
         # When the pool runs out it asks for the memory that is kept for streams.
         known = [] if self.core.heaps is None else [old for old in self.core.heaps if old() is not None]
         self.core.heaps = [*known, weakref.ref(self)]

@@ -20,7 +20,7 @@ cdef object _stats_of(Core core):
     settle_copies()
     cdef CppStats s = core.pool.stats()
     return STATS_NEW(Stats, (
-        s.capacity, s.reserved, s.committed, s.live, s.retained, s.in_doubt, s.cached, s.set_aside, s.peak_live,
+        s.capacity, s.address_space, s.committed, s.live, s.retained, s.in_doubt, s.cached, s.reserved, s.peak_live,
         s.peak_committed, s.allocations, s.frees, s.requests_open, s.requests_draining, s.requests_in_doubt,
         s.acks, s.duplicate_acks, s.late_acks, s.stream_acks, s.exhaustions))
 

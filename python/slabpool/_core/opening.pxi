@@ -7,13 +7,12 @@ cdef struct _Opening:
     Handle* handle
 
 
-cdef Status _attempt(Core core, void* job, int64_t until, bint counts) noexcept:
+cdef Status _attempt(Core core, void* job, int64_t until) noexcept:
     cdef _Opening* opening = <_Opening*>job
     cdef Status status
-    opening.spec.counts = counts
     if until:
         with nogil:
-            status = core.pool.open_until(opening.spec[0], opening.handle[0], until, False)
+            status = core.pool.open_until(opening.spec[0], opening.handle[0], until)
     else:
         status = core.pool.open(opening.spec[0], opening.handle[0])
     return status
@@ -89,12 +88,11 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
         spec.where = caller(core)
     else:
         spec.where = located(core, opened_at[0], opened_at[1])
-    spec.counts = False
     status = core.pool.open(spec, handle)
     if status != Status.ok:
         opening.spec = &spec
         opening.handle = &handle
-        status = find_room(core, status, _attempt, &opening, deadline)
+        status = find_room(core, status, _attempt, &opening, deadline, NO_REQUEST, spec.reserve)
         if status != Status.ok:
             hooks.messages.open_failed(pool, StatusCode(<int>status), request_id, devices, spec.reserve, spec.quota,
                                        timeout, parent)

@@ -37,12 +37,11 @@ def new_peer(name, device, number, files, connect):
     """
     cdef Maps maps = Maps.__new__(Maps)
     cdef int data, table, board, tally, bell
-    cdef string why
+    cdef Error error
     data, table, board, tally, bell = files
-    maps.owned = SharedPeer.create(number, data, table, board, tally, bell, &why)
+    maps.owned = SharedPeer.create(number, data, table, board, tally, bell, error)
     if maps.owned.get() is NULL:
-        error = errno
-        reason = why.decode("utf-8", "replace") or os.strerror(error)
+        reason = error.text.decode("utf-8", "replace") or os.strerror(error.system_errno)
         raise AttachError(f"pool {name!r} cannot be mapped in this process: {reason}")
     maps.peer = maps.owned.get()
     cdef Peer peer = Peer.__new__(Peer)

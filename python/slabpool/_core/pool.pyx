@@ -6,7 +6,6 @@ Converts arguments, calls the C++ core, wraps what it returns. The texts of erro
 """
 
 cimport cython
-from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 from libcpp.memory cimport unique_ptr
 from libcpp.optional cimport optional
@@ -21,7 +20,7 @@ from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_memory cimport MemoryKind
 from slabpool._core.cpp_pool cimport Acked, PoolOptions
 from slabpool._core.cpp_pool cimport Pool as CppPool
-from slabpool._core.cpp_status cimport Status
+from slabpool._core.cpp_status cimport Error, Status
 from slabpool._core.cuda cimport stream_device, stream_of
 from slabpool._core.device_array cimport device_maker
 from slabpool._core.request cimport open_request
@@ -119,10 +118,8 @@ cdef class Pool:
                   huge_pages=None, numa_node=None):
         wanted = parse_options(capacity, memory, name, scrub, debug, events, huge_pages, numa_node)
         cdef PoolOptions options
-        cdef Status status = Status.ok
-        cdef string why
+        cdef Error error
         cdef unique_ptr[CppPool] made
-        cdef int error
         options.capacity = wanted.capacity
         options.scrub_on_release = wanted.scrub
         options.debug = wanted.debug
@@ -133,10 +130,9 @@ cdef class Pool:
         options.memory = _kind_of(wanted.memory.kind)
         options.device = wanted.memory.device
         with nogil:  # the first pool of CUDA memory starts the driver, which takes a while
-            made = CppPool.create(options, status, &why)
-            error = errno
+            made = CppPool.create(options, error)
         if made.get() is NULL:
-            hooks.messages.no_pool(wanted, capacity, why.decode("utf-8", "replace"), error)
+            hooks.messages.no_pool(wanted, capacity, error.text.decode("utf-8", "replace"), error.system_errno)
         self.core = Core.__new__(Core)
         self.core.pool = made.release()
         self.core.owner = weakref.ref(self)
@@ -387,13 +383,14 @@ cdef class Pool:
         if generation is not None:
             wanted = _generation(generation)
         cdef StreamName on
-        cdef string why
+        cdef Error error
         if stream is not None:
             on.stream = stream_of(stream)
             on.device = stream_device(stream)
             with nogil:
-                acked = self.core.pool.ack_id_after(id, number, wanted, on, &why)
-            hooks.messages.stream_failed(StatusCode(<int>acked.status), stream, why.decode("utf-8", "replace"))
+                acked = self.core.pool.ack_id_after(id, number, wanted, on, error)
+            hooks.messages.stream_failed(StatusCode(<int>acked.status), stream,
+                                         error.text.decode("utf-8", "replace"))
         elif self.core.cleans:
             with nogil:
                 acked = self.core.pool.ack_id(id, number, wanted)
@@ -528,11 +525,11 @@ cdef class Pool:
         return None if wrong is NULL else wrong.decode()
 
     def _refusal(self):
-        """The driver's call that last refused the pool memory, and the driver's text; "" if none did."""
-        cdef string text
+        """Why the pool was last refused memory: the driver's text, or ""; and the system's errno, or 0."""
+        cdef Error error
         with nogil:
-            text = self.core.pool.refusal()
-        return text.decode("utf-8", "surrogateescape")
+            error = self.core.pool.refusal()
+        return error.text.decode("utf-8", "surrogateescape"), error.system_errno
 
     @property
     def closed(self):

@@ -23,13 +23,13 @@ cdef class Link:
         """The device's number and the descriptors of its files, which the pool keeps open."""
         cdef optional[uint32_t] added = self.core.pool.devices().add(name_key(device, "device"))
         cdef PeerFiles files
+        cdef Error error
         if not added.has_value():
             raise TooManyDevicesError(f"a pool tells at most {kMaxDevices} devices apart")
-        if not self.core.pool.attach_peer(added.value(), files):
-            error = errno
-            if error == EEXIST:
+        if not self.core.pool.attach_peer(added.value(), files, error):
+            if error.system_errno == EEXIST:
                 raise FileExistsError(f"device {device!r} is attached already")
-            raise AttachError(f"the owner cannot serve another peer: {os.strerror(error)}")
+            raise AttachError(f"the owner cannot serve another peer: {os.strerror(error.system_errno)}")
         return added.value(), (files.data, files.table, files.board, files.tally, files.bell)
 
     def detach(self, uint32_t number):

@@ -10,19 +10,18 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from slabpool._core.array cimport new_array, new_copy, new_full
 from slabpool._core.core cimport (
-    ack_answer, caller, check_here, deadline_of, failed, find_room, located, location, name_key, next_slice,
+    NO_REQUEST, ack_answer, caller, check_here, deadline_of, failed, find_room, located, location, name_key, next_slice,
     only_made_by, state_of,
 )
 from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_observe cimport RequestInfo
 from slabpool._core.cpp_pool cimport Acked
 from slabpool._core.cpp_request cimport AckResult, OpenSpec, device_span, string_view
-from slabpool._core.cpp_status cimport Status
+from slabpool._core.cpp_status cimport Error, Status
 from slabpool._core.cuda cimport stream_device, stream_of
 from slabpool._core.shared cimport new_ref
 from slabpool._core.tensors cimport Layout, new_growable, new_tensors
@@ -541,7 +540,7 @@ cdef class Request:
 
 cdef object _ack_after(Request self, object device, object stream):
     cdef StreamName on
-    cdef string why
+    cdef Error error
     cdef Acked acked
     check_here(self.core)
     cdef uint32_t number = self.devices.known(device, self)
@@ -551,12 +550,13 @@ cdef object _ack_after(Request self, object device, object stream):
     on.stream = stream_of(stream)
     on.device = stream_device(stream)
     with nogil:
-        acked = self.core.pool.ack_after(self.handle, number, on, &why)
+        acked = self.core.pool.ack_after(self.handle, number, on, error)
     if acked.status == Status.ok:
         if acked.result != AckResult.late or device in self.named:
             return ack_answer(<int>acked.result)
         hooks.messages.unknown_device(device, self)
-    hooks.messages.stream_failed(StatusCode(<int>acked.status), stream, why.decode("utf-8", "replace"))
+    hooks.messages.stream_failed(StatusCode(<int>acked.status), stream,
+                                 error.text.decode("utf-8", "replace"))
     failed(self.core, self, acked.status, 0, device)
 
 

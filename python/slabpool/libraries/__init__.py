@@ -1,1 +1,1 @@
-"""Machinery that several drop-ins share. The drop-ins themselves are `slabpool.numba`, `slabpool.cupy`, …"""
+"""Code that several drop-ins share. The drop-ins themselves are `slabpool.numba`, `slabpool.cupy`, …"""

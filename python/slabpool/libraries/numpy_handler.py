@@ -1,7 +1,7 @@
-"""`numpy_handler`: arrays that numpy itself makes come from a pool (NEP 49).
+"""`numpy_handler`: arrays that numpy itself makes are allocated from a pool (NEP 49).
 
-What must stay true: it is in force in the context that entered it and in those copied from that, never
-in others; and once its block has ended nobody gets pool memory through it, whatever context still has it.
+Invariants: a handler is in force in the context that entered it and in copies of that context, and in no
+other; once its block has ended, no array gets pool memory through it, also in contexts that still have it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from slabpool.records import NumpyUsage
 if TYPE_CHECKING:
     from typing_extensions import CapsuleType, Self
 
-#: What threads started by this context begin with.
+#: The capsule that threads started by this context inherit.
 _for_threads: ContextVar[CapsuleType | None] = ContextVar("slabpool_numpy_for_threads", default=None)
 
 _install_lock = threading.Lock()
@@ -31,31 +31,31 @@ _installed = False
 class numpy_handler:
     """Within the block, every array that numpy makes has its memory from a pool.
 
-    The arrays are ordinary: they outlive the block, and each gives its memory back when it dies. They
-    belong to no request; `numpy_usage` counts them. Where the pool has no room numpy raises
-    ``MemoryError``. Tasks started inside (`asyncio.create_task`, `asyncio.to_thread`) inherit it, as
-    numpy's own settings; what they make after the block has ended is ordinary memory again, as it is in
-    the child of a fork.
+    The arrays are ordinary: they can outlive the block, and each returns its memory when it dies. They belong
+    to no request; `numpy_usage` counts them. If the pool has no room, numpy raises ``MemoryError``. Tasks
+    started inside (`asyncio.create_task`, `asyncio.to_thread`) inherit the handler, as they inherit numpy's
+    own settings. After the block has ended, and in the child of a fork, arrays are allocated from ordinary
+    memory.
 
     Parameters
     ----------
     pool : Pool
     threads : bool, default False
-        Also in threads that `threading` starts inside, and in those that they start. (Python before 3.14
-        gives new threads nothing of their starter's context.) The first use puts a wrapper around
-        `threading.Thread.start` that stays, and does nothing for other threads.
+        Also in threads that `threading` starts inside, and in those that they start. (Before Python 3.14 a
+        new thread does not inherit the context of its starter.) The first use wraps `threading.Thread.start`
+        for good; the wrapper does nothing for other threads.
 
     Raises
     ------
     PoolClosedError, ForkedPoolError
-        On entering: the pool is closed, or the parent process's.
+        On entering: the pool is closed, or was inherited from the parent process.
     InvalidArgumentError
         On entering one object twice; make one for each ``with``.
 
     Notes
     -----
-    As with `numpy.errstate`, a generator that is suspended inside the block leaves it in force in whoever
-    runs the generator.
+    As with `numpy.errstate`, a generator that is suspended inside the block leaves the handler in force in
+    the code that runs the generator.
 
     Examples
     --------
@@ -74,7 +74,7 @@ class numpy_handler:
         if not isinstance(pool, Pool):
             raise InvalidTypeError(
                 f"numpy_handler needs a Pool, got {pool!r} of type {type(pool).__name__}. A request cannot "
-                "serve numpy: what is dropped comes back only when the request ends"
+                "serve numpy: memory of dropped arrays would be returned only when the request is released"
             )
         self._pool = pool
         self._threads = bool(threads)
@@ -110,10 +110,10 @@ class numpy_handler:
 
 
 def numpy_usage(pool: Pool) -> NumpyUsage:
-    """How much of a pool arrays hold that numpy made under `numpy_handler`.
+    """How much memory of a pool is held by arrays that numpy made under `numpy_handler`.
 
-    Looks at every block of the pool: for reports, not for every step. Where they were made is for
-    `tracemalloc` to say, which numpy tells of each.
+    It reads every block of the pool: use it for reports, not in every step. `tracemalloc`, to which numpy
+    reports its arrays, knows where they were made.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def numpy_usage(pool: Pool) -> NumpyUsage:
 
 
 def _install() -> None:
-    """Wrap `Thread.start`, once and for good: others may have wrapped it too by the time we would undo it."""
+    """Wraps `Thread.start` once. It is never unwrapped, because other code may have wrapped it since."""
     global _installed
     with _install_lock:
         if not _installed:
@@ -163,7 +163,7 @@ def _carrying(start: Callable[..., None]) -> Callable[..., None]:
                 self.run = own  # type: ignore[method-assign]
 
         def run() -> None:
-            put_back()  # also ends the circle from the thread to this function
+            put_back()  # also breaks the cycle from the thread to this function
             heaps.adopt(capsule)
             _for_threads.set(capsule)
             self.run()

@@ -1,10 +1,9 @@
-"""The stream-ordered heap of each pool that libraries allocate from, and whose memory that is.
+"""The stream-ordered heaps that CUDA libraries allocate from, and the requests that their memory belongs to.
 
-One heap a pool, so that what one library frees serves another. What must stay true: a heap that a library
-has in its hands as a bare address lives as long as the process, because nobody can tell when that library
-has let go of its last tensor. And the request that a thread allocates for is told to the core, which cannot
-ask Python: it is that of the innermost activation, as of the last time that one began or ended on that
-thread, or that `tell()` was called.
+Each pool has one heap, so that memory which one library frees can be reused by another. Invariants: a heap
+whose address a library has lives as long as the process, because the library may free its last tensor at any
+time; the core knows the request of each thread's innermost activation, as of the last time that an activation
+began or ended on that thread or `tell()` was called. (The core cannot ask Python for it.)
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from slabpool.errors import InvalidArgumentError, InvalidTypeError, SlabpoolErro
 
 _lock = threading.Lock()
 _heaps: weakref.WeakKeyDictionary[Pool, StreamHeap] = weakref.WeakKeyDictionary()
-_all: tuple[weakref.ref[StreamHeap], ...] = ()  # the same, for those who look without the lock
-_kept: set[StreamHeap] = set()  # for good
+_all: tuple[weakref.ref[StreamHeap], ...] = ()  # the same heaps, read without the lock
+_kept: set[StreamHeap] = set()  # until the process ends
 _in_force: dict[int, Pool] = {}  # by device
 
 
 def device_of(pool: object, what: str) -> int:
-    """The CUDA device whose memory the pool has; `what` is who asks."""
+    """The CUDA device of a pool's memory. `what` names the caller in messages."""
     if not isinstance(pool, Pool):
         raise InvalidTypeError(
             f"{what} needs a Pool of device memory, got {pool!r} of type {type(pool).__name__}"
@@ -41,10 +40,10 @@ def device_of(pool: object, what: str) -> int:
 
 
 def heap_of(pool: Pool, *, for_good: bool = False) -> StreamHeap:
-    """The heap of a pool of device memory, the same each time, and activations are told to the core from
-    here on.
+    """The heap of a pool of device memory, the same each time. From now on the core knows each activation.
 
-    `for_good` is for those who give its address to a library; others keep it with what they allocate.
+    With `for_good` it lives until the process ends, for callers that give its address to a library. Other
+    callers keep the heap with what they allocate.
     """
     global _all
     with _lock:
@@ -62,7 +61,7 @@ def heap_of(pool: Pool, *, for_good: bool = False) -> StreamHeap:
 
 
 def serve(pools: tuple[Pool, ...], what: str) -> None:
-    """Puts each pool's heap in force for its device: it serves the C symbols that torch calls. For good."""
+    """Lets each pool's heap serve what torch allocates on its device, until the process ends."""
     if not pools:
         raise InvalidArgumentError(f"{what} needs a pool for each device that torch will use, got none")
     wanted: dict[int, Pool] = {}
@@ -71,7 +70,7 @@ def serve(pools: tuple[Pool, ...], what: str) -> None:
         if device in wanted:
             raise InvalidArgumentError(
                 f"{what}: pools {wanted[device].name!r} and {pool.name!r} are both of device {device}, which "
-                "has one pool under torch"
+                "can have one pool under torch"
             )
         wanted[device] = pool
     with _lock:
@@ -79,8 +78,8 @@ def serve(pools: tuple[Pool, ...], what: str) -> None:
             other = _in_force.get(device, pool)
             if other is not pool:
                 raise SlabpoolError(
-                    f"{what}: pool {other.name!r} is under torch on device {device} since before, and its "
-                    "tensors may live; use that pool, or another process"
+                    f"{what}: pool {other.name!r} serves torch on device {device} already, and tensors in it "
+                    "may be alive; use that pool, or another process"
                 )
         _in_force.update(wanted)
     for device, pool in wanted.items():
@@ -88,7 +87,7 @@ def serve(pools: tuple[Pool, ...], what: str) -> None:
 
 
 def stop_serving(device: int) -> None:
-    """For those who know that no library has memory of the device's pool any more: tests."""
+    """For tests, after every library has freed its memory of the device's pool."""
     with _lock:
         pool = _in_force.pop(device)
         heaps.put_in_force(None, device)
@@ -96,7 +95,7 @@ def stop_serving(device: int) -> None:
 
 
 def forget(pool: Pool) -> None:
-    """As above, of a pool whose heap is in nobody's hands."""
+    """As above, for a pool whose heap no library uses."""
     with _lock:
         heap = _heaps.pop(pool, None)
         if heap is not None:
@@ -104,12 +103,12 @@ def forget(pool: Pool) -> None:
 
 
 def tell(_: object = None) -> None:
-    """Tells the core whose memory this thread allocates from here on."""
+    """Sets the request that this thread's allocations belong to, in the core."""
     activation = _active.current()
     request = None if activation is None else activation.request
     for known in _all:
         if (heap := known()) is not None:
-            heap.set_request(request)  # those of other pools take it for nobody's
+            heap.set_request(request)  # heaps of other pools take it as no request
 
 
 def _left(activation: _active.Activation) -> None:

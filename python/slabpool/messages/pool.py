@@ -98,7 +98,7 @@ def usage(pool: Pool) -> str:
     return (
         f"pool {pool.name!r} has {show_size(s.capacity)}: {show_size(s.live)} live, "
         f"{show_size(s.retained)} retained by views, {show_size(s.in_doubt)} in doubt, "
-        f"{show_size(s.set_aside)} reserved"
+        f"{show_size(s.reserved)} reserved"
     )
 
 
@@ -160,13 +160,14 @@ def call_failed(
     if status == StatusCode.NO_ADDRESSES:
         raise PoolExhausted(
             f"cannot reserve addresses for a tensor of up to {what}: pool {pool.name!r} has "
-            f"{show_size(pool.stats().reserved)} of them, for the limits of all its growing tensors. "
+            f"{show_size(pool.stats().address_space)} of them, for the limits of all its growing tensors. "
             f"Lower limit=, or make the pool larger. Held by:{holders(pool)}"
         )
     if status == StatusCode.SYSTEM_REFUSED:
-        why = pool._refusal() or (
-            "the system refuses more memory or mappings (see overcommit_memory and max_map_count in "
-            "/proc/sys/vm on Linux)"
+        text, errno = pool._refusal()
+        why = text or (
+            f"the system refuses more memory or mappings{f' ({os.strerror(errno)})' if errno else ''}; see "
+            "overcommit_memory and max_map_count in /proc/sys/vm on Linux"
         )
         raise PoolExhausted(f"cannot allocate {what}: {why}; {usage(pool)}")
     if status == StatusCode.QUOTA_EXCEEDED:

@@ -355,7 +355,7 @@ class Replay:
         said = {
             "allocations": (stats.allocations, out.allocated),
             "frees": (stats.frees, out.allocated),
-            "bytes set aside": (stats.set_aside, 0),
+            "bytes reserved": (stats.reserved, 0),
             "acks": (stats.acks, out.acks_counted),
             "repeated and late acks": (
                 stats.duplicate_acks + stats.late_acks,

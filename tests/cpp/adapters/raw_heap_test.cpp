@@ -1,5 +1,5 @@
-// A pool as malloc and free: every address finds its block without a lock, contents survive resizing, and
-// memory of the system is told from the pool's. The races are for ThreadSanitizer.
+// A pool as malloc and free: every address finds its block without a lock, contents survive resizing,
+// and memory of the system is distinguished from the pool's. The races are for ThreadSanitizer.
 #include <gtest/gtest.h>
 
 #include <sys/wait.h>
@@ -33,7 +33,7 @@ class RawHeapTest : public test::PoolFixture {
   RawHeap heap{*pool};
 };
 
-TEST_F(RawHeapTest, GivesAndTakesBackMemoryOfEverySize) {
+TEST_F(RawHeapTest, AllocatesAndFreesEverySize) {
   std::vector<void*> all;
   for (const std::size_t size : {0, 1, 64, 65, 4096, 100'000, 131'072, 131'073, 1 << 20}) {
     void* address = heap.allocate(size);
@@ -61,7 +61,7 @@ TEST_F(RawHeapTest, OnlyItsOwnBlocksAreTagged) {
   pool->drop_view(*again);
 }
 
-TEST_F(RawHeapTest, ZeroesWhatWasUsedBefore) {
+TEST_F(RawHeapTest, ZeroesReusedMemory) {
   void* address = heap.allocate(1000);
   std::memset(address, 0xff, 1000);
   heap.release(address);
@@ -90,18 +90,18 @@ TEST_F(RawHeapTest, ResizingKeepsContentsAndWastesHalfAtMost) {
   expect_all_returned(*pool);
 }
 
-TEST_F(RawHeapTest, RunningOutIsNullAndKeepsWhatThereIs) {
+TEST_F(RawHeapTest, RunningOutIsNullAndChangesNothing) {
   auto* address = static_cast<unsigned char*>(heap.allocate(9 * kMiB));
   address[0] = 7;
   EXPECT_EQ(heap.allocate(9 * kMiB), nullptr);
   EXPECT_EQ(heap.allocate_zeroed(9, kMiB), nullptr);
   EXPECT_EQ(heap.resize(address, 17 * kMiB), nullptr);
   EXPECT_EQ(address[0], 7);
-  EXPECT_EQ(pool->stats().exhaustions, 2U);  // and one that is larger than the pool
+  EXPECT_EQ(pool->stats().exhaustions, 2U);  // a size larger than the pool counts too
   heap.release(address);
 }
 
-TEST_F(RawHeapTest, TurnedOffItGivesMemoryOfTheSystem) {
+TEST_F(RawHeapTest, WhenTurnedOffItUsesTheSystemsMemory) {
   auto* inside = static_cast<unsigned char*>(heap.allocate(1000));
   inside[999] = 7;
   heap.turn_off();
@@ -109,7 +109,7 @@ TEST_F(RawHeapTest, TurnedOffItGivesMemoryOfTheSystem) {
   EXPECT_FALSE(ours(outside));
   outside = heap.resize(outside, 100'000);
   EXPECT_FALSE(ours(outside));
-  inside = static_cast<unsigned char*>(heap.resize(inside, 1000));  // moves out as well
+  inside = static_cast<unsigned char*>(heap.resize(inside, 1000));  // moves out of the pool too
   EXPECT_FALSE(ours(inside));
   EXPECT_EQ(inside[999], 7);
   heap.release(inside);
@@ -126,7 +126,7 @@ TEST_F(RawHeapTest, MemoryOfAClosedPoolStaysUntilItIsReleased) {
   EXPECT_EQ(pool->stats().committed, 0U);
 }
 
-TEST_F(RawHeapTest, AForksChildHasMemoryOfItsOwn) {
+TEST_F(RawHeapTest, AForkedChildHasItsOwnMemory) {
   auto* address = static_cast<unsigned char*>(heap.allocate(1000));
   address[0] = 7;
   const pid_t child = fork();
@@ -164,8 +164,8 @@ TEST(RawHeapDebugTest, ResizingWithinABlockIsNoWritePastItsEnd) {
   expect_all_returned(*pool);
 }
 
-// Blocks that are held are found while all around them spans come, merge and are cut, and slabs are made and
-// dropped; others look for tagged blocks meanwhile.
+// Held blocks are found while spans around them are made, merged and cut, and slabs are made and
+// dropped; other threads look for tagged blocks meanwhile.
 TEST(RawHeapRaceTest, HeldBlocksAreFoundWhilePagesComeAndGo) {
   constexpr int kThreads = 3;
   auto pool = make_pool(64 * kMiB);
@@ -189,7 +189,8 @@ TEST(RawHeapRaceTest, HeldBlocksAreFoundWhilePagesComeAndGo) {
         void* address = heap.allocate(std::size_t{1} << (random() % 20));
         if (address == nullptr) continue;
         check(address);
-        // Handed over; acquire and release, as whoever passes memory on has to.
+        // Handed over with acquire and release, as any caller that passes memory to another thread must
+        // do.
         void* other = box[random() % box.size()].exchange(address, std::memory_order_acq_rel);
         if (other != nullptr && check(other)) heap.release(other);
       }

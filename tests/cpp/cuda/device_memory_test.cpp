@@ -29,7 +29,7 @@ class DeviceMemoryTest : public StandinTest {
     options.capacity = options.minimum = capacity;
     options.reserve = 8 * capacity;
     options.shared = shared;
-    return create_device_memory(options, why);
+    return create_device_memory(options, error);
   }
   static void fill(MemoryResource& memory, std::size_t offset, std::size_t bytes, unsigned char value) {
     EXPECT_TRUE(memory.fill(memory.base() + offset, bytes, value));
@@ -40,19 +40,19 @@ class DeviceMemoryTest : public StandinTest {
                                                                                                 : -1;
   }
 
-  std::string why;
+  Error error;
 };
 
 TEST_F(DeviceMemoryTest, CommitsPiecesAndGivesThemBack) {
   auto memory = make();
-  ASSERT_NE(memory, nullptr) << why;
+  ASSERT_NE(memory, nullptr) << error.text;
   EXPECT_EQ(memory->kind(), MemoryKind::device);
   EXPECT_FALSE(memory->host_reaches());
   EXPECT_FALSE(memory->commits_zero());
-  EXPECT_FALSE(memory->whole());
+  EXPECT_FALSE(memory->always_committed());
   EXPECT_EQ(memory->granule(), kGranule);
   EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory->base()) % kGranule, 0u);
-  EXPECT_EQ(memory->reserved(), 512 * kMiB);
+  EXPECT_EQ(memory->address_space(), 512 * kMiB);
   EXPECT_EQ(standin_used(0), 0u);
   ASSERT_TRUE(memory->commit(4 * kGranule, 6 * kGranule));
   EXPECT_EQ(standin_used(0), 6 * kGranule);
@@ -70,7 +70,7 @@ TEST_F(DeviceMemoryTest, CommitsPiecesAndGivesThemBack) {
   fill(*memory, 6 * kGranule, kGranule, 9);
   EXPECT_EQ(at(*memory, 7 * kGranule - 1), 9);
   EXPECT_EQ(standin_used(0), 5 * kGranule);
-  EXPECT_EQ(memory->refusal(), "");
+  EXPECT_EQ(memory->refusal().text, "");
   memory.reset();
   EXPECT_EQ(standin_used(0), 0u);
 }
@@ -157,8 +157,8 @@ TEST_F(DeviceMemoryTest, EveryCallOfACreationMayFail) {
       if (memory != nullptr) continue;
       ++failures;
       EXPECT_STREQ(standin_leaks(), "") << nth;
-      EXPECT_NE(why.find("CUDA device 0"), std::string::npos) << nth << why;
-      why.clear();
+      EXPECT_NE(error.text.find("CUDA device 0"), std::string::npos) << nth << error.text;
+      error.text.clear();
     }
     EXPECT_GE(failures, shared ? 8 : 4);
   }
@@ -172,16 +172,16 @@ TEST_F(DeviceMemoryTest, SaysWhatWasRefused) {
   EXPECT_FALSE(other->commit(0, 16 * kMiB));
   EXPECT_EQ(standin_used(0), 4 * kMiB);
   EXPECT_EQ(
-      other->refusal(),
+      other->refusal().text,
       "cuMemCreate of 16 MiB on CUDA device 0: CUDA_ERROR_OUT_OF_MEMORY 2 (out of memory); 12 MiB of "
       "its "
       "16 MiB are free. Other pools, libraries or processes hold the rest: close or trim those, or ask "
       "for less");
   ASSERT_TRUE(other->commit(0, 12 * kMiB));
   EXPECT_EQ(make(18 * kMiB), nullptr);
-  EXPECT_EQ(why, "CUDA device 0 has 16 MiB of memory, and the pool asks for 18 MiB");
+  EXPECT_EQ(error.text, "CUDA device 0 has 16 MiB of memory, and the pool asks for 18 MiB");
   EXPECT_EQ(make(kGranule, 2), nullptr);
-  EXPECT_EQ(why.find("there is no CUDA device 2: "), 0u) << why;
+  EXPECT_EQ(error.text.find("there is no CUDA device 2: "), 0u) << error.text;
 }
 
 TEST_F(DeviceMemoryTest, ALostDevice) {
@@ -191,8 +191,8 @@ TEST_F(DeviceMemoryTest, ALostDevice) {
   EXPECT_FALSE(memory->fill(memory->base(), 100, 0));
   EXPECT_FALSE(memory->commit(2 * kGranule, kGranule));
   EXPECT_FALSE(memory->decommit(0, 2 * kGranule));
-  EXPECT_NE(memory->refusal().find("CUDA_ERROR_LAUNCH_FAILED 719"), std::string::npos);
-  EXPECT_NE(memory->refusal().find("the device has failed"), std::string::npos);
+  EXPECT_NE(memory->refusal().text.find("CUDA_ERROR_LAUNCH_FAILED 719"), std::string::npos);
+  EXPECT_NE(memory->refusal().text.find("the device has failed"), std::string::npos);
   EXPECT_EQ(make(), nullptr);
   EXPECT_EQ(standin_context_depth(), 0u);
   auto other = make(64 * kMiB, 1);
@@ -228,9 +228,9 @@ TEST_F(DeviceMemoryTest, TwoDevicesAndManyThreads) {
         options.device = device;
         options.capacity = options.minimum = 16 * kMiB;
         options.reserve = 64 * kMiB;
-        std::string reason;
+        Error reason;
         auto memory = create_device_memory(options, reason);
-        ASSERT_NE(memory, nullptr) << reason;
+        ASSERT_NE(memory, nullptr) << reason.text;
         for (int round = 0; round < 20; ++round) {
           ASSERT_TRUE(memory->commit(0, 4 * kGranule));
           fill(*memory, kGranule, kGranule, static_cast<unsigned char>(16 * device + i));
@@ -251,9 +251,9 @@ TEST_F(DeviceMemoryTest, AForksChildGivesNothingBack) {
   ASSERT_GE(child, 0);
   if (child == 0) {
     const bool ok = !memory->commit(kGranule, kGranule) && !memory->decommit(0, kGranule) &&
-                    !memory->fill(memory->base(), 10, 0) && memory->refusal().empty();
+                    !memory->fill(memory->base(), 10, 0) && memory->refusal().text.empty();
     memory.reset();
-    const bool refused = make() == nullptr && why.find("forked") != std::string::npos;
+    const bool refused = make() == nullptr && error.text.find("forked") != std::string::npos;
     _exit(ok && refused && standin_calls_after_fork() == 0 ? 0 : 1);
   }
   int status = -1;
@@ -268,10 +268,10 @@ TEST_F(DeviceMemoryTest, AForksChildGivesNothingBack) {
 TEST_F(DeviceMemoryTest, WhereTheDeviceMapsNothing) {
   standin_set_attribute(0, kAttributeVirtualMemory, 0);
   auto memory = make(10 * kMiB);
-  ASSERT_NE(memory, nullptr) << why;
-  EXPECT_TRUE(memory->whole());
+  ASSERT_NE(memory, nullptr) << error.text;
+  EXPECT_TRUE(memory->always_committed());
   EXPECT_EQ(memory->granule(), kPageSize);
-  EXPECT_EQ(memory->reserved(), 10 * kMiB);
+  EXPECT_EQ(memory->address_space(), 10 * kMiB);
   EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory->base()) % kGranule, 0u);
   EXPECT_EQ(standin_used(0), 12 * kMiB - 256);
   EXPECT_FALSE(memory->decommit(0, kPageSize));
@@ -279,21 +279,21 @@ TEST_F(DeviceMemoryTest, WhereTheDeviceMapsNothing) {
   EXPECT_EQ(at(*memory, 10 * kMiB - 1), 8);
   standin_set_memory(0, 20 * kMiB);
   EXPECT_EQ(make(10 * kMiB), nullptr);
-  EXPECT_NE(why.find("cuMemAlloc of 12 MiB on CUDA device 0: CUDA_ERROR_OUT_OF_MEMORY"),
+  EXPECT_NE(error.text.find("cuMemAlloc of 12 MiB on CUDA device 0: CUDA_ERROR_OUT_OF_MEMORY"),
             std::string::npos)
-      << why;
+      << error.text;
 }
 
 TEST_F(DeviceMemoryTest, SharedMemoryIsSeenByWhoeverOpensIt) {
   auto memory = make(5 * kMiB, 1, true);
-  ASSERT_NE(memory, nullptr) << why;
-  EXPECT_TRUE(memory->whole());
-  EXPECT_EQ(memory->reserved(), 6 * kMiB);
+  ASSERT_NE(memory, nullptr) << error.text;
+  EXPECT_TRUE(memory->always_committed());
+  EXPECT_EQ(memory->address_space(), 6 * kMiB);
   EXPECT_EQ(standin_used(1), 6 * kMiB);
-  const int fd = shareable_fd(*memory, why);
-  ASSERT_GE(fd, 0) << why;
-  auto peer = open_device_memory(fd, 5 * kMiB, 1, why);
-  ASSERT_NE(peer, nullptr) << why;
+  const int fd = shareable_fd(*memory, error);
+  ASSERT_GE(fd, 0) << error.text;
+  auto peer = open_device_memory(fd, 5 * kMiB, 1, error);
+  ASSERT_NE(peer, nullptr) << error.text;
   EXPECT_EQ(standin_used(1), 6 * kMiB);
   EXPECT_NE(peer->base(), memory->base());
   fill(*memory, 3 * kMiB, 100, 11);
@@ -307,7 +307,7 @@ TEST_F(DeviceMemoryTest, SharedMemoryIsSeenByWhoeverOpensIt) {
   bool failed = true;
   for (int nth = 1; failed; ++nth) {
     standin_fail("*", nth, kUnknown, 1);
-    auto opened = open_device_memory(fd, 5 * kMiB, 1, why);
+    auto opened = open_device_memory(fd, 5 * kMiB, 1, error);
     failures += opened == nullptr ? 1 : 0;
     failed = failed_at(nth);
   }
@@ -319,15 +319,16 @@ TEST_F(DeviceMemoryTest, SharedMemoryIsSeenByWhoeverOpensIt) {
 TEST_F(DeviceMemoryTest, WhatCannotBeShared) {
   standin_set_attribute(0, kAttributeHandleTypePosixFd, 0);
   EXPECT_EQ(make(4 * kMiB, 0, true), nullptr);
-  EXPECT_NE(why.find("cannot be shared between processes"), std::string::npos) << why;
+  EXPECT_NE(error.text.find("cannot be shared between processes"), std::string::npos) << error.text;
   auto memory = make(4 * kMiB, 0, false);
   ASSERT_NE(memory, nullptr);
-  EXPECT_EQ(shareable_fd(*memory, why), -1);
-  EXPECT_EQ(why, "this memory was not made to be shared between processes");
+  EXPECT_EQ(shareable_fd(*memory, error), -1);
+  EXPECT_EQ(error.text, "this memory was not made to be shared between processes");
   int pipes[2];
   ASSERT_EQ(pipe(pipes), 0);
-  EXPECT_EQ(open_device_memory(pipes[0], kMiB, 0, why), nullptr);
-  EXPECT_NE(why.find("cuMemImportFromShareableHandle on CUDA device 0"), std::string::npos) << why;
+  EXPECT_EQ(open_device_memory(pipes[0], kMiB, 0, error), nullptr);
+  EXPECT_NE(error.text.find("cuMemImportFromShareableHandle on CUDA device 0"), std::string::npos)
+      << error.text;
   EXPECT_STRNE(standin_complaints(), "");
   standin_clear_complaints();
   (void)close(pipes[0]);
@@ -343,9 +344,8 @@ class DevicePoolTest : public DeviceMemoryTest {
     options.capacity = capacity;
     options.memory = MemoryKind::device;
     options.device = 0;
-    Status status = Status::ok;
-    auto pool = Pool::create(options, status, &why);
-    EXPECT_NE(pool, nullptr) << why;
+    auto pool = Pool::create(options, error);
+    EXPECT_NE(pool, nullptr) << error.text;
     return pool;
   }
   // Blocks of all sizes until the pool is full, twice; what it says agrees with the device.

@@ -95,8 +95,8 @@ TEST_F(DriverTest, AForksChildHasNone) {
   const pid_t child = fork();
   ASSERT_GE(child, 0);
   if (child == 0) {
-    std::string why;
-    const bool none = Driver::get(&why) == nullptr && why.find("forked") != std::string::npos;
+    Error error;
+    const bool none = Driver::get(error) == nullptr && error.text.find("forked") != std::string::npos;
     _exit(none && standin_calls_after_fork() == 0 ? 0 : 1);
   }
   int status = -1;
@@ -111,8 +111,8 @@ TEST_F(DriverTest, Devices) {
   standin_set_attribute(1, kAttributeHostNumaId, 3);
   standin_set_attribute(1, kAttributeVirtualMemory, 0);
   DeviceInfo info;
-  std::string why;
-  ASSERT_TRUE(describe_device(*driver, 1, info, why)) << why;
+  Error error;
+  ASSERT_TRUE(describe_device(*driver, 1, info, error)) << error.text;
   EXPECT_EQ(info.name, "slabpool stand-in 1");
   EXPECT_EQ(info.total_bytes, std::uint64_t{1} << 30);
   EXPECT_EQ(info.pci, "0012:ab:1f.0");
@@ -120,14 +120,16 @@ TEST_F(DriverTest, Devices) {
   EXPECT_FALSE(info.virtual_memory);
   EXPECT_FALSE(info.exportable);
   EXPECT_TRUE(info.managed);
-  EXPECT_FALSE(describe_device(*driver, 2, info, why));
-  EXPECT_EQ(why, "cuDeviceGet of CUDA device 2: CUDA_ERROR_INVALID_DEVICE 101 (invalid device ordinal)");
+  EXPECT_FALSE(describe_device(*driver, 2, info, error));
+  EXPECT_EQ(error.text,
+            "cuDeviceGet of CUDA device 2: CUDA_ERROR_INVALID_DEVICE 101 (invalid device ordinal)");
   std::uint64_t free = 0;
-  EXPECT_TRUE(free_memory(*driver, 1, free, why));
+  EXPECT_TRUE(free_memory(*driver, 1, free, error));
   EXPECT_EQ(free, std::uint64_t{1} << 30);
   standin_lose_device(1, kIllegalAddress);
-  EXPECT_FALSE(free_memory(*driver, 1, free, why));
-  EXPECT_EQ(why.find("the free memory of CUDA device 1: CUDA_ERROR_ILLEGAL_ADDRESS 700"), 0u) << why;
+  EXPECT_FALSE(free_memory(*driver, 1, free, error));
+  EXPECT_EQ(error.text.find("the free memory of CUDA device 1: CUDA_ERROR_ILLEGAL_ADDRESS 700"), 0u)
+      << error.text;
 }
 
 TEST_F(DriverTest, Bytes) {

@@ -36,14 +36,14 @@ class PinnedMemoryTest : public StandinTest {
     options.device = device;
     options.capacity = options.minimum = capacity;
     options.reserve = 8 * capacity;
-    return create_pinned_memory(options, why);
+    return create_pinned_memory(options, error);
   }
-  std::string why;
+  Error error;
 };
 
 TEST_F(PinnedMemoryTest, IsRegisteredWhileItIsCommitted) {
   auto memory = make(12 * kMiB);
-  ASSERT_NE(memory, nullptr) << why;
+  ASSERT_NE(memory, nullptr) << error.text;
   EXPECT_EQ(memory->kind(), MemoryKind::pinned);
   EXPECT_TRUE(memory->host_reaches());
   EXPECT_TRUE(memory->commits_zero());
@@ -103,8 +103,8 @@ TEST_F(PinnedMemoryTest, EveryCallOfACommitMayFail) {
     }
   }
   EXPECT_EQ(failures, 3 + 1);  // each registration, and making the context current
-  EXPECT_NE(memory->refusal().find("cuMemHostRegister of 16 MiB"), std::string::npos)
-      << memory->refusal();
+  EXPECT_NE(memory->refusal().text.find("cuMemHostRegister of 16 MiB"), std::string::npos)
+      << memory->refusal().text;
 }
 
 TEST_F(PinnedMemoryTest, EveryCallOfADecommitMayFail) {
@@ -151,28 +151,28 @@ TEST_F(PinnedMemoryTest, PagesStayWhereTheDriverWillNotLetGo) {
 
 TEST_F(PinnedMemoryTest, SaysWhyThereIsNone) {
   EXPECT_EQ(make(kMiB, 2), nullptr);
-  EXPECT_EQ(why.find("there is no CUDA device 2: "), 0u) << why;
+  EXPECT_EQ(error.text.find("there is no CUDA device 2: "), 0u) << error.text;
   standin_fail("cuMemHostRegister", 1, 304, -1);
   auto memory = make();
   EXPECT_FALSE(memory->commit(0, memory->granule()));
-  EXPECT_EQ(memory->refusal().find(
+  EXPECT_EQ(memory->refusal().text.find(
                 "cuMemHostRegister of 8 MiB on CUDA device 0: CUDA error 304 (unknown to this "
                 "driver)"),
             0u)
-      << memory->refusal();
+      << memory->refusal().text;
   EXPECT_EQ(resident(memory->base(), memory->granule()), 0u);
 }
 
 TEST_F(PinnedMemoryTest, NearADevice) {
   standin_set_attribute(1, kAttributeHostNumaId, 0);
   auto memory = make(8 * kMiB, 1);
-  ASSERT_NE(memory, nullptr) << why;
+  ASSERT_NE(memory, nullptr) << error.text;
   ASSERT_TRUE(memory->commit(0, memory->granule()));
   memory->base()[0] = std::byte{1};
   // A node that is not there is no reason to do without.
   standin_set_attribute(1, kAttributeHostNumaId, 1000);
   auto far = make(8 * kMiB, 1);
-  ASSERT_NE(far, nullptr) << why;
+  ASSERT_NE(far, nullptr) << error.text;
   ASSERT_TRUE(far->commit(0, far->granule()));
   far->base()[0] = std::byte{1};
 }
@@ -202,9 +202,9 @@ TEST_F(PinnedMemoryTest, ManyThreads) {
       CudaMemoryOptions options;
       options.device = i % 2 - (i / 2);
       options.capacity = options.minimum = options.reserve = 4 * kMiB;
-      std::string reason;
+      Error reason;
       auto memory = create_pinned_memory(options, reason);
-      ASSERT_NE(memory, nullptr) << reason;
+      ASSERT_NE(memory, nullptr) << reason.text;
       for (int round = 0; round < 10; ++round) {
         ASSERT_TRUE(memory->commit(0, 4 * kMiB));
         std::memset(memory->base(), i, 4 * kMiB);
@@ -222,19 +222,19 @@ class ManagedMemoryTest : public StandinTest {
     options.device = device;
     options.capacity = options.minimum = capacity;
     options.reserve = 8 * capacity;
-    return create_managed_memory(options, why);
+    return create_managed_memory(options, error);
   }
-  std::string why;
+  Error error;
 };
 
 TEST_F(ManagedMemoryTest, IsTheHostsToo) {
   auto memory = make(5 * kMiB, 1);
-  ASSERT_NE(memory, nullptr) << why;
+  ASSERT_NE(memory, nullptr) << error.text;
   EXPECT_EQ(memory->kind(), MemoryKind::managed);
   EXPECT_TRUE(memory->host_reaches());
-  EXPECT_TRUE(memory->whole());
+  EXPECT_TRUE(memory->always_committed());
   EXPECT_FALSE(memory->commits_zero());
-  EXPECT_EQ(memory->reserved(), 5 * kMiB);
+  EXPECT_EQ(memory->address_space(), 5 * kMiB);
   EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory->base()) % (2 * kMiB), 0u);
   std::memset(memory->base(), 7, 5 * kMiB);
   unsigned char byte = 0;
@@ -246,14 +246,14 @@ TEST_F(ManagedMemoryTest, IsTheHostsToo) {
 TEST_F(ManagedMemoryTest, IsRefusedWhereItDoesNotFit) {
   standin_set_memory(0, 64 * kMiB);
   EXPECT_EQ(make(65 * kMiB), nullptr);
-  EXPECT_EQ(why,
+  EXPECT_EQ(error.text,
             "managed memory of 65 MiB does not fit on CUDA device 0 (slabpool stand-in 0): 64 MiB of "
             "its 64 MiB are "
             "free. Make the pool smaller, or close what holds the rest");
   EXPECT_NE(make(64 * kMiB), nullptr);
   standin_set_attribute(0, kAttributeConcurrentManagedAccess, 0);
   EXPECT_EQ(make(kMiB), nullptr);
-  EXPECT_NE(why.find("Use pinned memory (memory=\"pinned:0\")"), std::string::npos) << why;
+  EXPECT_NE(error.text.find("Use pinned memory (memory=\"pinned:0\")"), std::string::npos) << error.text;
   EXPECT_EQ(standin_context_depth(), 0u);
 }
 
@@ -267,7 +267,7 @@ TEST_F(ManagedMemoryTest, EveryCallOfACreationMayFail) {
     if (memory != nullptr) continue;
     ++failures;
     EXPECT_STREQ(standin_leaks(), "") << nth;
-    EXPECT_NE(why.find("CUDA device 0"), std::string::npos) << nth << why;
+    EXPECT_NE(error.text.find("CUDA device 0"), std::string::npos) << nth << error.text;
   }
   EXPECT_GE(failures, 6);
 }
@@ -279,9 +279,8 @@ TEST_F(ManagedMemoryTest, PoolsOfBothKinds) {
     options.capacity = 32 * kMiB;
     options.memory = kind;
     options.device = 0;
-    Status status = Status::ok;
-    auto pool = Pool::create(options, status, &why);
-    ASSERT_NE(pool, nullptr) << why;
+    auto pool = Pool::create(options, error);
+    ASSERT_NE(pool, nullptr) << error.text;
     for (int round = 0; round < 3; ++round) {
       std::vector<Block*> blocks;
       std::uint64_t total = 0;

@@ -36,10 +36,11 @@ class StreamAcks : public StreamFixture {
     }
     ASSERT_EQ(driver->cuMemsetD8Async(scratch, 7, 4096, on), cuda::kSuccess);
   }
+  Error unread;  // for calls whose text does not matter
   AckResult ack_after(Handle handle, std::uint32_t device, Stream on) {
-    std::string why;
-    const Pool::Acked acked = pool->ack_after(handle, device, {on, -1}, &why);
-    EXPECT_EQ(acked.status, Status::ok) << why;
+    Error error;
+    const Pool::Acked acked = pool->ack_after(handle, device, {on, -1}, error);
+    EXPECT_EQ(acked.status, Status::ok) << error.text;
     expect_adds_up(pool->stats());
     return acked.result;
   }
@@ -171,10 +172,11 @@ TEST_F(StreamAcks, WrongAcksAreAnsweredAtOnce) {
   const Handle handle = opened({gpu0});
   const Stream nonsense = reinterpret_cast<Stream>(std::uintptr_t{0x1230});
   // What needs no stream does not look at it.
-  EXPECT_EQ(pool->ack_after(handle, gpu1, {nonsense, -1}).status, Status::unknown_device);
-  std::string why;
-  EXPECT_EQ(pool->ack_after(handle, gpu0, {nonsense, -1}, &why).status, Status::invalid_argument);
-  EXPECT_NE(why.find("cuStreamGetCtx: CUDA_ERROR_INVALID_HANDLE 400"), std::string::npos) << why;
+  EXPECT_EQ(pool->ack_after(handle, gpu1, {nonsense, -1}, unread).status, Status::unknown_device);
+  Error error;
+  EXPECT_EQ(pool->ack_after(handle, gpu0, {nonsense, -1}, error).status, Status::invalid_argument);
+  EXPECT_NE(error.text.find("cuStreamGetCtx: CUDA_ERROR_INVALID_HANDLE 400"), std::string::npos)
+      << error.text;
   standin_clear_complaints();
   EXPECT_EQ(pool->stream_acks(), 0U);
   EXPECT_EQ(ack(handle, gpu0), AckResult::pending);
@@ -197,8 +199,8 @@ TEST_F(StreamAcks, EachFailureOfTheDriverChangesNothing) {
       standin_hold(0, stream);
       queue_work(stream);
       standin_fail(name, 1, code, -1);
-      std::string why;
-      const Pool::Acked acked = pool->ack_after(other, gpu0, {stream, -1}, &why);
+      Error error;
+      const Pool::Acked acked = pool->ack_after(other, gpu0, {stream, -1}, error);
       standin_clear_faults();
       if (std::string(name) == "cuEventQuery" && code == cuda::kNotPermitted) {
         // Says nothing of the work: the ack is under way.
@@ -207,7 +209,7 @@ TEST_F(StreamAcks, EachFailureOfTheDriverChangesNothing) {
       } else {
         EXPECT_NE(acked.status, Status::ok);
         EXPECT_EQ(pool->stream_acks(), 0U);
-        EXPECT_FALSE(why.empty());
+        EXPECT_FALSE(error.text.empty());
         EXPECT_FALSE(pool->released(other));
         EXPECT_EQ(ack_after(other, gpu0, stream), AckResult::pending);
       }
@@ -235,7 +237,7 @@ TEST_F(StreamAcks, OnlyTheOldestOfAStreamIsAsked) {
   for (int i = 0; i < 50; ++i) {
     all.push_back(opened({gpu0}));
     close(all.back());
-    EXPECT_EQ(pool->ack_after(all.back(), gpu0, {stream, -1}).result, AckResult::pending);
+    EXPECT_EQ(pool->ack_after(all.back(), gpu0, {stream, -1}, unread).result, AckResult::pending);
   }
   const std::uint64_t asked = standin_calls("cuEventQuery");
   EXPECT_FALSE(pool->released(all.back()));
@@ -261,7 +263,7 @@ TEST_F(StreamAcks, StreamsDoNotWaitForEachOther) {
   const Stream other = make_stream();
   const Handle quick = opened({gpu0});
   close(quick);
-  (void)pool->ack_after(quick, gpu0, {other, -1});
+  (void)pool->ack_after(quick, gpu0, {other, -1}, unread);
   standin_settle();
   EXPECT_TRUE(pool->released(quick));
   EXPECT_FALSE(pool->released(slow));
@@ -285,11 +287,11 @@ TEST_F(StreamAcks, TheDefaultStreamIsThatOfTheDeviceGiven) {
       }
       const Handle handle = opened({gpu0});
       close(handle);
-      EXPECT_EQ(pool->ack_after(handle, gpu0, {legacy, device}).result, AckResult::pending);
+      EXPECT_EQ(pool->ack_after(handle, gpu0, {legacy, device}, unread).result, AckResult::pending);
       // The other device's has nothing to do.
       const Handle quick = opened({gpu1});
       close(quick);
-      (void)pool->ack_after(quick, gpu1, {legacy, 1 - device});
+      (void)pool->ack_after(quick, gpu1, {legacy, 1 - device}, unread);
       standin_settle();
       EXPECT_TRUE(pool->released(quick));
       EXPECT_FALSE(pool->released(handle));
@@ -302,11 +304,11 @@ TEST_F(StreamAcks, TheDefaultStreamIsThatOfTheDeviceGiven) {
 
 TEST_F(StreamAcks, WithoutAContextADefaultStreamIsNobodys) {
   const Handle handle = opened({gpu0});
-  std::string why;
-  EXPECT_EQ(pool->ack_after(handle, gpu0, {nullptr, -1}, &why).status, Status::invalid_argument);
-  EXPECT_NE(why.find("INVALID_CONTEXT"), std::string::npos) << why;
+  Error error;
+  EXPECT_EQ(pool->ack_after(handle, gpu0, {nullptr, -1}, error).status, Status::invalid_argument);
+  EXPECT_NE(error.text.find("INVALID_CONTEXT"), std::string::npos) << error.text;
   const cuda::CurrentContext current(*driver, context);
-  EXPECT_EQ(pool->ack_after(handle, gpu0, {nullptr, -1}, &why).status, Status::ok) << why;
+  EXPECT_EQ(pool->ack_after(handle, gpu0, {nullptr, -1}, error).status, Status::ok) << error.text;
   standin_settle();
 }
 
@@ -371,14 +373,14 @@ TEST_F(StreamAcks, ById) {
   close(handle);
   standin_hold(0, stream);
   queue_work(stream);
-  EXPECT_EQ(pool->ack_id_after("sa", gpu0, {}, {stream, -1}).result, AckResult::pending);
-  EXPECT_EQ(pool->ack_id_after("sa", gpu0, {}, {stream, -1}).result, AckResult::duplicate);
-  EXPECT_EQ(pool->ack_id_after("sa", gpu1, {}, {stream, -1}).status, Status::unknown_device);
-  EXPECT_EQ(pool->ack_id_after("sb", gpu0, {}, {stream, -1}).result, AckResult::late);
+  EXPECT_EQ(pool->ack_id_after("sa", gpu0, {}, {stream, -1}, unread).result, AckResult::pending);
+  EXPECT_EQ(pool->ack_id_after("sa", gpu0, {}, {stream, -1}, unread).result, AckResult::duplicate);
+  EXPECT_EQ(pool->ack_id_after("sa", gpu1, {}, {stream, -1}, unread).status, Status::unknown_device);
+  EXPECT_EQ(pool->ack_id_after("sb", gpu0, {}, {stream, -1}, unread).result, AckResult::late);
   // The next of the same id: the first has been acknowledged, so this is the one that is meant.
   const Handle next = opened({gpu0});
   close(next);
-  EXPECT_EQ(pool->ack_id_after("sa", gpu0, {}, {stream, -1}).result, AckResult::pending);
+  EXPECT_EQ(pool->ack_id_after("sa", gpu0, {}, {stream, -1}, unread).result, AckResult::pending);
   EXPECT_EQ(pool->stream_acks(), 2U);
   let_go();
   EXPECT_TRUE(pool->released(handle));
@@ -428,12 +430,12 @@ TEST_F(StreamAcks, OfALostGpuCountAndSaySo) {
   std::uint64_t lost = 0;
   for (const Event& event : pool->events()) lost += event.kind == EventKind::lost ? 1U : 0U;
   EXPECT_EQ(lost, 2U);
-  std::string why;
-  EXPECT_EQ(pool->ack_after(not_yet, gpu0, {stream, -1}, &why).status, Status::device_lost);
-  EXPECT_NE(why.find("CUDA_ERROR_LAUNCH_FAILED"), std::string::npos) << why;
+  Error error;
+  EXPECT_EQ(pool->ack_after(not_yet, gpu0, {stream, -1}, error).status, Status::device_lost);
+  EXPECT_NE(error.text.find("CUDA_ERROR_LAUNCH_FAILED"), std::string::npos) << error.text;
   EXPECT_FALSE(pool->released(not_yet));
   // Another GPU works on, and so does the pool: its memory is the host's.
-  (void)pool->ack_after(not_yet, gpu0, {elsewhere, -1});
+  (void)pool->ack_after(not_yet, gpu0, {elsewhere, -1}, unread);
   standin_settle();
   EXPECT_TRUE(pool->released(not_yet));
   pool->drop_view(*take(bytes(kMiB)));
@@ -453,7 +455,7 @@ TEST_F(StreamAcks, ADestroyedStreamDoesItsWork) {
   }
   EXPECT_FALSE(pool->released(handle));
   standin_clear_complaints();
-  const Pool::Acked acked = pool->ack_after(opened({gpu1}), gpu1, {gone, -1});
+  const Pool::Acked acked = pool->ack_after(opened({gpu1}), gpu1, {gone, -1}, unread);
   EXPECT_EQ(acked.status, Status::invalid_argument);
   standin_clear_complaints();
 }
@@ -461,9 +463,9 @@ TEST_F(StreamAcks, ADestroyedStreamDoesItsWork) {
 TEST_F(StreamAcks, AStreamThatIsCapturedIsRefused) {
   const Handle handle = opened({gpu0});
   standin_capture(0, stream, 1);
-  std::string why;
-  EXPECT_EQ(pool->ack_after(handle, gpu0, {stream, -1}, &why).status, Status::invalid_argument);
-  EXPECT_NE(why.find("capturing"), std::string::npos) << why;
+  Error error;
+  EXPECT_EQ(pool->ack_after(handle, gpu0, {stream, -1}, error).status, Status::invalid_argument);
+  EXPECT_NE(error.text.find("capturing"), std::string::npos) << error.text;
   EXPECT_EQ(standin_calls("cuEventRecord"), 0U);
   // Looks at other streams do not break it (the stand-in would complain).
   const Stream other = make_stream();
@@ -578,8 +580,9 @@ TEST_F(StreamAcks, FromManyThreads) {
         (void)driver->cuMemsetD8Async(scratch, 1, 16, on);
         if (random() % 2 == 0) pool->close_request(handle, false);
         for (const std::uint32_t device : {gpu0, gpu1, gpu0}) {
-          const Pool::Acked acked =
-              random() % 3 == 0 ? pool->ack(handle, device) : pool->ack_after(handle, device, {on, -1});
+          const Pool::Acked acked = random() % 3 == 0
+                                        ? pool->ack(handle, device)
+                                        : pool->ack_after(handle, device, {on, -1}, unread);
           EXPECT_EQ(acked.status, Status::ok);
           answers += acked.result == AckResult::released ? 1 : 0;
         }

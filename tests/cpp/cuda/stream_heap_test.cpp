@@ -26,9 +26,9 @@ class StreamHeap : public StreamFixture {
 
   void SetUp() override {
     StreamFixture::SetUp();
-    std::string why;
-    heap = Heap::create(*pool, -1, why);
-    ASSERT_NE(heap, nullptr) << why;
+    Error error;
+    heap = Heap::create(*pool, -1, error);
+    ASSERT_NE(heap, nullptr) << error.text;
     a = make_stream();
     b = make_stream();
   }
@@ -457,8 +457,8 @@ TEST_F(StreamHeap, AsTorchAndCupyCallIt) {
   slabpool_stream_free(nullptr, 0, 0, a);
   // Another heap comes into force: what is handed out goes back where it came from.
   auto others = make_pool(kCapacity);
-  std::string why;
-  auto next = Heap::create(*others, 0, why);
+  Error error;
+  auto next = Heap::create(*others, 0, error);
   EXPECT_EQ(slabpool_stream_use(0, next.get(), &ok), heap.get());
   slabpool_stream_free(one, 0, 0, a);
   EXPECT_EQ(heap->figures().live_blocks, 0U);

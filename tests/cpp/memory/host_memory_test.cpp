@@ -20,7 +20,8 @@ constexpr std::size_t kMiB = std::size_t{1} << 20;
 std::unique_ptr<HostMemory> make(std::size_t bytes) {
   HostMemoryOptions options;
   options.reserve = options.minimum = bytes;
-  return HostMemory::create(options);
+  Error error;
+  return HostMemory::create(options, error);
 }
 
 // The signal that ends a child process that reads one byte, 0 if it can.
@@ -42,7 +43,7 @@ TEST(HostMemory, ReservesAnAlignedRange) {
   const auto memory = make(64 * kMiB);
   ASSERT_NE(memory, nullptr);
   EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory->base()) % (2 * kMiB), 0U);
-  EXPECT_EQ(memory->reserved(), 64 * kMiB);
+  EXPECT_EQ(memory->address_space(), 64 * kMiB);
 }
 
 TEST(HostMemory, CommittedPagesAreZeroAndWritable) {
@@ -79,18 +80,20 @@ TEST(HostMemory, TakesLessAddressSpaceWhereTheSystemHasNoMore) {
   HostMemoryOptions options;
   options.reserve = std::size_t{1} << 52;  // more than any process has
   options.minimum = 16 * kMiB;
-  const auto memory = HostMemory::create(options);
+  Error error;
+  const auto memory = HostMemory::create(options, error);
   ASSERT_NE(memory, nullptr);
-  EXPECT_GE(memory->reserved(), options.minimum);
-  EXPECT_LT(memory->reserved(), options.reserve);
+  EXPECT_GE(memory->address_space(), options.minimum);
+  EXPECT_LT(memory->address_space(), options.reserve);
 }
 
 TEST(HostMemory, SaysWhyWhenTheSystemRefuses) {
   HostMemoryOptions options;
   options.reserve = options.minimum = std::size_t{1} << 52;
-  errno = 0;
-  EXPECT_EQ(HostMemory::create(options), nullptr);
-  EXPECT_EQ(errno, ENOMEM);
+  Error error;
+  EXPECT_EQ(HostMemory::create(options, error), nullptr);
+  EXPECT_EQ(error.status, Status::system_refused);
+  EXPECT_EQ(error.system_errno, ENOMEM);
 }
 
 TEST(HostMemory, ANumaNodeThatDoesNotExistIsAnError) {
@@ -98,9 +101,9 @@ TEST(HostMemory, ANumaNodeThatDoesNotExistIsAnError) {
     HostMemoryOptions options;
     options.reserve = options.minimum = 16 * kMiB;
     options.numa_node = node;
-    errno = 0;
-    EXPECT_EQ(HostMemory::create(options), nullptr) << node;
-    EXPECT_NE(errno, 0) << node;
+    Error error;
+    EXPECT_EQ(HostMemory::create(options, error), nullptr) << node;
+    EXPECT_NE(error.system_errno, 0) << node;
   }
 }
 
@@ -108,7 +111,8 @@ TEST(HostMemory, HugePagesMayBeLeftOut) {
   HostMemoryOptions options;
   options.reserve = options.minimum = 16 * kMiB;
   options.huge_pages = false;
-  const auto memory = HostMemory::create(options);
+  Error error;
+  const auto memory = HostMemory::create(options, error);
   ASSERT_NE(memory, nullptr);
   ASSERT_TRUE(memory->commit(0, 4 * kMiB));
   std::memset(memory->base(), 1, 4 * kMiB);

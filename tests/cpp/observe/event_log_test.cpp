@@ -1,4 +1,4 @@
-// The event log: in order, the newest entries, none torn, whoever writes and reads at once.
+// The event log: in order, the newest entries, and none torn, with any number of writers and readers.
 #include "slabpool/observe/event_log.hpp"
 
 #include <gtest/gtest.h>
@@ -57,8 +57,8 @@ TEST(EventLog, NamesTheThread) {
   EXPECT_NE(events[0].thread, events[1].thread);
 }
 
-// A small ring, so that writers lap each other all the time. Every field of an entry is made of one
-// number: an entry put together from two writers would show.
+// A small ring, so that writers overtake each other all the time. All fields of an entry are made from
+// one number, so an entry mixed from two writers would show.
 TEST(EventLog, NoEntryIsTorn) {
   EventLog log(16);
   std::atomic<bool> stop{false};

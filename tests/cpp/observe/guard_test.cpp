@@ -1,4 +1,4 @@
-// Guards: a write past the end is found and named, nothing else is, and what came back is poisoned.
+// Guards: a write past the end is found and reported, nothing else is, and returned blocks are poisoned.
 #include "slabpool/observe/guard.hpp"
 
 #include <gtest/gtest.h>
@@ -18,7 +18,7 @@ class GuardTest : public testing::Test {
     block.data = bytes.data();
     block.bytes = bytes.size();
   }
-  // What the guard says on standard error of the block's return.
+  // What the guard prints to standard error when the block returns.
   std::string disarm() {
     testing::internal::CaptureStderr();
     guard.disarm(block);
@@ -30,7 +30,7 @@ class GuardTest : public testing::Test {
   Guard guard;
 };
 
-TEST_F(GuardTest, SaysNothingOfABlockThatIsFine) {
+TEST_F(GuardTest, ReportsNothingForAnIntactBlock) {
   guard.arm(block, 100, 7, {"engine.py", 42});
   std::memset(block.data, 0x11, 100);
   EXPECT_EQ(disarm(), "");
@@ -58,14 +58,14 @@ TEST_F(GuardTest, FindsTheFirstByteWrittenPastTheEnd) {
   EXPECT_EQ(guard.found().size(), 3U);
 }
 
-TEST_F(GuardTest, PoisonsWhatTheUserSaw) {
+TEST_F(GuardTest, PoisonsTheUsersBytes) {
   guard.arm(block, 200, 1, {});
   std::memset(block.data, 0, 200);
   (void)disarm();
   EXPECT_TRUE(test::all_bytes(block.data, 0xDB, 200));
 }
 
-TEST_F(GuardTest, NothingIsABlockToo) {
+TEST_F(GuardTest, ABlockOfNoBytesWorks) {
   guard.arm(block, 0, 1, {});
   EXPECT_EQ(disarm(), "");
   guard.arm(block, 0, 1, {});

@@ -1,5 +1,5 @@
-// Threads that do anything to everything in any order, on pools that run short and pools that are closed
-// under their feet. No views may dangle, all figures must add up, and in the end all is back.
+// Threads call everything in any order, on pools that run short and on pools that are closed by force at
+// the same time. No view may dangle, all figures must add up, and at the end all memory is back.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -27,8 +27,8 @@ using test::rounds;
 constexpr std::uint32_t kDevices = 6;
 constexpr std::uint32_t number_of(std::uint32_t device) { return device * 17; }
 
-// Handles that all threads share. Old ones are never taken out before others overwrite them, so that many
-// calls are about requests that are long gone.
+// Handles that all threads share. An old handle stays until another one overwrites it, so many calls are
+// about requests that ended long ago.
 class Handles {
  public:
   void put(Handle handle, std::uint64_t random) {
@@ -50,7 +50,7 @@ struct View {
   std::uint64_t stamp;
 };
 
-// One thread's part. It owns the views that it has, and checks them as long as it does.
+// One thread's part. It owns its views, and checks their bytes as long as it holds them.
 class Actor {
  public:
   Actor(Pool& pool, Handles& handles, std::uint64_t seed)
@@ -89,8 +89,8 @@ class Actor {
     } else if (random_() % 16 == 0) {
       (void)pool_.trim();
     } else {
-      RequestInfo told;
-      (void)pool_.describe(handle, told);
+      RequestInfo record;
+      (void)pool_.describe(handle, record);
     }
   }
   void drop_all() {
@@ -152,9 +152,9 @@ class Actor {
   std::vector<View> views_;
 };
 
-// Lets go of every request: what is left of it is what views retain.
-void let_all_go(Pool& pool) {
-  for (const RequestInfo& told : pool.requests(0)) pool.close_request(told.handle, false);
+// Ends every request. What remains is what views retain.
+void end_all(Pool& pool) {
+  for (const RequestInfo& record : pool.requests(0)) pool.close_request(record.handle, false);
   for (std::uint32_t device = 0; device < kDevices; ++device) (void)pool.device_lost(number_of(device));
 }
 
@@ -174,8 +174,8 @@ void run_chaos(const PoolOptions& options, int threads, int steps) {
   for (std::thread& thread : running) thread.join();
   const char* wrong = pool->verify();
   EXPECT_EQ(wrong, nullptr) << wrong;
-  let_all_go(*pool);
-  // Views are dropped by threads that did not make them, too.
+  end_all(*pool);
+  // Views are also dropped by threads that did not make them.
   for (const auto& actor : actors) actor->drop_all();
   expect_all_returned(*pool);
 }
@@ -222,8 +222,8 @@ TEST(Chaos, ThePoolIsClosedByForceMeanwhile) {
     closed.store(true);
     for (std::thread& thread : running) thread.join();
     EXPECT_EQ(pool->allocate(bytes(1)).status, Status::pool_closed);
-    // A request that was being opened at that moment may have come through.
-    let_all_go(*pool);
+    // A request that was being opened at that moment may have been opened.
+    end_all(*pool);
     for (const auto& actor : actors) actor->drop_all();
     expect_all_returned(*pool);
   }

@@ -1,4 +1,4 @@
-// Quotas and reserves: bounds that hold, and room that is there when it is asked for.
+// Quotas and reserves: limits that hold, and memory that is there when a request asks for it.
 #include "slabpool/pool/pool.hpp"
 
 #include <gtest/gtest.h>
@@ -34,7 +34,7 @@ TEST_F(PoolBudget, AQuotaBoundsARequestAndItsChildren) {
   expect_all_returned(*pool);
 }
 
-TEST_F(PoolBudget, AReserveIsThereWhateverOthersTake) {
+TEST_F(PoolBudget, AReserveIsThereWhateverOtherRequestsTake) {
   for (const std::uint64_t piece : {std::uint64_t{64}, std::uint64_t{1000}, std::uint64_t{5000},
                                     std::uint64_t{70'000}, std::uint64_t{200'000}, kMiB}) {
     const std::uint64_t reserve = 4 * kMiB;
@@ -52,7 +52,7 @@ TEST_F(PoolBudget, AReserveIsThereWhateverOthersTake) {
       if (made.status != Status::ok) break;
       got += need;
     }
-    EXPECT_GT(got + need, reserve) << piece << ": to the last block";
+    EXPECT_GT(got + need, reserve) << piece << ": the reserve serves to its last block";
     test::expect_adds_up(pool->stats());
     close(request);
     for (Block* block : others) pool->drop_view(*block);
@@ -68,7 +68,7 @@ TEST_F(PoolBudget, RequestsThatReservedAllOfThePoolAreBothServed) {
     const std::uint64_t need = block_size_for(piece);
     std::uint64_t got = 0;
     bool served = true;
-    // Taking turns, so that neither has anything for itself by chance.
+    // In turns, so that neither request has pages to itself by chance.
     while (served && got + need <= reserve) {
       for (const Handle request : requests)
         served = served && pool->allocate(kept(piece, request)).block != nullptr;
@@ -80,22 +80,21 @@ TEST_F(PoolBudget, RequestsThatReservedAllOfThePoolAreBothServed) {
   }
 }
 
-TEST_F(PoolBudget, AReserveIsSetAsideOrRefused) {
+TEST_F(PoolBudget, AReserveIsPromisedOrRefused) {
   const Handle first = open(*pool, {.reserve = 10 * kMiB});
-  EXPECT_EQ(pool->stats().set_aside, 10 * kMiB);
+  EXPECT_EQ(pool->stats().reserved, 10 * kMiB);
   Handle second;
   EXPECT_EQ(pool->open(test::Opening{.reserve = 7 * kMiB}.spec(), second), Status::exhausted);
-  EXPECT_EQ(pool->stats().exhaustions, 1U);
   EXPECT_EQ(pool->open(test::Opening{.reserve = kCapacity + 1}.spec(), second), Status::too_large);
   EXPECT_EQ(pool->open(test::Opening{.reserve = 2000, .quota = 1000}.spec(), second),
             Status::invalid_argument);
   EXPECT_EQ(pool->stats().requests_open, 1U);
-  EXPECT_EQ(pool->stats().set_aside, 10 * kMiB);
+  EXPECT_EQ(pool->stats().reserved, 10 * kMiB);
   close(first);
   expect_all_returned(*pool);
 }
 
-TEST_F(PoolBudget, CachedMemoryOfOthersCountsAsRoomForAReserve) {
+TEST_F(PoolBudget, CachedMemoryCountsAsRoomForAReserve) {
   std::vector<Block*> all;
   for (int i = 0; i < 16; ++i) all.push_back(take(bytes(kMiB)));
   for (Block* block : all) pool->drop_view(*block);
@@ -105,11 +104,11 @@ TEST_F(PoolBudget, CachedMemoryOfOthersCountsAsRoomForAReserve) {
   expect_all_returned(*pool);
 }
 
-TEST_F(PoolBudget, MoreThanTheReserveIsTakenFromTheRest) {
+TEST_F(PoolBudget, MemoryBeyondTheReserveComesFromTheRest) {
   const Handle request = open(*pool, {.reserve = kMiB});
   Block* large = take(kept(5 * kMiB, request));
   ASSERT_NE(large, nullptr);
-  EXPECT_EQ(pool->stats().set_aside, 0U);
+  EXPECT_EQ(pool->stats().reserved, 0U);
   close(request);
   expect_all_returned(*pool);
 }

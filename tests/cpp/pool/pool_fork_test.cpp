@@ -1,5 +1,5 @@
-// A child of fork(): it may read the views it inherited, its calls are refused, and neither they nor its
-// end change anything in the parent's pool.
+// A child of fork() may read the views it inherited. Its calls are refused, and neither they nor its
+// exit change anything in the parent's pool.
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -24,7 +24,7 @@ using test::kept;
 using test::kMiB;
 using test::open;
 
-// Runs `body` in a child process; true if it returned true there.
+// Runs `body` in a child process; true if `body` returned true there.
 bool in_child(const std::function<bool()>& body) {
   const pid_t child = fork();
   if (child == 0) _exit(body() ? 0 : 1);
@@ -68,7 +68,7 @@ TEST_F(PoolFork, TheChildReadsWhatItInherited) {
   EXPECT_TRUE(in_child([&] {
     const bool same =
         test::all_bytes(viewed->data, 0x5a, 100'000) && test::all_bytes(alone->data, 0x5b, 300);
-    // Its garbage collection: views and requests that go out of use there.
+    // The child's garbage collection: views and requests that die there.
     pool->drop_view(*viewed);
     pool->drop_view(*alone);
     pool->close_request(request, false);
@@ -83,18 +83,18 @@ TEST_F(PoolFork, TheChildReadsWhatItInherited) {
   expect_all_returned(*pool);
 }
 
-TEST_F(PoolFork, TheChildMayMakeAPoolOfItsOwn) {
+TEST_F(PoolFork, TheChildMayMakeItsOwnPool) {
   Block* block = take(bytes(1000));  // this thread has a cache of the parent's pool
   EXPECT_TRUE(in_child([&] {
-    Status status{};
+    Error error;
     PoolOptions options;
     options.capacity = kMiB;
-    const auto own = Pool::create(options, status);
+    const auto own = Pool::create(options, error);
     if (own == nullptr) return false;
     Block* mine = own->allocate(bytes(1000)).block;
     if (mine == nullptr || own->find(block->data) != nullptr) return false;
     own->drop_view(*mine);
-    // So may a thread of the child, whose end must leave the parent's pool alone.
+    // So may a thread of the child; its end must not touch the parent's pool.
     std::thread([&] { own->drop_view(*own->allocate(bytes(50'000)).block); }).join();
     return test::held(own->stats()) == 0;
   }));
@@ -116,7 +116,7 @@ TEST_F(PoolFork, TheChildMayEndThePool) {
   expect_all_returned(*pool);
 }
 
-// fork() while other threads are in the middle of everything: the child finds no lock taken that it needs.
+// fork() while other threads use the pool: no lock that the child needs is held.
 TEST_F(PoolFork, AtAnyMoment) {
   std::atomic<bool> stop{false};
   std::vector<std::thread> threads;
@@ -134,7 +134,8 @@ TEST_F(PoolFork, AtAnyMoment) {
   }
   for (int i = 0; i < test::rounds(200); ++i) {
     EXPECT_TRUE(in_child([&] {
-      // What a child does without knowing better, with no lock that another thread may have held.
+      // Calls of a child that does not know it is one. They need no lock that another thread may have
+      // held.
       return pool->allocate(bytes(100)).status == Status::forked && pool->trim() == 0 &&
              pool->close(false) == Status::forked;
     }));

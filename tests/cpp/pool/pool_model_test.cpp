@@ -1,5 +1,5 @@
-// Many requests at random, one step at a time: after each the pool's figures are those of a simple model,
-// and no view has changed.
+// Many random requests, one step at a time: after each step the pool's figures equal those of a simple
+// model, and no view has changed.
 #include "slabpool/pool/pool.hpp"
 
 #include <gtest/gtest.h>
@@ -92,8 +92,8 @@ TEST_F(PoolModel, AtRandomTheFiguresAreThoseOfAModel) {
     EXPECT_EQ(s.requests_open, open_ones);
     EXPECT_EQ(s.requests_draining, requests.size() - open_ones);
     std::uint64_t retained = 0;
-    for (const RequestInfo& told : pool->requests(0)) {
-      if (told.state == RequestState::released) retained += told.nbytes;
+    for (const RequestInfo& record : pool->requests(0)) {
+      if (record.state == RequestState::released) retained += record.nbytes;
     }
     EXPECT_EQ(s.retained, retained);
     if (step % 100 == 0) {

@@ -1,4 +1,4 @@
-// Pools that scrub, that look for damage, and that keep a log.
+// Pools that scrub, pools that check for damage, and pools that keep an event log.
 #include "slabpool/pool/pool.hpp"
 
 #include <gtest/gtest.h>
@@ -20,7 +20,7 @@ using test::kMiB;
 using test::make_pool;
 using test::open;
 
-TEST(PoolScrub, NobodySeesWhatAnotherLeft) {
+TEST(PoolScrub, ABlockIsZeroedBeforeReuse) {
   PoolOptions options;
   options.capacity = 4 * kMiB;
   options.scrub_on_release = true;
@@ -48,7 +48,7 @@ TEST(PoolScrub, NobodySeesWhatAnotherLeft) {
   expect_all_returned(*pool);
 }
 
-TEST(PoolDebug, OverrunsAreFoundAndWhatCameBackIsPoisoned) {
+TEST(PoolDebug, OverrunsAreFoundAndReturnedBlocksArePoisoned) {
   PoolOptions options;
   options.capacity = 4 * kMiB;
   options.debug = 2;
@@ -97,7 +97,7 @@ TEST(PoolDebug, ZeroedMemoryIsZeroAndAligned) {
   expect_all_returned(*pool);
 }
 
-TEST(PoolEvents, TellAStoryInOrder) {
+TEST(PoolEvents, AreInOrder) {
   PoolOptions options;
   options.capacity = kMiB;
   options.events = 64;

@@ -1,4 +1,4 @@
-// Requests of a whole pool: holders, views and children, one thread at a time.
+// Requests of a pool: holders, views and children, one thread at a time.
 #include "slabpool/pool/pool.hpp"
 
 #include <gtest/gtest.h>
@@ -21,7 +21,7 @@ class PoolRequest : public test::PoolFixture {};
 
 // ---- the life of a request
 
-TEST_F(PoolRequest, ARequestGivesItsMemoryBackWithItsLastHolder) {
+TEST_F(PoolRequest, ARequestReturnsItsMemoryWithItsLastHolder) {
   const Handle request = open(*pool, {.devices = {0, 1, 2}});
   Block* block = take(kept(100'000, request));
   std::memset(block->data, 0x5a, 100'000);
@@ -107,12 +107,12 @@ TEST_F(PoolRequest, TheSameIdAgainIsAnotherRequest) {
   EXPECT_TRUE(test::all_bytes(b->data, 2, 1000));
   EXPECT_EQ(pool->ack_id("schat", 0, first.generation).result, AckResult::late);
   EXPECT_EQ(pool->ack_id("schat", 0, {}).result, AckResult::pending)
-      << "one waits for it: no doubt which";
+      << "only one waits for it, so the id is not ambiguous";
   EXPECT_EQ(pool->ack_id("schat", 0, {}).result, AckResult::late) << "none waits for it";
   EXPECT_EQ(pool->ack_id("schat", 0, second.generation).result, AckResult::duplicate);
   EXPECT_EQ(pool->ack_id("schat", 7, {}).status, Status::unknown_device);
   EXPECT_EQ(pool->ack_id("schat", 7, second.generation).status, Status::unknown_device);
-  EXPECT_EQ(pool->ack_id("snobody", 7, {}).result, AckResult::late);
+  EXPECT_EQ(pool->ack_id("sunknown", 7, {}).result, AckResult::late);
   EXPECT_EQ(pool->ack_id("schat", 1, {}).result, AckResult::pending);
   close(second);
   expect_all_returned(*pool);
@@ -142,7 +142,7 @@ TEST_F(PoolRequest, CancelStopsTheHostAndWaitsForTheDevices) {
   expect_all_returned(*pool);
 }
 
-TEST_F(PoolRequest, ADeviceThatJoinsLaterIsWaitedFor) {
+TEST_F(PoolRequest, ADeviceThatJoinsLaterIsAHolderToo) {
   const Handle request = open(*pool, {.devices = {0}});
   (void)take(kept(1000, request));
   EXPECT_EQ(pool->add_device(request, 70), Status::ok);
@@ -153,7 +153,7 @@ TEST_F(PoolRequest, ADeviceThatJoinsLaterIsWaitedFor) {
   expect_all_returned(*pool);
 }
 
-TEST_F(PoolRequest, ALostDeviceLetsGoOfEverything) {
+TEST_F(PoolRequest, ALostDeviceReleasesEverything) {
   std::vector<Handle> requests;
   for (int i = 0; i < 5; ++i) {
     requests.push_back(open(*pool, {.devices = {0, 1}}));
@@ -166,14 +166,14 @@ TEST_F(PoolRequest, ALostDeviceLetsGoOfEverything) {
   (void)ack(requests[0], 0);
   EXPECT_EQ(pool->device_lost(0), 6U) << "four requests, a parent and its child";
   EXPECT_EQ(pool->device_lost(0), 0U);
-  EXPECT_TRUE(pool->is_open(child)) << "the host holds on";
+  EXPECT_TRUE(pool->is_open(child)) << "the host still holds it";
   for (const Handle request : requests) EXPECT_EQ(ack(request, 1), AckResult::released);
   close(child_of);
   EXPECT_TRUE(pool->released(child));
   expect_all_returned(*pool);
 }
 
-TEST_F(PoolRequest, ASilentDeviceLetsGoOfNothing) {
+TEST_F(PoolRequest, ASilentDeviceReleasesNothing) {
   const Handle request = open(*pool, {.devices = {0}, .lease_ns = 1});
   Block* block = take(kept(10'000, request));
   close(request);
@@ -217,13 +217,13 @@ TEST_F(PoolRequest, AViewOutlivesItsRequest) {
   Stats s = pool->stats();
   EXPECT_EQ(s.retained, viewed->bytes);
   EXPECT_EQ(s.live, 0U);
-  const RequestInfo told = info(request);
-  EXPECT_EQ(told.state, RequestState::released);
-  EXPECT_EQ(told.nbytes, viewed->bytes);
-  EXPECT_EQ(told.live_views, 1U);
-  EXPECT_TRUE(told.pending.empty());
+  const RequestInfo record = info(request);
+  EXPECT_EQ(record.state, RequestState::released);
+  EXPECT_EQ(record.nbytes, viewed->bytes);
+  EXPECT_EQ(record.live_views, 1U);
+  EXPECT_TRUE(record.pending.empty());
   EXPECT_EQ(pool->close(false), Status::pool_busy);
-  // Everything else is handed out and written over; the view is not.
+  // All other memory is handed out and written over; the view is not.
   std::vector<Block*> all;
   Allocation made;
   while ((made = pool->allocate(bytes(50'000))).block != nullptr) {
@@ -269,7 +269,7 @@ TEST_F(PoolRequest, ViewsAreOpenedBySerialWhileTheRequestIsNotOver) {
   pool->drop_view(*again);
 }
 
-TEST_F(PoolRequest, ARetainedRequestsSlotIsNobodyElses) {
+TEST_F(PoolRequest, ARetainedRequestKeepsItsSlot) {
   const Handle request = open(*pool, {});
   Block* block = take(bytes(1000, request));
   close(request);
@@ -279,8 +279,8 @@ TEST_F(PoolRequest, ARetainedRequestsSlotIsNobodyElses) {
   EXPECT_EQ(info(next).live_views, 1U);
   pool->drop_view(*block);
   EXPECT_EQ(info(next).live_views, 1U);
-  RequestInfo told;
-  EXPECT_FALSE(pool->describe(request, told));
+  RequestInfo record;
+  EXPECT_FALSE(pool->describe(request, record));
   pool->drop_view(*of_next);
   close(next);
   expect_all_returned(*pool);
@@ -288,7 +288,7 @@ TEST_F(PoolRequest, ARetainedRequestsSlotIsNobodyElses) {
 
 // ---- children
 
-TEST_F(PoolRequest, AChildsMemoryComesBackBeforeItsParents) {
+TEST_F(PoolRequest, AChildsMemoryReturnsBeforeItsParents) {
   const Handle parent = open(*pool, {.devices = {0, 1}});
   Block* of_parent = take(kept(100'000, parent));
   const std::uint64_t parents = of_parent->bytes;

@@ -1,5 +1,5 @@
-// Threads that let go of requests in every way at once. Each block must come back exactly once, and not
-// before the last holder has let go.
+// Threads end requests in every way at once. Each block must return exactly once, and not before the
+// last holder has left.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -28,7 +28,7 @@ using test::open;
 using test::rounds;
 using test::write_stamp;
 
-// What threads saw acks return, to be compared with the pool's own counts.
+// The answers of acks that threads saw, to be compared with the pool's own counts.
 struct AckTally {
   std::atomic<std::uint64_t> counted{0};
   std::atomic<std::uint64_t> released{0};
@@ -51,8 +51,8 @@ struct AckTally {
 };
 
 // One request after the other, all with the same id. In each, the host closes or cancels it while three
-// devices (of different words of the set) read its blocks and ack, by handle or by id, sometimes twice; a
-// device joins; a child comes and goes; the third device may be lost instead.
+// devices (in different words of the holder set) read its blocks and ack, by handle or by id, sometimes
+// twice; a device joins; a child is opened and ends; the third device may be lost instead.
 class SameIdRace {
  public:
   static constexpr std::array<std::uint32_t, 3> kDevices{0, 40, 100};
@@ -80,7 +80,7 @@ class SameIdRace {
       start.arrive();
       be_host(random);
       end.arrive();
-      // Every holder has let go, so it is over, whoever was last.
+      // Every holder has left, so the request is over, whichever holder was last.
       EXPECT_TRUE(pool_.released(request_));
       for (Block* block : views_) {
         EXPECT_TRUE(has_stamp(*block, stamp_)) << "a view's memory was handed out";
@@ -89,8 +89,7 @@ class SameIdRace {
       views_.clear();
     }
     for (std::thread& device : devices) device.join();
-    EXPECT_LE(tally.released.load(), 2 * static_cast<std::uint64_t>(total))
-        << "a request, and its child";
+    EXPECT_LE(tally.released.load(), 2 * static_cast<std::uint64_t>(total)) << "a request and its child";
     tally.expect_same(pool_);
   }
 
@@ -125,7 +124,7 @@ class SameIdRace {
     const std::uint32_t device = kDevices[d];
     if (d == 2 && loses_) {
       (void)pool_.device_lost(device);
-      tally.add(pool_.ack(request_, device));  // it was only slow, as it turns out
+      tally.add(pool_.ack(request_, device));  // a late ack: the device was only slow
       return;
     }
     if (d == 1 && random() % 2 == 0) {
@@ -149,11 +148,11 @@ class SameIdRace {
     }
     if (random() % 2 == 0) {
       const Allocation made = pool_.allocate(kept(20'000, request_));
-      EXPECT_EQ(made.status, Status::ok) << "the host holds still";
+      EXPECT_EQ(made.status, Status::ok) << "the host still holds it";
     }
     if (random() % 2 == 0) pool_.close_request(child_, false);
     if (random() % 2 == 0) {
-      // The devices may have let go of the parent by now.
+      // The devices may have left the parent by now.
       Handle late_child;
       const std::vector<std::uint32_t> one{kDevices[0]};
       const Status status =
@@ -198,7 +197,7 @@ TEST(Race, OneIdAfterTheOtherWithDebug) {
   options.capacity = 64 * kMiB;
   options.debug = 1;
   const auto pool = make_pool(options);
-  // A guard lies behind what was asked for, where this would put its second stamp.
+  // A guard lies behind the requested bytes, where this test would put its second stamp.
   std::vector<std::thread> threads;
   for (int t = 0; t < 3; ++t) {
     threads.emplace_back([&, t] {
@@ -220,8 +219,8 @@ TEST(Race, OneIdAfterTheOtherWithDebug) {
   expect_all_returned(*pool);
 }
 
-// Threads allocate in one request at the same time, while it is closed in some rounds: every block is either
-// the request's, and comes back with it, or was never handed out.
+// Threads allocate in one request at the same time, while it is closed in some rounds. Every block is
+// either the request's and returns with it, or was never handed out.
 TEST(Race, AllocatingInOneRequestAtOnce) {
   constexpr int kThreads = 3;
   const auto pool = make_pool(64 * kMiB);
@@ -231,8 +230,8 @@ TEST(Race, AllocatingInOneRequestAtOnce) {
   int round_number = 0;
   test::Meeting start(kThreads, [&] {
     if (request.generation != 0) {
-      RequestInfo told;
-      if (pool->describe(request, told) && told.nbytes != served * class_size(bin_of(1000))) ++wrong;
+      RequestInfo record;
+      if (pool->describe(request, record) && record.nbytes != served * class_size(bin_of(1000))) ++wrong;
       pool->close_request(request, false);
       if (!pool->released(request) || test::held(pool->stats()) != 0) ++wrong;
     }
@@ -260,9 +259,9 @@ TEST(Race, AllocatingInOneRequestAtOnce) {
   expect_all_returned(*pool);
 }
 
-// More devices than a word holds, split over threads, the host gone already: exactly one ack is told that
-// it gave the memory back.
-TEST(Race, ReleasedIsSaidOnce) {
+// More devices than a word holds, divided among threads, after the host has left: exactly one ack is
+// answered that it released the memory.
+TEST(Race, ReleasedIsAnsweredOnce) {
   constexpr int kThreads = 3;
   constexpr std::uint32_t kOn = 70;
   const auto pool = make_pool(16 * kMiB);
@@ -304,7 +303,7 @@ TEST(Race, ReleasedIsSaidOnce) {
   expect_all_returned(*pool);
 }
 
-// Views are made by serial at the very moment in which the request ends.
+// Views are opened by serial at the moment at which the request ends.
 TEST(Race, ViewsOpenedWhileTheirRequestEnds) {
   const auto pool = make_pool(16 * kMiB);
   Handle request;
@@ -314,7 +313,7 @@ TEST(Race, ViewsOpenedWhileTheirRequestEnds) {
   const std::uint64_t stamp = 0x5aa5'1234;
   const int total = rounds(10'000);
   test::Meeting start(2, [&] {
-    if (test::held(pool->stats()) != 0) ADD_FAILURE() << "neither request nor view, and yet held";
+    if (test::held(pool->stats()) != 0) ADD_FAILURE() << "held without a request or a view";
     request = open(*pool, {.devices = {0}});
     block = pool->allocate(kept(1000, request)).block;
     write_stamp(*block, stamp);
@@ -342,8 +341,8 @@ TEST(Race, ViewsOpenedWhileTheirRequestEnds) {
   expect_all_returned(*pool);
 }
 
-// Allocations race with the end of their request, in families with a quota and a reserve. Whatever comes
-// of them, no budget may go wrong: a quota bounds what is out, and all that was set aside comes back.
+// Allocations race with the end of their request, in families with a quota and a reserve. In every case
+// the budget stays right: the quota limits what is held, and all reserved bytes return.
 TEST(Race, BudgetsOfRequestsThatEnd) {
   constexpr std::uint64_t kQuota = 400'000;
   constexpr std::uint64_t kReserve = 150'000;
@@ -357,7 +356,7 @@ TEST(Race, BudgetsOfRequestsThatEnd) {
     if (root.generation != 0) {
       pool->close_request(root, false);
       const Stats s = pool->stats();
-      if (s.set_aside != 0 || s.live != 0) ++wrong;
+      if (s.reserved != 0 || s.live != 0) ++wrong;
     }
     root = open(*pool, {.reserve = kReserve, .quota = kQuota});
     child = open(*pool, {.parent = root});
@@ -382,8 +381,8 @@ TEST(Race, BudgetsOfRequestsThatEnd) {
             ++wrong;
           }
         }
-        RequestInfo told;
-        if (pool->describe(root, told) && told.nbytes > kQuota) ++wrong;
+        RequestInfo record;
+        if (pool->describe(root, record) && record.nbytes > kQuota) ++wrong;
       }
       start.arrive();
     });
@@ -395,8 +394,8 @@ TEST(Race, BudgetsOfRequestsThatEnd) {
   expect_all_returned(*pool);
 }
 
-// A device is lost while the host lets go of the same requests, which end them and their children: each that the
-// device held is counted.
+// A device is lost while the host leaves the same requests, which ends them and their children. Each
+// request that the device held is counted.
 TEST(Race, LossesOfAParentAndItsChildAreAllCounted) {
   const auto pool = make_pool(kMiB);
   constexpr int kFamilies = 50;
@@ -428,8 +427,9 @@ TEST(Race, LossesOfAParentAndItsChildAreAllCounted) {
   expect_all_returned(*pool);
 }
 
-// Whoever waited for memory may close the pool at once: that the request it came from is still ending on
-// another thread is no reason to refuse. What a session kept ends in two steps, itself and its session.
+// A waiter that got its memory may close the pool at once, even if the request it came from is still
+// ending on another thread. A tensor that a session kept ends in two steps, first itself and then its
+// session.
 TEST(Race, ClosedAsSoonAsTheMemoryIsBack) {
   const int total = rounds(3'000);
   int refused = 0;

@@ -1,5 +1,5 @@
-// Wake-ups through a file descriptor, for event loops: one comes whenever memory came back or a request
-// ended, none is lost, and a descriptor that nobody reads holds nobody up.
+// Wake-ups through a file descriptor, for event loops: one comes whenever memory returned or a request
+// ended, none is lost, and a full pipe delays no thread.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
@@ -37,7 +37,7 @@ class Wakeup : public testing::Test {
     close(ends[0]);
     close(ends[1]);
   }
-  // Waits until something is there to read, and reads it.
+  // Waits until the descriptor is readable, and reads it.
   bool woken(int milliseconds) {
     pollfd fd{ends[0], POLLIN, 0};
     if (poll(&fd, 1, milliseconds) != 1) return false;
@@ -51,7 +51,7 @@ class Wakeup : public testing::Test {
   int ends[2]{};
 };
 
-TEST_F(Wakeup, SaysThatMemoryCameBackAndRequestsEnded) {
+TEST_F(Wakeup, ComesWhenMemoryReturnsAndWhenRequestsEnd) {
   EXPECT_FALSE(woken(0));
   Block* block = pool->allocate(bytes(1000)).block;
   EXPECT_FALSE(woken(0));
@@ -67,7 +67,7 @@ TEST_F(Wakeup, SaysThatMemoryCameBackAndRequestsEnded) {
   EXPECT_FALSE(woken(0));
 }
 
-TEST_F(Wakeup, AFullPipeHoldsNobodyUp) {
+TEST_F(Wakeup, AFullPipeDelaysNoThread) {
   for (int i = 0; i < 20'000; ++i) pool->drop_view(*pool->allocate(bytes(100)).block);
   EXPECT_TRUE(woken(0));
   pool->remove_wakeup(ends[1]);

@@ -1,4 +1,4 @@
-// Device names: a number each, for ever, whoever asks and however often.
+// Device names: each has one number for ever, for every caller.
 #include "slabpool/request/device_registry.hpp"
 
 #include <gtest/gtest.h>
@@ -30,15 +30,15 @@ TEST(DeviceRegistry, KindsAndBytesKeepNamesApart) {
   EXPECT_EQ(devices.name(*devices.find(with_zero)), with_zero);
 }
 
-TEST(DeviceRegistry, TakesAsManyAsItPromisesAndNoMore) {
+TEST(DeviceRegistry, TakesExactlyAsManyAsItPromises) {
   DeviceRegistry devices;
   for (std::uint32_t i = 0; i < kMaxDevices; ++i) EXPECT_EQ(devices.add("i" + std::to_string(i)), i);
   EXPECT_EQ(devices.add("one more"), std::nullopt);
-  EXPECT_EQ(devices.add("i77"), 77U) << "known ones are still found";
+  EXPECT_EQ(devices.add("i77"), 77U) << "known names are still found";
   EXPECT_EQ(devices.size(), kMaxDevices);
 }
 
-TEST(DeviceRegistry, RemembersSignsOfLife) {
+TEST(DeviceRegistry, RemembersHeartbeats) {
   DeviceRegistry devices;
   EXPECT_EQ(devices.last_heard(5), 0);
   devices.heard(5, 123);

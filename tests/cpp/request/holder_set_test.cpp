@@ -1,4 +1,4 @@
-// Holders: each leaves once, the last is recognised, and a tag keeps generations apart.
+// Holders: each leaves once, the last one is recognised, and a tag keeps generations apart.
 #include "slabpool/request/holder_set.hpp"
 
 #include <gtest/gtest.h>
@@ -34,7 +34,7 @@ TEST(HolderSet, TheHostHoldsFromTheStart) {
   EXPECT_TRUE(set.empty(7));
 }
 
-TEST(HolderSet, EachLeavesOnceAndTheLastIsTold) {
+TEST(HolderSet, EachLeavesOnceAndTheLastIsRecognised) {
   HolderSet set;
   set.open(1, 1);
   set.add(1, device_bit(0));
@@ -73,7 +73,7 @@ TEST(HolderSet, AnAckForAWordOfAnOlderGenerationIsGone) {
   set.add(1, device_bit(1000));
   (void)set.leave(1, device_bit(1000));
   (void)set.leave(1, kHost);
-  set.open(2, 1);  // one word only
+  set.open(2, 1);  // uses one word only
   EXPECT_EQ(set.leave(1, device_bit(1000)), Left::gone);
   EXPECT_EQ(set.leave(2, device_bit(1000)), Left::never);
   EXPECT_FALSE(set.was_named(2, device_bit(1000)));
@@ -112,7 +112,7 @@ TEST(HolderSet, HoldsEveryDeviceThereCanBe) {
   EXPECT_TRUE(set->empty(9));
 }
 
-TEST(HolderSet, CutLetsEverybodyGo) {
+TEST(HolderSet, CutRemovesEveryHolder) {
   HolderSet set;
   set.open(4, 1);
   for (const std::uint32_t device : {0U, 31U, 64U, 4095U}) set.add(4, device_bit(device));
@@ -123,9 +123,9 @@ TEST(HolderSet, CutLetsEverybodyGo) {
   EXPECT_EQ(set.leave(4, device_bit(30)), Left::never);
 }
 
-// Threads let all devices of several words go at once, each device twice, while acks of the generation
-// before come in: each device leaves once, and somebody is told to be the last.
-TEST(HolderSet, SomebodyIsLastHoweverTheyRace) {
+// Threads remove all devices of several words at once, each device twice, while acks of the previous
+// generation arrive: each device leaves once, and at least one call is answered that it was the last.
+TEST(HolderSet, EveryRaceHasALastHolder) {
   constexpr int kThreads = 3;
   const int total = test::rounds(30'000);
   const auto set = std::make_unique<HolderSet>();
@@ -137,12 +137,12 @@ TEST(HolderSet, SomebodyIsLastHoweverTheyRace) {
   const auto tag = [](int r) { return static_cast<std::uint32_t>(r + 1); };
   test::Meeting start(kThreads, [&] {
     if (round > 0) {
-      // With several words more than one may believe to be the last.
+      // With several words, more than one call may be answered that it was the last.
       if (left != static_cast<int>(devices.size()) + 1 || last < 1 || !set->empty(tag(round - 1)))
         ++wrong;
     }
     left = last = 0;
-    // Small and large sets take turns, so that words of older generations lie about.
+    // Small and large sets alternate, so that words of older generations remain.
     set->open(tag(round), 1);
     for (const std::uint32_t device : devices) set->add(tag(round), device_bit(device));
     ++round;

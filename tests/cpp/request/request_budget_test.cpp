@@ -1,5 +1,5 @@
-// Budgets of requests: what a family may use, what is set aside for it, and allocations that are under way
-// when their request ends.
+// Budgets of requests: what a family may use, what is reserved for it, and allocations in progress when
+// their request ends.
 #include <gtest/gtest.h>
 
 #include <vector>
@@ -24,13 +24,13 @@ TEST_F(RequestBudget, AQuotaCountsTheWholeFamily) {
   EXPECT_EQ(reserve.reserve, nullptr);
   EXPECT_EQ(table.charge(r, root, 1, reserve), Status::quota_exceeded);
   close(child);
-  EXPECT_EQ(used(root), 600U) << "what a child used may be used again";
+  EXPECT_EQ(used(root), 600U) << "what a child used can be used again";
   EXPECT_EQ(table.charge(r, root, 400, reserve), Status::ok);
 }
 
-TEST_F(RequestBudget, AReserveIsOneForTheWholeFamilyAndEndsWithIt) {
+TEST_F(RequestBudget, TheWholeFamilySharesOneReserveWhichEndsWithIt) {
   const Handle root = open("sa", {}, {}, 3 * kPageSize - 100);
-  EXPECT_EQ(depot.aside(), 3 * kPageSize) << "whole pages";
+  EXPECT_EQ(depot.reserved_bytes(), 3 * kPageSize) << "whole pages";
   const Handle child = open("sa", {}, root);
   ReserveRef of_root;
   ReserveRef of_child;
@@ -40,10 +40,10 @@ TEST_F(RequestBudget, AReserveIsOneForTheWholeFamilyAndEndsWithIt) {
   EXPECT_EQ(of_child.reserve, of_root.reserve);
   EXPECT_EQ(of_child.serial, of_root.serial);
   close(child);
-  EXPECT_EQ(depot.aside(), 3 * kPageSize);
+  EXPECT_EQ(depot.reserved_bytes(), 3 * kPageSize);
   close(root);
-  EXPECT_EQ(depot.aside(), 0U);
-  EXPECT_EQ(depot.take_reserved(of_root, 0, 64).chain, nullptr) << "a stale promise is none";
+  EXPECT_EQ(depot.reserved_bytes(), 0U);
+  EXPECT_EQ(depot.take_reserved(of_root, 0, 64).chain, nullptr) << "a stale reserve is worth nothing";
 }
 
 TEST_F(RequestBudget, AnAllocationThatFailsIsNotCharged) {
@@ -56,9 +56,9 @@ TEST_F(RequestBudget, AnAllocationThatFailsIsNotCharged) {
   EXPECT_EQ(table.charge(r, root, 1000, reserve), Status::ok);
 }
 
-// An allocation under way when its request ends: charged before, and then it fails.
+// An allocation in progress when its request ends was charged before, and then fails.
 
-TEST_F(RequestBudget, AChildThatEndsDuringAnAllocationIsTakenOffOnce) {
+TEST_F(RequestBudget, AChildThatEndsDuringAnAllocationIsUnchargedOnce) {
   for (const bool returned_before : {false, true}) {
     const Handle root = open("sa", {}, {}, 0, 1000);
     const Handle child = open("sa", {}, root);
@@ -77,21 +77,21 @@ TEST_F(RequestBudget, AChildThatEndsDuringAnAllocationIsTakenOffOnce) {
   }
 }
 
-TEST_F(RequestBudget, AnEndedRequestTouchesNobodyElsesBudget) {
+TEST_F(RequestBudget, AnEndedRequestTouchesNoOtherBudget) {
   const Handle old = open("sa", {}, {}, 400, 1000);
   RequestRecord& record = *table.record(old.slot);
   ReserveRef reserve;
   ASSERT_EQ(table.charge(record, old, 300, reserve), Status::ok);
   close(old);
-  EXPECT_EQ(depot.aside(), 0U);
+  EXPECT_EQ(depot.reserved_bytes(), 0U);
   const Handle next = open("sb", {}, {}, 200, 1000);
   ASSERT_EQ(next.slot, old.slot);
   EXPECT_EQ(depot.take_reserved(reserve, 0, 64).chain, nullptr);
   EXPECT_EQ(depot.take_span(kPageSize, 1, Depot::Effort::soft, reserve).chain->span->reserve_pages, 0U)
-      << "out of what all share";
+      << "from the memory that all share";
   table.uncharge(record, old, 300);
   EXPECT_EQ(used(next), 0U);
-  EXPECT_EQ(depot.aside(), kPageSize);
+  EXPECT_EQ(depot.reserved_bytes(), kPageSize);
   EXPECT_EQ(table.charge(record, next, 1000, reserve), Status::ok);
   EXPECT_EQ(table.charge(record, old, 1, reserve), Status::request_closed);
 }

@@ -24,21 +24,21 @@ TEST_F(RequestTableTest, OneLife) {
   std::vector<Handle> over;
   EXPECT_TRUE(table.close(handle, false, over));
   EXPECT_TRUE(over.empty());
-  EXPECT_FALSE(table.close(handle, false, over)) << "the host lets go once";
+  EXPECT_FALSE(table.close(handle, false, over)) << "the host leaves once";
   EXPECT_FALSE(table.is_open(handle));
   EXPECT_EQ(table.counts().open, 0U);
   EXPECT_EQ(table.counts().draining, 1U);
-  EXPECT_FALSE(table.claim(handle)) << "devices hold on";
+  EXPECT_FALSE(table.claim(handle)) << "devices still hold it";
   EXPECT_EQ(leave(handle, 0), Left::others_hold);
   EXPECT_EQ(leave(handle, 1), Left::last);
   EXPECT_TRUE(table.claim(handle));
-  EXPECT_FALSE(table.claim(handle)) << "one caller only";
+  EXPECT_FALSE(table.claim(handle)) << "only one caller may claim it";
   EXPECT_TRUE(table.is_over(handle));
   EXPECT_TRUE(table.retire(*table.record(handle.slot)).empty());
   EXPECT_EQ(table.counts().draining, 0U);
 }
 
-TEST_F(RequestTableTest, ASlotIsUsedAgainAndOldHandlesAreKnown) {
+TEST_F(RequestTableTest, ASlotIsReusedAndOldHandlesAreKnown) {
   const Handle first = open("sa");
   close(first);
   const Handle second = open("sa");
@@ -53,7 +53,7 @@ TEST_F(RequestTableTest, ASlotIsUsedAgainAndOldHandlesAreKnown) {
   EXPECT_TRUE(table.is_open(second));
 }
 
-TEST_F(RequestTableTest, HandlesOutOfTheAirAreOver) {
+TEST_F(RequestTableTest, InventedHandlesAreOver) {
   for (const Handle handle : {Handle{0, 0}, Handle{0, 99}, Handle{70'000, 1}, Handle{0xffffffff, 1}}) {
     EXPECT_TRUE(table.is_over(handle));
     EXPECT_FALSE(table.is_open(handle));
@@ -64,16 +64,16 @@ TEST_F(RequestTableTest, HandlesOutOfTheAirAreOver) {
   }
 }
 
-TEST_F(RequestTableTest, WrongDevicesMakeNoRequest) {
+TEST_F(RequestTableTest, WrongDevicesOpenNoRequest) {
   Handle handle;
   EXPECT_EQ(try_open(handle, "sa", {1, 2, 1}), Status::duplicate_device);
   EXPECT_EQ(try_open(handle, "sa", {1, kMaxDevices}), Status::too_many_devices);
   EXPECT_EQ(try_open(handle, "sa", {4000, 1, 4000}, {}, 5000), Status::duplicate_device);
   EXPECT_EQ(table.counts().open, 0U);
-  EXPECT_EQ(depot.aside(), 0U);
+  EXPECT_EQ(depot.reserved_bytes(), 0U);
   const Handle fine = open("sa", {1, 2});
-  EXPECT_EQ(table.find_waiting("sa", 1, {}).count, 1U);
-  EXPECT_FALSE(table.find_waiting("sa", 4000, {}).named);
+  EXPECT_EQ(find_waiting("sa", 1, {}).count, 1U);
+  EXPECT_FALSE(find_waiting("sa", 4000, {}).named);
   close(fine);
 }
 
@@ -82,7 +82,7 @@ TEST_F(RequestTableTest, AsManyRequestsAsThereAreSlots) {
   for (Handle& handle : all) handle = open("sa");
   Handle more;
   EXPECT_EQ(try_open(more, "sb", {}, {}, 1000), Status::too_many_requests);
-  EXPECT_EQ(depot.aside(), 0U) << "nothing is set aside for a request that was not made";
+  EXPECT_EQ(depot.reserved_bytes(), 0U) << "nothing is reserved for a request that was not opened";
   close(all[12'345]);
   const Handle next = open("sb");
   EXPECT_EQ(next.slot, all[12'345].slot);
@@ -94,29 +94,29 @@ TEST_F(RequestTableTest, AsManyRequestsAsThereAreSlots) {
 TEST_F(RequestTableTest, GenerationsOfOneIdAreIndependent) {
   const Handle first = open("sa", {0, 1});
   const Handle second = open("sa", {0});
-  EXPECT_EQ(table.find_waiting("sa", 0, {}).count, 2U);
-  RequestTable::Waiting one = table.find_waiting("sa", 1, {});
+  EXPECT_EQ(find_waiting("sa", 0, {}).count, 2U);
+  RequestTable::Waiting one = find_waiting("sa", 1, {});
   EXPECT_EQ(one.count, 1U);
   EXPECT_EQ(one.handle.generation, first.generation);
-  one = table.find_waiting("sa", 0, second.generation);
+  one = find_waiting("sa", 0, second.generation);
   EXPECT_EQ(one.count, 1U);
   EXPECT_EQ(one.handle.generation, second.generation);
   close(second);
   EXPECT_EQ(leave(second, 0), Left::last);
   EXPECT_TRUE(finish(second));
-  EXPECT_EQ(table.find_waiting("sa", 0, {}).handle.generation, first.generation);
-  EXPECT_EQ(table.find_waiting("sa", 0, second.generation).found, false);
+  EXPECT_EQ(find_waiting("sa", 0, {}).handle.generation, first.generation);
+  EXPECT_EQ(find_waiting("sa", 0, second.generation).found, false);
 }
 
-TEST_F(RequestTableTest, AnIdNobodyWaitsForSaysWhy) {
-  EXPECT_FALSE(table.find_waiting("snobody", 0, {}).found);
+TEST_F(RequestTableTest, AnIdWithoutAWaitingRequestSaysWhy) {
+  EXPECT_FALSE(find_waiting("sunknown", 0, {}).found);
   const Handle handle = open("sa", {0, 1});
   (void)leave(handle, 0);
-  const RequestTable::Waiting acked = table.find_waiting("sa", 0, {});
+  const RequestTable::Waiting acked = find_waiting("sa", 0, {});
   EXPECT_EQ(acked.count, 0U);
   EXPECT_TRUE(acked.found);
   EXPECT_TRUE(acked.named);
-  const RequestTable::Waiting never = table.find_waiting("sa", 2, {});
+  const RequestTable::Waiting never = find_waiting("sa", 2, {});
   EXPECT_TRUE(never.found);
   EXPECT_FALSE(never.named);
 }
@@ -125,9 +125,9 @@ TEST_F(RequestTableTest, IdsAreBytes) {
   const Handle a = open(std::string_view("b\0x", 3), {0});
   const Handle b = open(std::string_view("b\0y", 3), {0});
   const Handle c = open("", {0});
-  EXPECT_EQ(table.find_waiting(std::string_view("b\0x", 3), 0, {}).handle.generation, a.generation);
-  EXPECT_EQ(table.find_waiting(std::string_view("b\0y", 3), 0, {}).handle.generation, b.generation);
-  EXPECT_EQ(table.find_waiting("", 0, {}).handle.generation, c.generation);
+  EXPECT_EQ(find_waiting(std::string_view("b\0x", 3), 0, {}).handle.generation, a.generation);
+  EXPECT_EQ(find_waiting(std::string_view("b\0y", 3), 0, {}).handle.generation, b.generation);
+  EXPECT_EQ(find_waiting("", 0, {}).handle.generation, c.generation);
 }
 
 TEST_F(RequestTableTest, ManyIdsInOneBucketAreKeptApart) {
@@ -140,7 +140,7 @@ TEST_F(RequestTableTest, ManyIdsInOneBucketAreKeptApart) {
     EXPECT_TRUE(finish(all[i]));
   }
   for (std::size_t i = 0; i < all.size(); ++i) {
-    const RequestTable::Waiting waiting = table.find_waiting("s" + std::to_string(i), 0, {});
+    const RequestTable::Waiting waiting = find_waiting("s" + std::to_string(i), 0, {});
     ASSERT_EQ(waiting.found, i % 3 != 0) << i;
     if (waiting.found) {
       ASSERT_EQ(waiting.handle.generation, all[i].generation);
@@ -156,7 +156,7 @@ TEST_F(RequestTableTest, DevicesMayBeAddedWhileTheHostHolds) {
   EXPECT_EQ(table.add_device(handle, 4095), Status::ok);
   EXPECT_EQ(table.add_device(handle, kMaxDevices), Status::too_many_devices);
   EXPECT_EQ(leave(handle, 0), Left::others_hold);
-  EXPECT_EQ(table.add_device(handle, 0), Status::ok) << "it acked, and may hold again";
+  EXPECT_EQ(table.add_device(handle, 0), Status::ok) << "it acked, and may become a holder again";
   close(handle);
   EXPECT_EQ(table.add_device(handle, 9), Status::request_closed);
   EXPECT_EQ(leave(handle, 0), Left::others_hold);
@@ -183,10 +183,10 @@ TEST_F(RequestTableTest, AChildHasASubsetOfItsParentsDevices) {
   Handle other;
   EXPECT_EQ(try_open(other, "sa", {2}, parent), Status::unknown_device);
   (void)leave(parent, 0);
-  EXPECT_EQ(try_open(other, "sa", {0}, parent), Status::unknown_device) << "it has let go of the parent";
+  EXPECT_EQ(try_open(other, "sa", {0}, parent), Status::unknown_device) << "it has left the parent";
   EXPECT_EQ(try_open(other, "sa", {1, 1}, parent), Status::duplicate_device);
-  EXPECT_EQ(table.find_waiting("sa", 1, {}).count, 1U) << "an ack by id is the parent's";
-  EXPECT_EQ(table.find_waiting("sa", 1, child.generation).count, 1U);
+  EXPECT_EQ(find_waiting("sa", 1, {}).count, 1U) << "an ack by id counts for the parent";
+  EXPECT_EQ(find_waiting("sa", 1, child.generation).count, 1U);
 }
 
 TEST_F(RequestTableTest, AChildMayNameNoDeviceThatItsParentLacks) {
@@ -205,10 +205,10 @@ TEST_F(RequestTableTest, AChildHasNoBudgetOfItsOwn) {
   Handle child;
   EXPECT_EQ(try_open(child, "sa", {}, parent, 4096), Status::invalid_argument);
   EXPECT_EQ(try_open(child, "sa", {}, parent, 0, 4096), Status::invalid_argument);
-  EXPECT_EQ(depot.aside(), 0U);
+  EXPECT_EQ(depot.reserved_bytes(), 0U);
 }
 
-TEST_F(RequestTableTest, AnAckOfTheParentIsTheChildrensToo) {
+TEST_F(RequestTableTest, AnAckOfTheParentCountsForItsChildren) {
   const Handle parent = open("sa", {0, 1});
   const Handle child = open("sa", {0, 1}, parent);
   const Handle grandchild = open("sa", {0}, child);
@@ -262,7 +262,7 @@ TEST_F(RequestTableTest, ChildrenEndInAnyOrder) {
   EXPECT_EQ(table.counts().draining, 0U);
 }
 
-TEST_F(RequestTableTest, LongLinesOfChildrenAreFine) {
+TEST_F(RequestTableTest, DeepFamiliesOfChildrenWork) {
   Handle last = open("sa", {0});
   const Handle first = last;
   for (int i = 0; i < 20'000; ++i) last = open("sa", {0}, last);
@@ -277,7 +277,7 @@ TEST_F(RequestTableTest, LongLinesOfChildrenAreFine) {
   EXPECT_EQ(table.counts().draining, 0U);
 }
 
-TEST_F(RequestTableTest, CutLetsAllHoldersOfAllDescendantsGo) {
+TEST_F(RequestTableTest, CutRemovesAllHoldersOfAllDescendants) {
   const Handle parent = open("sa", {0, 100});
   const Handle child = open("sa", {100}, parent);
   std::vector<Handle> over;
@@ -289,14 +289,16 @@ TEST_F(RequestTableTest, CutLetsAllHoldersOfAllDescendantsGo) {
   EXPECT_EQ(table.counts().draining, 0U);
 }
 
-// ---- what is kept when a request is over
+// ---- what remains when a request is over
 
 TEST_F(RequestTableTest, ARetainedRequestKeepsItsSlot) {
   const Handle handle = open("sa");
   RequestRecord& record = *table.record(handle.slot);
-  record.keep.fetch_add(1);
+  Block* block = attach_viewed(handle);
+  ASSERT_NE(block, nullptr);
   close(handle);
   EXPECT_TRUE(table.is_over(handle));
+  EXPECT_EQ(retained.load(), block->bytes);
   int seen = 0;
   table.at(handle, [&](const RequestRecord& r, const HolderSet&) {
     ++seen;
@@ -305,27 +307,33 @@ TEST_F(RequestTableTest, ARetainedRequestKeepsItsSlot) {
   EXPECT_EQ(seen, 1);
   const Handle other = open("sb");
   EXPECT_NE(other.slot, handle.slot);
-  ASSERT_EQ(record.keep.fetch_sub(1), 1U);
+  ASSERT_TRUE(record.blocks.drop_retained(*block, retained));
+  depot.give(block);
+  ASSERT_TRUE(record.blocks.returned_retained());
   table.recycle(record);
+  EXPECT_EQ(retained.load(), 0U);
   table.at(handle, [&](const RequestRecord&, const HolderSet&) { ++seen; });
   EXPECT_EQ(seen, 1);
   EXPECT_EQ(open("sc").slot, handle.slot);
 }
 
-TEST_F(RequestTableTest, ARequestHasEndedWhenItsBlocksWentBack) {
-  for (const bool retained : {false, true}) {
+TEST_F(RequestTableTest, ARequestHasEndedWhenItsBlocksHaveReturned) {
+  for (const bool viewed : {false, true}) {
     const Handle handle = open("sa");
     RequestRecord& record = *table.record(handle.slot);
+    if (viewed) {
+      ASSERT_NE(attach_viewed(handle), nullptr);
+    }
     EXPECT_FALSE(table.has_ended(handle));
     std::vector<Handle> over;
     ASSERT_TRUE(table.close(handle, false, over));
     ASSERT_TRUE(table.claim(handle));
     EXPECT_TRUE(table.is_over(handle));
-    EXPECT_FALSE(table.has_ended(handle)) << "its blocks are still on their way";
-    if (retained) record.keep.fetch_add(1);
+    EXPECT_FALSE(table.has_ended(handle)) << "its blocks are still being returned";
+    (void)record.blocks.release(retained);
     (void)table.retire(record);
     EXPECT_TRUE(table.has_ended(handle));
-    EXPECT_EQ(record.generation.load() != 0, retained);
+    EXPECT_EQ(record.generation.load() != 0, viewed);
   }
   EXPECT_TRUE(table.has_ended({0, 0}));
   EXPECT_TRUE(table.has_ended({70'000, 5}));
@@ -347,13 +355,13 @@ TEST_F(RequestTableTest, SilentDevicesPutARequestInDoubt) {
   EXPECT_FALSE(in_doubt(1100));
   EXPECT_TRUE(in_doubt(1101));
   devices.heard(0, 1090);
-  EXPECT_TRUE(in_doubt(1101)) << "the other is silent still";
+  EXPECT_TRUE(in_doubt(1101)) << "the other device is still silent";
   devices.heard(1, 1090);
   EXPECT_FALSE(in_doubt(1101));
   EXPECT_TRUE(in_doubt(1191));
   (void)leave(handle, 0);
   (void)leave(handle, 1);
-  EXPECT_FALSE(in_doubt(5000)) << "only devices that hold can be missed";
+  EXPECT_FALSE(in_doubt(5000)) << "only a silent holder puts a request in doubt";
   close(handle);
   EXPECT_FALSE(table.any_lease());
 }

@@ -1,5 +1,5 @@
-// A block moves to a session while everybody lets go: devices ack, the host closes or cancels, views are made
-// and dropped, the session gives it up. It must come back once, and not while somebody reads it.
+// A block moves to a session while all holders leave: devices ack, the host closes or cancels, views are
+// opened and dropped, the session drops it. The block must return once, and not while it has a reader.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -33,9 +33,9 @@ Status keep(Pool& pool, Block& block, Handle session, Handle& made) {
   return pool.keep(spec, made);
 }
 
-// Each round: a turn whose block (with a view of the host's and one of a reader's) is kept by one thread while
-// a device's thread looks at it and acks, another opens and drops views, and the host closes the turn and,
-// sometimes at the same moment, gives up what was kept.
+// Each round: one thread keeps a turn's block, of which the host and a reader have a view. At the same
+// time a device's thread reads it and acks, another thread opens and drops views, and the host closes
+// the turn and sometimes drops what was kept.
 class KeepRace : public testing::TestWithParam<bool> {
  protected:
   KeepRace() {
@@ -49,14 +49,14 @@ class KeepRace : public testing::TestWithParam<bool> {
     const std::vector<std::uint32_t> devices{0, 40};
     turn_ = open(*pool_, {.devices = devices});
     block_ = pool_->allocate(bytes(4096, turn_)).block;
-    // Neighbours in the chain, which other threads let go of.
+    // Neighbours in the chain, which other threads drop.
     other_ = pool_->allocate(bytes(4096, turn_)).block;
     write_stamp(*block_, stamp_);
     serial_ = block_->serial();
-    kept_status_ = Status::timed_out;
+    kept_status_ = Status::pool_busy;
   }
   void check() const {
-    EXPECT_TRUE(has_stamp(*block_, stamp_)) << "it was handed out while somebody reads";
+    EXPECT_TRUE(has_stamp(*block_, stamp_)) << "it was handed out while it had a reader";
   }
 
   std::unique_ptr<Pool> pool_;
@@ -89,7 +89,7 @@ TEST_P(KeepRace, TheBlockComesBackOnce) {
   };
   std::vector<std::thread> threads;
   threads.push_back(each_round([&](std::mt19937_64& random) {
-    check();  // as a device that has not acknowledged may
+    check();  // a device that has not acknowledged may read it
     (void)pool_->ack(turn_, 0);
     test::dawdle(random, 6);
     pool_->drop_view(*other_);
@@ -125,13 +125,13 @@ TEST_P(KeepRace, TheBlockComesBackOnce) {
       if (!pool_->released(kept_)) {
         check();
         EXPECT_EQ(pool_->owner_of(*block_).generation, kept_.generation);
-        RequestInfo told;
-        ASSERT_TRUE(pool_->describe(kept_, told));
-        EXPECT_EQ(told.live_views, 0U);
-        EXPECT_EQ(told.nbytes, block_->bytes);
+        RequestInfo record;
+        ASSERT_TRUE(pool_->describe(kept_, record));
+        EXPECT_EQ(record.live_views, 0U);
+        EXPECT_EQ(record.nbytes, block_->bytes);
         pool_->close_request(kept_, false);
       }
-      EXPECT_TRUE(pool_->released(kept_)) << "nobody pins it any more";
+      EXPECT_TRUE(pool_->released(kept_)) << "it has no pin left";
     } else {
       EXPECT_EQ(kept_status_, Status::request_closed) << "the turn was over first";
     }
@@ -144,10 +144,11 @@ TEST_P(KeepRace, TheBlockComesBackOnce) {
   expect_all_returned(*pool_);
 }
 
-// Turns come and go over one session: each pins what is kept, reads it until its device acks, and replaces it.
-TEST_P(KeepRace, NobodyReadsWhatIsGone) {
+// Turns open and end over one session. Each pins what is kept, reads it until its device acks, and
+// replaces it.
+TEST_P(KeepRace, NoReaderSeesReturnedMemory) {
   struct Chat {
-    std::mutex mutex;  // as a session's: decides, while turns end without it
+    std::mutex mutex;  // like a session's: held to decide, not while turns end
     Handle session;
     Handle kept;
     Block* block = nullptr;
@@ -190,7 +191,7 @@ TEST_P(KeepRace, NobodyReadsWhatIsGone) {
         pool_->close_request(turn, false);
         test::dawdle(random, 8);
         if (seen != nullptr) {
-          EXPECT_TRUE(has_stamp(*seen, stamp)) << "it went while a turn could read it";
+          EXPECT_TRUE(has_stamp(*seen, stamp)) << "it was returned while a turn could read it";
         }
         (void)pool_->ack(turn, t);
       }
@@ -198,14 +199,14 @@ TEST_P(KeepRace, NobodyReadsWhatIsGone) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(test::held(pool_->stats()), chat.block->bytes);
-  Pool::Kept told;
-  ASSERT_TRUE(pool_->kept(chat.session, told));
-  EXPECT_EQ(told.pins, 0U);
+  Pool::Kept totals;
+  ASSERT_TRUE(pool_->kept(chat.session, totals));
+  EXPECT_EQ(totals.pins, 0U);
   pool_->close_request(chat.session, false);
   expect_all_returned(*pool_);
 }
 
-// A tensor grows, in its turn's name as long as that goes, while it is kept and its turn ends.
+// A tensor grows, for its turn as long as the turn is open, while it is kept and its turn ends.
 TEST_P(KeepRace, ATensorGrowsWhileItIsKept) {
   const int total = test::rounds(1'500);
   Handle chat;
@@ -237,9 +238,9 @@ TEST_P(KeepRace, ATensorGrowsWhileItIsKept) {
     std::uint64_t usable = 0;
     EXPECT_EQ(pool_->grow(*block_, made, 600'000, usable), Status::ok);
     std::memset(block_->data, round, 600'000);
-    Pool::Kept told;
-    ASSERT_TRUE(pool_->kept(chat, told));
-    EXPECT_EQ(told.bytes, block_->bytes);
+    Pool::Kept totals;
+    ASSERT_TRUE(pool_->kept(chat, totals));
+    EXPECT_EQ(totals.bytes, block_->bytes);
     EXPECT_EQ(test::held(pool_->stats()), block_->bytes);
     pool_->drop_view(*block_);
     pool_->close_request(made, false);

@@ -1,5 +1,5 @@
-// What sessions keep: a block moves to a request that stays, charged there and nowhere else, and goes back
-// once nobody pins it.
+// What sessions keep: a block moves to a request that stays, is charged only there, and returns once it
+// has no pin left.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -43,14 +43,14 @@ class Keep : public test::PoolFixture {
     test::expect_adds_up(pool->stats());
     return made;
   }
-  Pool::Kept told(Handle session) {
+  Pool::Kept kept_by(Handle session) {
     Pool::Kept kept;
     EXPECT_TRUE(pool->kept(session, kept));
     return kept;
   }
 };
 
-TEST_F(Keep, ABlockOutlivesItsRequestAndGoesBackOnce) {
+TEST_F(Keep, ABlockOutlivesItsRequestAndReturnsOnce) {
   const Handle chat = session();
   const Handle turn = open(*pool, {.devices = {0}});
   Block* block = take(kept(5000, turn));
@@ -62,21 +62,21 @@ TEST_F(Keep, ABlockOutlivesItsRequestAndGoesBackOnce) {
   EXPECT_EQ(info(turn).nbytes, other->bytes);
   EXPECT_EQ(info(mine).nbytes, size);
   EXPECT_EQ(info(mine).state, RequestState::kept);
-  EXPECT_EQ(told(chat).bytes, size);
+  EXPECT_EQ(kept_by(chat).bytes, size);
   close(turn);
   EXPECT_EQ(ack(turn, 0), AckResult::released);
-  EXPECT_EQ(held(pool->stats()), size) << "the other one went back";
+  EXPECT_EQ(held(pool->stats()), size) << "the other block returned";
   EXPECT_TRUE(test::all_bytes(block->data, 7, 5000));
   EXPECT_EQ(pool->stats().requests_open, 0U) << "what is kept is no request";
   EXPECT_EQ(pool->close(false), Status::pool_busy);
   close(mine);
   EXPECT_TRUE(pool->released(mine));
-  EXPECT_EQ(told(chat).bytes, 0U);
+  EXPECT_EQ(kept_by(chat).bytes, 0U);
   close(chat);
   expect_all_returned(*pool);
 }
 
-TEST_F(Keep, ViewsGoAlong) {
+TEST_F(Keep, ViewsMoveWithTheirBlock) {
   const Handle chat = session();
   const Handle turn = open(*pool, {.devices = {0}});
   Block* block = take(bytes(5000, turn));
@@ -101,7 +101,7 @@ TEST_F(Keep, ViewsGoAlong) {
   expect_all_returned(*pool);
 }
 
-TEST_F(Keep, WhoMayReadItKeepsItFromGoing) {
+TEST_F(Keep, ATurnThatMayReadItPinsIt) {
   const Handle chat = session();
   const Handle first = open(*pool, {.devices = {0}});
   Block* block = take(kept(5000, first));
@@ -110,15 +110,15 @@ TEST_F(Keep, WhoMayReadItKeepsItFromGoing) {
   const Handle second = open(*pool, {.devices = {0, 1}});
   const Handle both[] = {chat, mine};
   ASSERT_EQ(pool->pin(second, both), Status::ok);
-  ASSERT_EQ(pool->pin(second, both), Status::ok) << "again: changes nothing";
-  EXPECT_EQ(told(chat).pins, 2U);
+  ASSERT_EQ(pool->pin(second, both), Status::ok) << "a second pin changes nothing";
+  EXPECT_EQ(kept_by(chat).pins, 2U);
   close(mine);
   EXPECT_FALSE(pool->released(mine));
   EXPECT_EQ(info(mine).state, RequestState::draining);
-  EXPECT_EQ(told(chat).bytes, 0U) << "given up, so not charged";
+  EXPECT_EQ(kept_by(chat).bytes, 0U) << "dropped, so not charged";
   close(first);
   EXPECT_EQ(ack(first, 0), AckResult::released);
-  EXPECT_EQ(told(chat).pins, 1U);
+  EXPECT_EQ(kept_by(chat).pins, 1U);
   EXPECT_EQ(held(pool->stats()), size);
   close(chat);
   close(second);
@@ -134,19 +134,19 @@ TEST_F(Keep, ARequestIsIdleFromTheEndOfItsLastTurn) {
   const Handle turn = open(*pool, {.devices = {0}});
   ASSERT_EQ(pool->pin(turn, {&chat, 1}), Status::ok);
   close(turn);
-  EXPECT_EQ(told(chat).pins, 1U) << "a device reads";
+  EXPECT_EQ(kept_by(chat).pins, 1U) << "a device still reads";
   const std::int64_t before = now_ns();
   EXPECT_EQ(pool->device_lost(0), 1U);
-  EXPECT_EQ(told(chat).pins, 0U);
-  EXPECT_GE(told(chat).idle_since_ns, before);
-  EXPECT_LE(told(chat).idle_since_ns, now_ns());
+  EXPECT_EQ(kept_by(chat).pins, 0U);
+  EXPECT_GE(kept_by(chat).idle_since_ns, before);
+  EXPECT_LE(kept_by(chat).idle_since_ns, now_ns());
   close(chat);
   Pool::Kept gone;
   EXPECT_FALSE(pool->kept(chat, gone));
   expect_all_returned(*pool);
 }
 
-TEST_F(Keep, TheChargeGoesAlongOrNothingChanges) {
+TEST_F(Keep, TheChargeMovesOrNothingChanges) {
   const Handle chat = session(100'000);
   const Handle turn = open(*pool, {.devices = {0}, .reserve = 300'000, .quota = 400'000});
   Block* large = take(kept(90'000, turn));
@@ -159,24 +159,24 @@ TEST_F(Keep, TheChargeGoesAlongOrNothingChanges) {
   EXPECT_EQ(info(turn).nbytes, small->bytes);
   EXPECT_EQ(pool->stats().live, before.live);
   EXPECT_EQ(pool->requests(0).size(), 3U) << "the turn, the session, and what it keeps";
-  // In place of the large one it fits.
+  // It fits if it replaces the large one.
   Handle instead;
   EXPECT_EQ(keep(small, chat, instead, mine), Status::ok);
-  EXPECT_EQ(told(chat).bytes, small->bytes);
+  EXPECT_EQ(kept_by(chat).bytes, small->bytes);
   close(mine);
-  // The turn's quota is free again to the last byte.
+  // The whole quota of the turn is free again, to its last byte.
   Block* most = take(kept(350'000, turn));
   EXPECT_NE(most, nullptr);
   close(turn);
   (void)ack(turn, 0);
   EXPECT_EQ(held(pool->stats()), small->bytes);
-  EXPECT_EQ(pool->stats().set_aside, 0U);
+  EXPECT_EQ(pool->stats().reserved, 0U);
   EXPECT_EQ(pool->verify(), nullptr);
   close(chat);
   expect_all_returned(*pool);
 }
 
-TEST_F(Keep, AllSessionsTogetherHaveALimit) {
+TEST_F(Keep, AllSessionsShareALimit) {
   const Handle one = session();
   const Handle two = session();
   const Handle turn = open(*pool, {});
@@ -187,7 +187,7 @@ TEST_F(Keep, AllSessionsTogetherHaveALimit) {
   Handle refused;
   EXPECT_EQ(keep(b, two, refused), Status::exhausted);
   close(mine);
-  EXPECT_EQ(pool->kept_bytes(), 0U) << "given up, although the turn still pins it";
+  EXPECT_EQ(pool->kept_bytes(), 0U) << "dropped, although the turn still pins it";
   (void)keep(b, two);
   EXPECT_EQ(pool->kept_bytes(), b->bytes);
   EXPECT_EQ(pool->set_quota(two, 100), Status::quota_exceeded);
@@ -199,7 +199,7 @@ TEST_F(Keep, AllSessionsTogetherHaveALimit) {
   expect_all_returned(*pool);
 }
 
-TEST_F(Keep, WhatCannotBeKeptStaysAsItIs) {
+TEST_F(Keep, ARefusedKeepChangesNothing) {
   const Handle chat = session();
   const Handle turn = open(*pool, {.devices = {0}});
   Block* free = take(bytes(1000));
@@ -209,9 +209,9 @@ TEST_F(Keep, WhatCannotBeKeptStaysAsItIs) {
   pool->drop_view(*free);
   Block* block = take(bytes(1000, turn));
   const Handle mine = keep(block, chat);
-  EXPECT_EQ(keep(block, chat, refused), Status::invalid_argument) << "it is kept";
+  EXPECT_EQ(keep(block, chat, refused), Status::invalid_argument) << "it is kept already";
   close(mine);
-  EXPECT_EQ(keep(block, chat, refused), Status::invalid_argument) << "it is given up";
+  EXPECT_EQ(keep(block, chat, refused), Status::invalid_argument) << "it was dropped";
   pool->drop_view(*block);
   Block* late = take(bytes(1000, turn));
   close(turn);
@@ -234,7 +234,7 @@ TEST_F(Keep, WhatCannotBeKeptStaysAsItIs) {
   expect_all_returned(*pool);
 }
 
-TEST_F(Keep, WhatGrowsGrowsOnInTheSessionsName) {
+TEST_F(Keep, AKeptTensorKeepsGrowingForTheSession) {
   const Handle chat = session(1 << 20);
   const Handle turn = open(*pool, {.devices = {0}, .reserve = 200'000, .quota = 300'000});
   Block* block = pool->open_growing(turn, 8 * kMiB).block;
@@ -242,7 +242,7 @@ TEST_F(Keep, WhatGrowsGrowsOnInTheSessionsName) {
   std::uint64_t usable = 0;
   ASSERT_EQ(pool->grow(*block, turn, 250'000, usable), Status::ok);
   const Handle mine = keep(block, chat);
-  EXPECT_EQ(told(chat).bytes, block->bytes);
+  EXPECT_EQ(kept_by(chat).bytes, block->bytes);
   EXPECT_EQ(info(turn).nbytes, 0U);
   EXPECT_EQ(pool->grow(*block, turn, 300'000, usable), Status::request_closed);
   EXPECT_EQ(pool->grow(*block, mine, 300'000, usable), Status::ok);
@@ -256,7 +256,7 @@ TEST_F(Keep, WhatGrowsGrowsOnInTheSessionsName) {
   EXPECT_EQ(pool->grow(*block, mine, 800'000, usable), Status::quota_exceeded);
   pool->set_kept_quota(1 << 20);
   EXPECT_EQ(pool->grow(*block, mine, 800'000, usable), Status::ok);
-  EXPECT_EQ(told(chat).bytes, block->bytes);
+  EXPECT_EQ(kept_by(chat).bytes, block->bytes);
   EXPECT_EQ(pool->kept_bytes(), block->bytes);
   EXPECT_EQ(held(pool->stats()), block->bytes);
   EXPECT_TRUE(test::all_bytes(block->data, 3, 300'000));

@@ -1,4 +1,4 @@
-// A shared pool's owner and its peers in one process: what is told through the files, and what is believed.
+// A shared pool's owner and its peers in one process: what the files carry, and what each side believes.
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sys/mman.h>
@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "slabpool/shared/owner.hpp"
 #include "slabpool/shared/peer.hpp"
 #include "support/pool_help.hpp"
 #include "support/scale.hpp"
@@ -28,10 +29,11 @@ class SharedPool : public PoolFixture {
   std::uint32_t device(std::string_view name) { return pool->devices().add(name).value(); }
   std::unique_ptr<SharedPeer> attach(std::uint32_t number) {
     PeerFiles files;
-    EXPECT_TRUE(pool->attach_peer(number, files)) << strerror(errno);
+    Error error;
+    EXPECT_TRUE(pool->attach_peer(number, files, error)) << strerror(error.system_errno);
     auto peer =
-        SharedPeer::create(number, files.data, files.table, files.board, files.tally, files.bell);
-    EXPECT_NE(peer, nullptr) << strerror(errno);
+        SharedPeer::create(number, files.data, files.table, files.board, files.tally, files.bell, error);
+    EXPECT_NE(peer, nullptr) << error.text;
     return peer;
   }
   Reference refer(Handle handle, const Block* block) {
@@ -73,7 +75,7 @@ TEST_F(SharedPool, TheSameBytesInBothMaps) {
   expect_all_returned(*pool);
 }
 
-TEST_F(SharedPool, WhatGoesBackToTheSystemReadsAsZero) {
+TEST_F(SharedPool, DecommittedMemoryReadsAsZero) {
   Block* block = take(bytes(1 << 20));
   std::memset(block->data, 7, 1 << 20);
   const std::byte* data = block->data;
@@ -103,7 +105,7 @@ TEST_F(SharedPool, AnswersOfEveryKind) {
   EXPECT_EQ(stranger->open(reference, false, data), PeerStatus::unknown_device);
   close(handle);
   EXPECT_EQ(ack(*second, reference), AckResult::released);
-  // The owner has not looked yet, and then it has.
+  // The owner has not collected the acks yet; then it has.
   EXPECT_EQ(ack(*second, reference), AckResult::duplicate);
   EXPECT_TRUE(pool->released(handle));
   EXPECT_EQ(ack(*second, reference), AckResult::late);
@@ -137,20 +139,21 @@ TEST_F(SharedPool, EveryFieldOfAReferenceIsSealed) {
   EXPECT_EQ(tried([](Reference& r) { r.nbytes += 1; }), PeerStatus::forged);
   EXPECT_EQ(tried([](Reference& r) { r.seal ^= 1; }), PeerStatus::forged);
   EXPECT_EQ(tried([&](Reference& r) {
-              // With the slot's own nonce, as a peer that reads the table could.
+              // With the slot's own nonce, which a peer can read from the table.
               r.generation = other.generation;
               r.slot = other.slot;
             }),
             PeerStatus::forged);
   EXPECT_EQ(pool->refer(handle, data, 10, *std::make_unique<std::uint64_t>(),
                         *std::make_unique<std::uint64_t>()),
-            Status::invalid_argument);  // an address in another map
+            Status::invalid_argument);  // an address in another mapping
 }
 
 TEST_F(SharedPool, RandomBytesOnABoardAreAcksOfThatDeviceAtMost) {
   const std::uint32_t good = device("sgood"), evil = device("sevil");
   PeerFiles files;
-  ASSERT_TRUE(pool->attach_peer(evil, files));
+  Error error;
+  ASSERT_TRUE(pool->attach_peer(evil, files, error)) << error.text;
   void* map = mmap(nullptr, kBoardBytes, PROT_READ | PROT_WRITE, MAP_SHARED, files.board, 0);
   ASSERT_NE(map, MAP_FAILED);
   auto* words = static_cast<std::uint64_t*>(map);
@@ -179,7 +182,7 @@ TEST_F(SharedPool, RandomBytesOnABoardAreAcksOfThatDeviceAtMost) {
   expect_all_returned(*pool);
 }
 
-TEST_F(SharedPool, TheBellRingsOnlyForThoseWhoWait) {
+TEST_F(SharedPool, TheBellRingsOnlyForWaiters) {
   const std::uint32_t gpu = device("sgpu0");
   auto peer = attach(gpu);
   const auto rung = [&] {
@@ -203,7 +206,7 @@ TEST_F(SharedPool, TheBellRingsOnlyForThoseWhoWait) {
   expect_all_returned(*pool);
 }
 
-TEST_F(SharedPool, TheLastOfManyIsToldOnce) {
+TEST_F(SharedPool, TheLastOfManyIsAnsweredOnce) {
   constexpr std::uint32_t kDevices = 40;  // two words of holders
   std::vector<std::uint32_t> numbers;
   std::vector<std::unique_ptr<SharedPeer>> peers;
@@ -229,9 +232,9 @@ TEST_F(SharedPool, TheLastOfManyIsToldOnce) {
   expect_all_returned(*pool);
 }
 
-// An ack that was answered counts in whatever the owner does next, also while another of its threads is just
-// taking it in: memory, the request's end, and closing hang on it.
-TEST_F(SharedPool, WhatAnotherThreadIsTakingInIsWaitedFor) {
+// An ack that was answered counts in whatever the owner does next, even while another of its threads is
+// collecting it: allocations, the end of the request, and closing depend on it.
+TEST_F(SharedPool, AnAckThatAnotherThreadCollectsIsWaitedFor) {
   const std::uint32_t gpu = device("sgpu0");
   auto peer = attach(gpu);
   std::atomic<bool> over{false};
@@ -244,7 +247,7 @@ TEST_F(SharedPool, WhatAnotherThreadIsTakingInIsWaitedFor) {
     const Handle handle = open(*pool, {.devices = {gpu}});
     const Reference reference = refer(handle, nullptr);
     Block* block = pool->allocate(bytes(kCapacity, handle)).block;
-    if (block == nullptr) ++behind;  // the round before holds it still
+    if (block == nullptr) ++behind;  // the previous round still holds it
     if (block != nullptr) pool->drop_view(*block);
     close(handle);
     EXPECT_EQ(ack(*peer, reference), AckResult::released);
@@ -260,8 +263,9 @@ TEST_F(SharedPool, ADeviceIsAttachedOnceAndItsBoardGoesWithIt) {
   const std::uint32_t gpu = device("sgpu0");
   auto peer = attach(gpu);
   PeerFiles files;
-  EXPECT_FALSE(pool->attach_peer(gpu, files));
-  EXPECT_EQ(errno, EEXIST);
+  Error error;
+  EXPECT_FALSE(pool->attach_peer(gpu, files, error));
+  EXPECT_EQ(error.system_errno, EEXIST);
   const Handle handle = open(*pool, {.devices = {gpu}});
   const Reference reference = refer(handle, nullptr);
   EXPECT_EQ(pool->detach_peer(gpu), 1U);
@@ -269,7 +273,7 @@ TEST_F(SharedPool, ADeviceIsAttachedOnceAndItsBoardGoesWithIt) {
   auto next = attach(gpu);
   const Handle later = open(*pool, {.devices = {gpu}});
   const Reference second = refer(later, nullptr);
-  // The old peer writes on a board that nobody reads.
+  // The old peer writes to a board that no owner reads.
   EXPECT_EQ(ack(*peer, second), AckResult::pending);
   EXPECT_EQ(info(later).pending, std::vector<std::uint32_t>{gpu});
   EXPECT_EQ(ack(*next, reference), AckResult::duplicate);

@@ -59,7 +59,7 @@ TEST_F(DepotTest, BlocksOfEveryClassAreApartAndInsideTheRange) {
       EXPECT_EQ(block->bin, c);
       EXPECT_EQ(reinterpret_cast<std::uintptr_t>(block->data) % 64, 0U);
       EXPECT_GE(block->data, memory.base());
-      EXPECT_LE(block->data + block->bytes, memory.base() + memory.reserved());
+      EXPECT_LE(block->data + block->bytes, memory.base() + memory.address_space());
       std::memset(block->data, 0x5a, block->bytes);  // faults if any of it is not committed
       EXPECT_TRUE(starts.insert(block->data).second);
     }
@@ -165,7 +165,7 @@ TEST_F(DepotTest, ARefusalOfTheSystemIsToldApartAndChangesNothing) {
   ASSERT_NE(reserve.reserve, nullptr);
   EXPECT_TRUE(depot.take_span(kPageSize, 1, kHard, reserve).system_refused);
   EXPECT_TRUE(depot.take_reserved(reserve, 3, 64).system_refused);
-  EXPECT_EQ(depot.aside(), kPageSize);
+  EXPECT_EQ(depot.reserved_bytes(), kPageSize);
   EXPECT_EQ(depot.figures().committed, 0U);
   expect_sound();
   memory.refuse_commits_after = -1;

@@ -259,7 +259,7 @@ TEST_F(PageHeapTest, FindsTheSpanOfEveryByte) {
     }
   }
   EXPECT_EQ(heap.lookup(memory.base() - 1), nullptr);
-  EXPECT_EQ(heap.lookup(memory.base() + memory.reserved()), nullptr);
+  EXPECT_EQ(heap.lookup(memory.base() + memory.address_space()), nullptr);
   int other = 0;
   EXPECT_EQ(heap.lookup(&other), nullptr);
 }

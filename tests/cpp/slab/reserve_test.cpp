@@ -48,7 +48,7 @@ class ReserveTest : public testing::Test {
     ASSERT_EQ(depot.figures().committed, memory.committed_pages() << kPageBits);
     ASSERT_LE(depot.figures().committed, kCapacity);
   }
-  std::uint64_t aside_pages() { return depot.aside() >> kPageBits; }
+  std::uint64_t reserved_pages() { return depot.reserved_bytes() >> kPageBits; }
 
   test::FakeMemory memory{std::size_t{128} << 20};
   Depot depot{memory, kCapacity, true};
@@ -62,12 +62,12 @@ TEST_F(ReserveTest, RoomIsPromisedOnce) {
   ASSERT_NE(others, nullptr);
   Block* own = span(200 << kPageBits, first);
   ASSERT_NE(own, nullptr);
-  EXPECT_EQ(aside_pages(), 0U);
+  EXPECT_EQ(reserved_pages(), 0U);
   expect_sound();
   give(own);
-  EXPECT_EQ(aside_pages(), 200U) << "it serves the same promise again";
+  EXPECT_EQ(reserved_pages(), 200U) << "it serves the same promise again";
   depot.close_reserve(first);
-  EXPECT_EQ(aside_pages(), 0U);
+  EXPECT_EQ(reserved_pages(), 0U);
   give(others);
   expect_sound();
 }
@@ -101,7 +101,7 @@ TEST_F(ReserveTest, EverySizeIsServedToTheLastByte) {
     expect_sound();
     std::shuffle(own.begin(), own.end(), random);
     for (Block* block : own) give(block);
-    EXPECT_EQ(aside_pages(), pages);
+    EXPECT_EQ(reserved_pages(), pages);
     expect_sound();
     depot.close_reserve(reserve);
     for (Block* block : others) give(block);
@@ -258,7 +258,7 @@ TEST_F(ReserveTest, AtRandomEveryPromiseIsKept) {
   expect_sound();
   (void)depot.trim();
   EXPECT_EQ(memory.committed_pages(), 0U);
-  EXPECT_EQ(aside_pages(), 0U);
+  EXPECT_EQ(reserved_pages(), 0U);
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ class FakeMemory final : public MemoryResource {
     if (mapping_ == MAP_FAILED) throw std::bad_alloc();
     const auto address = reinterpret_cast<std::uintptr_t>(mapping_);
     base_ = static_cast<std::byte*>(mapping_) + (((address + kAlign - 1) & ~(kAlign - 1)) - address);
-    reserved_ = bytes;
+    address_space_ = bytes;
   }
   ~FakeMemory() override { (void)munmap(mapping_, mapping_bytes_); }
 
@@ -77,7 +77,7 @@ class FakeMemory final : public MemoryResource {
     EXPECT_EQ(offset % granule_, 0U);
     EXPECT_EQ(bytes % granule_, 0U);
     EXPECT_GT(bytes, 0U);
-    ASSERT_LE(offset + bytes, reserved_);
+    ASSERT_LE(offset + bytes, address_space_);
     for (std::size_t page = offset >> kPageBits; page < (offset + bytes) >> kPageBits; ++page) {
       EXPECT_EQ(committed_[page], state) << "page " << page;
     }

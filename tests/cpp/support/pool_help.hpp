@@ -16,9 +16,9 @@ namespace slabpool::test {
 inline constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
 
 inline std::unique_ptr<Pool> make_pool(PoolOptions options) {
-  Status status{};
-  auto pool = Pool::create(options, status);
-  EXPECT_EQ(status, Status::ok);
+  Error error;
+  auto pool = Pool::create(options, error);
+  EXPECT_EQ(error.status, Status::ok) << error.text;
   return pool;
 }
 inline std::unique_ptr<Pool> make_pool(std::uint64_t capacity) {
@@ -86,7 +86,7 @@ inline void expect_all_returned(Pool& pool) {
   EXPECT_EQ(s.live, 0U);
   EXPECT_EQ(s.retained, 0U);
   EXPECT_EQ(s.in_doubt, 0U);
-  EXPECT_EQ(s.set_aside, 0U);
+  EXPECT_EQ(s.reserved, 0U);
   EXPECT_EQ(s.allocations, s.frees);
   EXPECT_EQ(s.requests_open, 0U);
   EXPECT_EQ(s.requests_draining, 0U);

@@ -22,9 +22,9 @@ class StandinTest : public testing::Test {
 
   void SetUp() override {
     standin_reset();
-    std::string why;
-    driver = cuda::Driver::get(&why);
-    ASSERT_NE(driver, nullptr) << why;
+    Error error;
+    driver = cuda::Driver::get(error);
+    ASSERT_NE(driver, nullptr) << error.text;
   }
   void TearDown() override {
     standin_clear_faults();

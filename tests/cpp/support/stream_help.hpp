@@ -15,9 +15,9 @@ class StreamFixture : public PoolFixture {
  protected:
   void SetUp() override {
     setenv("SLABPOOL_CUDA_DRIVER", SLABPOOL_STANDIN_CUDA, 1);
-    std::string why;
-    driver = cuda::Driver::get(&why);
-    ASSERT_NE(driver, nullptr) << why;
+    Error error;
+    driver = cuda::Driver::get(error);
+    ASSERT_NE(driver, nullptr) << error.text;
     standin_reset();
     cuda::Result result{};
     context = driver->context(0, result);

@@ -35,12 +35,12 @@ class TableFixture : public testing::Test {
     return handle;
   }
   HolderSet::Left leave(Handle handle, std::uint32_t device) {
-    return table.holders(handle.slot)
-        .leave(static_cast<std::uint32_t>(handle.generation), device_bit(device));
+    return table.holders(handle.slot).leave(handle.tag(), device_bit(device));
   }
   bool finish(Handle handle) {
     if (!table.claim(handle)) return false;
     RequestRecord& record = *table.record(handle.slot);
+    (void)record.blocks.release(retained);
     if (record.has_budget.load()) table.return_budget(record);
     for (const Handle child : table.retire(record)) (void)finish(child);
     return true;
@@ -52,10 +52,26 @@ class TableFixture : public testing::Test {
   }
   std::uint64_t used(Handle handle) { return table.record(handle.slot)->used; }
   bool holds(Handle handle, std::uint32_t device) {
-    return table.holders(handle.slot)
-        .holds(static_cast<std::uint32_t>(handle.generation), device_bit(device));
+    return table.holders(handle.slot).holds(handle.tag(), device_bit(device));
   }
 
+  // As Pool::named() asks, without acks queued behind streams.
+  RequestTable::Waiting find_waiting(std::string_view id, std::uint32_t device,
+                                     std::optional<std::uint64_t> generation) {
+    return table.find_waiting(id, device, generation,
+                              [](std::uint64_t, std::uint32_t) { return false; });
+  }
+  // A block of a request that a view keeps, as views make them; null: the request does not accept it.
+  Block* attach_viewed(Handle handle) {
+    Block* block = depot.take_blocks(0, 1, Depot::Effort::hard).chain;
+    block->request.store(handle.slot + 1);
+    block->start(Block::kRequest | Block::kView);
+    RequestRecord& record = *table.record(handle.slot);
+    const Status status = record.blocks.attach(*block, [&] { return record.accepts(handle); });
+    return status == Status::ok ? block : nullptr;
+  }
+
+  std::atomic<std::uint64_t> retained{0};
   test::FakeMemory memory{std::size_t{64} << 20};
   Depot depot{memory, kCapacity, false};
   DeviceRegistry devices;

@@ -1,0 +1,221 @@
+// Acks: every way in which a device leaves a request.
+//
+// Invariants:
+//   an ack counts a device, not a message: HolderSet::leave() clears a bit once;
+//   a queued ack is a hold like any other until its work is done; it counts for the request and the device it was made
+//   for, and for nothing that was opened or named since;
+//   of several callers that may find that they were last, one gives the blocks back (RequestTable::claim).
+#include <algorithm>
+
+#include "slabpool/acks/from_streams.hpp"
+#include "slabpool/acks/polled_acks.hpp"
+#include "slabpool/base/clock.hpp"
+#include "slabpool/pool/pool.hpp"
+#include "slabpool/shared/owner.hpp"
+
+namespace slabpool {
+
+inline Pool::Counted Pool::count_ack(Handle handle, std::uint32_t device, AckOrigin origin) noexcept {
+  RequestRecord* record = table_.record(handle.slot);
+  if (table_.any_lease() && (origin == AckOrigin::call || origin == AckOrigin::stream))
+    devices_.heard(device, now_ns());
+  const HolderSet::Left left = record == nullptr
+                                   ? HolderSet::Left::gone
+                                   : table_.holders(handle.slot).leave(handle.tag(), device_bit(device));
+  if (left != HolderSet::Left::others_hold && left != HolderSet::Left::last) return {left, false};
+  const bool acknowledged = origin == AckOrigin::call || origin == AckOrigin::stream;
+  if (origin != AckOrigin::device_lost) caches_.mine().count(Count::acks);
+  log(acknowledged ? EventKind::ack : EventKind::lost, handle.generation, device, 0);
+  // Sequentially consistent, as is the clearing of the bit: see RequestTable::link_child().
+  if (record->first_child.load(std::memory_order_seq_cst) != 0) [[unlikely]] {
+    std::vector<Handle> over;
+    table_.leave_children(handle, device_bit(device), over);
+    finish_all(over);
+  }
+  return {left, left == HolderSet::Left::last && finish(handle)};
+}
+
+Pool::Acked Pool::ack(Handle handle, std::uint32_t device) noexcept {
+  if (!usable_here()) [[unlikely]]
+    return {Status::forked, AckResult::late};
+  const Counted counted = count_ack(handle, device, AckOrigin::call);
+  switch (counted.left) {
+    case HolderSet::Left::never:
+    case HolderSet::Left::gone:
+    case HolderSet::Left::before:
+      return not_held(counted.left, handle);
+    case HolderSet::Left::others_hold:
+    case HolderSet::Left::last:
+      break;
+  }
+  return {Status::ok, counted.released ? AckResult::released : AckResult::pending};
+}
+
+// The answer to an ack that changes nothing.
+Pool::Acked Pool::not_held(HolderSet::Left left, Handle handle) noexcept {
+  ThreadCache& cache = caches_.mine();
+  // A slot that was not used again still has the bits of a request that is over, and the answer must not depend on that.
+  if (left == HolderSet::Left::gone || table_.is_over(handle)) {
+    cache.count(Count::late_acks);
+    return {Status::ok, AckResult::late};
+  }
+  if (left == HolderSet::Left::never) return {Status::unknown_device, AckResult::late};
+  cache.count(Count::duplicate_acks);
+  return {Status::ok, AckResult::duplicate};
+}
+
+// ---- by id
+
+Pool::Named Pool::named(std::string_view id, std::uint32_t device,
+                        std::optional<std::uint64_t> generation) noexcept {
+  collect_acks();
+  const RequestTable::Waiting waiting = table_.find_waiting(
+      id, device, generation,
+      [&](std::uint64_t of, std::uint32_t by) { return polled_->is_queued(of, by); });
+  if (waiting.count > 1) return {false, {}, {Status::ambiguous, AckResult::late}};
+  if (waiting.count == 1) return {true, waiting.handle, {}};
+  // The generation whose ack is queued behind a stream: acknowledged again, or now at once.
+  if (waiting.queued > 1) return {false, {}, {Status::ambiguous, AckResult::late}};
+  if (waiting.queued == 1) return {true, waiting.acknowledged, {}};
+  if (waiting.found && !waiting.named) return {false, {}, {Status::unknown_device, AckResult::late}};
+  caches_.mine().count(Count::late_acks);
+  return {false, {}, {Status::ok, AckResult::late}};
+}
+
+Pool::Acked Pool::ack_id(std::string_view id, std::uint32_t device,
+                         std::optional<std::uint64_t> generation) noexcept {
+  if (!usable_here()) return {Status::forked, AckResult::late};
+  const Named one = named(id, device, generation);
+  return one.found ? ack(one.handle, device) : one.answer;
+}
+
+// ---- behind a stream
+
+Pool::Acked Pool::ack_after(Handle handle, std::uint32_t device, const cuda::StreamName& on,
+                            Error& error) noexcept {
+  const auto failed = [&](Status status) {
+    error.status = status;
+    return Acked{status, AckResult::late};
+  };
+  if (!usable_here()) return failed(Status::forked);
+  // Answers that need no stream come first, as in ack(), whatever the driver says of the stream.
+  const HolderSet::Left now = table_.record(handle.slot) == nullptr
+                                  ? HolderSet::Left::gone
+                                  : table_.holders(handle.slot).look(handle.tag(), device_bit(device));
+  if (now != HolderSet::Left::others_hold) return not_held(now, handle);
+  FromStreams* streams = polled_->make_streams(error);
+  if (streams == nullptr) return failed(Status::system_refused);
+  cuda::StreamName name = on;
+  if (name.device < 0) name.device = options_.device;
+  const FromStreams::Answer answer = streams->add(handle, device, name);
+  if (answer.added == FromStreams::Added::refused) {
+    try {
+      if (const cuda::Driver* driver = cuda::Driver::get())
+        error.text = std::string(answer.call) + ": " + driver->describe(answer.result);
+    } catch (const std::bad_alloc&) {  // the status says enough
+    }
+    if (answer.result == cuda::kOutOfMemory) return failed(Status::system_refused);
+    if (!cuda::Driver::is_sticky(answer.result)) return failed(Status::invalid_argument);
+    if (answer.place.context != nullptr) context_lost(answer.place.context);
+    return failed(Status::device_lost);
+  }
+  if (table_.any_lease()) devices_.heard(device, now_ns());
+  if (answer.added == FromStreams::Added::duplicate) {
+    caches_.mine().count(Count::duplicate_acks);
+    return {Status::ok, AckResult::duplicate};
+  }
+  if (answer.added == FromStreams::Added::done) return ack(handle, device);
+  set_polling(true);
+  // Streams never wake waiters. A waiter that registered before this is woken here and starts to poll; one that registers
+  // later finds the queued ack.
+  waiters_.notify();
+  return {Status::ok, AckResult::pending};
+}
+
+Pool::Acked Pool::ack_id_after(std::string_view id, std::uint32_t device,
+                               std::optional<std::uint64_t> generation, const cuda::StreamName& on,
+                               Error& error) noexcept {
+  if (!usable_here()) return {Status::forked, AckResult::late};
+  const Named one = named(id, device, generation);
+  return one.found ? ack_after(one.handle, device, on, error) : one.answer;
+}
+
+std::uint64_t Pool::stream_acks() const noexcept { return polled_->queued_on_streams(); }
+
+void Pool::wait_for_streams() noexcept {
+  if (usable_here()) polled_->wait_for_streams();
+}
+
+// ---- polled
+
+void Pool::collect_polled(bool all) noexcept {
+  if (!usable_here()) return;
+  polled_->collect(all);
+  if (shared_ != nullptr && table_.any_lease()) polled_->hear(devices_);
+}
+
+// As ack(), if a request of exactly that generation has the slot. A peer's repeated ack counts as a duplicate; an ack
+// behind a stream that has become pointless meanwhile counts as nothing.
+void Pool::count_polled(Handle handle, std::uint32_t device, AckOrigin origin) noexcept {
+  const RequestRecord* record = table_.record(handle.slot);
+  if (record == nullptr || handle.generation == 0 ||
+      record->generation.load(std::memory_order_acquire) != handle.generation)
+    return;
+  if (origin == AckOrigin::call) {
+    (void)ack(handle, device);
+  } else {
+    (void)count_ack(handle, device, origin);
+  }
+}
+
+void Pool::set_polling(bool on) noexcept {
+  if (on) {
+    slow_path_flags_.fetch_or(kPolledAcks, std::memory_order_seq_cst);
+  } else {
+    slow_path_flags_.fetch_and(~kPolledAcks, std::memory_order_seq_cst);
+  }
+}
+
+// ---- devices that come and go
+
+Status Pool::add_device(Handle handle, std::uint32_t device) noexcept {
+  if (!usable_here()) return Status::forked;
+  const auto held = [&] { return table_.holders(handle.slot).holds(handle.tag(), device_bit(device)); };
+  if (shared_ != nullptr) {
+    collect_acks();
+    if (device < kMaxDevices && !table_.is_over(handle) && !held())
+      shared_->forget_ack(device, handle.slot, handle.generation);
+  }
+  // The device has acknowledged otherwise meanwhile, or was lost; an ack that is still queued is not about the new hold.
+  if (FromStreams* streams = polled_->streams(); streams != nullptr && !held())
+    streams->forget(handle.generation, device);
+  return table_.add_device(handle, device);
+}
+
+std::uint64_t Pool::device_lost(std::uint32_t device) noexcept {
+  if (!usable_here()) return 0;
+  collect_acks();
+  // A request that is opened on the device while this runs names it anew: the device is back.
+  std::vector<Handle> held = table_.held_by(device);
+  // Children before the request they descend from, which is older: once the device has left that one too, another thread
+  // may end it and its children, and they would not be counted here.
+  std::sort(held.begin(), held.end(),
+            [](const Handle& a, const Handle& b) { return a.generation > b.generation; });
+  return static_cast<std::uint64_t>(std::count_if(held.begin(), held.end(), [&](Handle handle) {
+    const HolderSet::Left left = count_ack(handle, device, AckOrigin::device_lost).left;
+    return left == HolderSet::Left::others_hold || left == HolderSet::Left::last;
+  }));
+}
+
+void Pool::heartbeat(std::uint32_t device) noexcept { devices_.heard(device, now_ns()); }
+
+void Pool::context_lost(void* context) noexcept {
+  if (memory_->kind() != MemoryKind::device && memory_->kind() != MemoryKind::managed) return;
+  const cuda::Driver* driver = cuda::Driver::get();
+  cuda::Result result = cuda::kSuccess;
+  if (driver == nullptr || driver->context(options_.device, result) != context) return;
+  if ((slow_path_flags_.fetch_or(kLost, std::memory_order_relaxed) & kLost) != 0) return;
+  waiters_.notify();  // no memory will come back
+}
+
+}  // namespace slabpool

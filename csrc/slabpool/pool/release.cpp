@@ -1,0 +1,90 @@
+// Blocks: views of them, and the way back to the cache of the thread that allocated them.
+#include "slabpool/pool/pool.hpp"
+
+namespace slabpool {
+
+// Called by the last holder: no view and no request can reach the block any more.
+void Pool::clean(Block& block) noexcept {
+  if (options_.debug > 0) guard_.disarm(block);
+  if (options_.scrub_on_release) block.zero = memory_->fill(block.data, block.bytes, 0);
+}
+
+void Pool::give_back(Block* chain, bool to_depot) noexcept {
+  if ((slow_path_flags_.load(std::memory_order_relaxed) & (kScrub | kDebug)) != 0) {
+    for (Block* block = chain; block != nullptr; block = block->next) clean(*block);
+  }
+  ThreadCache& cache = caches_.mine();
+  if (to_depot) {
+    for (Block* block = chain; block != nullptr; block = block->next) cache.count_freed(block->bytes);
+    depot_.give(chain);
+  } else {
+    cache.push(chain);
+  }
+  waiters_.notify();
+}
+
+void Pool::hold_view(Block& block) noexcept {
+  if (block.request.load(std::memory_order_relaxed) != 0) {
+    if (block.hold_with_request()) return;
+    retaining(block).blocks.retain_view();
+  }
+  block.hold();
+}
+
+// The record of the request that retained block belongs to. It stays that request's while the block is retained, so only
+// the holder of a view may ask.
+RequestRecord& Pool::retaining(const Block& block) const noexcept {
+  return *table_.record(block.request.load(std::memory_order_relaxed) - 1);
+}
+
+Status Pool::open_view(Block& block, std::uint32_t serial, Handle request) noexcept {
+  if (!usable_here()) return Status::forked;
+  return table_.is_over(request) || !block.hold_if(serial) ? Status::request_closed : Status::ok;
+}
+
+void Pool::drop_view(Block& block) noexcept {
+  ThreadCache* cache = caches_.last();
+  if (cache == nullptr || (slow_path_flags_.load(std::memory_order_relaxed) & ~kPolledAcks) != 0)
+      [[unlikely]]
+    return drop_view_slowly(block);
+  if (block.request.load(std::memory_order_relaxed) != 0) {
+    if (!block.drop_with_request()) [[unlikely]]
+      drop_retained(block);
+    return;
+  }
+  if (!block.drop_private()) return;
+  if (cache->push_own(block)) [[likely]] {
+    waiters_.notify();
+  } else {
+    block.next = nullptr;
+    give_back(&block);
+  }
+}
+
+void Pool::drop_view_slowly(Block& block) noexcept {
+  if (!usable_here()) return;  // in a fork's child: the block is the parent's
+  if (block.request.load(std::memory_order_relaxed) == 0) {
+    if (!block.drop_private()) return;
+    log(EventKind::free, 0, kNoDevice, block.bytes);
+    block.next = nullptr;
+    give_back(&block);
+    if (closed()) (void)trim();  // no later call will do it
+    return;
+  }
+  if (!block.drop_with_request()) drop_retained(block);
+}
+
+// A view of a block that its request has left.
+void Pool::drop_retained(Block& block) noexcept {
+  RequestRecord& record = retaining(block);
+  if (!record.blocks.drop_retained(block, retained_)) return;
+  log(EventKind::free, record.handle().generation, kNoDevice, block.bytes);
+  block.next = nullptr;
+  give_back(&block);
+  if (closed()) (void)trim();
+  if (!record.blocks.returned_retained()) return;
+  table_.recycle(record);
+  waiters_.notify();  // for a free slot
+}
+
+}  // namespace slabpool

@@ -1,0 +1,93 @@
+#include "slabpool/request/blocks.hpp"
+
+#include <algorithm>
+
+namespace slabpool {
+
+void RequestBlocks::reset() noexcept {
+  SLABPOOL_ASSERT(first_ == nullptr, "a free slot has no blocks");
+  bytes_.store(0, std::memory_order_relaxed);
+  retained_views_.store(0, std::memory_order_relaxed);
+  keep_.store(1, std::memory_order_relaxed);
+}
+
+bool RequestBlocks::size_of(const Block& block, std::uint32_t slot,
+                            std::uint64_t& bytes) const noexcept {
+  const std::lock_guard lock(lock_);
+  bytes = block.bytes;
+  return block.request.load(std::memory_order_relaxed) == slot + 1;
+}
+
+RequestBlocks::Released RequestBlocks::release(std::atomic<std::uint64_t>& all_retained) noexcept {
+  Block* chain = nullptr;
+  {
+    const std::lock_guard lock(lock_);
+    chain = first_;
+    first_ = nullptr;
+  }
+  Released result;
+  Block** last = &result.chain;
+  const auto append = [&](Block* block, std::uint64_t bytes) {
+    result.freed += bytes;
+    *last = block;
+    last = &block->next;
+  };
+  Block* viewed = nullptr;
+  std::uint32_t viewed_blocks = 0;
+  while (chain != nullptr) {
+    Block* block = chain;
+    chain = block->next;
+    if (block->let_go_if_alone()) {
+      append(block, block->bytes);
+    } else {
+      result.retained += block->bytes;
+      ++viewed_blocks;
+      block->next = viewed;
+      viewed = block;
+    }
+  }
+  if (viewed != nullptr) {
+    // Counted before the request's hold ends: from then on the last view may be dropped, and its count taken back.
+    keep_.fetch_add(viewed_blocks, std::memory_order_relaxed);
+    all_retained.fetch_add(result.retained, std::memory_order_relaxed);
+  }
+  while (viewed != nullptr) {
+    Block* block = viewed;
+    viewed = block->next;
+    const std::uint64_t bytes = block->bytes;
+    if (const std::uint32_t views = block->let_go()) {
+      retained_views_.fetch_add(static_cast<std::int32_t>(views), std::memory_order_relaxed);
+      continue;
+    }
+    all_retained.fetch_sub(bytes, std::memory_order_relaxed);
+    const std::uint32_t before = keep_.fetch_sub(1, std::memory_order_relaxed);
+    SLABPOOL_ASSERT(before > 1, "retire() has not run", before);
+    (void)before;
+    result.retained -= bytes;
+    append(block, bytes);
+  }
+  *last = nullptr;
+  bytes_.fetch_sub(result.freed, std::memory_order_relaxed);
+  return result;
+}
+
+bool RequestBlocks::drop_retained(Block& block, std::atomic<std::uint64_t>& all_retained) noexcept {
+  retained_views_.fetch_sub(1, std::memory_order_relaxed);
+  if (!block.drop()) return false;
+  const std::uint64_t bytes = block.bytes;
+  SLABPOOL_ASSERT(all_retained.load(std::memory_order_relaxed) >= bytes,
+                  "a retained block is counted before its request leaves it", bytes);
+  all_retained.fetch_sub(bytes, std::memory_order_relaxed);
+  bytes_.fetch_sub(bytes, std::memory_order_relaxed);
+  return true;
+}
+
+std::uint32_t RequestBlocks::views() const noexcept {
+  std::int64_t views = retained_views_.load(std::memory_order_relaxed);
+  const std::lock_guard lock(lock_);
+  for (const Block* block = first_; block != nullptr; block = block->next)
+    views += Block::views(block->state.load(std::memory_order_relaxed));
+  return static_cast<std::uint32_t>(std::max<std::int64_t>(views, 0));
+}
+
+}  // namespace slabpool

@@ -1,0 +1,140 @@
+// The blocks of one request: attached while it is open, moved to a session, given back when it is over, and counted for
+// as long as live views retain them.
+//
+// The owner of the lists, the counters and the lock: no other code reaches them.
+// Invariants:
+//   bytes == sum of Block::bytes over the attached blocks, and after release() over the retained blocks;
+//   keep  == 1 while the request is not retired + number of retained blocks; at 0 the slot may be used again;
+//   a block is attached to one request at a time, and Block::request == that request's slot + 1.
+// Place of the lock in the order: after the budget's, before the depot's. Two of them at once: only by move().
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+
+#include "slabpool/base/assert.hpp"
+#include "slabpool/base/spin_lock.hpp"
+#include "slabpool/base/status.hpp"
+#include "slabpool/slab/block.hpp"
+
+namespace slabpool {
+
+class RequestBlocks {
+ public:
+  // For a new request in a free slot.
+  void reset() noexcept;
+
+  // Attaches a block if `accepts()` holds under the lock. The lock makes that exact: a claim of the request that comes
+  // after the check takes the block along.
+  template <typename Accepts>
+  Status attach(Block& block, Accepts&& accepts) noexcept {
+    const std::lock_guard lock(lock_);
+    if (!accepts()) return Status::request_closed;
+    block.next = first_;
+    first_ = &block;
+    add_bytes(block.bytes);
+    return Status::ok;
+  }
+
+  // Takes an attached block off the list if `accepts()`; false if the request is over, or the block is not its any more.
+  template <typename Accepts>
+  bool detach(Block& block, Accepts&& accepts) noexcept {
+    const std::lock_guard lock(lock_);
+    if (!accepts()) return false;
+    Block** link = find(block);
+    if (*link == nullptr) return false;
+    *link = block.next;
+    add_bytes(-block.bytes);
+    return true;
+  }
+
+  // Makes an attached block larger by `more` bytes if `accepts()` and then `commit()`, a Status, succeeds. The lock is
+  // held over commit() (a system call), which delays only callers that allocate for the same request: otherwise the
+  // request could end in between, and the block would go back with half of its figures changed.
+  template <typename Accepts, typename Commit>
+  Status grow(Block& block, std::uint64_t more, Accepts&& accepts, Commit&& commit) noexcept {
+    const std::lock_guard lock(lock_);
+    if (!accepts()) return Status::request_closed;
+    const Status status = commit();
+    if (status != Status::ok) return status;
+    block.bytes += more;
+    add_bytes(more);
+    return Status::ok;
+  }
+
+  // Moves a block from one request to another if, under both locks, `accepts()` holds, the block is attached to `from`
+  // (otherwise invalid_argument), and `decide()`, a Status, is ok.
+  template <typename Accepts, typename Decide>
+  static Status move(Block& block, RequestBlocks& from, RequestBlocks& to, std::uint32_t to_slot,
+                     Accepts&& accepts, Decide&& decide) noexcept {
+    const std::scoped_lock locks(from.lock_,
+                                 to.lock_);  // takes both without a deadlock, in either order
+    if (!accepts()) return Status::request_closed;
+    Block** link = from.find(block);
+    if (*link == nullptr) return Status::invalid_argument;
+    const Status status = decide();
+    if (status != Status::ok) return status;
+    *link = block.next;
+    block.next = to.first_;
+    to.first_ = &block;
+    block.request.store(to_slot + 1, std::memory_order_relaxed);
+    from.add_bytes(-block.bytes);
+    to.add_bytes(block.bytes);
+    return Status::ok;
+  }
+
+  // The size of a block while it is this request's (its slot is `slot`); false once it moved.
+  bool size_of(const Block& block, std::uint32_t slot, std::uint64_t& bytes) const noexcept;
+
+  // Of the one thread that claimed the request: blocks without views, as a chain for the caller to give back; the
+  // others are retained, and counted in `all_retained` too, before the request's hold on them ends.
+  struct Released {
+    Block* chain = nullptr;
+    std::uint64_t freed = 0;     // bytes of the chain
+    std::uint64_t retained = 0;  // bytes that views keep
+  };
+  Released release(std::atomic<std::uint64_t>& all_retained) noexcept;
+
+  // One more view of a retained block. Relaxed: a figure.
+  void retain_view() noexcept { retained_views_.fetch_add(1, std::memory_order_relaxed); }
+  // One view less of a retained block. True if it was the last: the block is the caller's to give back, and
+  // returned_retained() follows.
+  bool drop_retained(Block& block, std::atomic<std::uint64_t>& all_retained) noexcept;
+  // After the block went back. True for the one caller that leaves nothing behind: the slot is free.
+  bool returned_retained() noexcept { return drop_keep(); }
+  // The request is retired. True as above.
+  bool retire() noexcept { return drop_keep(); }
+
+  std::uint64_t bytes() const noexcept { return bytes_.load(std::memory_order_relaxed); }
+  // Views of attached and of retained blocks.
+  std::uint32_t views() const noexcept;
+
+ private:
+  // Until the request is claimed only the holder of the lock changes the figure, so that no locked add is needed.
+  void add_bytes(std::uint64_t bytes) noexcept {
+    bytes_.store(bytes_.load(std::memory_order_relaxed) + bytes, std::memory_order_relaxed);
+  }
+  Block** find(Block& block) noexcept {
+    Block** link = &first_;
+    while (*link != nullptr && *link != &block) link = &(*link)->next;
+    return link;
+  }
+  // Acquire and release: the thread that frees the slot does so after everything others did with the record.
+  bool drop_keep() noexcept {
+    const std::uint32_t before = keep_.fetch_sub(1, std::memory_order_acq_rel);
+    SLABPOOL_ASSERT(before != 0, "a slot is kept by its request and by each retained block");
+    return before == 1;
+  }
+
+  mutable SpinLock lock_;
+  Block* first_ = nullptr;
+  // Relaxed: figures.
+  std::atomic<std::uint64_t> bytes_{0};
+  // Views of retained blocks. Views of attached blocks are counted in the blocks, where making and dropping a view needs
+  // no second word, and where they go along when a block moves. Signed: a view may be gone before release() counted it.
+  std::atomic<std::int32_t> retained_views_{0};
+  std::atomic<std::uint32_t> keep_{0};
+};
+
+}  // namespace slabpool
