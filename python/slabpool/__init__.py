@@ -1,5 +1,5 @@
-"""slabpool: memory that belongs to a request, comes back exactly once, and only when the last device
-that was reading it has said so.
+"""slabpool: memory that belongs to a request, and is returned exactly once, after the last device that read
+it has acknowledged.
 
 >>> import numpy as np, slabpool
 >>> pool = slabpool.Pool("64MiB")
@@ -14,15 +14,13 @@ from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 from typing import Any as _Any
 
+from slabpool._core import hooks as _hooks
 from slabpool._core.active import active_request
-from slabpool._core.device_array import DeviceArray
-from slabpool._core.device_pointer import device_pointer
-from slabpool._core.growable import GrowableTensor
-from slabpool._core.layout import Layout, Tensors
-from slabpool._core.peer import Peer
+from slabpool._core.device_array import DeviceArray, device_pointer
 from slabpool._core.pool import Pool
-from slabpool._core.ref import TensorRef
 from slabpool._core.request import Request
+from slabpool._core.shared import Peer, TensorRef
+from slabpool._core.tensors import GrowableTensor, Layout, Tensors
 from slabpool.errors import (
     AmbiguousRequestError,
     AttachError,
@@ -60,12 +58,17 @@ from slabpool.records import (
     SessionRecord,
     Stats,
 )
-from slabpool.sessions.session import Session
+from slabpool.sessions import Session
 from slabpool.shared.attach import attach
 
 __version__ = _version("slabpool")
 
-# Modules that need another library: imported when first asked for, so that slabpool itself needs numpy only.
+# What the core calls in the layers above it.
+_hooks.register("messages", lambda: _import_module("slabpool.messages"))
+_hooks.register("sessions", lambda: _import_module("slabpool.sessions"))
+_hooks.register("owner", lambda: _import_module("slabpool.shared.owner"))
+
+# Modules that need another library: imported on first use, so that slabpool itself needs numpy only.
 _LAZY: tuple[str, ...] = (
     "connector",
     "cuda",

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slabpool._core import stream_heap
+from slabpool._core import heaps
+from slabpool._core.heaps import StreamHeap
 from slabpool._core.pool import Pool
-from slabpool._core.stream_heap import StreamHeap
 from slabpool.errors import InvalidArgumentError, InvalidTypeError, PoolExhausted, SlabpoolError
 from slabpool.libraries import stream_heaps as _stream_heaps
 
@@ -55,13 +55,13 @@ class _Serving:
         self.pool = pool
         self.heap: StreamHeap = _stream_heaps.heap_of(pool, for_good=True)
         self._allocator = cupy.cuda.CFunctionAllocator(
-            self.heap.address, stream_heap.CUPY_MALLOC, stream_heap.CUPY_FREE, self.heap
+            self.heap.address, heaps.CUPY_MALLOC, heaps.CUPY_FREE, self.heap
         )
 
     def malloc(self, size: int) -> Any:
         """Allocate `size` bytes on CuPy's current stream."""
         _stream_heaps.publish_request()
-        stream_heap.set_stream(cupy.cuda.get_current_stream().ptr)
+        heaps.set_stream(cupy.cuda.get_current_stream().ptr)
         pointer = self._allocator.malloc(size)
         if pointer.ptr == 0 and size > 0:
             self.heap.wait()  # not in the C function: it holds the GIL, which queued work may need

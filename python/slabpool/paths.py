@@ -1,23 +1,23 @@
 """Where the installed package keeps its C++ headers, its library and its CMake files.
 
-For builds on top of the core: C and C++ programs, and Cython modules that cimport slabpool's. The
-answers are of the installed package, also when its Python files are served from a source tree.
+For builds on top of the core: C and C++ programs, and Cython modules that cimport slabpool's. The paths are
+those of the installed package, also in an editable install, whose Python files are in a source tree.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-
-import slabpool
 
 
 def _installed(*parts: str) -> str:
-    # An editable install gives the package two folders; only the installed one has what CMake made.
-    for root in slabpool.__path__:
+    # The package of an editable install has two folders; CMake's files are only in the installed one.
+    roots = sys.modules["slabpool"].__path__
+    for root in roots:
         path = Path(root, *parts)
         if path.is_dir():
             return str(path)
-    looked = ", ".join(slabpool.__path__)
+    looked = ", ".join(roots)
     raise FileNotFoundError(f"the installed slabpool has no folder {'/'.join(parts)!r} (looked in {looked})")
 
 

@@ -172,7 +172,7 @@ def test_what_needs_the_hosts_memory_is_refused(cuda: object) -> None:
                 call()
             says(
                 raised,
-                "needs memory that the host reaches ... a device's ... 'host', 'pinned' or 'managed:N'",
+                "needs memory that the host can access ... device memory ... 'host', 'pinned' or 'managed:N'",
             )
         assert pool.stats() == before
         assert pool.sessions() == []

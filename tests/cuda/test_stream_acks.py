@@ -14,7 +14,7 @@ import pytest
 
 import slabpool
 from slabpool import Ack
-from slabpool._core.stream import handle_of
+from slabpool._core.cuda import handle_of
 from tests.cuda.gpu_work import Work
 from tests.cuda.standin_build import Standin
 from tests.waiting import once, waits

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import slabpool
-from slabpool._core import stream_heap
-from slabpool._core.stream_heap import StreamHeap
+from slabpool._core import heaps
+from slabpool._core.heaps import StreamHeap
 from tests.cuda.gpu_work import Work
 from tests.cuda.standin_build import Standin
 
@@ -108,7 +108,7 @@ def test_as_torch_calls_it(work: Work) -> None:
     )
     stream = work.stream()
     assert alloc(4096, 0, stream) is None
-    stream_heap.put_in_force(heap, 0)
+    heaps.put_in_force(heap, 0)
     try:
         address = alloc(0, 0, stream)
         assert address
@@ -117,20 +117,20 @@ def test_as_torch_calls_it(work: Work) -> None:
         assert alloc(0, 0, stream) == address
         free(address, 0, 0, stream)
     finally:
-        stream_heap.put_in_force(None, 0)
+        heaps.put_in_force(None, 0)
     assert alloc(4096, 0, stream) is None
 
 
 def test_as_cupy_calls_it(work: Work) -> None:
     _, heap = new_heap()
     malloc = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)(
-        stream_heap.CUPY_MALLOC
+        heaps.CUPY_MALLOC
     )
-    free = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)(stream_heap.CUPY_FREE)
+    free = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)(heaps.CUPY_FREE)
     stream = work.stream()
-    stream_heap.set_stream(stream)
+    heaps.set_stream(stream)
     address = malloc(heap.address, 4096, 0)
-    stream_heap.set_stream(0)
+    heaps.set_stream(0)
     free(heap.address, address, 0)
     assert malloc(heap.address, 4096, 0) != address
     assert heap.allocate(4096, stream) == address

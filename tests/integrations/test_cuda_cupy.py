@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import slabpool
-from slabpool._core import stream_heap
+from slabpool._core import heaps
 from slabpool.libraries import stream_heaps as _stream_heaps
 from tests.cuda.standin_build import Standin
 from tests.integrations import scenes
@@ -124,10 +124,10 @@ def test_symbols_called_as_by_cupys_CFunctionAllocator(standin: Standin) -> None
     pool = slabpool.Pool("8MiB", memory="cuda:0")
     heap = _stream_heaps.heap_of(pool)
     malloc = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)(
-        stream_heap.CUPY_MALLOC
+        heaps.CUPY_MALLOC
     )
-    free = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)(stream_heap.CUPY_FREE)
-    stream_heap.set_stream(0)
+    free = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)(heaps.CUPY_FREE)
+    heaps.set_stream(0)
     address = malloc(heap.address, MIB, 0)
     assert address and address % 512 == 0 and pool.stats().live >= MIB
     assert not malloc(

@@ -81,7 +81,7 @@ class Machine(RuleBasedStateMachine):
         except slabpool.TensorTooLargeError:
             assert reserve is not None and reserve > CAPACITY
         except slabpool.PoolExhausted:
-            assert reserve and model.pinned() + before.set_aside + pages(reserve) > CAPACITY, (
+            assert reserve and model.pinned() + before.reserved + pages(reserve) > CAPACITY, (
                 "a reserve that fits"
             )
             model.exhaustions += 1
@@ -124,7 +124,7 @@ class Machine(RuleBasedStateMachine):
         given = self.pool.trim()
         after = self.pool.stats()
         assert given == before.committed - after.committed
-        assert after.committed <= self.model.pinned() + after.set_aside
+        assert after.committed <= self.model.pinned() + after.reserved
 
     @precondition(lambda self: self.model.live_requests or self.views)
     @rule()
@@ -177,7 +177,7 @@ class Machine(RuleBasedStateMachine):
         s = self.pool.stats()
         in_views = sum(b.size for b in model.blocks if b.views)
         assert s.live + s.retained == in_views
-        assert s.requests_open + s.requests_draining + s.in_doubt + s.set_aside == 0
+        assert s.requests_open + s.requests_draining + s.in_doubt + s.reserved == 0
         self.views.clear()
         s = self.pool.stats()
         assert (s.live, s.retained, s.allocations) == (0, 0, s.frees)

@@ -405,10 +405,10 @@ class PoolModel:
         """The laws on bytes and counts."""
         assert s.committed == s.live + s.retained + s.in_doubt + s.cached
         assert s.committed <= s.capacity == self.capacity
-        assert min(s.live, s.retained, s.in_doubt, s.cached, s.set_aside) >= 0
+        assert min(s.live, s.retained, s.in_doubt, s.cached, s.reserved) >= 0
         retained, in_doubt = self.retained(), self.in_doubt()
         assert (s.live, s.retained, s.in_doubt) == (self.held() - retained - in_doubt, retained, in_doubt)
-        assert s.live + s.retained + s.in_doubt + s.set_aside <= s.capacity
+        assert s.live + s.retained + s.in_doubt + s.reserved <= s.capacity
         assert s.peak_live == self.peak
         assert s.peak_committed >= s.committed
         assert (s.allocations, s.frees) == (self.allocations, self.frees)
@@ -418,7 +418,7 @@ class PoolModel:
         assert s.requests_open == sum(r.host for r in live)
         assert s.requests_draining == sum(not r.host for r in live)
         assert s.requests_in_doubt == sum(r.state is RequestState.IN_DOUBT for r in live)
-        self._check_set_aside(s.set_aside)
+        self._check_set_aside(s.reserved)
 
     def _check_set_aside(self, set_aside: int) -> None:
         """Exact, except for the pages that become empty when blocks return to a reserve: the pool says how

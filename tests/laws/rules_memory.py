@@ -83,7 +83,7 @@ class MemoryRules(Machine):
         assert max(nbytes, 1) <= size <= block_bound(nbytes + self.guard, align)
         if request is not None and request.root.quota is not None:
             assert request.root.used + size <= request.root.quota
-        return self.model.allocated(request, size, align, s.set_aside)
+        return self.model.allocated(request, size, align, s.reserved)
 
     def _refused(self, error: Exception, request: RequestModel | None, nbytes: int, align: int) -> None:
         """Checks that this refusal was right."""
@@ -258,7 +258,7 @@ class MemoryRules(Machine):
         need = pages(tensor.length)
         # It has at most an eighth more than before; after a truncate it keeps what it does not use.
         assert max(need, block.size) <= tensor.nbytes <= max(need + block.size // 8, block.size)
-        self.model.grown(block, tensor.nbytes, self.pool.stats().set_aside)
+        self.model.grown(block, tensor.nbytes, self.pool.stats().reserved)
         array = tensor.array
         assert array.shape == (tensor.length,)
         array[before:] = stamped(view.stamp, before, tensor.length - before)

@@ -28,7 +28,7 @@ class SessionRules(Machine):
         living = next((s for s in self.model.sessions if (s.id, type(s.id)) == (id, type(id))), None)
         if living is None:
             made = self.pool.session(id, budget=budget)
-            assert made.names() == () and not made.closed
+            assert len(made) == 0 and not made.closed
             self.model.sessions.append(SessionModel(id, made, budget, idle_since=next(self.model._steps)))
         elif budget is not None and living.nbytes > budget:
             with pytest.raises(slabpool.QuotaExceededError):

@@ -33,7 +33,7 @@ def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
     with switching_often():
         yield made
     s = made.stats()
-    assert (s.live, s.retained, s.in_doubt, s.set_aside) == (0, 0, 0, 0)
+    assert (s.live, s.retained, s.in_doubt, s.reserved) == (0, 0, 0, 0)
     assert (s.requests_open, s.requests_draining, s.requests_in_doubt) == (0, 0, 0)
     assert s.allocations == s.frees > 0
     assert made.requests() == []
@@ -299,7 +299,7 @@ def test_budgets_survive_requests_that_end_mid_allocation(pool: Pool) -> None:
 
         together(allocate, allocate, end_and_next)
         s = pool.stats()
-        assert (s.set_aside, s.requests_open, s.requests_draining) == (0, 0, 0)
+        assert (s.reserved, s.requests_open, s.requests_draining) == (0, 0, 0)
     del blocker
 
 
@@ -344,7 +344,7 @@ def test_figures_add_up_at_every_instant(pool: Pool) -> None:
             s = pool.stats()
             assert s.committed == s.live + s.retained + s.in_doubt + s.cached
             assert s.committed <= s.peak_committed <= s.capacity
-            assert min(s.live, s.retained, s.in_doubt, s.cached, s.set_aside) >= 0
+            assert min(s.live, s.retained, s.in_doubt, s.cached, s.reserved) >= 0
             for name in ("allocations", "frees", "acks", "peak_committed"):
                 assert getattr(s, name) >= getattr(before, name), name
             # The peak may read too high for a moment, by up to this much per thread, and is then corrected.

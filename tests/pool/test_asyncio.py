@@ -48,7 +48,7 @@ def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 def check_nothing_left(pool: Pool) -> None:
     s = pool.stats()
-    assert (s.live, s.set_aside, s.requests_open, s.requests_draining) == (0, 0, 0, 0)
+    assert (s.live, s.reserved, s.requests_open, s.requests_draining) == (0, 0, 0, 0)
     assert pool.requests() == []
 
 
@@ -60,7 +60,7 @@ def test_room_is_given_at_once(pool: Pool) -> None:
             assert open_files() == files, "a descriptor without a waiter"
             assert (request.id, request.pending, request.quota) == ("r", {"d"}, 768 << 10)
             assert pool.requests()[0].opened_at == f"{__file__}:{line}"
-            assert pool.stats().set_aside == 512 << 10
+            assert pool.stats().reserved == 512 << 10
         assert request.ack("d") is Ack.RELEASED
         await request.released()
 
@@ -99,7 +99,7 @@ def test_waits_for_the_reserve_while_the_loop_runs(pool: Pool, by: str) -> None:
                 thread.start()
                 thread.join()
         request = await second
-        assert pool.stats().set_aside >= CAPACITY // 2
+        assert pool.stats().reserved >= CAPACITY // 2
         request.close()
 
     run(main)
@@ -112,7 +112,7 @@ def test_timeout(pool: Pool) -> None:
         files = open_files()
         with pool.request("first", reserve=CAPACITY):
             began = loop.time()
-            with pytest.raises(slabpool.PoolExhausted, match="set aside"):
+            with pytest.raises(slabpool.PoolExhausted, match="cannot reserve"):
                 await pool.request_async("second", reserve=1, timeout=0.05)
             assert loop.time() - began >= 0.05
             with pytest.raises(slabpool.PoolExhausted):
@@ -178,7 +178,7 @@ def test_cancelled_coroutines_leave_nothing(pool: Pool) -> None:
                 check_nothing_left(pool)
                 first = pool.request("first", reserve=CAPACITY)
         assert [r.request_id for r in pool.requests()] == ["first"]
-        assert pool.stats().set_aside == CAPACITY
+        assert pool.stats().reserved == CAPACITY
         # A cancelled coroutine takes nothing from one that still waits.
         given_up = [asyncio.create_task(pool.request_async("no", reserve=CAPACITY)) for _ in range(5)]
         served = asyncio.create_task(pool.request_async("yes", reserve=CAPACITY))

@@ -39,7 +39,10 @@ def test_context_manager_closes() -> None:
 
 
 HOLDS: dict[str, tuple[Callable[[Pool], Any], str]] = {
-    "a view": (lambda pool: pool.empty(4 * KiB, "u1"), "4 KiB live ... no request; views without one"),
+    "a view": (
+        lambda pool: pool.empty(4 * KiB, "u1"),
+        "4 KiB live ... no request; views that belong to none",
+    ),
     "a slice": (lambda pool: pool.empty(4 * KiB, "u1")[3:4], "4 KiB live"),
     "an open request": (
         lambda pool: pool.request("chat", ["gpu0"]),
@@ -53,7 +56,7 @@ HOLDS: dict[str, tuple[Callable[[Pool], Any], str]] = {
         lambda pool: retained(pool),
         "4 KiB retained ... (released) ... 1 live views",
     ),
-    "a reserve": (lambda pool: pool.request("chat", reserve="64KiB"), "64 KiB set aside ... 'chat'"),
+    "a reserve": (lambda pool: pool.request("chat", reserve="64KiB"), "64 KiB reserved ... 'chat'"),
 }
 
 
@@ -135,7 +138,7 @@ def test_force_ends_requests_but_never_a_view() -> None:
     with pytest.raises(slabpool.RequestClosedError):
         lazy["a"]
     stats = pool.stats()
-    assert (stats.requests_open, stats.requests_draining, stats.set_aside) == (0, 0, 0)
+    assert (stats.requests_open, stats.requests_draining, stats.reserved) == (0, 0, 0)
     assert stats.live == 3 * MiB + 64
     assert stats.retained == sum(record.nbytes for record in pool.leaks()) > 0
     assert {record.request_id for record in pool.leaks()} == {"chat"}

@@ -166,7 +166,7 @@ def test_message_without_any_request(pool: Pool) -> None:
 def test_too_many_requests() -> None:
     with Pool("1MiB") as pool:
         requests = []
-        with pytest.raises(PoolExhausted, match="as many requests as it can tell apart"):
+        with pytest.raises(PoolExhausted, match="as many requests as it can hold"):
             for number in range(100_000):
                 requests.append(pool.request(number))
         assert len(requests) == 65536
@@ -196,7 +196,7 @@ def test_waiting_call_is_served_when_a_device_acknowledges(pool: Pool, how: str)
             assert not other.zeros(512 * KiB, "u1", timeout=30).any()
     else:
         with pool.request("s", reserve="512KiB", timeout=30) as other:
-            assert pool.stats().set_aside == 512 * KiB
+            assert pool.stats().reserved == 512 * KiB
     thread.join()
     assert pool.stats().exhaustions == 0
 

@@ -31,7 +31,7 @@ def pool() -> Iterator[Pool]:
     made = Pool(CAPACITY)
     yield made
     s = made.stats()
-    assert (s.live, s.retained, s.set_aside, s.requests_open, s.requests_draining) == (0, 0, 0, 0, 0)
+    assert (s.live, s.retained, s.reserved, s.requests_open, s.requests_draining) == (0, 0, 0, 0, 0)
     assert s.allocations == s.frees
     assert made._verify() is None
     whole = made.empty(CAPACITY, "u1")  # the cache of no thread keeps a block

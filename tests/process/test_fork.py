@@ -337,7 +337,7 @@ def test_fork_while_threads_are_at_work() -> None:
     kept.clear()
     stats = pool.stats()
     assert stats.allocations == stats.frees > 100
-    assert (stats.live, stats.retained, stats.set_aside, stats.requests_open, stats.requests_draining) == (
+    assert (stats.live, stats.retained, stats.reserved, stats.requests_open, stats.requests_draining) == (
         0,
     ) * 5
     assert pool._verify() is None

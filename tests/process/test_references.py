@@ -95,7 +95,7 @@ def test_a_request_with_a_reserve(shared_pool: slabpool.Pool, peer: slabpool.Pee
             np.testing.assert_array_equal(peer.open(ref), x[-3:])
         del arrays, x
     assert peer.ack(refs[0]) is Ack.RELEASED
-    assert (shared_pool.stats().live, shared_pool.stats().set_aside) == (0, 0)
+    assert (shared_pool.stats().live, shared_pool.stats().reserved) == (0, 0)
 
 
 def test_writes_of_either_side_are_seen_by_the_other(peer: slabpool.Peer, req: slabpool.Request) -> None:
@@ -225,7 +225,7 @@ def test_a_reference_of_a_request_that_is_over(shared_pool: slabpool.Pool, peer:
         ref = req.ref(req.zeros(10))
     req.ack("gpu0")
     for _ in range(2):
-        with pytest.raises(StaleReferenceError, match="its request is over"):
+        with pytest.raises(StaleReferenceError, match="its request is released"):
             peer.open(ref)
         assert peer.ack(ref) is Ack.LATE
         # The next request has the same slot and most likely the same bytes.

@@ -69,7 +69,7 @@ def test_everything_is_served_and_nothing_leaks(trace: Trace) -> None:
     assert outcome.acks_counted == 3 * len(trace)
     assert outcome.allocated == len(trace) + int(plan.blocks.sum())
     assert outcome.waits_us == [0] * len(trace)
-    assert outcome.final.live == outcome.final.set_aside == 0
+    assert outcome.final.live == outcome.final.reserved == 0
     assert outcome.operations == outcome.allocated + 3 * len(trace) + len(trace)
 
 

@@ -23,7 +23,7 @@ def pool() -> Iterator[Pool]:
     with Pool("1MiB") as pool:
         yield pool
         assert pool._verify() is None
-        assert pool.stats().set_aside == 0
+        assert pool.stats().reserved == 0
 
 
 # ---- quota
@@ -111,7 +111,7 @@ def sizes_within(budget: int, largest: int, rng: np.random.Generator) -> list[in
 def test_two_reserves_of_half_are_both_fully_served(size: int) -> None:
     with Pool("1MiB") as pool:
         first, second = pool.request("a", reserve="512KiB"), pool.request("b", reserve="512KiB")
-        assert pool.stats().set_aside == MiB
+        assert pool.stats().reserved == MiB
         with pytest.raises(PoolExhausted):
             pool.empty(64, "u1")
         with pytest.raises(PoolExhausted):
@@ -121,11 +121,11 @@ def test_two_reserves_of_half_are_both_fully_served(size: int) -> None:
             second.empty(size, "u1")
         assert first.nbytes == second.nbytes == 512 * KiB
         stats = pool.stats()
-        assert (stats.live, stats.committed, stats.set_aside) == (MiB, MiB, 0)
+        assert (stats.live, stats.committed, stats.reserved) == (MiB, MiB, 0)
         assert pool._verify() is None
         first.close()
         second.close()
-        assert (pool.stats().set_aside, pool.stats().live) == (0, 0)
+        assert (pool.stats().reserved, pool.stats().live) == (0, 0)
         assert pool.empty(MiB, "u1").nbytes == MiB
 
 
@@ -170,7 +170,7 @@ def test_steps_of_a_request_draw_on_its_reserve_again(seed: int) -> None:
             with req.child() as step:
                 for size in sizes_within(MiB - 16 * KiB, 18, rng):
                     step.empty(size, "u1")
-        assert pool.stats().set_aside == 4 * MiB - 16 * KiB
+        assert pool.stats().reserved == 4 * MiB - 16 * KiB
         req.close()
         other.close()
 
@@ -184,29 +184,29 @@ def test_refused_reserve_leaves_nothing(pool: Pool) -> None:
     assert after == before._replace(exhaustions=before.exhaustions + 1)
     assert pool.requests() == []
     with pool.request("r", reserve="512KiB"):
-        assert pool.stats().set_aside == 512 * KiB
+        assert pool.stats().reserved == 512 * KiB
     del keep
 
 
 def test_reserve_takes_room_from_others_and_returns_it(pool: Pool) -> None:
     with pool.request("r", reserve="768KiB") as req:
         others = pool.empty(256 * KiB, "u1")
-        with pytest.raises(PoolExhausted, match="768 KiB set aside"):
+        with pytest.raises(PoolExhausted, match="768 KiB reserved"):
             pool.empty(16 * KiB, "u1")
         own = req.empty(256 * KiB, "u1")
-        assert pool.stats().set_aside == 512 * KiB
+        assert pool.stats().reserved == 512 * KiB
         del others
         assert pool.empty(256 * KiB, "u1").nbytes == 256 * KiB
         del own
-        assert pool.stats().set_aside == 512 * KiB  # the request keeps its block
-    assert pool.stats().set_aside == 0
+        assert pool.stats().reserved == 512 * KiB  # the request keeps its block
+    assert pool.stats().reserved == 0
     assert pool.empty(1 * MiB, "u1").nbytes == MiB
 
 
 def test_request_may_have_more_than_its_reserve(pool: Pool) -> None:
     with pool.request("r", reserve="256KiB") as req:
         req.empty(512 * KiB, "u1")
-        assert pool.stats().set_aside == 0
+        assert pool.stats().reserved == 0
         req.empty(512 * KiB, "u1")
         with pytest.raises(PoolExhausted):
             req.empty(1, "u1")
@@ -217,11 +217,11 @@ def test_children_draw_on_the_reserve_and_return_it(pool: Pool) -> None:
         for _ in range(50):
             with req.child(["gpu0"]) as step:
                 step.empty(256 * KiB, "u1")
-                assert pool.stats().set_aside == 256 * KiB
+                assert pool.stats().reserved == 256 * KiB
                 with pytest.raises(PoolExhausted):
                     pool.empty(768 * KiB, "u1")
             step.ack("gpu0")
-            assert pool.stats().set_aside == 512 * KiB
+            assert pool.stats().reserved == 512 * KiB
         req.empty(512 * KiB, "u1")
         req.ack("gpu0")
 
@@ -231,7 +231,7 @@ def test_reserve_is_held_until_the_last_device_leaves(pool: Pool) -> None:
     req.empty(256 * KiB, "u1")
     req.close()
     req.ack("gpu0")
-    assert pool.stats().set_aside == 0
+    assert pool.stats().reserved == 0
     assert pool.empty(1 * MiB, "u1").nbytes == MiB
 
 
@@ -247,7 +247,7 @@ def test_released_view_does_not_count_against_a_new_reserve_twice(pool: Pool) ->
     req = pool.request("r", reserve="512KiB")
     kept = req.full(512 * KiB, 7, "u1")
     req.close()
-    assert (pool.stats().retained, pool.stats().set_aside) == (512 * KiB, 0)
+    assert (pool.stats().retained, pool.stats().reserved) == (512 * KiB, 0)
     with pool.request("s", reserve="512KiB") as other:
         with pytest.raises(PoolExhausted):
             pool.request("t", reserve=1)

@@ -153,7 +153,7 @@ def test_it_counts_in_the_requests_quota_and_reserve(pool):
         tensor = req.growable((0,), "u1", limit=1 << 30)
         full = pool.empty(12 << 20, "u1")
         tensor.extend(4 << 20)  # reserved, so others could not take it
-        assert pool.stats().set_aside == 0
+        assert pool.stats().reserved == 0
         with pytest.raises(slabpool.PoolExhausted):
             tensor.extend(1)
         del full

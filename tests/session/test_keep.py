@@ -175,7 +175,7 @@ def test_dropping_and_closing_wait_for_the_turns(pool: Pool) -> None:
     turn_with(session, "b", 1000)
     turn = session.request(devices=["gpu0"])
     session.drop("a")
-    assert session.names() == ("b",) and "a" not in session and session.nbytes == 1024
+    assert tuple(session) == ("b",) and "a" not in session and session.nbytes == 1024
     session.close()
     turn.close()
     assert pool.stats().live == 2048
@@ -230,7 +230,7 @@ def test_budgets(pool: Pool) -> None:
         assert turn.nbytes == 0 and session.nbytes == 2 * kept
         everything = turn.zeros(131072 - 1024, "u1")  # the quota no longer counts what is kept
         del more, everything
-    assert pool.stats().live == 2 * kept and pool.stats().set_aside == 0
+    assert pool.stats().live == 2 * kept and pool.stats().reserved == 0
     session.keep("a", session["b"])
     assert session.nbytes == kept
 
@@ -308,8 +308,12 @@ def test_as_a_mapping(pool: Pool) -> None:
     session = pool.session("chat-42")
     for name in ("b", "a", "c"):
         turn_with(session, name, 100, ord(name))
-    assert list(session) == ["b", "a", "c"] == list(session.keys()) and len(session) == 3
-    assert {name: int(array[0]) for name, array in dict(session).items()} == {"a": 97, "b": 98, "c": 99}
+    assert list(session) == ["b", "a", "c"] and len(session) == 3
+    assert {name: int(array[0]) for name, array in ((name, session[name]) for name in session)} == {
+        "a": 97,
+        "b": 98,
+        "c": 99,
+    }
     with pytest.raises(KeyError):
         session["d"]
     assert "a" in session and 3 not in session

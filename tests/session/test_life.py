@@ -68,7 +68,7 @@ def test_a_ttl_may_change(pool: Pool) -> None:
 def test_a_session_is_expired_before_the_thread_ends_it(pool: Pool) -> None:
     session = pool.session("chat-42", ttl=1e-9)
     with pytest.raises(SessionLostError):
-        session.names()
+        list(session)
     assert pool.session("chat-42", ttl=1e-9) is not session
 
 
@@ -78,7 +78,7 @@ def test_closing(pool: Pool) -> None:
         assert pool.session("chat-42") is session and not session.closed
     assert session.closed and pool.stats().live == 0
     session.close()
-    for call in (session.names, session.request, lambda: session["kv"], lambda: session.drop("kv"),
+    for call in (lambda: list(session), session.request, lambda: session["kv"], lambda: session.drop("kv"),
                  lambda: session.keep("kv", None)):  # fmt: skip
         with pytest.raises(SessionLostError, match=r"'chat-42' was closed .* s ago.* opens a new one"):
             call()
@@ -128,7 +128,7 @@ def test_a_pool_closes_over_idle_sessions(pool: Pool) -> None:
     pool.close()
     assert pool.closed and session.closed and keepers() == []
     with pytest.raises(SessionLostError, match="closed with its pool"):
-        session.names()
+        list(session)
     with pytest.raises(slabpool.PoolClosedError):
         pool.session("chat-42")
 
@@ -188,15 +188,16 @@ def test_a_fork_does_not_touch_sessions(pool: Pool) -> None:
     if pid == 0:
         answer: object = None
         try:
-            calls = (session.names, session.request, lambda: session["kv"], session.close, pool.sessions,
-                     lambda: session.nbytes, lambda: session.expired, lambda: pool.session("new"),
-                     lambda: setattr(pool, "session_budget", 3), pool.close)  # fmt: skip
+            calls = (lambda: list(session), session.request, lambda: session["kv"], session.close,
+                     pool.sessions, lambda: session.nbytes, lambda: session.expired,
+                     lambda: pool.session("new"), lambda: setattr(pool, "session_budget", 3),
+                     pool.close)  # fmt: skip
             said = [says_forked(call) for call in calls]
             with session:
                 pass
             own = Pool("1MiB")
             turn_with(mine := own.session("chat-42", ttl=3600), "kv", 10)
-            answer = all(said), repr(session), int(view.sum()), mine.names()
+            answer = all(said), repr(session), int(view.sum()), tuple(mine)
             del session, turn, pool, own, mine
             gc.collect()
         except BaseException as error:

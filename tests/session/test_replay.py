@@ -42,7 +42,7 @@ def check(pool: Pool, chats: list[Chat]) -> None:
         if chat.session is None or chat.session.closed:
             continue
         record = records.pop(chat.id)
-        assert record.names == chat.session.names() and set(record.names) == set(chat.stored)
+        assert record.names == tuple(chat.session) and set(record.names) == set(chat.stored)
         assert record.nbytes <= BUDGET and (record.idle is None) == (chat.turn is not None)
     assert not records
     kept = [r for r in pool.requests() if r.state is slabpool.RequestState.KEPT]

@@ -115,4 +115,15 @@ std::vector<RequestInfo> Pool::requests(std::int64_t older_than_ns) {
   return all;
 }
 
+// Not inline: bindings see the exported Pool, and not the classes that it delegates to.
+Block* Pool::find(const void* address) const noexcept { return depot_.find(address); }
+Block* Pool::find_held(const void* address) const noexcept { return depot_.find_held(address); }
+bool Pool::is_open(Handle handle) const noexcept { return table_.is_open(handle); }
+bool Pool::cancelled(Handle handle) const noexcept { return table_.is_cancelled(handle); }
+std::vector<Corruption> Pool::corruptions() const { return guard_.found(); }
+Depot::Tagged Pool::tagged(std::uint8_t tag) const noexcept { return depot_.tagged(tag); }
+const char* Pool::verify() noexcept { return depot_.verify(); }
+void Pool::add_wakeup(int fd) { waiters_.add_wakeup(fd); }
+void Pool::remove_wakeup(int fd) noexcept { waiters_.remove_wakeup(fd); }
+
 }  // namespace slabpool

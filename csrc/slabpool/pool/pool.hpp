@@ -120,9 +120,9 @@ class SLABPOOL_API Pool final : public AckSink {
   // A view of a block by its serial, if the request it belongs to is still that generation and not over.
   Status open_view(Block& block, std::uint32_t serial, Handle request) noexcept;
   void drop_view(Block& block) noexcept;
-  Block* find(const void* address) const noexcept { return depot_.find(address); }
+  Block* find(const void* address) const noexcept;
   // The same without a lock, for an address in a block that the caller holds, or outside the pool (null).
-  Block* find_held(const void* address) const noexcept { return depot_.find_held(address); }
+  Block* find_held(const void* address) const noexcept;
 
   // ---- requests
   Status open(const OpenSpec& spec, Handle& handle) noexcept;
@@ -130,8 +130,8 @@ class SLABPOOL_API Pool final : public AckSink {
   void close_request(Handle handle, bool cancel) noexcept;
   Status add_device(Handle handle, std::uint32_t device) noexcept;
   bool released(Handle handle) noexcept;
-  bool is_open(Handle handle) const noexcept { return table_.is_open(handle); }  // the host holds it
-  bool cancelled(Handle handle) const noexcept { return table_.is_cancelled(handle); }
+  bool is_open(Handle handle) const noexcept;  // the host holds it
+  bool cancelled(Handle handle) const noexcept;
   // True once released; false if `deadline_ns` came first.
   bool wait_released(Handle handle, std::int64_t deadline_ns) noexcept;
   // False if the request is over and no view retains bytes of it.
@@ -217,13 +217,13 @@ class SLABPOOL_API Pool final : public AckSink {
   // Requests that are not over or whose bytes views retain, oldest first, at least `older_than_ns` old.
   std::vector<RequestInfo> requests(std::int64_t older_than_ns);
   std::vector<Event> events() const;
-  std::vector<Corruption> corruptions() const { return guard_.found(); }
+  std::vector<Corruption> corruptions() const;
   // Live blocks with this tag (Block::tag) and their bytes. Slow: looks at every block.
-  Depot::Tagged tagged(std::uint8_t tag) const noexcept { return depot_.tagged(tag); }
+  Depot::Tagged tagged(std::uint8_t tag) const noexcept;
   // Whether bytes past the end of what was asked for are watched for writes (debug).
   bool guards_ends() const noexcept { return options_.debug > 0; }
   // Checks every invariant of the page heap and the slabs; null if all hold, otherwise what does not.
-  const char* verify() noexcept { return depot_.verify(); }
+  const char* verify() noexcept;
 
   // ---- giving back (life.cpp)
   std::uint64_t trim() noexcept;
@@ -236,8 +236,8 @@ class SLABPOOL_API Pool final : public AckSink {
 
   // Writes to the file descriptor (an eventfd or a pipe) whenever memory came back or a request ended, until it is
   // removed. For event loops. Throws std::bad_alloc.
-  void add_wakeup(int fd) { waiters_.add_wakeup(fd); }
-  void remove_wakeup(int fd) noexcept { waiters_.remove_wakeup(fd); }
+  void add_wakeup(int fd);
+  void remove_wakeup(int fd) noexcept;
 
  private:
   struct Plan {

@@ -1,8 +1,8 @@
-"""The request that allocations of other libraries count to: the one that is active where they happen.
+"""The active request: memory that other libraries allocate belongs to it.
 
-A context variable: each thread has its own, and asyncio tasks begin with that of the code that made them.
-What must stay true: an activation ends with its ``with`` block, in tasks made inside it too, and integrations
-that park memory for reuse within one are told.
+A context variable: each thread has its own, and an asyncio task inherits that of the code that made it.
+Invariants: an activation ends with its ``with`` block, also in tasks made inside; integrations that keep
+memory for reuse within one are called when it ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Activation:
-    """One ``with request.activate():`` block; used once."""
+    """One ``with request.activate():`` block; usable once."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -26,7 +26,7 @@ class Activation:
 
     def __enter__(self) -> Request:
         if self._token is not None:
-            raise RuntimeError("an activation is for one `with` block; call activate() for each")
+            raise RuntimeError("an activation is usable for one `with` block; call activate() for each")
         self._token = _active.set(self)
         self.live = True
         for enter in on_enter:
@@ -36,7 +36,7 @@ class Activation:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.live = False  # first: nothing is parked from here on
+        self.live = False  # first: from now on nothing is kept for reuse
         if self._token is not None:
             _active.reset(self._token)
         for leave in tuple(on_leave):
@@ -44,20 +44,20 @@ class Activation:
 
 
 _active: ContextVar[Activation | None] = ContextVar("slabpool_active_request", default=None)
-#: Called with each activation that has begun, on its thread. Nothing is ever taken from it.
+#: Called with each activation that has begun, on its thread. Nothing is ever removed from this list.
 on_enter: list[Callable[[Activation], object]] = []
 #: Called with each activation that ends.
 on_leave: list[Callable[[Activation], object]] = []
 
 
 def current() -> Activation | None:
-    """The innermost activation here, if its block has not ended."""
+    """The innermost activation of this context, if its block has not ended."""
     activation = _active.get()
     return activation if activation is not None and activation.live else None
 
 
 def active_request() -> Request | None:
-    """The request that is active here, or None.
+    """The active request of this context, or None.
 
     Returns
     -------

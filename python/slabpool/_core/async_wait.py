@@ -1,9 +1,9 @@
-"""Waiting for a pool inside asyncio: one file descriptor a pool and event loop, no threads, no polling.
+"""Waiting for a pool inside asyncio: one file descriptor for each pool and event loop, and no threads.
 
-The core writes to the descriptor whenever memory came back or a request ended; the loop then wakes
-every coroutine that waits, and each looks for itself. While acks wait for CUDA streams, which wake nobody,
-it also looks after a pause. The descriptor exists only while somebody waits, and nothing of the loop is
-kept beyond.
+The core writes to the descriptor whenever memory is returned or a request is released. The loop then wakes
+every waiting coroutine, and each tries again. CUDA streams never wake waiters, so while acks wait for streams
+the coroutines also poll, after pauses. The descriptor exists only while a coroutine waits, and the event loop
+is not kept alive.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from slabpool._core.request import Request
 
 
-# Seconds between two looks at acks that wait for streams. Short at first: so is most of what they wait for.
+# Seconds between two polls while acks wait for streams. Short at first, because most work on streams is
+# short.
 FIRST_PAUSE = 50e-6
 LONGEST_PAUSE = 2e-3
 
@@ -53,7 +54,7 @@ class _Wakeup:
             self._loop.add_reader(self._read, self._wake)
             self._pool._add_wakeup(self._write)
             if self._pool._bell >= 0:
-                # What ends by the acks that are taken in then, wakes.
+                # Collecting the acks of peers wakes the waiters of what they release.
                 self._loop.add_reader(self._pool._bell, self._pool._answer_bell)
         except BaseException:
             self._close()
@@ -61,7 +62,7 @@ class _Wakeup:
         _wakeups(self._pool)[self._loop] = self
 
     def _close(self) -> None:
-        # Off the pool first: from then on nobody writes to a number that may soon be another file's.
+        # First remove it from the pool: after close() another file may have the same number.
         self._pool._remove_wakeup(self._write)
         self._loop.remove_reader(self._read)
         if self._pool._bell >= 0:
@@ -76,16 +77,14 @@ class _Wakeup:
             self._close()
 
     def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # somebody read it in the meantime
+        with contextlib.suppress(BlockingIOError):  # another wake-up has read it
             os.read(self._read, 4096)
         waiters, self._waiters = self._waiters, set()
         for waiter in waiters:
             _answer(waiter, True)
 
     async def next(self, deadline: float | None) -> bool:
-        """True after the next wake-up that comes after this call; False if the deadline (of the loop's
-        clock) was first.
-        """
+        """True after the next wake-up; False if the deadline (by the loop's clock) comes first."""
         waiter: asyncio.Future[bool] = self._loop.create_future()
         self._waiters.add(waiter)
         timer = None if deadline is None else self._loop.call_at(deadline, _answer, waiter, False)
@@ -103,22 +102,24 @@ def _answer(waiter: asyncio.Future[bool], woken: bool) -> None:
 
 
 def _wakeups(pool: Pool) -> dict[asyncio.AbstractEventLoop, _Wakeup]:
-    """Those in use, by loop. Each loop's thread touches the entry of its own loop alone."""
+    """The wake-ups in use, by loop. The thread of a loop uses only the entry of its own loop."""
     wakeups: dict[asyncio.AbstractEventLoop, _Wakeup] = pool.__dict__.setdefault("_wakeups", {})
     return wakeups
 
 
 async def until(pool: Pool, done: Callable[[], bool], timeout: float | None = None) -> bool:
-    """True once `done()` is; it is asked again whenever memory came back or a request ended. False if the
-    timeout (seconds) is over and it still is not.
+    """True once `done()` is true; False if it is still false when the timeout (seconds) expires.
+
+    `done` is called again whenever memory is returned or a request is released.
     """
     if done():
         return True
     loop = asyncio.get_running_loop()
     deadline = None if timeout is None else loop.time() + timeout
     with _wakeups(pool).get(loop) or _Wakeup(pool, loop) as wakeup:
-        # Asked after the wake-up is in place: what happens from now on is seen. Between the answer and the
-        # return nothing is awaited, so that a cancelled coroutine never has what `done` opened.
+        # done() is called after the wake-up is in place, so that no event is missed. Nothing is awaited
+        # between a true result and the return, so that a cancelled coroutine never leaves behind what `done`
+        # opened.
         pause = FIRST_PAUSE
         while not done():
             until_then = deadline
@@ -127,7 +128,7 @@ async def until(pool: Pool, done: Callable[[], bool], timeout: float | None = No
                 until_then = look if deadline is None else min(look, deadline)
                 pause = min(2 * pause, LONGEST_PAUSE)
             woken = await wakeup.next(until_then)
-            # The clock is asked too: a pool that is busy enough has news at every turn.
+            # Also by the clock, because a busy pool wakes the loop at every turn.
             if (not woken and until_then is deadline) or (deadline is not None and loop.time() >= deadline):
                 return done()
     return True
@@ -139,7 +140,7 @@ async def released(pool: Pool, done: Callable[[], bool]) -> None:
 
 
 async def open_request(pool: Pool, attempt: Callable[[], Request], timeout: float | None) -> Request:
-    """Calls `attempt` until it does not run out of memory any more, or the timeout (seconds) is over."""
+    """Calls `attempt` until it does not run out of memory, or the timeout (seconds) expires."""
     if timeout is not None:
         try:
             timeout = float(timeout)
@@ -167,4 +168,4 @@ async def open_request(pool: Pool, attempt: Callable[[], Request], timeout: floa
         assert last is not None  # it was tried at least once
         raise last
     finally:
-        last = None  # its traceback leads here: a circle, which would keep the pool
+        last = None  # its traceback refers to this frame: the cycle would keep the pool alive

@@ -11,13 +11,13 @@ from slabpool._core.cpp_request cimport Handle, SourceLocation
 cdef extern from "slabpool/observe/stats.hpp" namespace "slabpool" nogil:
     cdef cppclass Stats:
         uint64_t capacity
-        uint64_t reserved
+        uint64_t address_space
         uint64_t committed
         uint64_t live
         uint64_t retained
         uint64_t in_doubt
         uint64_t cached
-        uint64_t set_aside
+        uint64_t reserved
         uint64_t peak_live
         uint64_t peak_committed
         uint64_t allocations

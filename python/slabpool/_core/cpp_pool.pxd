@@ -1,4 +1,7 @@
-# slabpool/pool/pool.hpp: the face of the C++ core, and the plain values its calls take and return.
+# slabpool/pool/pool.hpp: the C++ core's Pool, and the plain values that its calls take and return.
+#
+# Cimporting this declares the class and does not include the header, so that modules which only pass a pool on are not
+# rebuilt when it changes. A module that calls the pool includes it: `cdef extern from "slabpool/pool/pool.hpp": pass`.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool
@@ -9,16 +12,19 @@ from libcpp.vector cimport vector
 
 from slabpool._core.cpp_block cimport Block
 from slabpool._core.cpp_memory cimport MemoryKind
+from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_request cimport (
     AckResult, DeviceRegistry, Handle, OpenSpec, SourceLocation, handle_span, string_view,
 )
 from slabpool._core.cpp_observe cimport Corruption, Event, RequestInfo, Stats
 from slabpool._core.cpp_shared cimport PeerFiles
-from slabpool._core.cpp_status cimport Status
-from slabpool._core.cpp_stream cimport StreamName
+from slabpool._core.cpp_status cimport Error, Status
 
 
-cdef extern from "slabpool/pool/pool.hpp" namespace "slabpool" nogil:
+cdef extern from * namespace "slabpool" nogil:
+    """
+    namespace slabpool { class Pool; }
+    """
     const size_t kDefaultAlign
     const size_t kMaxAlign
 
@@ -44,7 +50,6 @@ cdef extern from "slabpool/pool/pool.hpp" namespace "slabpool" nogil:
         Handle request
         bool view
         bool zero
-        bool counts
         SourceLocation where
 
     cdef cppclass KeepSpec:
@@ -72,14 +77,14 @@ cdef extern from "slabpool/pool/pool.hpp" namespace "slabpool" nogil:
 
     cdef cppclass Pool:
         @staticmethod
-        unique_ptr[Pool] create(const PoolOptions& options, Status& status, string* why)
+        unique_ptr[Pool] create(const PoolOptions& options, Error& error)
         Allocation allocate(const AllocateSpec& spec)
         Block* allocate_quickly(uint64_t nbytes)
-        Allocation allocate_until(const AllocateSpec& spec, int64_t deadline_ns, bool last)
+        Allocation allocate_until(const AllocateSpec& spec, int64_t deadline_ns)
+        void note_exhausted(Handle request, uint64_t nbytes)
         Allocation open_growing(Handle request, uint64_t most)
-        Status grow(Block& block, Handle request, uint64_t nbytes, uint64_t& usable, bool counts)
-        Status grow_until(Block& block, Handle request, uint64_t nbytes, uint64_t& usable, int64_t deadline_ns,
-                          bool last)
+        Status grow(Block& block, Handle request, uint64_t nbytes, uint64_t& usable)
+        Status grow_until(Block& block, Handle request, uint64_t nbytes, uint64_t& usable, int64_t deadline_ns)
         void cancel_growing(Block& block, Handle request)
         void hold_view(Block& block)
         Status open_view(Block& block, uint32_t serial, Handle request)
@@ -87,12 +92,12 @@ cdef extern from "slabpool/pool/pool.hpp" namespace "slabpool" nogil:
         Block* find(const void* address)
         Block* find_held(const void* address)
         Status open(const OpenSpec& spec, Handle& handle)
-        Status open_until(const OpenSpec& spec, Handle& handle, int64_t deadline_ns, bool last)
+        Status open_until(const OpenSpec& spec, Handle& handle, int64_t deadline_ns)
         Acked ack(Handle handle, uint32_t device)
         Acked ack_id(const string& id, uint32_t device, optional[uint64_t] generation)
-        Acked ack_after(Handle handle, uint32_t device, const StreamName& on, string* why)
+        Acked ack_after(Handle handle, uint32_t device, const StreamName& on, Error& error)
         Acked ack_id_after(const string& id, uint32_t device, optional[uint64_t] generation, const StreamName& on,
-                           string* why)
+                           Error& error)
         uint64_t stream_acks()
         void close_request(Handle handle, bool cancel)
         Status add_device(Handle handle, uint32_t device)
@@ -108,13 +113,13 @@ cdef extern from "slabpool/pool/pool.hpp" namespace "slabpool" nogil:
         Status keep(const KeepSpec& spec, Handle& kept)
         Handle owner_of(const Block& block)
         Status pin(Handle by, handle_span kept)
-        bool kept(Handle session, Kept& told)
+        bool kept(Handle session, Kept& figures)
         Status set_quota(Handle session, uint64_t quota)
         void set_kept_quota(uint64_t quota)
         uint64_t kept_bytes()
         bool shared()
         uint64_t shared_id()
-        bool attach_peer(uint32_t device, PeerFiles& files)
+        bool attach_peer(uint32_t device, PeerFiles& files, Error& error)
         int writable_data()
         uint64_t detach_peer(uint32_t device)
         void dismiss_peers()
@@ -123,7 +128,7 @@ cdef extern from "slabpool/pool/pool.hpp" namespace "slabpool" nogil:
         void answer_bell()
         MemoryKind memory()
         bool host_reaches()
-        string refusal() except +
+        Error refusal() except +
         int device()
         Stats stats()
         vector[RequestInfo] requests(int64_t older_than_ns) except +

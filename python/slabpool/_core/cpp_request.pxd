@@ -18,11 +18,13 @@ cdef extern from "<span>" namespace "std" nogil:
         device_span(const uint32_t* data, size_t size)
 
 
-cdef extern from "slabpool/request/record.hpp" namespace "slabpool" nogil:
+cdef extern from "slabpool/request/handle.hpp" namespace "slabpool" nogil:
     cdef cppclass Handle:
         uint32_t slot
         uint64_t generation
 
+
+cdef extern from "slabpool/base/source_location.hpp" namespace "slabpool" nogil:
     cdef cppclass SourceLocation:
         const char* file
         uint32_t line
@@ -62,5 +64,4 @@ cdef extern from "slabpool/request/table.hpp" namespace "slabpool" nogil:
         uint64_t reserve
         uint64_t quota
         int64_t lease_ns
-        bool counts
         SourceLocation where

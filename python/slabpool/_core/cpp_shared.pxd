@@ -3,10 +3,10 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libcpp cimport bool
 from libcpp.memory cimport unique_ptr
-from libcpp.string cimport string
 
 from slabpool._core.cpp_block cimport byte
 from slabpool._core.cpp_request cimport AckResult
+from slabpool._core.cpp_status cimport Error
 
 
 cdef extern from "slabpool/shared/owner.hpp" namespace "slabpool" nogil:
@@ -45,7 +45,7 @@ cdef extern from "slabpool/shared/peer.hpp" namespace "slabpool" nogil:
     cdef cppclass SharedPeer:
         @staticmethod
         unique_ptr[SharedPeer] create(uint32_t device, int data, int table, int board, int tally, int bell,
-                                      string* why) except +
+                                      Error& error) except +
         uint64_t pool_id()
         int cuda_device()
         PeerStatus open(const Reference& reference, bool writable, byte*& data)

@@ -1,4 +1,6 @@
-# slabpool/base/status.hpp: why a call did not do what it was asked to.
+# slabpool/base/status.hpp and error.hpp: why a call failed.
+
+from libcpp.string cimport string
 
 
 cdef extern from "slabpool/base/status.hpp" namespace "slabpool" nogil:
@@ -18,6 +20,13 @@ cdef extern from "slabpool/base/status.hpp" namespace "slabpool" nogil:
         pool_closed
         pool_busy
         forked
-        timed_out
         no_addresses
         device_lost
+
+
+cdef extern from "slabpool/base/error.hpp" namespace "slabpool" nogil:
+    cdef cppclass Error:
+        Error()
+        Status status
+        int system_errno
+        string text

@@ -3,15 +3,15 @@
 cimport numpy as cnp
 from libc.stdint cimport uint64_t
 
-from slabpool._core.array cimport Core
+from slabpool._core.core cimport Core, Maker
 from slabpool._core.cpp_block cimport Block
-from slabpool._core.cpp_copies cimport Stream
+from slabpool._core.cpp_cuda cimport Stream
 
 
 cdef class DeviceArray:
-    cdef object owner               # keeps the memory: a view hold, or whoever else has one
-    cdef Core core                  # whose pool it is; None: no pool's of this process
-    cdef Block* block               # null with no core
+    cdef object owner               # keeps the memory: a view hold, or an object that has one
+    cdef Core core                  # None if the memory is in no pool of this process
+    cdef Block* block               # null without a core
     cdef uint64_t address           # of the first element, for the device
     cdef Stream queued_on           # the stream that the array is used on
     cdef readonly cnp.dtype dtype
@@ -23,13 +23,25 @@ cdef class DeviceArray:
     cdef object __weakref__
 
     cdef DeviceArray over(self, uint64_t address, tuple shape, tuple strides, cnp.dtype dtype)
-    cdef DeviceArray as_kind(self, type kind)
+    cdef DeviceArray again(self, bint pointer)
     cdef bint is_contiguous(self)
 
 
-cdef DeviceArray device_array(type kind, object owner, Core core, Block* block, uint64_t address, tuple shape,
-                              tuple strides, cnp.dtype dtype, int device, int place, bint readonly)
-cdef DeviceArray copy_of(DeviceArray array)
-cdef int check_same(DeviceArray array, object other, str what) except -1
-cdef int check_near(DeviceArray array, int device, int place) except -1
-cdef int check_writable(DeviceArray array) except -1
+cdef class DevicePointer(DeviceArray):
+    pass
+
+
+# An array over memory that `owner` keeps; `core` and `block` name the pool and block it is in, if any.
+cdef DeviceArray device_array(object owner, Core core, Block* block, uint64_t address, tuple shape, tuple strides,
+                              cnp.dtype dtype, int device, int place, bint readonly, bint pointer=*)
+cdef Maker device_maker()
+
+
+# A tensor taken out of a DLPack capsule (dlpack.pxi).
+cdef class Taken:
+    cdef void* managed              # what the capsule held; deleted once
+    cdef bint versioned
+    cdef readonly uint64_t address  # of the first element
+    cdef readonly object shape
+    cdef readonly object strides    # in bytes
+    cdef readonly cnp.dtype dtype

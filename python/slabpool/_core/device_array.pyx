@@ -2,52 +2,52 @@
 # cython: embedsignature=True, embedsignature.format=clinic
 """Arrays over memory that a CUDA device reaches and the host may not: shape, dtype and address, never contents.
 
-What must stay true: the host reads and writes nothing here; whatever shows these elements (a slice, a capsule,
-a copy that is under way) has the owner, and with it the block; nothing is copied that nobody asked to copy.
+Invariants: the host reads and writes nothing here; everything that shows these elements (a slice, a capsule, a copy
+that is under way) keeps the owner, and with it the block; nothing is copied unless the caller asks for a copy.
 """
 
 cimport cython
 cimport numpy as cnp
 from libc.stdint cimport uint64_t, uintptr_t
 
-from slabpool._core.array cimport NO_REQUEST, Core, allocate, as_dtype, own
-from slabpool._core.copies cimport copy_elements, order_streams
-from slabpool._core.cpp_block cimport Block
-from slabpool._core.cpp_copies cimport Stream, kLegacyStream
-from slabpool._core.cpp_dlpack cimport kCuda, kCudaHost, kIsCopied, kReadOnly
+from slabpool._core.array cimport allocate, as_dtype, new_array, own
+from slabpool._core.core cimport (
+    NO_REQUEST, Shape, device_of, find_held, is_reachable, memory_of, only_made_by, owner_of, reachable_core,
+)
+from slabpool._core.cpp_cuda cimport kLegacyStream
+from slabpool._core.cpp_dlpack cimport kCpu, kCuda, kCudaHost, kCudaManaged, kIsCopied, kReadOnly
+from slabpool._core.cpp_memory cimport MemoryKind
 from slabpool._core.cpp_request cimport Handle
-from slabpool._core.dlpack cimport give
-from slabpool._core.reachable cimport is_reachable
-from slabpool._core.stream cimport stream_of
+from slabpool._core.cuda cimport address_for, copy_elements, order_streams, repeat_bytes, stream_of
 
 import operator
 
 import numpy as np
 
-from slabpool._core import strides as _strided
+from slabpool._core import strides as _strides
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 
-cnp.import_array()
+cnp.import_array()  # or a dtype's size is read as numpy 1 had it
 
-cdef bint _making = False  # by the functions here, and not by somebody who calls the type
+include "dlpack.pxi"
 
 
 cdef _no_contents(str what, str instead="copy_to_host() gives a numpy array"):
-    raise InvalidTypeError(f"{what}: its elements are in the memory of a device, and nothing is copied unasked; {instead}")
+    raise InvalidTypeError(f"{what}: its elements are in device memory, and nothing is copied implicitly; {instead}")
 
 
 cdef class DeviceArray:
-    """An array in the memory of a CUDA device: what pools of ``memory="cuda:0"`` give in place of numpy arrays.
+    """An array in the memory of a CUDA device, returned by pools of ``memory="cuda:0"`` instead of numpy arrays.
 
-    It has a shape, a dtype and an address; its contents are read and written by whatever works on the device.
-    Libraries take it without a copy through ``__dlpack__`` or ``__cuda_array_interface__``, and `copy_to_host`,
-    `copy_from_host` and `copy_to` copy. A live array keeps its block, as a numpy array of a host pool does: so
-    do its slices, and tensors that other libraries made of it through DLPack. What ends *later* than the last of them
-    is work that is still queued on a stream: keep the array until it is done, or let the array's request
-    wait for it (``request.ack(device, stream=stream)``).
+    It has a shape, a dtype and an address; only kernels on the device read and write its contents. Libraries take it
+    without a copy through ``__dlpack__`` or ``__cuda_array_interface__``; `copy_to_host`, `copy_from_host` and
+    `copy_to` copy. A live array keeps its block, as a numpy array of a host pool does. So do its slices, and tensors
+    that other libraries made of it through DLPack. Work that is still queued on a stream does *not* keep the block:
+    keep the array until the work is done, or let the array's request wait for it (``request.ack(device,
+    stream=stream)``).
 
-    Ints, slices, ``...`` and ``None`` as an index, `reshape`, `transpose` and `view` give arrays over the same
-    memory. Whatever would have to copy is refused.
+    Ints, slices, ``...`` and ``None`` as an index, `reshape`, `transpose` and `view` return arrays over the same
+    memory. Anything that would need a copy is refused.
 
     Attributes
     ----------
@@ -71,14 +71,10 @@ cdef class DeviceArray:
     [[1.0, 4.0], [2.0, 5.0]]
     """
 
-    def __cinit__(self):
-        if not _making:
-            raise InvalidTypeError("a DeviceArray is made by a pool of memory='cuda:N' or its requests: pool.empty(...)")
-
     # ---- what it is
 
     cdef bint is_contiguous(self):
-        return _strided.is_c_contiguous(self.shape, self.strides, self.dtype.itemsize)
+        return _strides.is_c_contiguous(self.shape, self.strides, self.dtype.itemsize)
 
     @property
     def ndim(self):
@@ -110,9 +106,9 @@ cdef class DeviceArray:
 
     @property
     def stream(self):
-        """Handle of the stream that the array is used on: what other libraries are told to wait for.
+        """Handle of the stream that the array is used on (int), which other libraries wait for.
 
-        1, the legacy default stream, unless it was made with `on`.
+        1, the legacy default stream, unless the array was made with `on`.
         """
         return <uintptr_t>self.queued_on
 
@@ -127,15 +123,14 @@ cdef class DeviceArray:
         return self.shape[0]
 
     def __repr__(self):
-        cdef Handle owner
         if self.place == kCuda:
             where = f"cuda:{self.device}"
         else:
             where = f"{'pinned' if self.place == kCudaHost else 'managed'} memory, device {self.device}"
-        if self.core is not None and self.core.pool.usable_here():
-            owner = self.core.pool.owner_of(self.block[0])
-            if owner.generation:
-                where += f", of request generation {owner.generation}"
+        if self.core is not None:
+            generation = owner_of(self.core, self.block).generation
+            if generation:
+                where += f", of request generation {generation}"
         return f"<{type(self).__name__} {self.shape} {self.dtype} on {where}>"
 
     # ---- other arrays over the same memory
@@ -144,24 +139,24 @@ cdef class DeviceArray:
         cdef DeviceArray array
         if len(shape) > 64:
             raise InvalidArgumentError(f"an array has at most 64 dimensions, not {len(shape)}")
-        array = self.as_kind(type(self))
+        array = self.again(isinstance(self, DevicePointer))
         array.address = address
         array.shape = shape
         array.strides = strides
         array.dtype = dtype
         return array
 
-    cdef DeviceArray as_kind(self, type kind):
-        """The same, of another type."""
-        cdef DeviceArray array = device_array(kind, self.owner, self.core, self.block, self.address, self.shape,
-                                              self.strides, self.dtype, self.device, self.place, self.readonly_)
+    cdef DeviceArray again(self, bint pointer):
+        """The same array as another object; with `pointer` a DevicePointer."""
+        cdef DeviceArray array = device_array(self.owner, self.core, self.block, self.address, self.shape, self.strides,
+                                              self.dtype, self.device, self.place, self.readonly_, pointer)
         array.queued_on = self.queued_on
         return array
 
     def on(self, stream):
-        """The same array, used on a stream: other libraries are told to wait for that one.
+        """The same array, used on a stream: other libraries then wait for that stream.
 
-        Nothing is queued or waited for here.
+        The call queues nothing and waits for nothing.
 
         Parameters
         ----------
@@ -178,7 +173,7 @@ cdef class DeviceArray:
         return array
 
     def __getitem__(self, key):
-        shape, strides, offset = _strided.index(self.shape, self.strides, key)
+        shape, strides, offset = _strides.index(self.shape, self.strides, key)
         return self.over(<uint64_t>(self.address + <Py_ssize_t>offset), shape, strides, self.dtype)
 
     def reshape(self, *shape):
@@ -187,18 +182,18 @@ cdef class DeviceArray:
         Raises
         ------
         InvalidArgumentError
-            Not as many elements, or that shape would need a copy.
+            Another number of elements, or that shape would need a copy.
         """
         if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
             shape = tuple(shape[0])
-        new, strides = _strided.reshape(self.shape, self.strides, self.dtype.itemsize, shape)
+        new, strides = _strides.reshape(self.shape, self.strides, self.dtype.itemsize, shape)
         return self.over(self.address, new, strides, self.dtype)
 
     def transpose(self, *axes):
         """The array with its axes in another order; reversed by default."""
         if len(axes) == 1 and (axes[0] is None or isinstance(axes[0], (tuple, list))):
             axes = axes[0]
-        shape, strides = _strided.transpose(self.shape, self.strides, axes or None)
+        shape, strides = _strides.transpose(self.shape, self.strides, axes or None)
         return self.over(self.address, shape, strides, self.dtype)
 
     def view(self, dtype):
@@ -207,19 +202,19 @@ cdef class DeviceArray:
         Raises
         ------
         InvalidArgumentError
-            The items are of another size, and the last axis does not consist of whole ones side by side.
+            The new items are of another size, and the last axis is not contiguous or not a multiple of it.
         InvalidTypeError
             Not a dtype, or one that holds Python objects.
         """
         cdef cnp.dtype new = as_dtype(dtype)
-        shape, strides = _strided.view(self.shape, self.strides, self.dtype, new)
+        shape, strides = _strides.view(self.shape, self.strides, self.dtype, new)
         return self.over(self.address, shape, strides, new)
 
     # ---- for other libraries
 
     @property
     def __cuda_array_interface__(self):
-        # Version 3, as Numba's documentation defines it: 0 is the address of what is empty, and no stream.
+        # Version 3, as Numba's documentation defines it: the address of an empty array is 0, and 0 is no stream.
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
@@ -235,38 +230,40 @@ cdef class DeviceArray:
         return self.place, self.device
 
     def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
-        """A DLPack capsule over these elements, which keeps their memory.
+        """A DLPack capsule over these elements, which keeps their block.
 
         Parameters
         ----------
         stream : int, optional
-            The consumer's, by its handle: what is queued there from now on waits for what is queued on this array's
-            own `stream`. 1 or None is the legacy default stream, 2 the per-thread one, -1: nothing waits.
+            Handle of the consumer's stream: work queued there from now on waits for the work on this array's own
+            `stream`. 1 or None is the legacy default stream, 2 the per-thread one; with -1 nothing waits.
         max_version : tuple of int, optional
-            The newest version of DLPack that the consumer knows; by default that from before 1.0.
+            The newest version of DLPack that the consumer knows; by default the one before 1.0.
         dl_device : tuple of int, optional
-            Where the consumer wants it; only where it is.
+            The device on which the consumer wants it; only its own device is possible.
         copy : bool, optional
-            True: over a copy of its own, in the same pool and of no request. By default, and with False, nothing is copied.
+            If true, the capsule is over a copy in the same pool that belongs to no request. By default nothing is
+            copied.
 
         Raises
         ------
         BufferError
-            Another device, or a dtype or strides that DLPack has no way to tell.
+            Another device, or a dtype or strides that DLPack cannot express.
         InvalidArgumentError
-            Stream 0, which DLPack does not allow because it does not say which one it is.
+            Stream 0, which DLPack does not allow because it is ambiguous.
         """
         if dl_device is not None and tuple(dl_device) != (self.place, self.device):
             raise BufferError(
                 f"this array is on DLPack device {(self.place, self.device)}, and {tuple(dl_device)} was asked for; "
-                "nothing is copied unasked, copy_to_host() gives a numpy array")
+                "nothing is copied implicitly, copy_to_host() gives a numpy array")
         if max_version is None or max_version[0] < 1:
             version = None
         else:
             version = (operator.index(max_version[0]), operator.index(max_version[1]))
         cdef uint64_t flags = kReadOnly if self.readonly_ else 0
         if flags and version is None:
-            raise BufferError("this array is read-only, which DLPack from before 1.0 cannot tell; pass max_version=(1, 0)")
+            raise BufferError(
+                "this array is read-only, which DLPack before 1.0 cannot express; pass max_version=(1, 0)")
         cdef bint waits = not (isinstance(stream, int) and stream == -1)
         cdef Stream consumer = kLegacyStream
         if waits and stream is not None:
@@ -294,18 +291,16 @@ cdef class DeviceArray:
         Parameters
         ----------
         out : numpy.ndarray, optional
-            Where to; of the same shape and dtype. By default a new array.
+            The destination, of the same shape and dtype. By default a new array.
         stream : int, or a stream of torch, CuPy, Numba or cuda.core, optional
-            Queue the copy there, after what is queued there now. By default it is queued on the array's own
-            stream and waited for.
+            Queue the copy there. By default it is queued on the array's own stream, and the call waits for it.
 
         Returns
         -------
         numpy.ndarray
-            `out`, or the new array. With `stream`, and `out` in pinned or managed memory of a slabpool pool, the
-            call returns at once and the contents are there when the stream has come past the copy: synchronise it before
-            you read. Both memories are kept until then, whatever becomes of the arrays. In all other cases
-            the copy is done when the call returns.
+            `out`, or the new array. With `stream`, and `out` in pinned or managed memory of a slabpool pool, the call
+            returns once the copy is queued: synchronise the stream before you read. Both memories are kept until then,
+            also if the arrays die. In all other cases the copy is done when the call returns.
 
         Raises
         ------
@@ -344,9 +339,9 @@ cdef class DeviceArray:
         array : array_like
             Of the same shape and dtype: nothing is converted or broadcast.
         stream : int, or a stream of torch, CuPy, Numba or cuda.core, optional
-            Queue the copy there, after what is queued there now. With `array` in pinned or managed memory of
-            a slabpool pool the call then returns at once: change the array only when the stream has come past the copy.
-            Both memories are kept until then. By default, and in all other cases, the copy is done when the call returns.
+            Queue the copy there. With `array` in pinned or managed memory of a slabpool pool the call returns once the
+            copy is queued: do not change the array before the stream has passed the copy. Both memories are kept until
+            then. By default, and in all other cases, the copy is done when the call returns.
 
         Raises
         ------
@@ -373,8 +368,8 @@ cdef class DeviceArray:
         out : DeviceArray
             Of the same shape and dtype. If the two overlap, the result is undefined.
         stream : int, or a stream of torch, CuPy, Numba or cuda.core, optional
-            Queue the copy there, after what is queued there now, and return at once; both memories are kept until
-            it is done. By default it is queued on this array's stream and waited for.
+            Queue the copy there and return; both memories are kept until it is done. By default it is queued on this
+            array's stream, and the call waits for it.
 
         Returns
         -------
@@ -419,66 +414,7 @@ cdef class DeviceArray:
             "that can")
 
 
-cdef DeviceArray device_array(type kind, object owner, Core core, Block* block, uint64_t address, tuple shape,
-                              tuple strides, cnp.dtype dtype, int device, int place, bint readonly):
-    """An array of this type over memory that `owner` keeps; `core` and `block` say whose it is, if it is a pool's."""
-    global _making
-    cdef DeviceArray array
-    _making = True
-    try:
-        array = kind.__new__(kind)
-    finally:
-        _making = False
-    array.owner = owner
-    array.core = core
-    array.block = block
-    array.address = address
-    array.queued_on = kLegacyStream
-    array.dtype = dtype
-    array.shape = shape
-    array.strides = strides
-    array.device = device
-    array.place = place
-    array.readonly_ = readonly
-    return array
+include "device_makers.pxi"
 
-
-cdef DeviceArray copy_of(DeviceArray array):
-    """A copy, in C order, in the array's pool and of no request; done on the array's stream."""
-    cdef Core core = array.core
-    cdef uint64_t nbytes = array.nbytes
-    cdef Block* block = allocate(core, NO_REQUEST, nbytes, 64, True, False, None, None)
-    cdef object owner = own(core, block, True)
-    cdef tuple strides = _strided.c_strides(array.shape, array.dtype.itemsize)
-    cdef DeviceArray made = device_array(
-        DeviceArray, owner, core, block, <uintptr_t>block.data, array.shape, strides, array.dtype, array.device,
-        array.place, False)
-    copy_elements(array.device, array.queued_on, array.shape, array.dtype.itemsize, made.address, strides,
-                  array.address, array.strides, (array.owner, owner), f"copying {nbytes} bytes on the device")
-    made.queued_on = array.queued_on
-    return made
-
-
-cdef int check_same(DeviceArray array, object other, str what) except -1:
-    if other.shape != array.shape:
-        raise InvalidArgumentError(f"{what} must have the shape {array.shape}, and has {other.shape}")
-    if other.dtype != array.dtype:
-        raise InvalidArgumentError(
-            f"{what} must have the dtype {array.dtype}, and has {other.dtype}; a copy converts nothing: use astype() "
-            "on the host's side")
-    return 0
-
-
-cdef int check_near(DeviceArray array, int device, int place) except -1:
-    """Mapped memory is mapped for one device, and only the host's is for all."""
-    if array.device != device and array.place == kCuda and place == kCuda:
-        raise InvalidArgumentError(
-            f"the array is on device {array.device} and the copy would be on device {device}; copy through the host: "
-            "copy_to_host() into an array of a pinned pool, and copy_from_host() from there")
-    return 0
-
-
-cdef int check_writable(DeviceArray array) except -1:
-    if array.readonly_:
-        raise InvalidArgumentError("this device's array is read-only")
-    return 0
+only_made_by(DeviceArray, "a DeviceArray is made by a pool of memory='cuda:N' or its requests: pool.empty(...)")
+only_made_by(DevicePointer, "a DevicePointer is made by device_pointer(array)")

@@ -1,19 +1,13 @@
 from collections.abc import Coroutine, Iterable
 from types import TracebackType
-from typing import Any, Literal, SupportsIndex, TypeVar, final, overload
+from typing import Any, Literal, SupportsIndex, final
 
-import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
-
-from slabpool._core.layout import _Shape
-from slabpool._core.request import Request
+from slabpool._core.request import Request, _Makers
 from slabpool.records import Ack, Corruption, Event, RequestRecord, SessionRecord, Stats
 from slabpool.sessions.session import Session
 
-_S = TypeVar("_S", bound=np.generic)
-
 @final
-class Pool:
+class Pool(_Makers):
     def __new__(
         cls,
         capacity: str | SupportsIndex,
@@ -32,89 +26,6 @@ class Pool:
     def memory(self) -> str: ...
     @property
     def capacity(self) -> int: ...
-    # ---- memory without a request
-    @overload
-    def empty(
-        self, shape: _Shape, *, align: SupportsIndex | None = None, timeout: float | None = None
-    ) -> NDArray[np.float64]: ...
-    @overload
-    def empty(
-        self,
-        shape: _Shape,
-        dtype: type[_S] | np.dtype[_S],
-        *,
-        align: SupportsIndex | None = None,
-        timeout: float | None = None,
-    ) -> NDArray[_S]: ...
-    @overload
-    def empty(
-        self,
-        shape: _Shape,
-        dtype: DTypeLike,
-        *,
-        align: SupportsIndex | None = None,
-        timeout: float | None = None,
-    ) -> NDArray[Any]: ...
-    @overload
-    def zeros(
-        self, shape: _Shape, *, align: SupportsIndex | None = None, timeout: float | None = None
-    ) -> NDArray[np.float64]: ...
-    @overload
-    def zeros(
-        self,
-        shape: _Shape,
-        dtype: type[_S] | np.dtype[_S],
-        *,
-        align: SupportsIndex | None = None,
-        timeout: float | None = None,
-    ) -> NDArray[_S]: ...
-    @overload
-    def zeros(
-        self,
-        shape: _Shape,
-        dtype: DTypeLike,
-        *,
-        align: SupportsIndex | None = None,
-        timeout: float | None = None,
-    ) -> NDArray[Any]: ...
-    @overload
-    def full(
-        self,
-        shape: _Shape,
-        fill_value: _S,
-        dtype: None = None,
-        *,
-        align: SupportsIndex | None = None,
-        timeout: float | None = None,
-    ) -> NDArray[_S]: ...
-    @overload
-    def full(
-        self,
-        shape: _Shape,
-        fill_value: ArrayLike,
-        dtype: type[_S] | np.dtype[_S],
-        *,
-        align: SupportsIndex | None = None,
-        timeout: float | None = None,
-    ) -> NDArray[_S]: ...
-    @overload
-    def full(
-        self,
-        shape: _Shape,
-        fill_value: ArrayLike,
-        dtype: DTypeLike | None = None,
-        *,
-        align: SupportsIndex | None = None,
-        timeout: float | None = None,
-    ) -> NDArray[Any]: ...
-    @overload
-    def copy(
-        self, array: NDArray[_S], *, align: SupportsIndex | None = None, timeout: float | None = None
-    ) -> NDArray[_S]: ...
-    @overload
-    def copy(
-        self, array: ArrayLike, *, align: SupportsIndex | None = None, timeout: float | None = None
-    ) -> NDArray[Any]: ...
     # ---- requests
     def request(
         self,
@@ -196,6 +107,15 @@ class Pool:
     @property
     def _bell(self) -> int: ...
     def _answer_bell(self) -> None: ...
+    def _refusal(self) -> tuple[str, int]: ...
     def _verify(self) -> str | None: ...
     def _add_wakeup(self, fd: int) -> None: ...
     def _remove_wakeup(self, fd: int) -> None: ...
+
+@final
+class Link:
+    def __new__(cls, pool: Pool) -> Link: ...
+    def attach(self, device: str | int) -> tuple[int, tuple[int, int, int, int, int]]: ...
+    def detach(self, number: int) -> int: ...
+    def writable_data(self) -> int: ...
+    def dismiss(self) -> None: ...

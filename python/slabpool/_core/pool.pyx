@@ -1,44 +1,46 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, binding=False
 # cython: embedsignature=True, embedsignature.format=clinic
-"""The pool as Python sees it: memory, requests, and looking inside.
+"""The pool as Python sees it: memory, requests, sessions, and inspection.
 
-Converts arguments, calls the C++ core, wraps what comes back. Errors are made in `slabpool.messages.pool`.
+Converts arguments, calls the C++ core, wraps what it returns. The texts of errors are made in `slabpool.messages`.
 """
 
 cimport cython
-from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 from libcpp.memory cimport unique_ptr
 from libcpp.optional cimport optional
 from libcpp.string cimport string
-from libcpp.utility cimport move
 
-from slabpool._core.array cimport (
-    NO_REQUEST, Core, check_here, new_array, new_copy, new_full, settle_copies, trim_heaps,
+from slabpool._core.array cimport new_array, new_copy, new_full
+from slabpool._core.core cimport (
+    NO_REQUEST, Core, Devices, ack_answer, add_reachable, caller_of, check_here, failed, identity, location, name_key,
+    settle_copies, state_of, trim_heaps,
 )
+from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_memory cimport MemoryKind
 from slabpool._core.cpp_pool cimport Acked, PoolOptions
 from slabpool._core.cpp_pool cimport Pool as CppPool
-from slabpool._core.cpp_status cimport Status
-from slabpool._core.cpp_stream cimport StreamName
-from slabpool._core.device_new cimport device_maker
-from slabpool._core.looking cimport corruptions_of, events_of, records_of, stats_of
-from slabpool._core.naming cimport Devices, caller_of, name_key
-from slabpool._core.opening cimport open_request
-from slabpool._core.reachable cimport add_reachable
-from slabpool._core.request cimport Request, ack_answer
-from slabpool._core.stream cimport stream_device, stream_of
+from slabpool._core.cpp_status cimport Error, Status
+from slabpool._core.cuda cimport stream_device, stream_of
+from slabpool._core.device_array cimport device_maker
+from slabpool._core.request cimport open_request
 
 import itertools
 import operator
 import os
 import weakref
 
-from slabpool._core import async_wait
-from slabpool.messages import pool as _report
+from slabpool._core import async_wait, hooks
+from slabpool._core.core import StatusCode
 from slabpool.arguments.pool_options import parse_options
-from slabpool.errors import InvalidArgumentError, InvalidTypeError, PoolBusyError
+from slabpool.errors import InvalidArgumentError, InvalidTypeError
 from slabpool.records import RequestState
+
+cdef extern from "slabpool/pool/pool.hpp":
+    pass
+
+include "inspection.pxi"
+include "pool_link.pxi"
 
 _pool_numbers = itertools.count(1)
 
@@ -53,37 +55,36 @@ cdef MemoryKind _kind_of(str kind) noexcept:
 
 @cython.final
 cdef class Pool:
-    """A fixed amount of memory that belongs to requests and comes back when they are over.
+    """A fixed amount of memory that is lent to requests and returned when their last holder leaves.
 
     Parameters
     ----------
     capacity : int or str
-        Bytes that the pool never exceeds; a number, or text such as ``"2GiB"``, ``"512 MB"``.
+        Most bytes that the pool commits; a number, or text such as ``"2GiB"``, ``"512 MB"``.
     memory : str, default "host"
-        Where the bytes come from.
+        The kind of memory.
 
         - "host": memory of this process.
-        - "shared" (Linux): devices in other processes of this user may `attach` by the pool's name, read its memory
+        - "shared" (Linux): devices in other processes of this user can `attach` by the pool's name, read its memory
           without a copy, and acknowledge.
-        - "cuda:N": memory of CUDA device N; "cuda" is "cuda:0". The pool and its requests then give
-          `DeviceArray` in place of numpy arrays. "shared:cuda:N": such memory that other processes may map.
-        - "pinned", "pinned:N": host memory that CUDA devices reach too, with N near device N: numpy arrays,
-          and `device_pointer` for what a device sees of them.
-        - "managed:N": memory that moves between the host and device N as they touch it: numpy arrays, and
-          `device_pointer`.
+        - "cuda:N": memory of CUDA device N; "cuda" is "cuda:0". The pool and its requests then return `DeviceArray`
+          instead of numpy arrays. "shared:cuda:N": such memory that other processes can map.
+        - "pinned", "pinned:N": host memory that CUDA devices can access too, with N near device N. Arrays are numpy
+          arrays; `device_pointer` gives the device's address of one.
+        - "managed:N": memory that migrates between the host and device N when they access it. Arrays are numpy arrays;
+          `device_pointer` gives the device's address of one.
     name : str, optional
-        For messages, and what peers attach to; by default ``pool-1``, ``pool-2``, ..., with the process
-        id in front of the number if shared. Of one name only one shared pool lives at a time.
+        Used in messages, and by peers to attach; by default ``pool-1``, ``pool-2``, ..., with the process id in front
+        of the number if shared. Only one shared pool of a name can exist at a time.
     scrub : {"never", "release"}, default "never"
-        With "release" every block is zeroed before anybody else can get it.
+        With "release" every block is zeroed before it can be handed out again.
     debug : {0, 1, 2}, default 0
-        1 looks for writes past the end of each block, poisons blocks that come back, and remembers the
-        line that allocated each; 2 also checks the allocator's own invariants at every slow step. Not for
-        the memory of a device.
+        1 detects writes past the end of each block, poisons returned blocks, and records the line that allocated
+        each; 2 also checks the allocator's own invariants at every slow step. Not for the memory of a device.
     events : int, default 0
         Entries of the event log; 0 turns it off.
     huge_pages : bool, optional
-        Ask the system for huge pages (Linux); by default for pools of 64 MiB and more. Only for "host".
+        Ask the kernel for huge pages (Linux); by default for pools of 64 MiB and more. Only for "host".
     numa_node : int, optional
         Take memory from this NUMA node only (Linux). Only for "host".
 
@@ -98,10 +99,10 @@ cdef class Pool:
     InvalidArgumentError, InvalidTypeError
         An argument that cannot be served.
     DeviceUnavailableError
-        The system does not give the address space, or not from that NUMA node; there is no such CUDA device, no
-        driver (see `slabpool.cuda.why_unavailable`), or not as much memory on the device.
+        The kernel refuses the address space, or memory of that NUMA node; there is no such CUDA device, no driver (see
+        `slabpool.cuda.why_unavailable`), or not enough memory on the device.
     NameInUseError
-        A shared pool of this name lives already.
+        A shared pool of this name exists already.
 
     Examples
     --------
@@ -117,10 +118,8 @@ cdef class Pool:
                   huge_pages=None, numa_node=None):
         wanted = parse_options(capacity, memory, name, scrub, debug, events, huge_pages, numa_node)
         cdef PoolOptions options
-        cdef Status status = Status.ok
-        cdef string why
+        cdef Error error
         cdef unique_ptr[CppPool] made
-        cdef int error
         options.capacity = wanted.capacity
         options.scrub_on_release = wanted.scrub
         options.debug = wanted.debug
@@ -130,15 +129,15 @@ cdef class Pool:
         options.shared = wanted.memory.shared
         options.memory = _kind_of(wanted.memory.kind)
         options.device = wanted.memory.device
-        with nogil:  # the first of CUDA memory starts the driver, which takes its time
-            made = CppPool.create(options, status, &why)
-            error = errno
+        with nogil:  # the first pool of CUDA memory starts the driver, which takes a while
+            made = CppPool.create(options, error)
         if made.get() is NULL:
-            _report.no_pool(wanted, capacity, why.decode("utf-8", "replace"), error)
+            hooks.messages.no_pool(wanted, capacity, error.text.decode("utf-8", "replace"), error.system_errno)
         self.core = Core.__new__(Core)
-        self.core.owned = move(made)
-        self.core.pool = self.core.owned.get()
+        self.core.pool = made.release()
+        self.core.owner = weakref.ref(self)
         self.core.filenames = {}
+        self.core.give_way = hooks.sessions.give_way
         self.core.records_lines = wanted.debug > 0
         self.core.cleans = wanted.debug > 0 or wanted.scrub
         if not self.core.pool.host_reaches():
@@ -153,40 +152,13 @@ cdef class Pool:
         self.memory = str(wanted.memory)
         self.capacity = wanted.capacity
         self.devices = Devices(self.core, self.name)
-        self.core.report = _report.Reporter(self)
         if wanted.memory.shared:
-            from slabpool.shared.owner import serve
+            self.service = hooks.owner.serve(self)
 
-            self.service = serve(self)
-
-    # ---- memory without a request
+    # ---- memory that belongs to no request
 
     def empty(self, shape, dtype=float, *, align=None, timeout=None):
-        """Array of undefined contents, kept by its views alone. Of the memory of a device: a `DeviceArray`.
-
-        Parameters
-        ----------
-        shape : int or tuple of ints
-        dtype : data-type, default float64
-            Any that holds no Python objects.
-        align : int, default 64
-            Alignment of the first byte; a power of two up to 2 MiB.
-        timeout : float, optional
-            Seconds to wait for memory to come back. By default running out is an error at once.
-
-        Returns
-        -------
-        numpy.ndarray
-            C order, writable.
-
-        Raises
-        ------
-        PoolExhausted
-            No room now (or within the timeout); `TensorTooLargeError` if there never can be.
-        PoolClosedError, ForkedPoolError
-            The pool is closed, or the parent process's.
-        InvalidArgumentError, InvalidTypeError
-            A bad shape, dtype or alignment.
+        """As `Request.empty`, held by its views alone.
 
         Examples
         --------
@@ -211,24 +183,24 @@ cdef class Pool:
     # ---- requests
 
     def request(self, request_id, devices=(), *, reserve=None, quota=None, lease=None, timeout=None):
-        """Opens a request; its memory returns when the host and every device have let go.
+        """Opens a request. Its memory is returned when the host and every device have left.
 
         Parameters
         ----------
         request_id : str, int or bytes
-            Yours. Opening an id again while an older request of it lives gives a new generation with
+            Chosen by the caller. Opening an id again while an older request of it is alive makes a new generation with
             memory of its own.
         devices : iterable of str or int
-            Who has to acknowledge before the memory returns.
+            The devices that must acknowledge before the memory is returned.
         reserve : int or str, optional
-            Bytes set aside for this request and its children now, or `PoolExhausted`. In whole pages of
-            16 KiB; tensors take their block sizes out of it, see `Request.nbytes`.
+            Bytes to reserve now for this request and its children, in whole pages of 16 KiB. Tensors take their block
+            sizes out of it, see `Request.nbytes`.
         quota : int or str, optional
-            Most bytes it may have, children included.
+            Most bytes it may hold, children included.
         lease : float, optional
-            Seconds a device may be silent before the request counts as in doubt.
+            Seconds that a device may be silent before the request counts as in doubt.
         timeout : float, optional
-            Seconds to wait for the reserve. By default failing is an error at once.
+            Seconds to wait for the reserve. By default running out is an error at once.
 
         Returns
         -------
@@ -237,7 +209,7 @@ cdef class Pool:
         Raises
         ------
         PoolExhausted
-            The reserve is not to be had, or too many requests are alive.
+            There is no room for the reserve, or too many requests are alive.
         DuplicateDeviceError, TooManyDevicesError
             A device named twice; more names than one pool can tell apart.
         InvalidArgumentError, InvalidTypeError
@@ -257,12 +229,12 @@ cdef class Pool:
                             None, None)
 
     def request_async(self, request_id, devices=(), *, reserve=None, quota=None, lease=None, timeout=None):
-        """As `request`, awaited: waits for the reserve without blocking the event loop.
+        """As `request`, awaitable: waits for the reserve without blocking the event loop.
 
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait; by default for ever. The others are those of `request`.
+            Seconds to wait; by default there is no limit. The other parameters are those of `request`.
 
         Returns
         -------
@@ -273,44 +245,41 @@ cdef class Pool:
         return async_wait.open_request(
             self, lambda: self._open_turn(request_id, devices, reserve, quota, lease, None, opened_at), timeout)
 
-    def _open_child(self, Request parent, devices):
-        return open_request(self, self.core, self.devices, parent.id, devices, None, None, None, None, parent, None)
-
     def _open_turn(self, request_id, devices, reserve, quota, lease, timeout, opened_at):
-        """A request opened at (file, line), by whoever opens it for somebody else."""
+        """As `request`, on behalf of the caller at (file, line)."""
         return open_request(self, self.core, self.devices, request_id, devices, reserve, quota, lease, timeout,
                             None, opened_at)
 
     # ---- sessions
 
     def session(self, session_id, *, budget=None, ttl=None):
-        """The living session of this id, or a new one: memory that one request leaves to the next.
+        """The live session of this id, or a new one: memory that one request leaves for the next.
 
         Parameters
         ----------
         session_id : str, int or bytes
-            Yours, as for `request`; its requests bear it.
+            Chosen by the caller, as for `request`; its requests have the same id.
         budget : int or str, optional
-            Most bytes that it may keep, in whole blocks. Given for a living session it replaces the one it
-            has; by default a new session has none but the pool's.
+            Most bytes that it may keep, in whole blocks. For a live session it replaces the old budget; by default a
+            new session is limited by the pool's session budget only.
         ttl : float, optional
-            Seconds after which it expires when no request is using it. Given for a living session it
-            replaces the one it has; by default a new session does not expire.
+            Seconds after which it expires if no request uses it. For a live session it replaces the old one; by
+            default a new session does not expire.
 
         Returns
         -------
         Session
-            An idle one gives way, oldest first, when the pool has no room left; one that a request is using
-            never does.
+            An idle session is evicted, the longest idle first, when the pool has no room; one that a request uses
+            never is.
 
         Raises
         ------
         QuotaExceededError
-            A living session keeps more than this budget.
+            A live session keeps more than this budget.
         PoolExhausted
             Too many requests and sessions are alive.
         PoolClosedError, ForkedPoolError
-            The pool is closed, or the parent process's.
+            The pool is closed, or was inherited from the parent process.
         InvalidArgumentError, InvalidTypeError
             A bad id, size or time.
 
@@ -325,14 +294,11 @@ cdef class Pool:
         ...     print(session["kv"].shape)
         (2, 4, 64)
         """
-        from slabpool.sessions.session import Session
-
         where = caller_of(self.core)
-        sessions = self._sessions()
-        return Session._of(self, sessions, sessions.open(session_id, budget, ttl, where))
+        return self._sessions().open(session_id, budget, ttl, where)
 
     def sessions(self):
-        """Every living session, the one that has been idle longest first; those in use last.
+        """Every live session: the longest idle first, those in use last.
 
         Returns
         -------
@@ -355,8 +321,8 @@ cdef class Pool:
     def session_budget(self):
         """Most bytes that all sessions together may keep (int), or None; settable, also as text.
 
-        Idle sessions give way, oldest first, when this is set and to what is kept later; what is kept by those
-        in use stays.
+        To stay below it, idle sessions are evicted, the longest idle first, when it is set and when a session keeps
+        more. Sessions in use are not.
         """
         return None if self.sessions_ is None else self.sessions_.budget
 
@@ -368,32 +334,32 @@ cdef class Pool:
         check_here(self.core)
         if self.sessions_ is None:
             if self.core.maker is not None:
-                _report.host_only("a session")
-            from slabpool.sessions.registry import Sessions
-
-            sessions = Sessions(self)
-            if self.sessions_ is None:  # nobody came first, while that was made
+                hooks.messages.host_only("a session")
+            sessions = hooks.sessions.Sessions(self)
+            if self.sessions_ is None:  # otherwise another thread was first
                 self.sessions_ = sessions
-                self.core.give_way = weakref.WeakMethod(sessions.give_way)
+                self.core.sessions = weakref.ref(sessions)
         return self.sessions_
 
+    # ---- holders
+
     def ack(self, request_id, device, *, generation=None, stream=None):
-        """An ack by an engine that carries only the id.
+        """A device acknowledges a request that the caller knows by its id.
 
         Parameters
         ----------
         request_id : str, int or bytes
         device : str or int
         generation : int, optional
-            Needed where several requests of the id wait for the device at once.
+            Needed if several requests of the id wait for the device.
         stream : int, or a stream of torch, CuPy, Numba or cuda.core, optional
-            The ack counts once everything that is queued on this CUDA stream until now is done: see `Request.ack`,
-            also for what is raised. While it is under way the request does not count as one that waits.
+            The ack counts once everything queued on this CUDA stream so far is done: see `Request.ack`, also for the
+            errors. Until then the request is not one of those that wait for the device.
 
         Returns
         -------
         Ack
-            ``LATE`` where no request of the id waits for the device.
+            ``LATE`` if no request of the id waits for the device.
 
         Raises
         ------
@@ -417,13 +383,14 @@ cdef class Pool:
         if generation is not None:
             wanted = _generation(generation)
         cdef StreamName on
-        cdef string why
+        cdef Error error
         if stream is not None:
             on.stream = stream_of(stream)
             on.device = stream_device(stream)
             with nogil:
-                acked = self.core.pool.ack_id_after(id, number, wanted, on, &why)
-            _report.stream_failed(<int>acked.status, stream, why.decode("utf-8", "replace"))
+                acked = self.core.pool.ack_id_after(id, number, wanted, on, error)
+            hooks.messages.stream_failed(StatusCode(<int>acked.status), stream,
+                                         error.text.decode("utf-8", "replace"))
         elif self.core.cleans:
             with nogil:
                 acked = self.core.pool.ack_id(id, number, wanted)
@@ -431,31 +398,31 @@ cdef class Pool:
             acked = self.core.pool.ack_id(id, number, wanted)
         if acked.status == Status.ok:
             return ack_answer(<int>acked.result)
-        _report.ack_failed(self, <int>acked.status, request_id, device)
+        hooks.messages.ack_failed(self, StatusCode(<int>acked.status), request_id, device)
 
     def device_lost(self, device, *, kill=False):
-        """A device is dead: lets go of everything it held.
+        """A device is dead: acknowledges on its behalf everything that it holds.
 
-        Devices that are attached from another process need not be reported: their end is noticed.
+        The death of a device that is attached from another process is detected, and need not be reported.
 
         Parameters
         ----------
         device : str or int
         kill : bool, default False
-            If the device is attached, kill its process (SIGKILL) and wait for its end first: the only
-            safe way to take memory from a process that hangs.
+            If the device is attached, kill its process (SIGKILL) and wait for its end first. That is the only safe
+            way to take memory from a process that hangs.
 
         Returns
         -------
         int
-            Requests (children counted) that it still held.
+            Requests that it held, children included.
 
         Raises
         ------
         UnknownDeviceError
             No request ever named it.
         DeviceAttachedError
-            Its process is attached and alive, and `kill` was not asked for; or it is this process.
+            Its process is attached and alive, and `kill` is false; or it is this process.
         """
         cdef uint32_t number
         cdef uint64_t lost
@@ -471,7 +438,7 @@ cdef class Pool:
         return lost
 
     def heartbeat(self, device):
-        """A sign of life: renews the device's leases.
+        """The device is alive: renews its leases.
 
         Parameters
         ----------
@@ -486,31 +453,31 @@ cdef class Pool:
         cdef uint32_t number = self.devices.known(device, None)
         self.core.pool.heartbeat(number)
 
-    # ---- looking inside
+    # ---- inspection
 
     def stats(self):
-        """Bytes and counts as of now; takes no lock that allocating takes.
+        """Bytes and counts now. Takes no lock that allocation takes.
 
         Returns
         -------
         Stats
             Always ``committed == live + retained + in_doubt + cached``.
         """
-        return stats_of(self.core)
+        return _stats_of(self.core)
 
     def requests(self):
-        """Every request that is not released, or whose bytes live views retain, and every tensor that a session
-        keeps; oldest first.
+        """Every request that is not released or whose bytes live views retain, and every tensor that a session keeps;
+        oldest first.
 
         Returns
         -------
         list of RequestRecord
         """
-        return records_of(self.core, self.devices, 0)
+        return _records_of(self.core, self.devices, 0)
 
     def leaks(self, older_than=0):
-        """Requests that have lived for at least `older_than` seconds, oldest first: what they keep, which
-        devices are missing, and the line that opened them. What sessions keep is none; see `sessions`.
+        """Requests at least `older_than` seconds old, oldest first: what they hold, which devices are pending, and the
+        line that opened them. What sessions keep is not listed; see `sessions`.
 
         Parameters
         ----------
@@ -530,7 +497,7 @@ cdef class Pool:
         >>> [(r.request_id, sorted(r.pending)) for r in pool.leaks()]
         [('chat-42', ['gpu0'])]
         """
-        records = records_of(self.core, self.devices, older_than)
+        records = _records_of(self.core, self.devices, older_than)
         return [record for record in records if record.state is not RequestState.KEPT]
 
     def events(self):
@@ -540,7 +507,7 @@ cdef class Pool:
         -------
         list of Event
         """
-        return events_of(self.core, self.devices)
+        return _events_of(self.core, self.devices)
 
     def corruptions(self):
         """Writes past the end of a block that a pool with ``debug`` on has found so far.
@@ -549,13 +516,20 @@ cdef class Pool:
         -------
         list of Corruption
         """
-        return corruptions_of(self.core)
+        return _corruptions_of(self.core)
 
     def _verify(self):
-        """None, or which invariant of the allocator does not hold. For tests."""
+        """None, or the invariant of the allocator that does not hold. For tests."""
         check_here(self.core)
         cdef const char* wrong = self.core.pool.verify()
         return None if wrong is NULL else wrong.decode()
+
+    def _refusal(self):
+        """Why the pool was last refused memory: the driver's text, or ""; and the system's errno, or 0."""
+        cdef Error error
+        with nogil:
+            error = self.core.pool.refusal()
+        return error.text.decode("utf-8", "surrogateescape"), error.system_errno
 
     @property
     def closed(self):
@@ -573,12 +547,12 @@ cdef class Pool:
     # ---- giving back
 
     def trim(self):
-        """Gives committed but unused memory back to the system.
+        """Decommits memory that is committed and unused.
 
         Returns
         -------
         int
-            Bytes given back.
+            Bytes decommitted.
         """
         cdef uint64_t freed
         check_here(self.core)
@@ -589,18 +563,18 @@ cdef class Pool:
         return freed
 
     def close(self, *, force=False):
-        """Closes the pool. Again: nothing happens.
+        """Closes the pool. Calling it again does nothing.
 
         Parameters
         ----------
         force : bool, default False
-            Cut open requests loose instead of refusing. Live views stay valid all the same; their memory
-            goes back to the system when the last of them dies.
+            Release open requests instead of refusing. Live views stay valid all the same; the memory is unmapped when
+            the last of them dies.
 
         Raises
         ------
         PoolBusyError
-            Somebody holds memory; the message names the holders. The pool stays open.
+            Memory is still held; the message names the holders. The pool stays open.
         """
         cdef bint forced = bool(force)
         cdef Status status
@@ -612,9 +586,9 @@ cdef class Pool:
         with nogil:
             status = self.core.pool.close(forced)
         if status == Status.pool_busy:
-            raise PoolBusyError(_report.busy(self))
+            hooks.messages.busy(self)
         if status != Status.ok:
-            self.core.report(None, <int>status, 0, None)
+            failed(self.core, None, status, 0, None)
         if self.sessions_ is not None:
             self.sessions_.stop()
         if self.service is not None:
@@ -624,23 +598,23 @@ cdef class Pool:
         return self
 
     def __exit__(self, kind, value, traceback):
-        # A child of fork leaves the block too, and the pool is not its to close.
+        # A child of fork leaves the block too, and must not close its parent's pool.
         if self.core.pool.usable_here():
-            # After an error its traceback keeps views alive; refusing to close would hide it.
+            # The traceback of an exception keeps views alive; PoolBusyError would hide it.
             self.close(force=kind is not None)
 
     @property
     def _stream_acks(self):
-        """For event loops: acks that wait for a stream. While there are any, nobody is woken by them."""
+        """For event loops: the number of acks that wait for a stream. Streams never wake waiters."""
         return self.core.pool.stream_acks()
 
     @property
     def _bell(self):
-        """For event loops: a descriptor that is readable once a peer acknowledged, or -1."""
+        """For event loops: a descriptor that is readable after a peer has acknowledged, or -1."""
         return self.core.pool.bell()
 
     def _answer_bell(self):
-        """Takes in what peers acknowledged; whoever finds `_bell` readable calls it."""
+        """Collects what peers acknowledged. To be called when `_bell` is readable."""
         self.core.pool.answer_bell()
 
     def _add_wakeup(self, int fd):

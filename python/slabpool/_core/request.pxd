@@ -2,9 +2,8 @@
 
 from libc.stdint cimport uint64_t
 
-from slabpool._core.array cimport Core
+from slabpool._core.core cimport Core, Devices
 from slabpool._core.cpp_request cimport Handle
-from slabpool._core.naming cimport Devices
 
 
 cdef class Request:
@@ -14,16 +13,16 @@ cdef class Request:
     cdef Handle handle
     cdef readonly object id
     cdef readonly object parent
-    cdef readonly object quota      # of the request it descends from
-    cdef tuple named            # names given when opened or added: to tell late from unknown
-    cdef uint64_t named_mask    # the numbers of those below 64, as bits: answers most acks at once
-    cdef bint closed            # close() or cancel() was called here
-    cdef bint gave_up           # by cancel(); the core forgets it with the request
+    cdef readonly object quota  # that of the request it descends from
+    cdef tuple named            # devices named when opened or added: tells a late ack from one of an unknown device
+    cdef uint64_t named_mask    # the numbers of those below 64, as bits: answers most acks without the tuple
+    cdef bint closed            # close() or cancel() was called on this object
+    cdef bint gave_up           # cancel() was; the core forgets it with the request
     cdef object __weakref__
     cdef tuple _info(self)
     cdef void _leave(self, bint cancel) noexcept
 
 
-cdef Request new_request(object pool, Core core, Devices devices, Handle handle, object id, tuple named,
-                         uint64_t named_mask, object parent, object quota)
-cdef object ack_answer(int result)
+# With `parent` a child of it. `opened_at` is (file, line), or None for the line that is running.
+cdef Request open_request(object pool, Core core, Devices names, object request_id, object devices, object reserve,
+                          object quota, object lease, object timeout, Request parent, object opened_at)

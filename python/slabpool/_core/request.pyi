@@ -6,16 +6,13 @@ from typing import Any, SupportsIndex, TypeVar, final, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from slabpool._core.growable import GrowableTensor
-from slabpool._core.layout import Layout, Tensors, _Shape
-from slabpool._core.ref import TensorRef
+from slabpool._core.shared import TensorRef
+from slabpool._core.tensors import GrowableTensor, Layout, Tensors, _Shape
 from slabpool.records import Ack, RequestState
 
 _S = TypeVar("_S", bound=np.generic)
 
-@final
-class Request:
-    # ---- memory
+class _Makers:
     @overload
     def empty(
         self, shape: _Shape, *, align: SupportsIndex | None = None, timeout: float | None = None
@@ -98,6 +95,10 @@ class Request:
     def copy(
         self, array: ArrayLike, *, align: SupportsIndex | None = None, timeout: float | None = None
     ) -> NDArray[Any]: ...
+
+@final
+class Request(_Makers):
+    # ---- memory
     def growable(
         self,
         shape: _Shape,

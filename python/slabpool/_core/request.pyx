@@ -2,66 +2,67 @@
 # cython: embedsignature=True, embedsignature.format=clinic
 """The request as Python sees it: allocate, let devices acknowledge, close.
 
-A thin shell over a pair of integers (slot, generation); the C++ table decides everything. What must
-stay true: dropping an open Request closes it, as a file does, with a ResourceWarning.
+A Request is a pair of integers (slot, generation) for the C++ request table, which decides everything. Invariant:
+dropping an open Request closes it with a ResourceWarning, as dropping an open file does.
 """
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-from slabpool._core.array cimport Core, allocate, check_here, deadline_of, new_array, next_slice, new_copy, new_full
+from slabpool._core.array cimport new_array, new_copy, new_full
+from slabpool._core.core cimport (
+    NO_REQUEST, ack_answer, caller, check_here, deadline_of, failed, find_room, located, location, name_key, next_slice,
+    only_made_by, state_of,
+)
+from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_observe cimport RequestInfo
 from slabpool._core.cpp_pool cimport Acked
-from slabpool._core.cpp_request cimport AckResult, Handle
-from slabpool._core.cpp_status cimport Status
-from slabpool._core.cpp_stream cimport StreamName
-from slabpool._core.growable cimport new_growable
-from slabpool._core.layout cimport Layout, Tensors, new_tensors
-from slabpool._core.looking cimport state_of
-from slabpool._core.naming cimport Devices, location
-from slabpool._core.ref cimport new_ref
-from slabpool._core.stream cimport stream_device, stream_of
+from slabpool._core.cpp_request cimport AckResult, OpenSpec, device_span, string_view
+from slabpool._core.cpp_status cimport Error, Status
+from slabpool._core.cuda cimport stream_device, stream_of
+from slabpool._core.shared cimport new_ref
+from slabpool._core.tensors cimport Layout, new_growable, new_tensors
 
 import warnings
 
-from slabpool._core import active, async_wait
-from slabpool.messages import pool as _report
-from slabpool.errors import InvalidTypeError
+from slabpool._core import active, async_wait, hooks
+from slabpool._core.core import StatusCode
+from slabpool.arguments.sizes import parse_size
+from slabpool.errors import InvalidArgumentError, InvalidTypeError
 from slabpool.records import Ack, RequestState, waits_for
 
+cdef extern from "slabpool/pool/pool.hpp":
+    pass
+
 cdef object PENDING = Ack.PENDING
-cdef tuple ANSWERS = (Ack.PENDING, Ack.RELEASED, Ack.DUPLICATE, Ack.LATE)  # in the order of AckResult
 cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
-cdef bint _making = False  # a Request by new_request(), and not by somebody who calls the type
 
-
-cdef object ack_answer(int result):
-    return ANSWERS[result]
+include "opening.pxi"
 
 
 @cython.final
 @cython.no_gc
 @cython.freelist(64)
 cdef class Request:
-    """Memory of one inference request, kept until the host and every device have let go.
+    """Memory of one inference request, held by the host and by every named device.
 
-    Made by `Pool.request` or `Request.child`. The host holds it until `close` (or the end of a ``with``
-    block), each device until its `ack`; whoever is last returns the blocks, once, on its own thread. A
-    live numpy view keeps its block even then.
+    Made by `Pool.request` or `Request.child`. The host is a holder until `close` (or the end of a ``with`` block), each
+    device until its `ack`. The call by which the last holder leaves returns the blocks, once, on its own thread. A live
+    numpy view keeps its block even then.
 
     Attributes
     ----------
     id : str, int or bytes
         As given when it was opened.
     generation : int
-        Tells requests of the same id apart; larger is later. Never used twice in a pool.
+        Distinguishes requests of the same id; larger is later. A pool uses each generation once.
     parent : int or None
         Generation of the request this one is a child of.
     quota : int or None
-        Most bytes it may have; a child shares that of the request it descends from.
+        Most bytes it may hold; a child shares the quota of the request it descends from.
 
     Examples
     --------
@@ -79,17 +80,13 @@ cdef class Request:
     0
     """
 
-    def __cinit__(self):
-        if not _making:  # Request.__new__(Request) has no core to ask
-            raise InvalidTypeError("a Request is made by Pool.request(...) or Request.child(...)")
-
     def __del__(self):
         if self.core is None or self.closed:
             return
         if not self.core.pool.usable_here() or not self.core.pool.is_open(self.handle):
             return
         opened_at = self._info()[4]
-        # Closed first: the warning may be made an error.
+        # Before the warning, which a filter may turn into an exception.
         self._leave(False)
         warnings.warn(
             f"request {self.id!r} generation {self.handle.generation} was dropped while open and is closed now; "
@@ -112,12 +109,12 @@ cdef class Request:
         align : int, default 64
             Alignment of the first byte; a power of two up to 2 MiB.
         timeout : float, optional
-            Seconds to wait for memory to come back. By default running out is an error at once.
+            Seconds to wait for memory to be returned. By default running out is an error at once.
 
         Returns
         -------
         numpy.ndarray
-            C order, writable.
+            C order, writable. In device memory: a `DeviceArray`.
 
         Raises
         ------
@@ -126,7 +123,9 @@ cdef class Request:
         QuotaExceededError
             The request's quota does not allow it.
         RequestClosedError
-            The host has let go of the request.
+            The host has closed the request.
+        PoolClosedError, ForkedPoolError
+            The pool is closed, or was inherited from the parent process.
         InvalidArgumentError, InvalidTypeError
             A bad shape, dtype or alignment.
 
@@ -152,30 +151,31 @@ cdef class Request:
         return new_copy(self.core, self.handle, array, align, timeout, self)
 
     def growable(self, shape, dtype=float, *, limit, axis=0, timeout=None):
-        """A tensor that can become longer along one axis without being copied: a KV cache.
+        """A tensor that becomes longer along one axis without being copied, such as a KV cache.
 
         Parameters
         ----------
         shape : int or tuple of ints
-            What it is at first; 0 along the axis will do.
+            The initial shape; it may be 0 along the axis.
         dtype : data-type, default float64
             Any that holds no Python objects.
         limit : int
-            The most it may come to along the axis. Costs addresses, and no memory.
+            Most elements along the axis. Costs addresses, and no memory.
         axis : int, default 0
             The axis that grows.
         timeout : float, optional
-            Seconds to wait for the first memory; `GrowableTensor.extend` has its own.
+            Seconds to wait for the initial memory; `GrowableTensor.extend` has a timeout of its own.
 
         Returns
         -------
         GrowableTensor
-            Its `extend` returns views. It keeps the request's handle, and counts as one view together with its arrays.
+            Its `extend` returns views. It and all its arrays count as one view.
 
         Raises
         ------
         PoolExhausted, QuotaExceededError, RequestClosedError
-            As for `empty`. `PoolExhausted` also where the pool's range has no run of addresses for the limit.
+            As for `empty`. `PoolExhausted` also if the pool's address range has no run that is long enough for the
+            limit.
         InvalidArgumentError, InvalidTypeError
             A bad shape, dtype, axis or limit.
 
@@ -191,7 +191,7 @@ cdef class Request:
         return new_growable(self.core, self.handle, shape, dtype, axis, limit, timeout, self)
 
     def allocate(self, Layout layout not None, *, bint zero=False, timeout=None):
-        """All tensors of a layout, in one call; views are made when asked for.
+        """All tensors of a layout in one call. Views are made on access.
 
         Parameters
         ----------
@@ -199,7 +199,7 @@ cdef class Request:
         zero : bool, default False
             Fill with zeros.
         timeout : float, optional
-            Seconds to wait for memory to come back.
+            Seconds to wait for memory to be returned.
 
         Returns
         -------
@@ -208,7 +208,7 @@ cdef class Request:
         Raises
         ------
         PoolExhausted, QuotaExceededError, RequestClosedError
-            As for `empty`; then nothing was allocated.
+            As for `empty`. Nothing is allocated then.
 
         Examples
         --------
@@ -228,12 +228,12 @@ cdef class Request:
         ----------
         array : numpy.ndarray, optional
             In this request's memory; slices and transposed views too. By default the reference is to the
-            request alone: an empty tensor, good for an ack.
+            request alone: an empty tensor, which is enough for an ack.
 
         Returns
         -------
         TensorRef
-            Small, and may be pickled. It keeps nothing: the request does, until the device acknowledges.
+            Small, and can be pickled. It keeps no memory alive: the request does, until the device acknowledges.
 
         Raises
         ------
@@ -242,7 +242,7 @@ cdef class Request:
         RequestClosedError
             The request is over.
         InvalidTypeError
-            Not an array, or of a dtype that other processes cannot know.
+            Not an array, or of a dtype that cannot be sent to another process.
 
         Examples
         --------
@@ -266,36 +266,34 @@ cdef class Request:
         device : str or int
             As named when the request was opened.
         stream : int, or a stream of torch, CuPy, Numba or cuda.core, optional
-            A CUDA stream: the ack counts once everything that is queued on it until now is done. Nobody waits for
-            that, here or elsewhere. 0 and 1 are the legacy default stream, of the device that the pool's memory is
-            of, else of the current one. By default the device is done now.
+            A CUDA stream: the ack counts once everything queued on it so far is done. No thread waits for that: the
+            stream is polled. 0 and 1 are the legacy default stream of the pool's device, or of the current device if
+            the pool is in host memory. By default the ack counts now.
 
         Returns
         -------
         Ack
-            ``RELEASED`` if this was the last hold; ``DUPLICATE`` or ``LATE`` change nothing. An ack of a
-            request is an ack of all its children. With a stream that still has something to do: ``PENDING``, and
-            until the ack counts the device is one of `pending`; another ack with a stream is a ``DUPLICATE``, and one
-            without counts at once.
+            ``RELEASED`` if this was the last holder; ``DUPLICATE`` and ``LATE`` change nothing. An ack of a request is
+            an ack of all its children. While the stream still has work to do the answer is ``PENDING``, and the device
+            is one of `pending`; another ack with a stream is a ``DUPLICATE`` then, and one without counts at once.
 
         Raises
         ------
         UnknownDeviceError
-            The device was never named for this request. Nothing changed, as with the others:
+            The device was never named for this request. After this and the errors below nothing has changed.
         InvalidTypeError, InvalidArgumentError
-            That is no stream; CUDA does not know it, or it is being captured into a graph.
+            `stream` is no stream, or CUDA does not know it, or it is being captured into a graph.
         DeviceUnavailableError
             There is no CUDA driver.
         DeviceLostError
-            The GPU has failed: nothing that was queued on it will be done. `Pool.device_lost` lets go of what its
-            device holds.
+            The GPU has failed: nothing queued on it will be done. `Pool.device_lost` releases what its device holds.
 
         Examples
         --------
         >>> import slabpool
         >>> pool = slabpool.Pool("1MiB")
         >>> req = pool.request("chat-42", devices=["gpu0"])
-        >>> req.ack("gpu0")  # with stream=s: once what is queued on s is done
+        >>> req.ack("gpu0")  # with stream=s: counts once the work queued on s is done
         <Ack.PENDING: 'pending'>
         """
         if stream is not None:
@@ -305,9 +303,9 @@ cdef class Request:
             number = self.devices.known(device, self)
         cdef uint32_t index = number
         if index >= 64 or not self.named_mask >> index & 1:
-            # The core cannot tell late from unknown once the slot is another's, and would count it as late.
+            # Once the slot is reused the core cannot tell an unknown device from a late ack, and would answer late.
             if device not in self.named and self.core.pool.released(self.handle):
-                _report.unknown_device(device, self)
+                hooks.messages.unknown_device(device, self)
         cdef Acked acked
         if self.core.cleans:
             with nogil:
@@ -318,17 +316,17 @@ cdef class Request:
             if acked.result == AckResult.pending:
                 return PENDING
             if acked.result != AckResult.late or device in self.named:
-                return ANSWERS[<int>acked.result]
-            _report.unknown_device(device, self)
-        self.core.report(self, <int>acked.status, 0, device)
+                return ack_answer(<int>acked.result)
+            hooks.messages.unknown_device(device, self)
+        failed(self.core, self, acked.status, 0, device)
 
     def add_device(self, device):
-        """One more device must acknowledge (a ring that is partitioned anew). Only while the host holds.
+        """One more device must acknowledge (a ring was repartitioned). Only while the host is a holder.
 
         Raises
         ------
         RequestClosedError
-            The host has let go.
+            The host has closed the request.
         DuplicateDeviceError
             The device is one of those that still have to acknowledge.
         UnknownDeviceError
@@ -338,12 +336,12 @@ cdef class Request:
         if self.parent is None:
             number = self.devices.number(device)
         else:
-            number = self.devices.known(device, self)  # its parent's, so no new name
+            number = self.devices.known(device, self)  # named for its parent, so the pool knows it
         cdef Status status = self.core.pool.add_device(self.handle, number)
         if status == Status.unknown_device:
-            _report.not_the_parents(device, self)
+            hooks.messages.not_the_parents(device, self)
         if status != Status.ok:
-            self.core.report(self, <int>status, 0, device)
+            failed(self.core, self, status, 0, device)
         self.named = self.named + (device,)
         if number < 64:
             self.named_mask |= <uint64_t>1 << number
@@ -353,7 +351,7 @@ cdef class Request:
         return self.ack(device)
 
     def child(self, devices=()):
-        """A request of its own within this one, for memory that returns sooner (a step, a hidden state).
+        """A request inside this one, for memory that is returned sooner (one step, one hidden state).
 
         Parameters
         ----------
@@ -363,15 +361,15 @@ cdef class Request:
         Returns
         -------
         Request
-            With the same id, a generation of its own, and this request's quota and reserve. It is over
-            when its own holders have let go, and at the latest with this request.
+            With the same id and a generation of its own; it shares this request's quota and reserve. It is released
+            when its own holders have left, and at the latest with this request.
 
         Raises
         ------
         UnknownDeviceError
             A device that this request does not wait for.
         RequestClosedError
-            The host has let go.
+            The host has closed this request.
 
         Examples
         --------
@@ -385,7 +383,7 @@ cdef class Request:
         ...         _ = req.ack(device)
         Ack.RELEASED 0
         """
-        return self.pool._open_child(self, devices)
+        return open_request(self.pool, self.core, self.devices, self.id, devices, None, None, None, None, self, None)
 
     cdef void _leave(self, bint cancel) noexcept:
         if self.core.cleans:
@@ -395,28 +393,28 @@ cdef class Request:
             self.core.pool.close_request(self.handle, cancel)
 
     def close(self):
-        """The host is done: nothing more will be allocated. Again: nothing happens."""
+        """The host leaves: nothing more can be allocated. Calling it again does nothing."""
         check_here(self.core)
         self.closed = True
         self._leave(False)
 
     def cancel(self):
-        """The host gives up. As `close`, and `cancelled` tells the devices that they may stop early."""
+        """As `close`, and sets `cancelled`, so that devices can stop early."""
         check_here(self.core)
         self.closed = True
         self.gave_up = self.gave_up or self.core.pool.is_open(self.handle)
         self._leave(True)
 
     def activate(self):
-        """What other libraries allocate inside the block counts to this request.
+        """Inside the block, memory that other libraries allocate belongs to this request.
 
-        That is what their integrations install: `slabpool.tinygrad.install`, for one. Nested blocks: the
-        inner request. Asyncio tasks that are made inside have it too; it ends with the block for them as well.
+        This applies to libraries whose integration is installed, such as `slabpool.tinygrad.install`. Of nested blocks
+        the innermost counts. Asyncio tasks that are made inside inherit it; for them too it ends with the block.
 
         Returns
         -------
         context manager
-            Gives the request; for one ``with``.
+            Yields the request; usable once.
 
         Examples
         --------
@@ -433,14 +431,14 @@ cdef class Request:
         return self
 
     def __exit__(self, *exc):
-        # A child of fork leaves the block too, and the request is not its to close.
+        # A child of fork leaves the block too, and must not close its parent's request.
         if self.core.pool.usable_here():
             self.close()
 
     # ---- looking
 
     cdef tuple _info(self):
-        """(state, nbytes, pending, live_views, opened_at, those of pending whose stream's work is missing)"""
+        """(state, nbytes, pending, live_views, opened_at, those of pending that wait for a stream)"""
         cdef RequestInfo info
         check_here(self.core)
         if not self.core.pool.describe(self.handle, info):
@@ -451,7 +449,7 @@ cdef class Request:
 
     @property
     def generation(self):
-        """Tells requests of the same id apart."""
+        """Distinguishes requests of the same id (int)."""
         return self.handle.generation
 
     @property
@@ -466,17 +464,17 @@ cdef class Request:
 
     @property
     def nbytes(self):
-        """Bytes it keeps from reuse, in whole blocks; once released, those that views retain."""
+        """Bytes of the blocks it holds; once released, of those that views retain."""
         return self._info()[1]
 
     @property
     def live_views(self):
-        """Arrays, each with all its slices counted once, that point into its memory."""
+        """Arrays that point into its memory; an array and its slices count as one."""
         return self._info()[3]
 
     @property
     def cancelled(self):
-        """Whether the host gave up before the end."""
+        """Whether `cancel` was called while the host was a holder."""
         check_here(self.core)
         return self.gave_up or self.core.pool.cancelled(self.handle)
 
@@ -486,12 +484,12 @@ cdef class Request:
         Parameters
         ----------
         timeout : float, optional
-            Seconds; by default for ever.
+            Seconds; by default there is no limit.
 
         Returns
         -------
         bool
-            False if the timeout came first.
+            False if the timeout expired first.
         """
         cdef int64_t deadline = FOREVER if timeout is None else deadline_of(timeout)
         cdef bint done
@@ -529,7 +527,7 @@ cdef class Request:
         return async_wait.released(self.pool, lambda: self._is_released)
 
     def __reduce__(self):
-        raise InvalidTypeError("a Request is a hold on memory of this process: it cannot be copied or pickled")
+        raise InvalidTypeError("a Request holds memory of this process: it cannot be copied or pickled")
 
     def __repr__(self):
         if not self.core.pool.usable_here():
@@ -542,39 +540,24 @@ cdef class Request:
 
 cdef object _ack_after(Request self, object device, object stream):
     cdef StreamName on
-    cdef string why
+    cdef Error error
     cdef Acked acked
     check_here(self.core)
     cdef uint32_t number = self.devices.known(device, self)
     # As in ack().
     if device not in self.named and self.core.pool.released(self.handle):
-        _report.unknown_device(device, self)
+        hooks.messages.unknown_device(device, self)
     on.stream = stream_of(stream)
     on.device = stream_device(stream)
     with nogil:
-        acked = self.core.pool.ack_after(self.handle, number, on, &why)
+        acked = self.core.pool.ack_after(self.handle, number, on, error)
     if acked.status == Status.ok:
         if acked.result != AckResult.late or device in self.named:
-            return ANSWERS[<int>acked.result]
-        _report.unknown_device(device, self)
-    _report.stream_failed(<int>acked.status, stream, why.decode("utf-8", "replace"))
-    self.core.report(self, <int>acked.status, 0, device)
+            return ack_answer(<int>acked.result)
+        hooks.messages.unknown_device(device, self)
+    hooks.messages.stream_failed(StatusCode(<int>acked.status), stream,
+                                 error.text.decode("utf-8", "replace"))
+    failed(self.core, self, acked.status, 0, device)
 
 
-cdef Request new_request(object pool, Core core, Devices devices, Handle handle, object id, tuple named,
-                         uint64_t named_mask, object parent, object quota):
-    global _making
-    _making = True
-    cdef Request request = Request.__new__(Request)
-    _making = False
-    request.pool = pool
-    request.core = core
-    request.devices = devices
-    request.handle = handle
-    request.id = id
-    request.named = named
-    request.named_mask = named_mask
-    request.parent = parent
-    request.quota = quota
-    request.closed = request.gave_up = False
-    return request
+only_made_by(Request, "a Request is made by Pool.request(...) or Request.child(...)")

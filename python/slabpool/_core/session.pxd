@@ -1,17 +1,16 @@
-# What a session keeps, as the core knows it: no policy, and no hold on the Pool.
+# What a session keeps, as the core knows it. Nothing here keeps the Pool alive.
 
 cimport numpy as cnp
 from libc.stdint cimport uint32_t, uint64_t
 
-from slabpool._core.array cimport Core
+from slabpool._core.core cimport Core
 from slabpool._core.cpp_block cimport Block
 from slabpool._core.cpp_request cimport Handle
-from slabpool._core.layout cimport Layout
 
 
 cdef class Shelf:
     cdef Core core
-    cdef Handle handle          # the session: a kept request without memory of its own
+    cdef Handle handle          # of the session, which the core has as a kept request without memory
     cdef bytes key              # the session's id as the core knows it
 
 

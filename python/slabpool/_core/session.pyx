@@ -1,45 +1,41 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, binding=False
 # cython: embedsignature=True, embedsignature.format=clinic
-"""What sessions ask of the core: a shelf for each session, and on it the blocks it keeps.
+"""What sessions ask of the core: a shelf for each session, and the blocks that are kept on it.
 
-Which session keeps what, for how long, and which gives way is decided in `slabpool.sessions.registry`, under its
-lock; all calls here are made with it held. What must stay true: nothing here keeps a `Pool`.
+What a session keeps, for how long, and which one gives way is decided in `slabpool.sessions`. All functions here are
+called with the lock of its registry held. Invariant: nothing here keeps a `Pool` alive.
 """
 
 cimport cython
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libcpp.optional cimport make_optional
 from libcpp.vector cimport vector
 
-from slabpool._core.array cimport Core, Shape, check_here, located, own, parse_shape, wrap, wrap_strided
+from slabpool._core.array cimport own, parse_shape, wrap, wrap_strided
+from slabpool._core.core cimport Core, Shape, check_here, failed, located, name_key
 from slabpool._core.cpp_block cimport Block, byte
 from slabpool._core.cpp_observe cimport RequestInfo
-from slabpool._core.cpp_pool cimport KeepSpec
 from slabpool._core.cpp_pool cimport Kept as CppKept
+from slabpool._core.cpp_pool cimport KeepSpec
 from slabpool._core.cpp_request cimport Handle, SourceLocation, handle_span, string_view
 from slabpool._core.cpp_status cimport Status
-from slabpool._core.growable cimport GrowableTensor, _Growth, growable_of
-from slabpool._core.layout cimport Layout, Tensors, tensors_of
-from slabpool._core.naming cimport name_key
 from slabpool._core.pool cimport Pool
 from slabpool._core.request cimport Request
+from slabpool._core.tensors cimport GrowableTensor, Layout, Tensors, _Growth, growable_of, tensors_of
 
 import numpy as np
 
+from slabpool._core.core import StatusCode
 from slabpool.errors import InvalidArgumentError, InvalidTypeError, RequestClosedError
 
 cnp.import_array()
 
-cdef uint64_t NO_LIMIT = 1 << 62
+cdef extern from "slabpool/pool/pool.hpp":
+    pass
 
-# What `Shelf.keep` answers when it did not; the numbers are those of Status.
-EXHAUSTED = <int>Status.exhausted
-QUOTA = <int>Status.quota_exceeded
-NO_SLOT = <int>Status.too_many_requests
-CLOSED = <int>Status.request_closed
-INVALID = <int>Status.invalid_argument
+cdef uint64_t NO_LIMIT = 1 << 62
 
 
 cdef string_view _view(bytes key):
@@ -52,14 +48,15 @@ cdef SourceLocation _where(Core core, tuple where) except *:
 
 @cython.final
 @cython.no_gc
+@cython.auto_pickle(False)
 cdef class Form:
-    """How a tensor lies in its block: what it takes to make a view of it again."""
+    """Where a tensor lies in its block, and its shape: all that is needed to make a view of it again."""
 
 
 @cython.final
 @cython.no_gc
 cdef class Kept:
-    """One block that a session keeps. Closed by whoever keeps it, or when it is dropped."""
+    """One block that a session keeps, until it is closed or this object dies."""
 
     def __dealloc__(self):
         if self.core is not None:
@@ -80,17 +77,17 @@ cdef class Kept:
         return info.live_views if self.core.pool.describe(self.handle, info) else 0
 
     def close(self):
-        """Gives the block back, once no request pins it."""
+        """Returns the block, once no request pins it."""
         with nogil:
             self.core.pool.close_request(self.handle, False)
 
     def adopt(self, tensor, keeper):
-        """A tensor of this block that grows does so in the session's name from here on."""
+        """A growable tensor of this block belongs to the session from now on: it grows within the session's budget."""
         if isinstance(tensor, GrowableTensor):
             _adopt((<GrowableTensor>tensor).growth, self.handle, keeper)
 
     def view(self, Form form not None):
-        """The tensor: an array, Tensors or a GrowableTensor. None if the block is given up."""
+        """The tensor: an array, Tensors or a GrowableTensor. None if the block was returned."""
         cdef Shape shape
         cdef cnp.npy_intp strides[64]
         cdef Status status
@@ -109,27 +106,27 @@ cdef class Kept:
             return wrap(self.core, self.block, first, descr, &shape)
         for i in range(shape.nd):
             strides[i] = form.strides[i]
-        return wrap_strided(own(self.core, self.block, True), first, descr, &shape, strides)
+        return wrap_strided(own(self.core, self.block, True), first, descr, &shape, strides, True)
 
 
 @cython.final
 @cython.no_gc
 cdef class Shelf:
-    """The core's side of one session; closing it gives back all that is on it."""
+    """One session in the core. Closing it closes everything it keeps."""
 
     def __dealloc__(self):
         if self.core is not None:
             self.core.pool.close_request(self.handle, False)
 
-    def told(self):
-        """(bytes charged, quota, unreleased requests that pin it, idle since in monotonic ns), or None."""
+    def figures(self):
+        """(bytes charged, quota, unreleased requests that pin it, idle since in monotonic ns); None once it is over."""
         cdef CppKept kept
         if not self.core.pool.kept(self.handle, kept):
             return None
         return kept.bytes, None if kept.quota == NO_LIMIT else kept.quota, kept.pins, kept.idle_since_ns
 
     def set_budget(self, budget):
-        """False if it has more."""
+        """False, and no change, if it keeps more."""
         return self.core.pool.set_quota(self.handle, NO_LIMIT if budget is None else budget) == Status.ok
 
     def close(self):
@@ -137,7 +134,8 @@ cdef class Shelf:
             self.core.pool.close_request(self.handle, False)
 
     def pin(self, Request request not None, list kept):
-        """All of this stays until the request is over. False if the request or the session is."""
+        """Keeps the session and these blocks until the request is released. False if the request is, or the session is
+        over."""
         cdef vector[Handle] handles
         cdef Kept one
         handles.push_back(self.handle)
@@ -145,12 +143,11 @@ cdef class Shelf:
             handles.push_back(one.handle)
         cdef Status status = self.core.pool.pin(request.handle, handle_span(handles.data(), handles.size()))
         if status == Status.system_refused:
-            raise MemoryError("no memory to note which tensors a request reads")
+            raise MemoryError("no memory to record which tensors a request reads")
         return status == Status.ok
 
     def locate(self, tensor):
-        """(generation whose block it is in, its Form, bytes of the block); None if it is in no request's block
-        of this pool."""
+        """(generation that holds its block, its Form, bytes of the block); None if no request of this pool holds it."""
         cdef Block* block
         cdef Form form = Form.__new__(Form)
         cdef Handle owner
@@ -158,12 +155,12 @@ cdef class Shelf:
             if (<Tensors>tensor).core is not self.core:
                 return None
             form.descr = (<Tensors>tensor).layout
-            # It keeps no memory: what it means may be gone.
+            # Tensors keep no memory alive: the block may have been returned.
             if self.core.pool.open_view((<Tensors>tensor).block[0], (<Tensors>tensor).serial,
                                         (<Tensors>tensor).request) != Status.ok:
                 raise RequestClosedError(
-                    f"{tensor!r}: the request is released, and its tensors with it; keep() what is to stay before the "
-                    "last holder lets go")
+                    f"{tensor!r}: the request is released, and its tensors with it; call keep() before the last holder "
+                    "leaves")
             block = (<Tensors>tensor).block
             owner = self.core.pool.owner_of(block[0])
             self.core.pool.drop_view(block[0])
@@ -182,7 +179,7 @@ cdef class Shelf:
         return _locate_array(self.core, tensor, form)
 
     def keep(self, tensor, str name, tuple where, Kept instead, keeper):
-        """A Kept that has the tensor's block now, or the status that says why not; then nothing has changed."""
+        """A Kept that holds the tensor's block now; or the status of a failure, after which nothing has changed."""
         cdef KeepSpec spec
         cdef Handle handle
         cdef Status status
@@ -194,7 +191,7 @@ cdef class Shelf:
         if viewed:
             block = (<Tensors>tensor).block
             if self.core.pool.open_view(block[0], (<Tensors>tensor).serial, (<Tensors>tensor).request) != Status.ok:
-                return CLOSED
+                return StatusCode.REQUEST_CLOSED
         elif isinstance(tensor, GrowableTensor):
             block = (<GrowableTensor>tensor).growth.block
         else:
@@ -210,9 +207,9 @@ cdef class Shelf:
         if viewed:
             self.core.pool.drop_view(block[0])
         if status != Status.ok:
-            return <int>status
+            return StatusCode(<int>status)
         if isinstance(tensor, GrowableTensor):
-            _adopt((<GrowableTensor>tensor).growth, handle, keeper)  # before anything that could let another thread run
+            _adopt((<GrowableTensor>tensor).growth, handle, keeper)  # before another thread can run
         return _new_kept(self.core, handle, block, serial)
 
 
@@ -222,7 +219,7 @@ cdef object _locate_array(Core core, object tensor, Form form):
     cdef int i
     if cnp.PyArray_SIZE(array) == 0 or high == 0:
         raise InvalidArgumentError(
-            f"an array of shape {tensor.shape} has no bytes to keep; keep one with elements, or none at all")
+            f"an array of shape {tensor.shape} has no bytes to keep; keep one with elements")
     for i in range(cnp.PyArray_NDIM(array)):
         reach = (cnp.PyArray_DIM(array, i) - 1) * cnp.PyArray_STRIDE(array, i)
         if reach < 0:
@@ -259,12 +256,12 @@ cdef Kept _new_kept(Core core, Handle handle, Block* block, uint32_t serial):
 
 
 def key_of(session_id):
-    """The id as the core knows it, which tells "7" from 7."""
+    """The id as the core knows it, which distinguishes "7" from 7."""
     return name_key(session_id, "session_id")
 
 
 def open_shelf(Pool pool not None, session_id, budget, tuple where):
-    """A Shelf, or the status that says why not."""
+    """A Shelf; None if every request slot is taken."""
     check_here(pool.core)
     cdef bytes own = name_key(session_id, "session_id")
     cdef bytes key = b"k" + len(own).to_bytes(4, "little") + own
@@ -272,9 +269,9 @@ def open_shelf(Pool pool not None, session_id, budget, tuple where):
     cdef Status status = pool.core.pool.open_session(
         _view(key), NO_LIMIT if budget is None else budget, _where(pool.core, where), handle)
     if status == Status.too_many_requests:
-        return NO_SLOT
+        return None
     if status != Status.ok:
-        pool.core.report(None, <int>status, 0, None)
+        failed(pool.core, None, status, 0, None)
     cdef Shelf shelf = Shelf.__new__(Shelf)
     shelf.core = pool.core
     shelf.handle = handle

@@ -1,7 +1,7 @@
-"""What indexing, transposing and reshaping do to an array's shape and strides: arithmetic alone.
+"""What indexing, transposing and reshaping do to the shape and strides of an array, by arithmetic alone.
 
-For arrays whose memory the host must not touch. All that is here gives a view; what would need a copy is
-refused. The rules are numpy's. Strides and offsets are in bytes.
+For arrays whose memory the host must not access. Every function describes a view; operations that need a copy
+are refused. The rules are numpy's. Strides and offsets are in bytes.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Checks of what callers pass: sizes, kinds of memory, the options of a pool. Uses nothing but the errors."""
+"""Checks of arguments: sizes, kinds of memory, the options of a pool. Uses only `slabpool.errors`."""

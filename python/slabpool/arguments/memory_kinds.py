@@ -1,6 +1,6 @@
 """The kinds of memory a pool can be made of, as text: ``memory="cuda:0"``.
 
-Only the grammar. Whether this machine has such memory is found out when the pool is made.
+Only the syntax. Whether this machine has such memory is known when the pool is made.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The arguments of `slabpool.Pool`, checked before anything is made of them."""
+"""The arguments of `slabpool.Pool`, checked before a pool is made."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from slabpool.arguments.memory_kinds import Memory, parse_memory
 from slabpool.arguments.sizes import parse_size
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 
-_HUGE_FROM = 64 << 20  # bytes from which huge pages are asked for unless told otherwise
+_HUGE_FROM = 64 << 20  # bytes from which huge pages are the default
 
 
 class Options(NamedTuple):
-    """What a pool is to be, as the core takes it."""
+    """The options of a pool, as the core takes them."""
 
     capacity: int
     memory: Memory
@@ -34,7 +34,7 @@ def parse_options(
     huge_pages: object,
     numa_node: object,
 ) -> Options:
-    """Raises InvalidArgumentError or InvalidTypeError, which say what was passed and what goes."""
+    """Raises InvalidArgumentError or InvalidTypeError, which name the value and what is allowed."""
     size = parse_size(capacity, "capacity", least=16384, most=1 << 42)
     kind = parse_memory(memory)
     if str(kind) != "host" and (huge_pages or numa_node is not None):
@@ -49,7 +49,7 @@ def parse_options(
     if debug and kind.kind == "device":
         raise InvalidArgumentError(
             f"debug must be 0 with memory={memory!r}, got {debug!r}: guards and poison are written and read "
-            "by the host, which does not reach device memory. Debug the same code with memory='host', "
+            "by the host, which cannot access device memory. Debug the same code with memory='host', "
             "'pinned' or 'managed:N'"
         )
     if not isinstance(events, int) or not 0 <= events <= 1 << 24:
@@ -72,9 +72,9 @@ def parse_options(
 
 def _why_not(memory: Memory) -> str:
     if memory.kind == "device":
-        return "device memory is no memory of the host"
+        return "device memory is not host memory"
     if memory.kind == "pinned":
-        return "pinned memory is taken near the device that it is pinned for, 'pinned:N'"
+        return "pinned memory is allocated near its device, 'pinned:N'"
     if memory.kind == "managed":
-        return "where managed memory lies is decided by the CUDA driver"
+        return "the CUDA driver decides where managed memory is"
     return "shared memory is allocated page by page as it is committed"

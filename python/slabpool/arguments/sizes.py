@@ -1,4 +1,4 @@
-"""Byte sizes as people write them: 2147483648, "2GiB", "512 MB", "0.5GiB"."""
+"""Sizes as users write them: 2147483648, "2GiB", "512 MB", "0.5GiB"."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def parse_size(value: object, what: str, *, least: int, most: int) -> int:
     2147483648
     """
     if isinstance(value, str):
-        match = _SIZE.fullmatch(value) if len(value) < 100 else None  # Python converts no endless numbers
+        # Python limits the length of numbers that it converts.
+        match = _SIZE.fullmatch(value) if len(value) < 100 else None
         unit = _UNITS.get(match[2].lower()) if match else None
         if match is None or unit is None:
             raise InvalidArgumentError(f"{what} must be bytes or a size such as '2GiB', got {value[:100]!r}")
@@ -60,7 +61,7 @@ def parse_size(value: object, what: str, *, least: int, most: int) -> int:
                 f"{what} must be bytes or a size such as '2GiB', got {value!r} of type {type(value).__name__}"
             ) from None
     if not least <= size <= most:
-        # Python prints no endless numbers.
+        # Python limits the length of numbers that it prints.
         got = (
             f"{value!r} ({size} bytes)"
             if size.bit_length() < 256
@@ -71,7 +72,7 @@ def parse_size(value: object, what: str, *, least: int, most: int) -> int:
 
 
 def show_size(nbytes: int) -> str:
-    """A size for people, in binary units.
+    """A size for messages, in binary units.
 
     Examples
     --------

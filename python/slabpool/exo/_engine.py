@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from slabpool._core.growable import GrowableTensor
 from slabpool._core.request import Request
+from slabpool._core.tensors import GrowableTensor
 from slabpool.exo._run import Run
 
 #: tinygrad's names of devices in host memory (CLANG and LLVM until 0.10, then CPU).

@@ -1,8 +1,7 @@
-"""`numpy_handler`: arrays that numpy itself makes have their memory in a pool (NEP 49).
+"""`numpy_handler`: arrays that numpy itself makes are allocated from a pool (NEP 49).
 
-Invariants:
-- A handler is in force in the context that entered it and in copies of that context, never in others.
-- After its block has ended, no allocation uses it, even in a context that still has it.
+Invariants: a handler is in force in the context that entered it and in copies of that context, and in no
+other; once its block has ended, no array gets pool memory through it, also in contexts that still have it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from slabpool._core import numpy_heap
+from slabpool._core import heaps
 from slabpool._core.pool import Pool
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 from slabpool.records import NumpyUsage
@@ -22,7 +21,7 @@ from slabpool.records import NumpyUsage
 if TYPE_CHECKING:
     from typing_extensions import CapsuleType, Self
 
-#: The handler for threads that this context starts.
+#: The capsule that threads started by this context inherit.
 _for_threads: ContextVar[CapsuleType | None] = ContextVar("slabpool_numpy_for_threads", default=None)
 
 _install_lock = threading.Lock()
@@ -32,29 +31,31 @@ _installed = False
 class numpy_handler:
     """Inside the block, every array that numpy makes has its memory in a pool.
 
-    The arrays are ordinary ones: they may outlive the block, and each frees its memory when it is destroyed.
-    They belong to no request; `numpy_usage` counts them. If the pool has no room, numpy raises
-    ``MemoryError``. Tasks started inside the block (`asyncio.create_task`, `asyncio.to_thread`) inherit the
-    handler. After the block has ended, arrays that these tasks make are in ordinary memory again. So are
-    arrays in the child of a fork.
+    The arrays are ordinary: they can outlive the block, and each returns its memory when it dies. They belong
+    to no request; `numpy_usage` counts them. If the pool has no room, numpy raises ``MemoryError``. Tasks
+    started inside (`asyncio.create_task`, `asyncio.to_thread`) inherit the handler, as they inherit numpy's
+    own settings. After the block has ended, and in the child of a fork, arrays are allocated from ordinary
+    memory.
 
     Parameters
     ----------
     pool : Pool
     threads : bool, default False
-        Whether threads that are started inside the block, and threads that these start, use the handler too.
-        (Before Python 3.14 a new thread does not inherit the context.) The first use wraps
-        `threading.Thread.start` for good; the wrapper does nothing for other threads.
+        Also in threads that `threading` starts inside, and in those that they start. (Before Python 3.14 a
+        new thread does not inherit the context of its starter.) The first use wraps `threading.Thread.start`
+        for good; the wrapper does nothing for other threads.
 
     Raises
     ------
     PoolClosedError, ForkedPoolError
-        On entering: the pool is closed, or belongs to the parent process.
+        On entering: the pool is closed, or was inherited from the parent process.
     InvalidArgumentError
         On entering: this object is already in use. Make one for each ``with``.
 
-    Notes ----- As with `numpy.errstate`, if a generator is suspended inside the block, the handler stays in
-    force in the code that runs the generator.
+    Notes
+    -----
+    As with `numpy.errstate`, a generator that is suspended inside the block leaves the handler in force in
+    the code that runs the generator.
 
     Examples
     --------
@@ -72,8 +73,8 @@ class numpy_handler:
     def __init__(self, pool: Pool, *, threads: bool = False) -> None:
         if not isinstance(pool, Pool):
             raise InvalidTypeError(
-                f"numpy_handler needs a Pool, got {pool!r} of type {type(pool).__name__}. A Request cannot "
-                "serve numpy, because its memory returns only when the request ends"
+                f"numpy_handler needs a Pool, got {pool!r} of type {type(pool).__name__}. A request cannot "
+                "serve numpy: memory of dropped arrays would be returned only when the request is released"
             )
         self._pool = pool
         self._threads = bool(threads)
@@ -87,7 +88,7 @@ class numpy_handler:
             )
         if self._threads:
             _install()
-        self._capsule = numpy_heap.enter(self._pool)
+        self._capsule = heaps.enter(self._pool)
         if self._threads:
             self._threads_before = _for_threads.get()
             _for_threads.set(self._capsule)
@@ -102,17 +103,17 @@ class numpy_handler:
         capsule, self._capsule = self._capsule, None
         if capsule is None:
             raise InvalidArgumentError("this numpy_handler is not in force; use it in a `with` statement")
-        numpy_heap.leave(capsule)
+        heaps.leave(capsule)
         if self._threads and _for_threads.get() is capsule:
             _for_threads.set(self._threads_before)
         self._threads_before = None
 
 
 def numpy_usage(pool: Pool) -> NumpyUsage:
-    """Count the arrays in a pool that numpy made under `numpy_handler`.
+    """How much memory of a pool is held by arrays that numpy made under `numpy_handler`.
 
-    This walks every block of the pool, so use it for reports and not in a hot loop. To see where the arrays
-    were made use `tracemalloc`: numpy reports each allocation to it.
+    It reads every block of the pool: use it for reports, not in every step. `tracemalloc`, to which numpy
+    reports its arrays, knows where they were made.
 
     Parameters
     ----------
@@ -133,14 +134,14 @@ def numpy_usage(pool: Pool) -> NumpyUsage:
     """
     if not isinstance(pool, Pool):
         raise InvalidTypeError(f"numpy_usage needs a Pool, got {pool!r} of type {type(pool).__name__}")
-    return NumpyUsage(*numpy_heap.usage(pool))
+    return NumpyUsage(*heaps.usage(pool))
 
 
 # ---- threads
 
 
 def _install() -> None:
-    """Wrap `Thread.start` once. It stays wrapped, because other code may have wrapped it in the meantime."""
+    """Wraps `Thread.start` once. It is never unwrapped, because other code may have wrapped it since."""
     global _installed
     with _install_lock:
         if not _installed:
@@ -164,8 +165,8 @@ def _carrying(start: Callable[..., None]) -> Callable[..., None]:
                 self.run = own  # type: ignore[method-assign]
 
         def run() -> None:
-            restore()  # also breaks the reference cycle between the thread and this function
-            numpy_heap.adopt(capsule)
+            put_back()  # also breaks the cycle from the thread to this function
+            heaps.adopt(capsule)
             _for_threads.set(capsule)
             self.run()
 

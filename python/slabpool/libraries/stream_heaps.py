@@ -15,9 +15,9 @@ import threading
 import weakref
 
 from slabpool._core import active as _active
-from slabpool._core import stream_heap
+from slabpool._core import heaps
+from slabpool._core.heaps import StreamHeap
 from slabpool._core.pool import Pool
-from slabpool._core.stream_heap import StreamHeap
 from slabpool.errors import InvalidArgumentError, InvalidTypeError, SlabpoolError
 
 _lock = threading.Lock()
@@ -99,14 +99,14 @@ def serve(pools: tuple[Pool, ...], what: str) -> None:
                 )
         _in_force.update(wanted)
     for device, pool in wanted.items():
-        stream_heap.put_in_force(heap_of(pool, for_good=True), device)
+        heaps.put_in_force(heap_of(pool, for_good=True), device)
 
 
 def stop_serving(device: int) -> None:
     """Undo `serve` for a device. Only for tests, which know that torch has no memory of the pool any more."""
     with _lock:
         pool = _in_force.pop(device)
-        stream_heap.put_in_force(None, device)
+        heaps.put_in_force(None, device)
     forget(pool)
 
 

@@ -1,4 +1,36 @@
-"""Error messages: each function takes what failed and raises an exception that says what to do.
+"""Error messages: each function takes the status of a failed call and raises the exception for it.
 
-Used on failure only.
+A message names the request, the device, the bytes, the holders and the lines that opened them, and says what
+to do. The core reaches these functions through `slabpool._core.hooks`, and imports none of them. They run
+after failures only, so they may be slow.
 """
+
+from slabpool.messages.cuda import cuda_failed
+from slabpool.messages.peers import peer_failed, peer_unusable
+from slabpool.messages.pool import busy, call_failed, host_only, names, no_pool, unknown_device
+from slabpool.messages.requests import (
+    ack_failed,
+    not_of_the_request,
+    not_shared,
+    not_the_parents,
+    open_failed,
+    stream_failed,
+)
+
+__all__ = [
+    "ack_failed",
+    "busy",
+    "call_failed",
+    "cuda_failed",
+    "host_only",
+    "names",
+    "no_pool",
+    "not_of_the_request",
+    "not_shared",
+    "not_the_parents",
+    "open_failed",
+    "peer_failed",
+    "peer_unusable",
+    "stream_failed",
+    "unknown_device",
+]

@@ -1,4 +1,4 @@
-"""Turns an error of the CUDA driver into the exception a person can act on. Called on failure only."""
+"""Errors of the CUDA driver: what was attempted, what the driver said, and what to do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from slabpool.errors import DeviceLostError, DeviceUnavailableError, InvalidArgumentError, SlabpoolError
 
-# Of the driver's results, those that the caller can do something about.
+# Those of the driver's results that the caller can do something about.
 _NOT_INITIALIZED = 3
 _CAPTURED = 900
 _THE_STREAMS = {
@@ -16,31 +16,31 @@ _THE_STREAMS = {
 }
 
 
-def failed(what: str, result: int, text: str, lost: bool) -> NoReturn:
-    """Raise for a call that the driver refused.
+def cuda_failed(what: str, result: int, text: str, lost: bool) -> NoReturn:
+    """Raises for a call that the driver refused.
 
     Parameters
     ----------
     what : str
-        What was to be done, for the message: "copying 64 bytes to the host".
+        What was attempted: "copying 64 bytes to the host".
     result : int
-        The driver's.
+        The driver's result.
     text : str
-        Its name and what it says.
+        The name of the result and the driver's text for it.
     lost : bool
-        Whether the device is lost by it.
+        Whether the device is lost.
     """
     if lost:
         raise DeviceLostError(
-            f"{what} failed: {text}. Nothing on this GPU works any more in this process: start it anew, and "
-            "look for the kernel that failed (compute-sanitizer finds it)"
+            f"{what} failed: {text}. No further work on this GPU is possible in this process: restart it, "
+            "and look for the kernel that failed (compute-sanitizer finds it)"
         )
     if result == _NOT_INITIALIZED:
         raise DeviceUnavailableError(f"{what} failed: {text}")
     if result == _CAPTURED:
         raise InvalidArgumentError(
-            f"{what} failed: {text}. The stream is being captured into a graph, which would do this again "
-            "when nobody keeps the memory any more; copy before or after the capture"
+            f"{what} failed: {text}. The stream is being captured into a graph, which would repeat this "
+            "after the memory is returned; copy before or after the capture"
         )
     if result in _THE_STREAMS:
         raise InvalidArgumentError(

@@ -1,4 +1,4 @@
-"""Errors of sessions: which one, how many bytes, and what to do. As `_report`, called on failure only."""
+"""Errors of sessions: which session, how many bytes, and what to do."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def pool_gone() -> NoReturn:
-    """Raises for a session whose pool nobody has any more."""
+    """Raises for a session whose pool object is gone."""
     raise PoolClosedError(
-        "the pool of this session is gone. Keep the pool, or the Session, as long as it is used"
+        "the pool of this session is gone. Keep a reference to the pool or to the Session while it is used"
     )
 
 
@@ -33,25 +33,25 @@ def lost(state: State) -> NoReturn:
     how = {
         "closed": "was closed",
         "expired": f"expired: no request used it for its ttl of {state.ttl} s",
-        "evicted": "was idle longest and gave way when the pool had no room left",
+        "evicted": "was evicted as the longest idle when the pool had no room",
     }.get(state.lost or "", "was closed with its pool")
     ago = (time.monotonic_ns() - state.lost_ns) / 1e9 if state.lost else 0.0
     raise SessionLostError(
-        f"session {state.id!r} {how} {ago:.1f} s ago, and nothing of it is kept. "
+        f"session {state.id!r} {how} {ago:.1f} s ago, and its memory was returned. "
         f"pool.session({state.id!r}) opens a new one"
     )
 
 
 def no_slot(pool: Pool, session_id: object) -> NoReturn:
-    """Raises where there is no place for one more session or kept tensor."""
+    """Raises if every request slot is taken."""
     raise PoolExhausted(
         f"cannot keep anything for session {session_id!r}: pool {pool.name!r} has as many requests and kept "
-        f"tensors as it can tell apart. The largest:{holders(pool)}"
+        f"tensors as it can hold. The largest:{holders(pool)}"
     )
 
 
 def system_refuses(pool: Pool, state: State, name: str) -> NoReturn:
-    """Raises where the system has no memory for what the pool notes of a kept tensor."""
+    """Raises if the system refuses memory for the record of a kept tensor."""
     raise PoolExhausted(
         f"session {state.id!r} cannot keep {name!r}: the system refuses memory for the record of it; "
         f"{usage(pool)}"
@@ -59,7 +59,7 @@ def system_refuses(pool: Pool, state: State, name: str) -> NoReturn:
 
 
 def budget_below(state: State, budget: int) -> NoReturn:
-    """Raises for a new budget that is less than what is kept."""
+    """Raises for a new budget that is less than what the session keeps."""
     raise QuotaExceededError(
         f"session {state.id!r} keeps {show_size(state.nbytes)}, more than a budget of {show_size(budget)}. "
         "drop() some of it first"
@@ -68,8 +68,8 @@ def budget_below(state: State, budget: int) -> NoReturn:
 
 def budget_exceeded(state: State, name: str, nbytes: int) -> NoReturn:
     """Raises for a tensor that the session's own budget does not allow."""
-    told = state.shelf.told()
-    budget = 0 if told is None else told[1] or 0
+    figures = state.shelf.figures()
+    budget = 0 if figures is None else figures[1] or 0
     kept = ", ".join(
         f"{other!r} {show_size(block.kept.nbytes)}" for other, (block, _) in list(state.tensors.items())[:5]
     )
@@ -86,8 +86,8 @@ def session_budget_exceeded(pool: Pool, state: State, name: str, nbytes: int, bu
     total = sum(record.nbytes for record in records)
     raise QuotaExceededError(
         f"session {state.id!r} cannot keep {name!r} of {show_size(nbytes)}: {len(records)} sessions keep "
-        f"{show_size(total)} of the pool's session_budget of {show_size(budget)}, and the idle ones among "
-        "them too little to make room. Raise pool.session_budget, or close sessions"
+        f"{show_size(total)} of the pool's session_budget of {show_size(budget)}, and evicting the idle ones "
+        "would not make enough room. Raise pool.session_budget, or close sessions"
     )
 
 
@@ -96,7 +96,7 @@ def nothing_to_keep(pool: Pool, state: State, name: str, tensor: object) -> NoRe
     shape = getattr(tensor, "shape", None)
     raise InvalidArgumentError(
         f"session {state.id!r} cannot keep {name!r}: the array of shape {shape} is not in the memory of a "
-        f"request of pool {pool.name!r}. Keep what a request made, or keep request.copy(array)"
+        f"request of pool {pool.name!r}. Keep an array that a request made, or keep request.copy(array)"
     )
 
 
@@ -109,21 +109,21 @@ def kept_elsewhere(state: State, name: str, other: State) -> NoReturn:
 
 
 def growth_of_the_dropped(session_id: object, name: str) -> NoReturn:
-    """Raises for a tensor that grows although its session has let go of it."""
+    """Raises for a tensor that grows after its session has dropped it."""
     raise RequestClosedError(
         f"the tensor that session {session_id!r} kept as {name!r} cannot grow any more: it was dropped or "
-        "replaced, or the session is over. Its arrays stay valid; take the present one from the session"
+        "replaced, or the session is over. Its arrays stay valid; get the current one from the session"
     )
 
 
 def not_kept(state: State, name: str, *, closed: bool) -> NoReturn:
-    """Raises for a tensor whose request is over, or that a session has given up."""
+    """Raises for a tensor whose request is released, or which a session kept and dropped."""
     if closed:
         raise RequestClosedError(
             f"session {state.id!r} cannot keep {name!r}: its request is released, and only live views retain "
-            "the memory. keep() what is to stay before the last holder lets go"
+            "the memory. Call keep() before the last holder leaves"
         )
     raise InvalidArgumentError(
         f"session {state.id!r} cannot keep {name!r}: its memory was kept before and has been dropped or "
-        "replaced; it goes back with the requests that may still read it. Keep a copy: request.copy(array)"
+        "replaced; it is returned with the requests that may still read it. Keep a copy: request.copy(array)"
     )

@@ -360,7 +360,7 @@ class Replay:
         counters = {
             "allocations": (stats.allocations, out.allocated),
             "frees": (stats.frees, out.allocated),
-            "reserved bytes": (stats.set_aside, 0),
+            "reserved bytes": (stats.reserved, 0),
             "acks": (stats.acks, out.acks_counted),
             "repeated and late acks": (
                 stats.duplicate_acks + stats.late_acks,

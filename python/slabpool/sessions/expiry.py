@@ -1,7 +1,7 @@
-"""The thread by which idle sessions expire although nobody calls the pool.
+"""The thread that ends sessions whose ttl has passed, also if no call reaches the pool.
 
-One for each pool that has sessions with a ttl. It sleeps until the first may expire, or there is news; it
-keeps neither the pool nor its sessions, and ends with either.
+One for each pool that has sessions with a ttl. It sleeps until the first session may expire or `news` is set.
+It keeps neither the pool nor its sessions alive, and ends with either.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 def start(sessions: Sessions, name: str, news: threading.Event) -> threading.Thread:
-    """The thread, running; `news` tells it of an earlier deadline, or of the end."""
+    """Starts the thread. `news` wakes it for an earlier deadline, or for the end."""
     thread = threading.Thread(target=_expire, args=(weakref.ref(sessions), news), name=name, daemon=True)
-    # Its end if nobody closes the pool. Not in a fork, where the event's lock may be anybody's.
+    # Ends the thread of a pool that is never closed. Not in a fork, where another thread may hold the event's
+    # lock.
     weakref.finalize(sessions, _wake, news, os.getpid()).atexit = False
     thread.start()
     return thread
@@ -31,7 +32,7 @@ def _wake(news: threading.Event, pid: int) -> None:
 
 def _expire(sessions_of: weakref.ref[Sessions], news: threading.Event) -> None:
     while True:
-        news.clear()  # before looking: what comes after the look wakes
+        news.clear()  # before expire_due(): what is set after it wakes the wait below
         sessions = sessions_of()
         wait = None if sessions is None else sessions.expire_due()
         del sessions

@@ -1,9 +1,9 @@
-"""Which session keeps what, for how long, and which gives way: the sessions of one pool.
+"""The sessions of one pool: what each keeps, for how long, and which is evicted first.
 
-What must stay true: one lock guards all of it, and only under it is anything kept, pinned, given up or
-evicted, so a session that is found idle stays idle until it is gone. Nothing waits while the lock is held,
-and what holds it calls nothing of the user's. The core knows when the last request that used a session was
-over; here that is looked up, never guessed. Nothing here keeps the `Pool`.
+Invariants: one lock guards the registry, and tensors are kept, pinned, dropped and evicted only while it is
+held. So a session that is found idle stays idle until it has ended. A thread that holds the lock waits for
+nothing and calls no code of users. The core knows when the last request that used a session was released; the
+registry asks it each time. The registry does not keep the `Pool` alive.
 """
 
 from __future__ import annotations
@@ -15,12 +15,8 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from slabpool._core.core import StatusCode
 from slabpool._core.session import (
-    CLOSED,
-    EXHAUSTED,
-    INVALID,
-    NO_SLOT,
-    QUOTA,
     Kept,
     Shelf,
     kept_bytes,
@@ -30,9 +26,10 @@ from slabpool._core.session import (
 )
 from slabpool.arguments.sizes import parse_size
 from slabpool.errors import InvalidTypeError
-from slabpool.messages import sessions as _report
+from slabpool.messages import sessions as messages
 from slabpool.records import SessionRecord
 from slabpool.sessions.expiry import start
+from slabpool.sessions.session import Session
 from slabpool.sessions.state import (
     CLOSED_BY_USER,
     EVICTED,
@@ -60,34 +57,35 @@ class Sessions:
         self._pool = weakref.ref(pool)
         self.budget: int | None = None
         self._lock = Lock()
-        self._living: dict[bytes, State] = {}
+        self._live: dict[bytes, State] = {}
         self._blocks: dict[int, Block] = {}  # by the generation of what keeps them
-        # Each living session by an instant before which it has not become idle.
+        # Each live session by an instant at which it was not idle yet, or at which it became idle.
         self._idle = Queue()
-        # Each with a ttl by an instant before which it does not expire.
+        # Each session with a ttl by an instant before which it does not expire.
         self._deadlines = Queue()
-        self._news = threading.Event()  # an earlier deadline, or the end
+        self._news = threading.Event()  # set for an earlier deadline, and at the end
         self._thread: threading.Thread | None = None
         self._stopped = False
 
     # ---- opening
 
-    def open(self, session_id: str | int | bytes, budget: object, ttl: object, where: Where) -> State:
-        """The living session of the id, or a new one."""
+    def open(self, session_id: str | int | bytes, budget: object, ttl: object, where: Where) -> Session:
+        """The live session of the id, or a new one."""
         most = None if budget is None else parse_size(budget, "budget", least=1, most=1 << 60)
         seconds = None if ttl is None else parse_ttl(ttl)
         pool = self._pool_here()
         key = key_of(session_id)
         with self._lock:
-            state = self._living.get(key)
+            state = self._live.get(key)
             if state is None or self._has_expired(state):
-                return self._new(pool, session_id, key, most, seconds, where)
+                state = self._new(pool, session_id, key, most, seconds, where)
+                return Session._of(pool, self, state)
             if most is not None and not state.shelf.set_budget(most):
-                _report.budget_below(state, most)
+                messages.budget_below(state, most)
             if seconds is not None:
                 state.ttl = seconds
                 self._watch(state)
-            return state
+            return Session._of(pool, self, state)
 
     def _new(
         self,
@@ -99,18 +97,18 @@ class Sessions:
         where: Where,
     ) -> State:
         shelf = open_shelf(pool, session_id, budget, where)
-        while not isinstance(shelf, Shelf):
+        while shelf is None:
             if not self._evict(slots=True):
-                _report.no_slot(pool, session_id)
+                messages.no_slot(pool, session_id)
             shelf = open_shelf(pool, session_id, budget, where)
         state = State(session_id, key, shelf, ttl, where, time.monotonic_ns())
-        self._living[key] = state
+        self._live[key] = state
         self._idle.push(state.born_ns, state)
         self._watch(state)
         return state
 
     def open_turn(self, state: State, options: Options, where: Where) -> Request:
-        """A request that uses the session until it is over."""
+        """Opens a request that uses the session until it is released."""
         pool = self._pool_here()
         self.begin_turn(state)
         try:
@@ -121,7 +119,7 @@ class Sessions:
         return self.turn_opened(state, request)
 
     def begin_turn(self, state: State) -> None:
-        """The session is in use from here on, although the request may still wait for memory."""
+        """The session is in use from now on, while the request may still wait for memory."""
         self._pool_here()
         with self._lock:
             self._check(state)
@@ -133,21 +131,21 @@ class Sessions:
             state.opening -= 1
 
     def turn_opened(self, state: State, request: Request) -> Request:
-        """All that the session keeps stays there until this request is over."""
+        """Everything that the session keeps stays until this request is released."""
         with self._lock:
             state.opening -= 1
             if state.lost is None and state.shelf.pin(request, [block.kept for block in state.blocks()]):
                 return request
-        # Closed meanwhile. Nobody else knows of the request yet.
+        # The session was closed meanwhile. No caller has the request yet.
         for device in request.pending:
             request.ack(device)
         request.close()
-        return _report.lost(state)
+        return messages.lost(state)
 
     # ---- keeping
 
     def keep(self, state: State, name: str, tensor: object, where: Where) -> None:
-        """The tensor's block is the session's from here on, under this name."""
+        """The session keeps the tensor's block from now on, under this name."""
         if not isinstance(name, str):
             raise InvalidTypeError(
                 f"a kept tensor's name must be a str, got {name!r} of type {type(name).__name__}"
@@ -157,15 +155,15 @@ class Sessions:
             self._check(state)
             found = state.shelf.locate(tensor)
             if found is None:
-                _report.nothing_to_keep(pool, state, name, tensor)
+                messages.nothing_to_keep(pool, state, name, tensor)
             owner, form, nbytes = found
             old = state.tensors.get(name)
             block = self._blocks.get(owner)
             if block is None:
                 block = self._move(pool, state, name, tensor, nbytes, where, None if old is None else old[0])
             elif block.shelf is not state.shelf:
-                other = next(other for other in self._living.values() if other.shelf is block.shelf)
-                _report.kept_elsewhere(state, name, other)
+                other = next(other for other in self._live.values() if other.shelf is block.shelf)
+                messages.kept_elsewhere(state, name, other)
             else:
                 block.kept.adopt(tensor, Keeper(self, state, name))
             block.names += 1
@@ -190,20 +188,20 @@ class Sessions:
                 block = Block(kept, state.shelf)
                 self._blocks[kept.generation] = block
                 return block
-            if kept == EXHAUSTED:
+            if kept == StatusCode.EXHAUSTED:
                 more = kept_bytes(pool) - (0 if instead is None else instead.nbytes)
                 if self._evict_bytes(more + nbytes - (self.budget or 0), state):
                     continue
-                _report.session_budget_exceeded(pool, state, name, nbytes, self.budget or 0)
-            if kept == NO_SLOT and self._evict(slots=True, spare=state):
+                messages.session_budget_exceeded(pool, state, name, nbytes, self.budget or 0)
+            if kept == StatusCode.TOO_MANY_REQUESTS and self._evict(slots=True, spare=state):
                 continue
-            if kept == NO_SLOT:
-                _report.no_slot(pool, state.id)
-            if kept == QUOTA:
-                _report.budget_exceeded(state, name, nbytes)
-            if kept in (CLOSED, INVALID):
-                _report.not_kept(state, name, closed=kept == CLOSED)
-            _report.system_refuses(pool, state, name)
+            if kept == StatusCode.TOO_MANY_REQUESTS:
+                messages.no_slot(pool, state.id)
+            if kept == StatusCode.QUOTA_EXCEEDED:
+                messages.budget_exceeded(state, name, nbytes)
+            if kept in (StatusCode.REQUEST_CLOSED, StatusCode.INVALID_ARGUMENT):
+                messages.not_kept(state, name, closed=kept == StatusCode.REQUEST_CLOSED)
+            messages.system_refuses(pool, state, name)
 
     def _forget(self, block: Block) -> None:
         block.names -= 1
@@ -212,7 +210,7 @@ class Sessions:
             block.kept.close()
 
     def drop(self, state: State, name: str) -> None:
-        """The session keeps this no longer; the memory goes once no request that could see it is left."""
+        """Drops a tensor; its memory is returned once the requests that could read it are released."""
         self._pool_here()
         with self._lock:
             self._check(state)
@@ -226,7 +224,7 @@ class Sessions:
             block, form = state.tensors[name]
             view = block.kept.view(form)
             if view is None:  # the pool was closed by force
-                _report.lost(state)
+                messages.lost(state)
             return view
 
     def names(self, state: State) -> tuple[str, ...]:
@@ -237,34 +235,34 @@ class Sessions:
             return tuple(state.tensors)
 
     def look(self, state: State) -> None:
-        """Ends the session if its time is over."""
+        """Ends the session if its ttl has passed."""
         self._pool_here()
         with self._lock:
             if state.lost is None:
                 self._has_expired(state)
 
     def growth_refused(
-        self, shelf: Shelf, session_id: str | int | bytes, name: str, status: int, nbytes: int
+        self, shelf: Shelf, session_id: str | int | bytes, name: str, status: StatusCode, nbytes: int
     ) -> bool:
-        """A kept tensor could not grow by so many bytes: True if there is room now."""
+        """A kept tensor could not grow by so many bytes. True after making room within the budgets."""
         pool = self._pool_here()
         with self._lock:
-            state = self._living.get(key_of(session_id))
-            if state is None or state.shelf is not shelf or status == CLOSED:
-                _report.growth_of_the_dropped(session_id, name)
-            if status != QUOTA:
+            state = self._live.get(key_of(session_id))
+            if state is None or state.shelf is not shelf or status == StatusCode.REQUEST_CLOSED:
+                messages.growth_of_the_dropped(session_id, name)
+            if status != StatusCode.QUOTA_EXCEEDED:
                 return False
-            told = shelf.told()
-            if told is None or (told[1] is not None and told[0] + nbytes > told[1]):
-                _report.budget_exceeded(state, name, nbytes)
+            figures = shelf.figures()
+            if figures is None or (figures[1] is not None and figures[0] + nbytes > figures[1]):
+                messages.budget_exceeded(state, name, nbytes)
             if self._evict_bytes(kept_bytes(pool) + nbytes - (self.budget or 0), state):
                 return True
-            return _report.session_budget_exceeded(pool, state, name, nbytes, self.budget or 0)
+            return messages.session_budget_exceeded(pool, state, name, nbytes, self.budget or 0)
 
     # ---- ending
 
     def close(self, state: State) -> None:
-        """By the user. Again: nothing happens."""
+        """Ends a session for its user. Calling it again does nothing."""
         self._pool_here()
         with self._lock:
             if state.lost is None:
@@ -273,61 +271,61 @@ class Sessions:
     def _end(self, state: State, how: str) -> None:
         state.lost = how
         state.lost_ns = time.monotonic_ns()
-        del self._living[state.key]
+        del self._live[state.key]
         for block in state.blocks():
             del self._blocks[block.kept.generation]
         state.tensors.clear()
         self._idle.discard(state)
         self._deadlines.discard(state)
-        state.shelf.close()  # and all that is on it
+        state.shelf.close()  # with everything on it
 
     def _check(self, state: State) -> None:
         if state.lost is not None or self._has_expired(state):
-            _report.lost(state)
+            messages.lost(state)
 
-    # ---- giving way
+    # ---- eviction
 
     def _oldest_idle(self) -> Generator[State, None, None]:
-        """Idle sessions, the longest idle first. Exact, although nobody says when one becomes idle: its entry
-        is never too late, so an entry that is right is the first of all.
+        """Idle sessions, the longest idle first.
+
+        The order is exact although no event says when a session becomes idle: the instant of an entry is
+        never too late, so the first entry whose instant is right is the longest idle session.
         """
-        looked_at: list[tuple[int, State]] = []
+        seen: list[tuple[int, State]] = []
         try:
             while self._idle.first() is not None:
                 since, state = self._idle.pop()
                 idle_since = state.idle_since()
                 if idle_since is None:
-                    looked_at.append((time.monotonic_ns(), state))
+                    seen.append((time.monotonic_ns(), state))
                 elif idle_since > since:
                     self._idle.push(idle_since, state)
                 else:
-                    looked_at.append((since, state))
+                    seen.append((since, state))
                     yield state
         finally:
-            for since, state in looked_at:
+            for since, state in seen:
                 if state.lost is None:
                     self._idle.push(since, state)
 
-    def give_way(self, slots: bool) -> bool:
-        """Evicts the session that has been idle longest, for an allocation or a request that finds no room
-        (or, with `slots`, no place among the requests). False if there is none whose end would help.
-        """
-        if self._lock.mine():  # a finaliser, in the middle of something here
+    def evict_longest_idle(self, needs_slot: bool) -> bool:
+        """Evicts the longest idle session whose end frees memory, or a request slot. False if none."""
+        if self._lock.mine():  # a finaliser that runs inside a call of this registry
             return False
         with self._lock:
-            return self._evict(slots)
+            return self._evict(needs_slot)
 
     def _evict(self, slots: bool, spare: State | None = None) -> bool:
         with closing(self._oldest_idle()) as idle:
             for state in idle:
-                # Memory that somebody looks at would not come back.
+                # Blocks with live views would not be returned.
                 if state is not spare and (slots or state.frees()):
                     self._end(state, EVICTED)
                     return True
         return False
 
     def _evict_bytes(self, nbytes: int, spare: State) -> bool:
-        """Evicts as many as it takes for so many bytes, oldest first; none if all together are too few."""
+        """Evicts the longest idle sessions until so many bytes are freed; none if all together keep less."""
         victims: list[State] = []
         with closing(self._oldest_idle()) as idle:
             for state in idle:
@@ -343,7 +341,7 @@ class Sessions:
         return bool(victims)
 
     def set_budget(self, budget: object) -> None:
-        """Of all sessions together."""
+        """Sets the budget of all sessions together."""
         most = None if budget is None else parse_size(budget, "session_budget", least=0, most=1 << 60)
         pool = self._pool_here()
         with self._lock:
@@ -382,7 +380,7 @@ class Sessions:
             self._news.set()
 
     def expire_due(self) -> float | None:
-        """Ends what has expired. Seconds until the next may; None if there is nothing more to wait for."""
+        """Ends expired sessions. Returns seconds until the next may expire; None once the pool is closed."""
         with self._lock:
             if self._stopped:
                 return None
@@ -390,7 +388,8 @@ class Sessions:
             while (first := self._deadlines.first()) is not None and first <= now:
                 _, state = self._deadlines.pop()
                 since = state.idle_since()
-                # One in use expires a ttl after its last request's end, which is yet to come.
+                # A session in use expires a ttl after the release of its last request, which is still to
+                # come.
                 at = (now if since is None else since) + int((state.ttl or 0) * 1e9)
                 if since is not None and at <= now:
                     self._end(state, EXPIRED)
@@ -401,20 +400,20 @@ class Sessions:
     # ---- the pool
 
     def _pool_here(self) -> Pool:
-        """The pool, unless it is gone or the parent process's; before the lock is asked for."""
+        """The pool. Raises if it is gone, or was inherited through fork; called before the lock is taken."""
         pool = self._pool()
         if pool is None:
-            _report.pool_gone()
+            messages.pool_gone()
         pool._check_here()
         return pool
 
     def pool_closes(self, force: bool) -> None:
-        """Idle sessions give way to the end of the pool, unless somebody else is in its way too."""
+        """Ends idle sessions, so that the pool can close; none if other memory keeps it from closing."""
         pool = self._pool_here()
         with self._lock:
-            if force or not self._living:
+            if force or not self._live:
                 return
-            states = list(self._living.values())
+            states = list(self._live.values())
             stats = pool.stats()
             held = stats.live + stats.retained + stats.in_doubt
             if stats.requests_open or stats.requests_draining or held != kept_bytes(pool):
@@ -425,10 +424,10 @@ class Sessions:
                 self._end(state, POOL_CLOSED)
 
     def stop(self) -> None:
-        """The pool is closed."""
+        """The pool is closed: ends all sessions, and the thread."""
         with self._lock:
             self._stopped = True
-            for state in list(self._living.values()):
+            for state in list(self._live.values()):
                 self._end(state, POOL_CLOSED)
             thread = self._thread
         self._news.set()
@@ -436,10 +435,10 @@ class Sessions:
             thread.join()
 
     def records(self) -> list[SessionRecord]:
-        """The longest idle first, those in use last."""
+        """A record of each live session: the longest idle first, those in use last."""
         self._pool_here()
         now = time.monotonic_ns()
         with self._lock:
-            states = [state for state in list(self._living.values()) if not self._has_expired(state)]
+            states = [state for state in list(self._live.values()) if not self._has_expired(state)]
             found = [record for state in states if (record := state.record(now)) is not None]
         return sorted(found, key=lambda record: -1.0 if record.idle is None else record.idle, reverse=True)

@@ -1,6 +1,6 @@
-"""A conversation whose requests come one after another: what one keeps is there for the next.
+"""A session as users see it: requests of one conversation, each of which finds what the one before it kept.
 
-The object that users have. All it does is ask the pool's `slabpool.Sessions`, which decides.
+All decisions are made in `slabpool.sessions.registry`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy.typing as npt
 
 from slabpool._core import async_wait
-from slabpool._core.growable import GrowableTensor
-from slabpool._core.layout import Tensors
+from slabpool._core.tensors import GrowableTensor, Tensors
 from slabpool.errors import InvalidTypeError
-from slabpool.sessions import state as _session_state
+from slabpool.sessions import state as states
 
 if TYPE_CHECKING:
     from slabpool._core.pool import Pool
@@ -33,16 +32,16 @@ def _caller() -> tuple[str, int]:
 
 
 class Session:
-    """Memory that the requests of one id leave to each other, on every device; made by `Pool.session`.
+    """Memory that the requests of one id leave for each other; made by `Pool.session`.
 
-    Each request (`request`) is one turn. What it keeps (`keep`) moves, without a copy, from the request to
-    the session, and ``session[name]`` is a view of it in the next turn. A turn that is not released yet uses
-    the session: until its last device has acknowledged, nothing goes that it could have seen, whatever is
-    dropped, replaced or closed meanwhile. A session that no turn uses is idle: it expires after its ttl, and
-    gives way, oldest first, when the pool has no room. Then, and after `close`, its calls raise
-    `SessionLostError`; the same id opens a new one.
+    Each request (`request`) is one turn. A tensor that it keeps (`keep`) moves, without a copy, from the
+    request to the session, and ``session[name]`` is a view of it in the next turn. Iterating over a session
+    yields the names. A turn uses the session until its last device has acknowledged; until then no memory is
+    returned that the turn could have read, even if it is dropped, replaced or closed. A session that no turn
+    uses is idle: it expires after its ttl, and is evicted, the longest idle first, when the pool has no room.
+    Then, and after `close`, its methods raise `SessionLostError`; opening the same id makes a new session.
 
-    Calls may come from any thread.
+    Any thread may call it.
 
     Examples
     --------
@@ -53,10 +52,10 @@ class Session:
     ...     session.keep("kv", turn.full((2, 8), 1, np.float32))
     ...     _ = turn.ack("gpu0")
     >>> with session.request(devices=["gpu0"]) as turn:
-    ...     kv = session["kv"]  # the very bytes of the turn before
-    ...     print(kv.sum(), session.names(), session.nbytes)
+    ...     kv = session["kv"]  # the same bytes, not a copy
+    ...     print(kv.sum(), list(session), session.nbytes)
     ...     _ = turn.ack("gpu0")
-    16.0 ('kv',) 64
+    16.0 ['kv'] 64
     >>> del kv
     >>> session.close()
     >>> pool.stats().live
@@ -67,14 +66,14 @@ class Session:
 
     _pool: Pool
     _sessions: Sessions
-    _state: _session_state.State
+    _state: states.State
 
     def __init__(self) -> None:
         raise InvalidTypeError("a Session is made by Pool.session(session_id)")
 
     @staticmethod
-    def _of(pool: Pool, sessions: Sessions, state: _session_state.State) -> Session:
-        """The one that users have of this state already, or a new one."""
+    def _of(pool: Pool, sessions: Sessions, state: states.State) -> Session:
+        """The Session object of a state: the one that users have, or a new one."""
         face: Session | None = None if state.face is None else state.face()
         if face is None:
             face = object.__new__(Session)
@@ -95,8 +94,8 @@ class Session:
     ) -> Request:
         """Opens the next turn: a request with the session's id. The arguments are those of `Pool.request`.
 
-        Until it is released its devices may read what the session keeps now or keeps from it: refer to that
-        with ``turn.ref(session[name])``.
+        Until it is released its devices may read everything that the session keeps when the turn is opened,
+        and what it keeps from this turn. ``turn.ref(session[name])`` makes a reference.
 
         Returns
         -------
@@ -129,12 +128,12 @@ class Session:
         lease: float | None = None,
         timeout: float | None = None,
     ) -> Coroutine[Any, Any, Request]:
-        """As `request`, awaited: waits for the reserve without blocking the event loop.
+        """As `request`, awaitable: waits for the reserve without blocking the event loop.
 
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait; by default for ever. The others are those of `Pool.request`.
+            Seconds to wait; by default there is no limit. The others are those of `Pool.request`.
 
         Returns
         -------
@@ -145,7 +144,7 @@ class Session:
         return self._request_async((named, reserve, quota, lease, None), where, timeout)
 
     async def _request_async(
-        self, options: _session_state.Options, where: tuple[str, int], timeout: float | None
+        self, options: states.Options, where: tuple[str, int], timeout: float | None
     ) -> Request:
         self._sessions.begin_turn(self._state)
         try:
@@ -157,25 +156,25 @@ class Session:
             raise
         return self._sessions.turn_opened(self._state, request)
 
-    # ---- what is kept
+    # ---- kept tensors
 
     def keep(self, name: str, tensor: npt.NDArray[Any] | Tensors | GrowableTensor) -> None:
-        """Keeps a tensor for the turns to come. Its memory is the session's from here on; nothing is copied.
+        """Keeps a tensor for later turns. Its memory moves to the session; nothing is copied.
 
         Parameters
         ----------
         name : str
-            What was kept under it before goes, once the turns that could see it are released.
+            A tensor that was kept under this name is dropped.
         tensor : numpy.ndarray, Tensors or GrowableTensor
-            In the memory of a request of this pool that is not released, as a rule of a turn of this
-            session; slices too. The whole block moves: all tensors of a layout are kept, and counted,
-            together. Tensors of one block may be kept under several names. A `GrowableTensor` grows on, in
-            this turn and the next, within the session's budget.
+            In the memory of a request of this pool that is not released, usually a turn of this session;
+            slices too. The whole block moves: all tensors of a layout are kept, and counted, together.
+            Tensors of one block may be kept under several names. A `GrowableTensor` can go on growing, in
+            this turn and later ones, within the session's budget.
 
         Raises
         ------
         QuotaExceededError
-            More than the session's budget, or than all sessions of the pool may keep.
+            More than the session's budget, or the pool's budget for all sessions.
         RequestClosedError
             The tensor's request is released.
         SessionLostError
@@ -183,11 +182,11 @@ class Session:
         PoolExhausted
             Too many requests and kept tensors are alive.
         InvalidArgumentError, InvalidTypeError
-            Not a tensor of a request of this pool, or one without bytes; another session's.
+            Not a tensor of a request of this pool, or one without bytes, or one that another session keeps.
 
         Notes
         -----
-        After an error all is as it was, but that idle sessions may have been evicted to make room.
+        An error changes nothing, except that idle sessions may have been evicted to make room.
 
         Examples
         --------
@@ -202,11 +201,11 @@ class Session:
         self._sessions.keep(self._state, name, tensor, _caller())
 
     def __getitem__(self, name: str) -> Any:
-        """A view of what is kept under a name: a numpy.ndarray, Tensors or a GrowableTensor, as was kept."""
+        """A view of the tensor kept under a name: a numpy.ndarray, Tensors or a GrowableTensor."""
         return self._sessions.get(self._state, name)
 
     def drop(self, name: str) -> None:
-        """Keeps it no longer: the memory goes back once the turns that could see it are released.
+        """Drops a kept tensor. Its memory is returned once the turns that could read it are released.
 
         Parameters
         ----------
@@ -221,14 +220,6 @@ class Session:
         """
         self._sessions.drop(self._state, name)
 
-    def names(self) -> tuple[str, ...]:
-        """Names of what is kept, in the order in which they came."""
-        return self._sessions.names(self._state)
-
-    def keys(self) -> tuple[str, ...]:
-        """As `names`; so that ``dict(session)`` is all that is kept."""
-        return self._sessions.names(self._state)
-
     def __contains__(self, name: object) -> bool:
         return name in self._sessions.names(self._state)
 
@@ -241,7 +232,7 @@ class Session:
     # ---- the end
 
     def close(self) -> None:
-        """Ends it and gives back what it keeps, once the turns are released. Again: nothing happens."""
+        """Ends the session; its memory is returned once its turns are released. Repeating it does nothing."""
         self._sessions.close(self._state)
 
     def __enter__(self) -> Session:
@@ -250,11 +241,11 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # A child of fork leaves the block too, and the session is not its to close.
+        # A child of fork leaves the block too, and must not close its parent's session.
         if self._pool._usable_here:
             self.close()
 
-    # ---- looking
+    # ---- inspection
 
     @property
     def id(self) -> str | int | bytes:
@@ -263,19 +254,19 @@ class Session:
 
     @property
     def ttl(self) -> float | None:
-        """Seconds after which it expires when idle, or None."""
+        """Seconds after which it expires if idle, or None."""
         return self._state.ttl
 
     @property
     def budget(self) -> int | None:
         """Most bytes that it may keep; None without a budget, and once the session is over."""
         self._sessions.look(self._state)
-        told = self._state.shelf.told()
-        return None if told is None else told[1]
+        figures = self._state.shelf.figures()
+        return None if figures is None else figures[1]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what it keeps, in whole blocks; 0 once the session is over."""
+        """Bytes that it keeps, in whole blocks; 0 once the session is over."""
         self._sessions.look(self._state)
         return self._state.nbytes
 
@@ -287,18 +278,18 @@ class Session:
 
     @property
     def expired(self) -> bool:
-        """Whether it ended because no turn came for its ttl."""
+        """Whether it ended because no turn used it for its ttl."""
         self._sessions.look(self._state)
-        return self._state.lost == _session_state.EXPIRED
+        return self._state.lost == states.EXPIRED
 
     @property
     def evicted(self) -> bool:
-        """Whether it ended because others needed the room."""
-        return self._state.lost == _session_state.EVICTED
+        """Whether it ended because the pool needed the room."""
+        return self._state.lost == states.EVICTED
 
     @property
     def closed(self) -> bool:
-        """Whether it is over, however it ended."""
+        """Whether it is over, for whatever reason."""
         self._sessions.look(self._state)
         return self._state.lost is not None
 
@@ -312,7 +303,7 @@ class Session:
         self._sessions.look(state)
         if state.lost is not None:
             return f"<Session {state.id!r}: {state.lost}>"
-        names = ", ".join(self.names()) or "nothing"
+        names = ", ".join(self) or "nothing"
         return (
             f"<Session {state.id!r}: keeps {names} in {self.nbytes} bytes{', in use' if self.in_use else ''}>"
         )

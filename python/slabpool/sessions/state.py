@@ -1,4 +1,4 @@
-"""What the sessions of a pool are made of: plain values, which only `slabpool.sessions.registry` changes."""
+"""The state of a session: plain values, which only `slabpool.sessions.registry` changes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from slabpool._core.core import StatusCode
 from slabpool._core.session import Form, Kept, Shelf
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
-from slabpool.messages import sessions as _report
+from slabpool.messages import sessions as messages
 from slabpool.records import SessionRecord
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ Options = tuple[Any, Any, Any, Any, Any]
 
 
 class Lock:
-    """A lock that its thread may take again, and that says whether this thread has it."""
+    """A recursive lock that knows whether the calling thread holds it."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -49,7 +50,7 @@ class Lock:
         self._lock.release()
 
     def mine(self) -> bool:
-        """Whether the calling thread has it."""
+        """Whether the calling thread holds it."""
         return self._owner == threading.get_ident()
 
 
@@ -67,46 +68,46 @@ class State:
     """One session: living until `lost` says how it ended."""
 
     id: str | int | bytes
-    key: bytes  # the id, as the core tells ids apart
+    key: bytes  # the id as the core knows it
     shelf: Shelf
     ttl: float | None
     opened_at: Where
     born_ns: int
     tensors: dict[str, tuple[Block, Form]] = field(default_factory=dict)
-    opening: int = 0  # requests that are being opened: they use it already
+    opening: int = 0  # requests that are being opened, which count as uses
     lost: str | None = None
     lost_ns: int = 0
-    face: weakref.ref[Any] | None = None  # the Session that users have, if they do
+    face: weakref.ref[Any] | None = None  # the Session object that users have, if any
 
     def blocks(self) -> list[Block]:
         """Each once."""
         return list({id(block): block for block, _ in self.tensors.values()}.values())
 
     def idle_since(self) -> int | None:
-        """Monotonic ns; None while a request is using it, or once the pool has cut it loose."""
-        told = self.shelf.told()
-        return None if told is None or told[2] or self.opening else told[3]
+        """Monotonic ns; None while a request uses it, and after the pool was closed by force."""
+        figures = self.shelf.figures()
+        return None if figures is None or figures[2] or self.opening else figures[3]
 
     @property
     def nbytes(self) -> int:
         """Bytes that it keeps."""
-        told = self.shelf.told()
-        return 0 if told is None else told[0]
+        figures = self.shelf.figures()
+        return 0 if figures is None else figures[0]
 
     def viewed(self) -> bool:
-        """Whether somebody looks at what it keeps."""
+        """Whether any live view is of memory that it keeps."""
         return any(block.kept.live_views for block in self.blocks())
 
     def frees(self) -> bool:
-        """Whether its end would give memory back: not what somebody looks at."""
+        """Whether its end would return memory: blocks with live views are not returned."""
         return self.nbytes > 0 and any(not block.kept.live_views for block in self.blocks())
 
     def record(self, now_ns: int) -> SessionRecord | None:
-        """As told to users; None once the pool has cut it loose."""
-        told = self.shelf.told()
-        if told is None:
+        """The record for users; None after the pool was closed by force."""
+        figures = self.shelf.figures()
+        if figures is None:
             return None
-        nbytes, budget, pins, since = told
+        nbytes, budget, pins, since = figures
         return SessionRecord(
             session_id=self.id,
             nbytes=nbytes,
@@ -121,7 +122,7 @@ class State:
 
 
 class Queue:
-    """Sessions by an instant of each, the earliest first; one entry for each, and the latest one counts."""
+    """Sessions ordered by an instant of each, the earliest first. Pushing a session again moves it."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, State]] = []
@@ -129,15 +130,15 @@ class Queue:
         self._valid: dict[State, int] = {}
 
     def push(self, at_ns: int, state: State) -> None:
-        """Enter it, or move it."""
+        """Enters or moves a session."""
         ticket = self._valid[state] = next(self._tickets)
         heapq.heappush(self._heap, (at_ns, ticket, state))
-        if len(self._heap) > 2 * len(self._valid) + 64:  # mostly of sessions that are gone, or moved
+        if len(self._heap) > 2 * len(self._valid) + 64:  # most entries are stale
             self._heap = [entry for entry in self._heap if self._valid.get(entry[2]) == entry[1]]
             heapq.heapify(self._heap)
 
     def discard(self, state: State) -> None:
-        """It is not in here any more."""
+        """Removes a session, if it is in the queue."""
         self._valid.pop(state, None)
 
     def first(self) -> int | None:
@@ -150,14 +151,14 @@ class Queue:
         return None
 
     def pop(self) -> tuple[int, State]:
-        """Take out the first; there must be one."""
+        """Removes the first entry. There must be one: call first() before."""
         at, _, state = heapq.heappop(self._heap)
         del self._valid[state]
         return at, state
 
 
 class Keeper:
-    """Whom a kept tensor that cannot grow turns to. Keeps neither the sessions nor the session."""
+    """Called when a kept tensor cannot grow. Keeps neither the registry nor the session alive."""
 
     def __init__(self, sessions: Sessions, state: State, name: str) -> None:
         self._sessions = weakref.ref(sessions)
@@ -165,10 +166,10 @@ class Keeper:
         self._id = state.id
         self._name = name
 
-    def __call__(self, status: int, nbytes: int) -> bool:
+    def __call__(self, status: StatusCode, nbytes: int) -> bool:
         sessions = self._sessions()
         if sessions is None:
-            _report.pool_gone()
+            messages.pool_gone()
         return sessions.growth_refused(self._shelf, self._id, self._name, status, nbytes)
 
 

@@ -1,7 +1,7 @@
-"""Becoming a device of a pool that another process owns, and noticing when that process is gone.
+"""Attaching as a device of a pool that another process owns, and detecting that the owner is gone.
 
-A thread for each peer sleeps until the connection ends; nothing else ever goes through it. What must stay
-true: the connection is open exactly as long as this process is the device.
+A thread for each peer sleeps until the connection closes. Invariant: the connection is open exactly as long
+as this process is the device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from slabpool._core.peer import Peer, new_peer
+from slabpool._core.shared import Peer, new_peer
 from slabpool.errors import (
     AttachError,
     DeviceAttachedError,
@@ -27,14 +27,14 @@ from slabpool.shared import forks, wire
 from slabpool.shared.rendezvous import connect
 
 if TYPE_CHECKING:
-    from slabpool._core.peer import Maps
+    from slabpool._core.shared import Maps
 
-_PATIENCE = 30.0  # seconds that an owner which is there may take to answer
+_PATIENCE = 30.0  # seconds that a live owner may take to answer
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
 
 
 class Connection:
-    """A peer's line to the owner, and the thread that waits for its end."""
+    """A peer's connection to the owner, and the thread that waits for its end."""
 
     def __init__(self, line: socket.socket, maps: Maps, name: str) -> None:
         self._line = line
@@ -53,11 +53,11 @@ class Connection:
         self._ended.set()
 
     def wait(self, timeout: float | None) -> bool:
-        """Whether the line ended within so many seconds."""
+        """Whether the connection closed within so many seconds."""
         return self._ended.wait(timeout)
 
     def writable_file(self) -> int:
-        """A descriptor for a writable map of the pool's memory, the caller's to close."""
+        """A descriptor for a writable map of the pool's memory, which the caller closes."""
         with self._asking:
             try:
                 wire.send(self._line, {"writable": True})
@@ -66,12 +66,14 @@ class Connection:
                 message, files = None, []
         if message is None or len(files) != 1:
             wire.close(files)
-            raise OwnerLostError(f"the owner of pool {self._name!r} is gone, and with it the way to write")
+            raise OwnerLostError(
+                f"the owner of pool {self._name!r} is gone, so the pool cannot be mapped for writing"
+            )
         return files[0]
 
     def close(self) -> None:
-        """End the line, and with it what the device holds."""
-        with contextlib.suppress(OSError):  # it ended before
+        """Closes the connection. The device then holds nothing."""
+        with contextlib.suppress(OSError):  # it is closed already
             self._line.shutdown(socket.SHUT_RDWR)
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -79,17 +81,17 @@ class Connection:
 
 
 def attach(name: str, device: str | int, *, timeout: float | None = None) -> Peer:
-    """Become a device of a shared pool in another process.
+    """Attaches this process as a device of a shared pool of another process.
 
     Parameters
     ----------
     name : str
-        Of the pool, which its owner made with ``memory="shared"``.
+        Name of the pool, which its owner made with ``memory="shared"``.
     device : str or int
-        As the owner names it in ``devices=``. One living process at a time is a device.
+        As the owner names it in ``devices=``. One live process at a time can be a device.
     timeout : float, optional
-        Seconds to wait for the owner to be there, and for another process to be the device no more. By
-        default either is an error at once.
+        Seconds to wait until the pool exists and no other process is the device. By default either is an
+        error at once.
 
     Returns
     -------
@@ -98,9 +100,9 @@ def attach(name: str, device: str | int, *, timeout: float | None = None) -> Pee
     Raises
     ------
     AttachError
-        No such pool lives, it is another user's, or of another version of slabpool.
+        There is no such pool, it belongs to another user, or it is of another version of slabpool.
     DeviceAttachedError
-        Another living process is the device.
+        Another live process is the device.
 
     Examples
     --------
@@ -122,8 +124,8 @@ def attach(name: str, device: str | int, *, timeout: float | None = None) -> Pee
         try:
             return _attach(name, device, deadline if timeout is not None else None)
         except (AttachError, DeviceAttachedError):
-            # There is nothing to wait on: the owner is not there, or has nothing to say about the other
-            # process until that is gone.
+            # No descriptor to wait for: there is no owner, or the owner does not report the end of the other
+            # process.
             if time.monotonic() + pause >= deadline:
                 raise
         time.sleep(pause)
@@ -151,13 +153,13 @@ def _attach(name: str, device: str | int, deadline: float | None) -> Peer:
             raise AttachError(
                 f"the owner of pool {name!r} does not answer; is its process stopped?"
             ) from None
-        except OSError:  # it ended while we asked
+        except OSError:  # the connection closed meanwhile
             message = None
         if message is None:
             raise AttachError(f"the owner of pool {name!r} ended the connection; it may be closing")
         _raise_refusal(name, device, message)
         if len(files) != 5 or not isinstance(message.get("number"), int):
-            raise AttachError(f"what the owner of pool {name!r} answers is not slabpool's: {message!r}")
+            raise AttachError(f"the answer of the owner of pool {name!r} is not one of slabpool: {message!r}")
         line.settimeout(_PATIENCE)
         return new_peer(name, device, message["number"], files, lambda maps: Connection(line, maps, name))
     except BaseException:
@@ -173,11 +175,11 @@ def _raise_refusal(name: str, device: str | int, message: dict[str, object]) -> 
     if error == "attached":
         raise DeviceAttachedError(
             f"device {device!r} of pool {name!r} is attached already, as process {message.get('pid')}; one "
-            "process at a time is a device. End that one, or close its peer"
+            "process at a time can be a device. End that process, or close its peer"
         )
     if error == "version":
         raise AttachError(
-            f"the owner of pool {name!r} speaks version {message.get('owner')} and this process "
+            f"the owner of pool {name!r} has protocol version {message.get('owner')} and this process "
             f"{wire.VERSION}; install the same slabpool in both"
         )
     if error is not None:

@@ -1,8 +1,8 @@
 """Descriptors that a fork must not inherit.
 
-A socket tells by its end of file that a process is gone, and a lock that its owner is: neither works while
-a forked child has a copy. What is `held` here is closed in every child, before its own code runs. Order of
-locks: this one is outermost; nothing is waited for while it is held.
+The end of a socket, and a released lock, show that a process is gone. Neither works while a forked child has
+a copy of the descriptor. Everything in `held` is closed in every child, before its own code runs. Order of
+locks: `lock` is outermost; a thread that holds it waits for nothing.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ class Closable(Protocol):
     """A socket, or anything else with a descriptor to close."""
 
     def close(self) -> None:
-        """Close the descriptor."""
+        """Closes the descriptor."""
 
 
-#: Held by whoever makes such a descriptor until it is in `held`, and by a fork.
+#: Held while such a descriptor is made, until it is in `held`, and during a fork.
 lock = threading.RLock()
 held: set[Closable] = set()
 
@@ -36,14 +36,14 @@ class Descriptor:
         return self.fd
 
     def close(self) -> None:
-        """Close it, if that was not done."""
+        """Closes it, once."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
 
 def release(thing: Closable) -> None:
-    """Close it, in this process."""
+    """Closes a descriptor in this process."""
     with lock:
         held.discard(thing)
         thing.close()

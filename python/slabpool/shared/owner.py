@@ -1,9 +1,9 @@
-"""The owner's thread: lets peers attach, and notices within milliseconds when one is gone.
+"""The owner's thread: lets peers attach, and detects within milliseconds that one is gone.
 
-It sleeps until somebody connects, asks or dies; acks never come this way. What must stay true: whoever is
-attached as a device is one living process (its connection is open, and the process runs), and when it is
-not any more, the pool lets go of all the device held, once. The thread keeps the pool's core alive, and not
-the `Pool`; it ends when the pool is closed or dropped.
+It sleeps until a peer connects, asks or dies; acks do not use the connection. Invariants: an attached device
+is one live process, whose connection is open; when the process dies or the connection closes, the device
+releases everything that it holds, once. The thread keeps the pool's core alive, and not the `Pool`; it ends
+when the pool is closed or dropped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from slabpool._core.link import Link
+from slabpool._core.pool import Link
 from slabpool.errors import AttachError, DeviceAttachedError, SlabpoolError
 from slabpool.shared import forks, wire
 from slabpool.shared.rendezvous import Claim, credentials
@@ -27,9 +27,9 @@ from slabpool.shared.rendezvous import Claim, credentials
 if TYPE_CHECKING:
     from slabpool._core.pool import Pool
 
-# Connections that have not said who they are; beyond, the oldest is dropped.
+# Most connections that have not attached as a device; beyond that the oldest is dropped.
 _STRANGERS = 64
-# Milliseconds that connections wait where the process has no descriptor left.
+# Milliseconds for which no connection is accepted after the process ran out of descriptors.
 _PAUSE = 100
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
 
@@ -43,7 +43,7 @@ class _Client:
     process: forks.Descriptor | None  # readable once the process has ended
     device: str | int | None = None
     number: int = -1
-    lost: int = 0  # requests it held when it went
+    lost: int = 0  # requests that it held when it was dropped
     gone: threading.Event = field(default_factory=threading.Event)
 
 
@@ -58,7 +58,7 @@ class Service:
         self._clients: dict[int, _Client] = {}  # by descriptor
         self._attached: dict[str | int, _Client] = {}
         self._stopped = False
-        self._crowded = False  # there was no descriptor for a connection: none is accepted for a moment
+        self._crowded = False  # the process ran out of descriptors: no connection is accepted during a pause
         self._claim = Claim(pool.name)
         with forks.lock:
             self._alarm, self._ring = socket.socketpair()
@@ -72,23 +72,24 @@ class Service:
     # ---- for the pool
 
     def stop(self) -> None:
-        """Tell all peers that the pool is closed, and leave nothing behind. Again: nothing happens."""
+        """Closes the pool for all peers, and removes its name. Calling it again does nothing."""
         if os.getpid() != self._pid or self._stopped:
             return
         self._stopped = True
         self._link.dismiss()
         self._ring.send(b"x")
-        if threading.current_thread() is not self._thread:  # a collector may drop the pool anywhere
+        # The garbage collector may drop the pool on any thread.
+        if threading.current_thread() is not self._thread:
             self._thread.join()
 
     def device_lost(self, device: str | int, kill: bool) -> int | None:
         """Requests that an attached device held, once its process is dead; None if it is not attached."""
-        with self._mutex:  # while it is in there its descriptors are open
+        with self._mutex:  # the descriptors of an attached client are open
             client = self._attached.get(device)
             gone = client is not None and self._is_gone(client)
         if client is None:
             return None
-        if gone:  # the thread is about to notice
+        if gone:  # the thread is about to drop it
             client.gone.wait()
             return client.lost
         if not kill:
@@ -99,12 +100,12 @@ class Service:
             )
         if client.pid == os.getpid():
             raise DeviceAttachedError(
-                f"device {device!r} is attached to pool {self._name!r} in this very process; close its peer "
+                f"device {device!r} is attached to pool {self._name!r} in this process; close its peer "
                 "instead of killing it"
             )
         with contextlib.suppress(ProcessLookupError):
             if client.process is not None:
-                # By the descriptor: the number may be another process's by now.
+                # By the descriptor, because another process may have the number by now.
                 signal.pidfd_send_signal(client.process.fileno(), signal.SIGKILL)
             else:
                 os.kill(client.pid, signal.SIGKILL)
@@ -140,10 +141,10 @@ class Service:
                 connection, _ = self._claim.listener.accept()
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                    # It stays in the queue, and the listener readable: not looked at for a moment.
+                    # It stays in the queue and the listener stays readable, so pause.
                     self._poll.unregister(self._claim.listener)
                     self._crowded = True
-                return  # else it went away again
+                return  # otherwise the connection was closed again
             forks.held.add(connection)
         connection.setblocking(False)
         pid, uid = credentials(connection)
@@ -168,21 +169,21 @@ class Service:
 
     def _hear(self, fd: int, events: int) -> None:
         client = self._clients.get(fd)
-        if client is None:  # dropped by what was heard just before
+        if client is None:  # dropped while an earlier event was handled
             return
         if fd != client.connection.fileno() or not events & select.POLLIN:
             self._drop(client)
             return
         try:
             message, files = wire.receive(client.connection)
-            wire.close(files)  # none are asked for
+            wire.close(files)  # no request has any
             if message is None or not self._answer(client, message):
                 self._drop(client)
-        except OSError:  # it is gone, or does not take our answers, and then it is no peer
+        except OSError:  # it is gone, or does not read answers
             self._drop(client)
 
     def _answer(self, client: _Client, message: dict[str, object]) -> bool:
-        """Does as asked. False if that is nothing a peer asks."""
+        """Answers a message. False for a message that no peer sends."""
         device = message.get("attach")
         if client.number < 0:
             if message.get("version") != wire.VERSION:
@@ -217,7 +218,7 @@ class Service:
         return True
 
     def _is_gone(self, client: _Client) -> bool:
-        """Whether its end is known to the system, if not yet to us."""
+        """Whether the kernel reports its end, before this thread has handled it."""
         look = select.poll()
         look.register(client.connection, _GONE)
         if client.process is not None:
@@ -225,7 +226,7 @@ class Service:
         return bool(look.poll(0))
 
     def _drop(self, client: _Client) -> None:
-        """Forgets a connection; its device lets go of everything."""
+        """Drops a connection; its device releases everything that it holds."""
         with self._mutex:
             for thing in (client.connection, client.process):
                 if thing is not None and self._clients.pop(thing.fileno(), None) is not None:
@@ -243,7 +244,7 @@ class Service:
 
 
 def serve(pool: Pool) -> Service:
-    """Serve the peers of a pool until it is closed or dropped, or the interpreter ends."""
+    """Serves the peers of a pool until it is closed or dropped, or the interpreter exits."""
     service = Service(pool)
     weakref.finalize(pool, service.stop)
     return service

@@ -1,9 +1,9 @@
-"""Where the owner of a shared pool and its devices meet: a Unix socket in a directory of this user alone.
+"""Names of shared pools: a Unix socket for each, in a directory that only this user can access.
 
-What must stay true: nobody but this user can make, see or replace a name there; a name whose owner lives is
-never taken over, and one whose owner died, however it died, is free. Each name has a socket and a file whose
-lock says that the owner lives; the system lets a lock go with its process. Whoever takes a name clears away
-those of the dead, under the lock of the directory itself: none that is being taken is mistaken for one.
+Each name has a socket and a lock file. The owner holds the lock, and the kernel releases it when the owner
+dies. Invariants: no other user can make, see or replace a name; the name of a live owner is never taken over,
+and that of a dead owner is free. A process that takes a name removes those of dead owners while it holds the
+lock of the directory, so that a name which is being taken is never removed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 def directory() -> Path:
-    """The directory of the names: in ``$XDG_RUNTIME_DIR``, else for this user in that for temporary files.
+    """The directory of the names: in ``$XDG_RUNTIME_DIR``, otherwise in the directory for temporary files.
 
     Examples
     --------
@@ -44,18 +44,18 @@ def directory() -> Path:
 
 
 def _trusted(path: Path) -> None:
-    """Raises unless the directory is this user's, and nobody else's to look into."""
+    """Raises unless the directory belongs to this user and no other user can access it."""
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise AttachError(
             f"{path} must be a directory of user {os.geteuid()} with mode 0700; it is "
             f"{stat.filemode(found.st_mode)} of user {found.st_uid}. Remove it, or set XDG_RUNTIME_DIR to a "
-            "directory of yours"
+            "directory of this user"
         )
 
 
 def _file(name: str) -> str:
-    # Names with anything but plain characters, and long ones, by their hash.
+    # Long names, and names with other than plain characters, become a hash.
     return (
         name
         if _PLAIN.fullmatch(name)
@@ -64,7 +64,7 @@ def _file(name: str) -> str:
 
 
 def credentials(connection: socket.socket) -> tuple[int, int]:
-    """Process and user at the other end of a connection, as the system says."""
+    """Process and user at the other end of a connection, as the kernel reports them."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, _ = _CREDENTIALS.unpack(raw)
     return pid, uid
@@ -72,7 +72,7 @@ def credentials(connection: socket.socket) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _short(path: Path) -> Iterator[str]:
-    """The path of a socket, by its directory's descriptor where it is too long for one."""
+    """The path of a socket; if it is too long, through a descriptor of its directory."""
     if len(os.fsencode(path)) <= _LONGEST:
         yield str(path)
         return
@@ -85,7 +85,7 @@ def _short(path: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """No other process is in here at the same time."""
+    """Excludes other processes."""
     fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -95,9 +95,9 @@ def _alone(place: Path) -> Iterator[None]:
 
 
 def _clear(place: Path) -> None:
-    """Remove what dead owners left."""
+    """Removes the names of dead owners."""
     for path in place.glob("*.lock"):
-        with contextlib.suppress(OSError):  # its owner lives, or has just removed it
+        with contextlib.suppress(OSError):  # the owner is alive, or has just removed it
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,7 +108,7 @@ def _clear(place: Path) -> None:
 
 
 class Claim:
-    """A name that this process has: a locked file and a listening socket, until `release`."""
+    """A name that this process owns until `release`: a locked file and a listening socket."""
 
     def __init__(self, name: str) -> None:
         if not name:
@@ -131,7 +131,7 @@ class Claim:
             )
             forks.held.add(self.listener)
         try:
-            # The lock is ours, so a socket that is there is a dead owner's.
+            # This process has the lock, so an existing socket is that of a dead owner.
             self._socket_path.unlink(missing_ok=True)
             with _short(self._socket_path) as path:
                 self.listener.bind(path)
@@ -146,14 +146,14 @@ class Claim:
             fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Somebody may have removed the file between our opening and our locking it.
+                # Another process may have removed the file after it was opened and before it was locked.
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(fd), os.stat(self._lock_path, follow_symlinks=False)):
                         return fd
             except BlockingIOError:
                 os.close(fd)
                 raise NameInUseError(
-                    f"a shared pool named {name!r} lives already; close it, or give this one another name"
+                    f"a shared pool named {name!r} exists already; close it, or give this one another name"
                 ) from None
             except BaseException:
                 os.close(fd)
@@ -161,20 +161,20 @@ class Claim:
             os.close(fd)
 
     def release(self) -> None:
-        """Give the name back; nothing of it stays in the directory."""
+        """Removes the name from the directory."""
         if os.getpid() != self._pid:
             return
         forks.release(self.listener)
-        # Ours until the lock goes, and the lock last.
+        # The lock goes last, because it protects the others.
         self._socket_path.unlink(missing_ok=True)
         self._lock_path.unlink(missing_ok=True)
         forks.release(self._lock)
 
 
 def connect(name: str, timeout: float | None = None) -> socket.socket:
-    """A connection to the owner of a name, whose calls take so many seconds at most.
+    """A connection to the owner of a name; its calls time out after so many seconds.
 
-    Raises `AttachError` where there is no owner, or not this user's.
+    Raises `AttachError` if there is no owner, or the owner is another user.
     """
     place = directory()
     path = place / f"{_file(name)}.sock"
@@ -190,16 +190,16 @@ def connect(name: str, timeout: float | None = None) -> socket.socket:
             _, uid = credentials(connection)
             if uid != os.geteuid():
                 raise AttachError(
-                    f"the owner of pool {name!r} is user {uid}, and this process user {os.geteuid()}"
+                    f"the owner of pool {name!r} is user {uid}, and this process is user {os.geteuid()}"
                 )
         except BaseException:
             forks.release(connection)
             raise
-    except (BlockingIOError, TimeoutError):  # as many are waiting as it lets wait
+    except (BlockingIOError, TimeoutError):  # the queue of connections is full
         raise AttachError(f"the owner of pool {name!r} does not answer; is its process stopped?") from None
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise AttachError(
-            f"no shared pool named {name!r} lives here (looked for {path}: {error.strerror}). Start its "
+            f"there is no shared pool named {name!r} (looked for {path}: {error.strerror}). Start its "
             "owner first, or give attach() a timeout; both need the same XDG_RUNTIME_DIR or TMPDIR"
         ) from None
     return connection

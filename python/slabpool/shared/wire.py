@@ -1,6 +1,6 @@
-"""What owner and peer say when they meet: one small JSON text a packet, and descriptors with it.
+"""Messages between owner and peer: one small JSON text in each packet, with descriptors.
 
-The owner reads what anybody of the same user may have sent, so everything is checked and nothing is large.
+Any process of the same user can send to the owner, so every message is checked and its size is limited.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _MOST_FILES = 8
 
 
 def send(connection: socket.socket, message: dict[str, Any], files: tuple[int, ...] = ()) -> None:
-    """Send a message, and copies of descriptors. Never waits for a full socket longer than its timeout."""
+    """Sends a message with copies of descriptors. Waits for a full socket no longer than its timeout."""
     socket.send_fds(connection, [json.dumps(message).encode()], list(files), socket.MSG_NOSIGNAL)
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """A message (None: the other side is gone, or what came is no message) and the descriptors with it."""
+    """A message and its descriptors. The message is None if the other side is gone, or sent no message."""
     data, files, flags, _ = socket.recv_fds(connection, _LARGEST, _MOST_FILES, socket.MSG_CMSG_CLOEXEC)
     if data and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         with contextlib.suppress(ValueError, RecursionError):
@@ -34,6 +34,6 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]
 
 
 def close(files: Any) -> None:
-    """Close descriptors."""
+    """Closes descriptors."""
     for fd in files:
         os.close(fd)

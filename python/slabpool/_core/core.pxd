@@ -1,0 +1,127 @@
+# The C++ pool as the Cython modules hold it, and what all of them need: names, waiting for room, locations.
+#
+# Cimporting this does not include pool.hpp: a module that calls the pool says so with
+# `cdef extern from "slabpool/pool/pool.hpp": pass`, so that only those modules are rebuilt when the header changes.
+
+cimport numpy as cnp
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from slabpool._core.cpp_block cimport Block
+from slabpool._core.cpp_memory cimport MemoryKind
+from slabpool._core.cpp_pool cimport Pool as CppPool
+from slabpool._core.cpp_request cimport Handle, SourceLocation
+from slabpool._core.cpp_status cimport Status
+
+# numpy's own limit is 64 since 2.0, 32 before; the array call enforces the lower one.
+cdef enum:
+    MAX_DIMS = 64
+    # Bytes from which a call that zeroes memory releases the GIL: for less, switching costs more than it gains.
+    BULK = 1 << 18
+
+
+cdef struct Shape:
+    int nd
+    cnp.npy_intp dims[MAX_DIMS]
+
+
+cdef class Core
+
+# Drops what finished copies keep alive; returns whether there was any.
+ctypedef bint (*SettleCopies)() noexcept
+
+
+# Makes the arrays of a pool whose memory the host does not reach. The methods do what wrap(), new_full() and new_copy()
+# of array.pxd do for host memory.
+cdef class Maker:
+    cdef object wrap(self, Core core, Block* block, void* data, cnp.dtype dtype, Shape* shape)
+    cdef object full(self, Core core, Handle request, object shape, object value, object dtype, object align,
+                     object timeout, object who)
+    cdef object copy(self, Core core, Handle request, object array, object align, object timeout, object who)
+
+
+# The C++ pool. Everything that may still touch its memory keeps it alive.
+cdef class Core:
+    cdef CppPool* pool                # owned
+    cdef object owner                 # weak reference to the Pool, for messages
+    cdef dict filenames               # keeps the strings alive that SourceLocations of the core point into
+    cdef bint records_lines           # debug: every block remembers the line that allocated it
+    cdef bint cleans                  # blocks are scrubbed or poisoned when returned: bulk work, done without the GIL
+    cdef Maker maker                  # None where the host reaches the memory
+    cdef object give_way              # (core, needs_slot) -> bool: slabpool.sessions.give_way
+    cdef public object sessions       # None, or a weak reference to the pool's slabpool.sessions.Sessions
+    cdef list heaps                   # None, or weak references to its stream-ordered heaps
+    cdef object __weakref__
+
+
+cdef Handle NO_REQUEST
+
+# Raises unless the core may be called in this process.
+cdef int check_here(Core core) except -1
+# Raises the exception for a status. `extra`: the timeout, or the device.
+cdef int failed(Core core, object request, Status status, uint64_t nbytes, object extra) except -1
+# In place of constructors: no Python code makes an object of this type, and the text says what does.
+cdef int only_made_by(type made, str text) except -1
+
+# ---- what may be freed when there is no room (who is asked, and in which order, is decided in slabpool.sessions)
+
+cdef void note_copies(int under_way, SettleCopies settle) noexcept
+cdef bint settle_copies() noexcept
+cdef bint trim_heaps(Core core, bint wait) except -1
+
+# ---- waiting for room
+
+# One attempt at what may find no room: at once if `until` is 0, else it waits in the core until then (monotonic ns).
+ctypedef Status (*Attempt)(Core core, void* job, int64_t until) noexcept
+
+# 0 without a timeout.
+cdef int64_t deadline_of(object timeout) except -1
+cdef int64_t next_slice(int64_t deadline) noexcept
+# The final status of an attempt that has failed once with `status`. Running out is counted for the request, with `nbytes`.
+cdef Status find_room(Core core, Status status, Attempt attempt, void* job, int64_t deadline, Handle request,
+                      uint64_t nbytes) except *
+
+# ---- calls of the pool, for modules that do not include pool.hpp
+
+cdef Status open_view(Core core, Block* block, uint32_t serial, Handle request) noexcept
+# The request that holds a block; generation 0 without one, and in a child of fork.
+cdef Handle owner_of(Core core, Block* block) noexcept
+# The live block that an address is in; null if there is none.
+cdef Block* find_held(Core core, const void* address) noexcept
+cdef MemoryKind memory_of(Core core) noexcept
+# Number of the CUDA device of the memory; -1 without one.
+cdef int device_of(Core core) noexcept
+cdef bint is_shared(Core core) noexcept
+cdef uint64_t shared_id(Core core) noexcept
+cdef Status refer(Core core, Handle request, const void* data, uint64_t nbytes, uint64_t* offset,
+                  uint64_t* seal) noexcept
+
+# ---- pools of memory that the host and CUDA devices both reach (pinned, managed), found by an address
+
+cdef int add_reachable(Core core) except -1
+# The pool in whose range the address is, which the caller keeps alive; None if there is none.
+cdef Core reachable_core(const void* address)
+cdef bint is_reachable(object array) except -1
+
+# ---- names of requests, sessions and devices, and lines of code (names.pxi)
+
+cdef bytes name_key(object name, str what)
+# (id, None) of a request or a session; (id, name) of a tensor that a session keeps.
+cdef tuple identity(bytes raw, bint kept)
+cdef SourceLocation caller(Core core) except *
+cdef SourceLocation located(Core core, object file, int line) except *
+# File and line of the Python code that is running.
+cdef tuple caller_of(Core core)
+cdef object location(SourceLocation where)
+cdef object state_of(int state)
+cdef object ack_answer(int result)
+
+
+cdef class Devices:
+    cdef Core core
+    cdef str pool               # its name, for messages
+    cdef dict numbers           # name -> number; names are never forgotten
+    cdef list names             # number -> name
+
+    cdef object number(self, object device)
+    cdef object known(self, object device, object request)
+    cdef bint room_for(self, tuple devices) except -1

@@ -1,0 +1,112 @@
+# Part of request.pyx. Opens a request: names to numbers, sizes to bytes, and waiting for a reserve.
+#
+# Invariant: an argument that is refused adds no device name and opens no request.
+
+cdef struct _Opening:
+    OpenSpec* spec
+    Handle* handle
+
+
+cdef Status _attempt(Core core, void* job, int64_t until) noexcept:
+    cdef _Opening* opening = <_Opening*>job
+    cdef Status status
+    if until:
+        with nogil:
+            status = core.pool.open_until(opening.spec[0], opening.handle[0], until)
+    else:
+        status = core.pool.open(opening.spec[0], opening.handle[0])
+    return status
+
+
+cdef int64_t _lease(object lease) except? -1:
+    try:
+        seconds = float(lease)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidTypeError(f"lease must be seconds, got {lease!r}") from None
+    if not 0 < seconds <= 1e9:
+        raise InvalidArgumentError(f"lease must be more than 0 seconds and at most 1e9, got {lease!r}")
+    return <int64_t>max(1, int(seconds * 1e9))
+
+
+cdef tuple _several(object devices):
+    if isinstance(devices, (str, bytes)):
+        raise InvalidTypeError(f"devices must be several names, got one {type(devices).__name__} {devices!r}")
+    try:
+        return tuple(devices)
+    except TypeError:
+        raise InvalidTypeError(f"devices must be an iterable of names, got {devices!r}") from None
+
+
+cdef Request open_request(object pool, Core core, Devices names, object request_id, object devices, object reserve,
+                          object quota, object lease, object timeout, Request parent, object opened_at):
+    cdef OpenSpec spec
+    cdef Handle handle
+    cdef Status status
+    cdef int64_t deadline = deadline_of(timeout) if timeout is not None else 0
+    cdef uint32_t few[16]
+    cdef vector[uint32_t] many
+    cdef Py_ssize_t count = 0
+    cdef uint32_t index
+    cdef uint64_t mask = 0
+    cdef bint checked = False
+    cdef bytes key
+    cdef _Opening opening
+    check_here(core)
+    if type(devices) is not tuple:
+        devices = _several(devices)
+    for device in <tuple>devices:
+        number = names.numbers.get(device) if type(device) is str or type(device) is int else None
+        if number is None:
+            if not checked and parent is None:
+                checked = names.room_for(<tuple>devices)  # before any name is added: all of them or none
+            number = names.number(device) if parent is None else names.known(device, parent)
+        index = number
+        if index < 64:
+            mask |= <uint64_t>1 << index
+        if count < 16:
+            few[count] = index
+        else:
+            if count == 16:
+                many.assign(&few[0], &few[0] + 16)
+            many.push_back(index)
+        count += 1
+    if count <= 16:
+        spec.devices = device_span(&few[0], <size_t>count)
+    else:
+        spec.devices = device_span(many.data(), <size_t>count)
+    key = name_key(request_id, "request_id")
+    spec.id = string_view(PyBytes_AS_STRING(key), <size_t>PyBytes_GET_SIZE(key))
+    if reserve is not None:
+        spec.reserve = parse_size(reserve, "reserve", least=0, most=1 << 62)
+    if quota is not None:
+        spec.quota = parse_size(quota, "quota", least=1, most=1 << 62)
+    if lease is not None:
+        spec.lease_ns = _lease(lease)
+    if parent is not None:
+        spec.parent = parent.handle
+    if opened_at is None:
+        spec.where = caller(core)
+    else:
+        spec.where = located(core, opened_at[0], opened_at[1])
+    status = core.pool.open(spec, handle)
+    if status != Status.ok:
+        opening.spec = &spec
+        opening.handle = &handle
+        status = find_room(core, status, _attempt, &opening, deadline, NO_REQUEST, spec.reserve)
+        if status != Status.ok:
+            hooks.messages.open_failed(pool, StatusCode(<int>status), request_id, devices, spec.reserve, spec.quota,
+                                       timeout, parent)
+    cdef Request request = Request.__new__(Request)
+    request.pool = pool
+    request.core = core
+    request.devices = names
+    request.handle = handle
+    request.id = request_id
+    request.named = <tuple>devices
+    request.named_mask = mask
+    if parent is not None:
+        request.parent = parent.handle.generation
+        request.quota = parent.quota
+    elif quota is not None:
+        request.quota = spec.quota
+    return request

@@ -1,0 +1,260 @@
+# Part of shared.pyx. A device in a process of its own: open references, acknowledge, notice the owner's end.
+#
+# Converts, calls, wraps: what a reference means and what an ack changes is decided by the C++ SharedPeer.
+
+cdef object PENDING = Ack.PENDING
+
+# The numbers of csrc/slabpool/shared/peer.hpp, for what is written in Python.
+PeerStatusCode = enum.IntEnum("PeerStatusCode", {
+    "OK": <int>PeerStatus.ok,
+    "CLOSED": <int>PeerStatus.closed,
+    "OTHER_POOL": <int>PeerStatus.other_pool,
+    "OVER": <int>PeerStatus.over,
+    "FORGED": <int>PeerStatus.forged,
+    "OUT_OF_RANGE": <int>PeerStatus.out_of_range,
+    "UNKNOWN_DEVICE": <int>PeerStatus.unknown_device,
+    "ACKNOWLEDGED": <int>PeerStatus.acknowledged,
+    "READ_ONLY": <int>PeerStatus.read_only,
+})
+
+
+@cython.final
+cdef class Maps:
+    def lose(self):
+        """The owner is gone: every call raises from now on."""
+        if self.peer is not NULL:
+            self.peer.lose()
+
+    def __dealloc__(self):
+        with nogil:  # unmapping a large map takes the kernel a while
+            self.owned.reset()
+
+
+def new_peer(name, device, number, files, connect):
+    """A peer over the files that an owner sent; for `slabpool.attach`.
+
+    `connect(maps)` returns the connection, which `Peer` asks for a writable map and closes.
+    """
+    cdef Maps maps = Maps.__new__(Maps)
+    cdef int data, table, board, tally, bell
+    cdef Error error
+    data, table, board, tally, bell = files
+    maps.owned = SharedPeer.create(number, data, table, board, tally, bell, error)
+    if maps.owned.get() is NULL:
+        reason = error.text.decode("utf-8", "replace") or os.strerror(error.system_errno)
+        raise AttachError(f"pool {name!r} cannot be mapped in this process: {reason}")
+    maps.peer = maps.owned.get()
+    cdef Peer peer = Peer.__new__(Peer)
+    peer.maps = maps
+    peer.name = name
+    peer.device = device
+    peer.connection = connect(maps)
+    return peer
+
+
+@cython.final
+cdef class Peer:
+    """A device of a shared pool, in another process than the pool's owner. Made by `attach`.
+
+    It reads (and writes, if asked to) the pool's own bytes without a copy, and acknowledges for its own device only.
+    When its process ends in whatever way, or `close` is called, the device releases everything that it holds. Any
+    thread may call it.
+
+    Attributes
+    ----------
+    name : str
+        Name of the pool.
+    device : str or int
+        The device that this peer is.
+
+    Examples
+    --------
+    >>> import numpy as np, slabpool
+    >>> with slabpool.Pool("1MiB", memory="shared", name="doc-peer") as pool:
+    ...     req = pool.request("chat-42", devices=["gpu0"])
+    ...     ref = req.ref(req.full(3, 7, np.int32))
+    ...     req.close()
+    ...     with slabpool.attach("doc-peer", device="gpu0") as peer:  # usually in another process
+    ...         print(peer.open(ref), peer.ack(ref), peer.ack(ref))
+    ...     pool.stats().live
+    [7 7 7] Ack.RELEASED Ack.DUPLICATE
+    0
+    """
+
+    def __del__(self):
+        if self.connection is None or self.closed or not self.maps.peer.usable_here():
+            return
+        self.closed = True
+        self.connection.close()
+        warnings.warn(
+            f"the peer of device {self.device!r} in pool {self.name!r} was dropped while attached, and has released "
+            "all it held. Call close() or use `with`.",
+            ResourceWarning,
+            stacklevel=2,
+            source=None,
+        )
+
+    def open(self, ref, *, writable=False):
+        """The tensor that a reference refers to: the owner's own bytes, not a copy.
+
+        Parameters
+        ----------
+        ref : TensorRef
+        writable : bool, default False
+            Whether writes are allowed; the owner and other devices see them.
+
+        Returns
+        -------
+        numpy.ndarray or DeviceArray
+            A `DeviceArray` if the pool is in GPU memory. It never faults, but it does not keep the memory: after this
+            device's ack (or `close`) its bytes may belong to another request. Nothing waits for work that the owner has
+            queued on its streams: the owner must synchronise before it sends the reference.
+
+        Raises
+        ------
+        InvalidReferenceError
+            To another pool, forged, or out of range; `StaleReferenceError` if its request is released or was
+            acknowledged by this device.
+        UnknownDeviceError
+            The request does not name this device.
+        OwnerLostError
+            The owner has closed the pool or is gone.
+        """
+        cdef TensorRef target = _reference(ref)
+        cdef byte* data = NULL
+        cdef bint write = writable
+        cdef Shape shape
+        cdef int i
+        self._check()
+        cdef PeerStatus status = self.maps.peer.open(target.target, write, data)
+        if status == PeerStatus.read_only:
+            self._map_writable()
+            status = self.maps.peer.open(target.target, write, data)
+        if status != PeerStatus.ok:
+            hooks.messages.peer_failed(self, PeerStatusCode(<int>status), ref)
+        if self.maps.peer.cuda_device() >= 0:
+            return device_array(self.maps, None, NULL, <uintptr_t>(data + target.first), target.shape,
+                                target.strides, target.descr, self.maps.peer.cuda_device(), kCuda, not write)
+        shape.nd = target.nd
+        for i in range(target.nd):
+            shape.dims[i] = target.dims[i]
+        return wrap_strided(self.maps, data + target.first, target.descr, &shape, target.steps, write)
+
+    def ack(self, ref):
+        """This device is done with the request of a reference: it will not access its memory again.
+
+        Takes no lock and, unless the owner waits for memory, makes no system call. The owner collects the ack when it
+        next allocates, opens a request, waits, or reads the pool's figures.
+
+        Parameters
+        ----------
+        ref : TensorRef
+            Any reference to the request (of a child, to the child).
+
+        Returns
+        -------
+        Ack
+            ``RELEASED`` if no holder is left, by what the owner has published and the other devices have acknowledged.
+
+        Raises
+        ------
+        InvalidReferenceError
+            To another pool.
+        UnknownDeviceError
+            The request does not name this device. Nothing changed.
+        OwnerLostError
+            The owner has closed the pool or is gone.
+        """
+        if type(ref) is not TensorRef:
+            _reference(ref)
+        if self.closed or not self.maps.peer.usable_here():
+            self._check()
+        cdef PeerAcked acked = self.maps.peer.ack((<TensorRef>ref).target)
+        if acked.status == PeerStatus.ok:
+            if acked.result == AckResult.pending:
+                return PENDING
+            return ack_answer(<int>acked.result)
+        hooks.messages.peer_failed(self, PeerStatusCode(<int>acked.status), ref)
+
+    def heartbeat(self):
+        """This device is alive: renews its leases.
+
+        Raises
+        ------
+        OwnerLostError
+            The owner has closed the pool or is gone.
+        """
+        self._check()
+        if self.maps.peer.lost():
+            hooks.messages.peer_failed(self, PeerStatusCode(<int>PeerStatus.closed), None)
+        self.maps.peer.heartbeat()
+
+    @property
+    def lost(self):
+        """Whether the owner has closed the pool or is gone (detected within milliseconds)."""
+        return self.maps.peer.lost()
+
+    def wait_lost(self, timeout=None):
+        """Waits, without the GIL, until the owner has closed the pool or is gone, or this peer is closed.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; by default there is no limit.
+
+        Returns
+        -------
+        bool
+            False if the timeout expired first.
+        """
+        self._check()
+        return self.connection.wait(timeout)
+
+    def close(self):
+        """Detaches: the device releases everything that it holds. Calling it again does nothing.
+
+        Views stay readable, but their bytes may belong to another request from now on.
+        """
+        if self.closed or not self.maps.peer.usable_here():
+            return
+        self.closed = True
+        self.connection.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def _check(self):
+        if self.closed or not self.maps.peer.usable_here():
+            hooks.messages.peer_unusable(self, self.closed)
+
+    def _map_writable(self):
+        file = self.connection.writable_file()
+        try:
+            if not self.maps.peer.map_writable(file):
+                error = errno
+                raise AttachError(f"pool {self.name!r} cannot be mapped for writing: {os.strerror(error)}")
+        finally:
+            os.close(file)
+
+    def __reduce__(self):
+        raise InvalidTypeError(f"the peer of device {self.device!r} belongs to its process: attach where it is needed")
+
+    def __repr__(self):
+        if not self.maps.peer.usable_here():
+            state = "inherited through fork"
+        else:
+            state = "closed" if self.closed else "owner lost" if self.maps.peer.lost() else "attached"
+        return f"<Peer {self.device!r} of pool {self.name!r}: {state}>"
+
+
+cdef TensorRef _reference(object ref):
+    if type(ref) is not TensorRef:
+        raise InvalidTypeError(
+            f"a reference must be a TensorRef, got {type(ref).__name__}; TensorRef.from_bytes() makes one of bytes")
+    return <TensorRef>ref
+
+
+only_made_by(Peer, "a Peer is made by slabpool.attach(name, device=...)")

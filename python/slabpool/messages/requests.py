@@ -1,0 +1,141 @@
+"""Errors of requests: opening them, naming devices, acks, and references to their memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
+
+from slabpool._core.core import StatusCode
+from slabpool.arguments.sizes import show_size
+from slabpool.errors import (
+    AmbiguousRequestError,
+    DeviceLostError,
+    DeviceUnavailableError,
+    DuplicateDeviceError,
+    InvalidArgumentError,
+    PoolExhausted,
+    RequestClosedError,
+    SlabpoolError,
+    TensorTooLargeError,
+    UnknownDeviceError,
+)
+from slabpool.messages.pool import holders, names, of_request, unusable, usage
+
+if TYPE_CHECKING:
+    from slabpool._core.pool import Pool
+    from slabpool._core.request import Request
+
+
+def open_failed(
+    pool: Pool,
+    status: StatusCode,
+    request_id: object,
+    devices: tuple[object, ...],
+    reserve: int,
+    quota: int,
+    timeout: object,
+    parent: Request | None,
+) -> NoReturn:
+    """Raises for a request that could not be opened."""
+    unusable(pool, status)
+    if status == StatusCode.DUPLICATE_DEVICE:
+        twice = next(d for i, d in enumerate(devices) if d in devices[:i])
+        raise DuplicateDeviceError(
+            f"device {twice!r} is named twice for request {request_id!r}: {names(devices)}. "
+            "Name each device once"
+        )
+    if status == StatusCode.TOO_LARGE:
+        raise TensorTooLargeError(
+            f"cannot reserve {show_size(reserve)} for request {request_id!r}: larger than the capacity of "
+            f"pool {pool.name!r}, {show_size(pool.capacity)}. Make the pool larger or the reserve smaller"
+        )
+    if status == StatusCode.EXHAUSTED:
+        waited = f" within {timeout} s" if timeout is not None else ""
+        raise PoolExhausted(
+            f"cannot reserve {show_size(reserve)} for request {request_id!r}{waited}: {usage(pool)}. "
+            f"Held by:{holders(pool)}"
+        )
+    if status == StatusCode.TOO_MANY_REQUESTS:
+        raise PoolExhausted(
+            f"cannot open request {request_id!r}: pool {pool.name!r} has as many requests as it can hold. "
+            f"The largest:{holders(pool)}"
+        )
+    if status == StatusCode.INVALID_ARGUMENT:
+        raise InvalidArgumentError(
+            f"reserve ({show_size(reserve)}) must not be larger than quota ({show_size(quota)}) for request "
+            f"{request_id!r}"
+        )
+    if parent is not None and status == StatusCode.UNKNOWN_DEVICE:
+        waiting = parent.pending
+        wrong = next((d for d in devices if d not in waiting), devices)
+        raise UnknownDeviceError(
+            f"device {wrong!r} cannot hold a child: request {parent.id!r} generation {parent.generation} "
+            f"waits for {names(waiting)}"
+        )
+    if parent is not None and status == StatusCode.REQUEST_CLOSED:
+        raise RequestClosedError(
+            f"request {parent.id!r} generation {parent.generation} is closed: no child can be opened in it"
+        )
+    raise SlabpoolError(
+        f"pool {pool.name!r}: request {request_id!r} could not be opened (status {status.name})"
+    )
+
+
+def not_the_parents(device: object, child: Request) -> NoReturn:
+    """Raises for a device added to a child whose parent does not wait for it."""
+    raise UnknownDeviceError(
+        f"device {device!r} cannot be added{of_request(child)}, a child: its parent, generation "
+        f"{child.parent}, does not wait for it. Add it to the parent first"
+    )
+
+
+def ack_failed(pool: Pool, status: StatusCode, request_id: object, device: object) -> NoReturn:
+    """Raises for a failed ack by id."""
+    unusable(pool, status)
+    live = [r for r in pool.requests() if r.request_id == request_id and r.state.value != "released"]
+    if status == StatusCode.AMBIGUOUS:
+        waiting = [str(r.generation) for r in live if device in r.pending and r.parent is None]
+        raise AmbiguousRequestError(
+            f"generations {', '.join(waiting)} of request {request_id!r} all wait for device {device!r}; "
+            "say which with generation="
+        )
+    raise UnknownDeviceError(
+        f"device {device!r} was never named for request {request_id!r}; its live generations wait for "
+        f"{names(set().union(*(r.pending for r in live)))}"
+    )
+
+
+def stream_failed(status: StatusCode, stream: object, why: str) -> None:
+    """Raises for an ack that was to follow a stream, if the status is about the stream."""
+    what = f"the ack cannot follow stream {stream!r}"
+    if status == StatusCode.INVALID_ARGUMENT:
+        raise InvalidArgumentError(
+            f"{what}: {why}. Pass a stream that exists and is not being captured, or none if the device is "
+            "done; nothing was acknowledged"
+        )
+    if status == StatusCode.SYSTEM_REFUSED:
+        raise DeviceUnavailableError(
+            f"{what}: {why or 'the system has no memory'}. Without a stream an ack needs no CUDA; nothing "
+            "was acknowledged"
+        )
+    if status == StatusCode.DEVICE_LOST:
+        raise DeviceLostError(
+            f"{what}: its GPU has failed ({why}), and the work queued on it will never be done. "
+            "pool.device_lost(...) releases what its device holds"
+        )
+
+
+def not_shared(request: Request) -> NoReturn:
+    """Raises for a reference to memory that no other process can map."""
+    raise InvalidArgumentError(
+        f"the memory{of_request(request)} is private to this process; "
+        "references need a pool made with memory='shared'"
+    )
+
+
+def not_of_the_request(array: object, request: Request) -> NoReturn:
+    """Raises for a reference to an array in other memory."""
+    shape = getattr(array, "shape", None)
+    raise InvalidArgumentError(
+        f"the array of shape {shape} is not in the memory of request {request.id!r} generation "
+        f"{request.generation}; refer to one that this request made, or copy() it into the request"
+    )
