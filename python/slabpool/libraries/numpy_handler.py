@@ -165,7 +165,7 @@ def _carrying(start: Callable[..., None]) -> Callable[..., None]:
                 self.run = own  # type: ignore[method-assign]
 
         def run() -> None:
-            put_back()  # also breaks the cycle from the thread to this function
+            restore()  # also breaks the cycle from the thread to this function
             heaps.adopt(capsule)
             _for_threads.set(capsule)
             self.run()
