@@ -1,7 +1,7 @@
 """Compares what the sdist and the wheels hold, for .ci/run.
 
-The sdist must hold every file of the tree but CI's own; the wheel, which is built from it, every file of the
-Python package but the .pyx; and a repaired wheel must not have had to take in a library.
+The sdist must hold every file of the tree but CI's own, byte for byte; the wheel, which is built from it, every
+file of the Python package but the .pyx; and a repaired wheel must not have had to take in a library.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-LEFT_OUT_OF_SDIST = (".ci/", ".git")
+LEFT_OUT_OF_SDIST = (".ci/", ".git", ".pre-commit-config.yaml", "build/")
 
 
 def wheel_files(path: str) -> set[str]:
@@ -33,6 +33,19 @@ def tree_files(root: Path) -> set[str]:
         for name in names
     }
     return {name for name in found if not name.startswith(LEFT_OUT_OF_SDIST)}
+
+
+def changed(path: str, root: Path) -> list[str]:
+    """Files of the sdist whose content is not the tree's."""
+    found = []
+    with tarfile.open(path) as sdist:
+        for member in sdist:
+            name = member.name.partition("/")[2]
+            if member.isfile() and (root / name).is_file():
+                packed = sdist.extractfile(member)
+                if packed is not None and packed.read() != (root / name).read_bytes():
+                    found.append(name)
+    return found
 
 
 def differ(what: str, one: set[str], other: set[str]) -> bool:
@@ -55,6 +68,9 @@ def main() -> int:
 
     root, sdist, wheel = options.paths
     bad = differ("tree and sdist", tree_files(Path(root)), sdist_files(sdist) - {"PKG-INFO"})
+    for name in changed(sdist, Path(root)):
+        print(f"sdist: not as in the tree: {name}", file=sys.stderr)
+        bad = True
     first = wheel_files(wheel)
     package = {path.removeprefix("python/") for path in tree_files(Path(root)) if path.startswith("python/")}
     for name in sorted(name for name in package - first if not name.endswith(".pyx")):

@@ -70,6 +70,7 @@ def test_the_core_knows_no_python(header: Path) -> None:
     assert not re.search(r"#\s*include\s*[<\"](Python\.h|numpy/|pybind11/)", header.read_text())
 
 
+@pytest.mark.usefixtures("require_wheel")
 def test_files_for_type_checkers_cython_and_cmake() -> None:
     files = {str(path) for path in importlib.metadata.files("slabpool") or ()}
     assert EXTENSIONS
