@@ -93,8 +93,8 @@ int main(int argc, char** argv) {
   if (argc != 3) return 2;
   slabpool::PoolOptions options;
   options.capacity = std::uint64_t{256} << 20;
-  slabpool::Status status{};
-  const auto pool = Pool::create(options, status);
+  slabpool::Error error;
+  const auto pool = Pool::create(options, error);
   check(pool != nullptr);
   run(*pool, argv[1], std::atol(argv[2]));
   return 0;

@@ -60,9 +60,9 @@ def test_what_is_no_kind(text: Any) -> None:
 @pytest.mark.parametrize(
     ("memory", "options", "text"),
     [
-        ("cuda:0", {"huge_pages": True}, "memory='host' ... 'cuda:0' ... no memory of the host"),
-        ("cuda:0", {"numa_node": 0}, "memory='host' ... 'cuda:0' ... no memory of the host"),
-        ("pinned:0", {"numa_node": 0}, "memory='host' ... 'pinned:0' ... near the device"),
+        ("cuda:0", {"huge_pages": True}, "memory='host' ... 'cuda:0' ... not host memory"),
+        ("cuda:0", {"numa_node": 0}, "memory='host' ... 'cuda:0' ... not host memory"),
+        ("pinned:0", {"numa_node": 0}, "memory='host' ... 'pinned:0' ... near its device"),
         ("managed:0", {"huge_pages": True}, "memory='host' ... 'managed:0' ... the CUDA driver"),
         ("shared", {"huge_pages": True}, "memory='host' ... 'shared' ... page by page"),
         ("cuda:0", {"debug": 1}, "debug must be 0 ... 'cuda:0', got 1 ... the host"),

@@ -40,7 +40,7 @@ def check(pool: Pool, live: int, retained: int = 0, in_doubt: int = 0) -> Stats:
     assert s.cached >= 0
     assert s.committed <= s.peak_committed <= s.capacity
     assert live + retained + in_doubt <= s.peak_live <= s.capacity
-    assert s.reserved >= s.capacity
+    assert s.address_space >= s.capacity
     assert s.allocations - s.frees >= 0
     return s
 
