@@ -83,7 +83,7 @@ prepare() {
   src=$work/src
   rm -rf "$src"
   copy_tree "$src"
-  cd "$src"
+  cd "$src" || exit
 }
 
 # Once per work folder: a venv named $1, with what the other arguments tell pip to install.

@@ -3,7 +3,7 @@
 stage_types() {
   need_wheel
   step "mypy --strict: the package, and the typed sample against the wheel"
-  make_venv typing "$wheel[cli]" mypy
+  make_venv typing "${wheel}[cli]" mypy
   "$work/typing/bin/mypy"
   local samples=(tests/typing/*.py)
   [[ -e ${samples[0]} ]] || die "no typed sample in tests/typing"
