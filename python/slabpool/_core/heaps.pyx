@@ -132,7 +132,7 @@ def enter(Pool pool not None):
     try:
         scope.heap = new RawHeap(core.pool[0])
         capsule = PyCapsule_New(scope, "mem_handler", _end)
-    except:
+    except BaseException:
         del scope.heap
         PyMem_RawFree(scope)
         raise

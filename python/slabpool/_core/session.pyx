@@ -263,8 +263,8 @@ def key_of(session_id):
 def open_shelf(Pool pool not None, session_id, budget, tuple where):
     """A Shelf; None if every request slot is taken."""
     check_here(pool.core)
-    cdef bytes own = name_key(session_id, "session_id")
-    cdef bytes key = b"k" + len(own).to_bytes(4, "little") + own
+    cdef bytes name = name_key(session_id, "session_id")
+    cdef bytes key = b"k" + len(name).to_bytes(4, "little") + name
     cdef Handle handle
     cdef Status status = pool.core.pool.open_session(
         _view(key), NO_LIMIT if budget is None else budget, _where(pool.core, where), handle)
@@ -275,7 +275,7 @@ def open_shelf(Pool pool not None, session_id, budget, tuple where):
     cdef Shelf shelf = Shelf.__new__(Shelf)
     shelf.core = pool.core
     shelf.handle = handle
-    shelf.key = own
+    shelf.key = name
     return shelf
 
 
