@@ -24,9 +24,9 @@ namespace {
 using slabpool::cuda::DevicePointer;
 using slabpool::cuda::Driver;
 using slabpool::cuda::Event;
-using slabpool::cuda::HostFunction;
 using slabpool::cuda::Result;
 using slabpool::cuda::Stream;
+using HostFunction = void (*)(void*);  // CUhostFn
 
 constexpr std::size_t kWork = 64 << 10;  // bytes that the stream writes between two acks
 constexpr std::size_t kInFlight = 256;   // most acks that the host has not seen yet
@@ -39,9 +39,9 @@ constexpr std::size_t kInFlight = 256;   // most acks that the host has not seen
 // The driver, with its primary context made current for the whole run, and a stream of this program.
 struct Gpu {
   Gpu() {
-    std::string why;
-    driver = Driver::get(&why);
-    if (driver == nullptr) fail("no GPU: " + why);
+    slabpool::Error error;
+    driver = Driver::get(error);
+    if (driver == nullptr) fail("no GPU: " + error.text);
     Result result{};
     slabpool::cuda::Context context = driver->context(0, result);
     check(result, "cuDevicePrimaryCtxRetain");
