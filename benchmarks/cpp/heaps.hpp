@@ -15,11 +15,11 @@ struct SlabpoolHeap {
   explicit SlabpoolHeap(std::uint64_t capacity) {
     slabpool::PoolOptions options;
     options.capacity = capacity;
-    slabpool::Status status{};
-    pool = slabpool::Pool::create(options, status);
+    slabpool::Error error;
+    pool = slabpool::Pool::create(options, error);
     if (pool == nullptr) {
       std::fprintf(stderr, "slabpool: no pool of %llu bytes: status %d\n",
-                   static_cast<unsigned long long>(capacity), static_cast<int>(status));
+                   static_cast<unsigned long long>(capacity), static_cast<int>(error.status));
       std::exit(1);
     }
   }
