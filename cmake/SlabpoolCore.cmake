@@ -18,6 +18,12 @@ set_target_properties(slabpool_objects PROPERTIES
   UNITY_BUILD_BATCH_SIZE 0
   INTERPROCEDURAL_OPTIMIZATION ${SLABPOOL_USE_LTO})
 
+if(NOT SLABPOOL_UNITY)
+  # Half of what compiling a file of the core costs is the standard library's headers.
+  target_precompile_headers(slabpool_objects PRIVATE
+    <atomic> <cstdint> <map> <memory> <mutex> <optional> <span> <string> <string_view> <thread> <unordered_map> <vector>)
+endif()
+
 # No SOVERSION: wheels cannot hold symlinks, and each wheel carries the only copy it uses.
 add_library(slabpool SHARED $<TARGET_OBJECTS:slabpool_objects>)
 add_library(slabpool::slabpool ALIAS slabpool)
