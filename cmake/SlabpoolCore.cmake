@@ -10,7 +10,13 @@ add_library(slabpool_objects OBJECT ${SLABPOOL_CORE_SOURCES})
 target_include_directories(slabpool_objects PUBLIC "${PROJECT_SOURCE_DIR}/csrc")
 target_compile_definitions(slabpool_objects PRIVATE SLABPOOL_VERSION="${PROJECT_VERSION}")
 target_link_libraries(slabpool_objects PUBLIC slabpool_core_flags Threads::Threads ${CMAKE_DL_LIBS})
-set_property(TARGET slabpool_objects PROPERTY INTERPROCEDURAL_OPTIMIZATION ${SLABPOOL_USE_LTO})
+# As one file the core compiles in a third of the time. Names in anonymous namespaces must therefore differ between
+# its files. Link-time optimisation of that one file adds nothing to the time, and tells the compiler which
+# functions have no caller elsewhere: without it, opening and closing a request took 9 % more instructions.
+set_target_properties(slabpool_objects PROPERTIES
+  UNITY_BUILD ${SLABPOOL_UNITY}
+  UNITY_BUILD_BATCH_SIZE 0
+  INTERPROCEDURAL_OPTIMIZATION ${SLABPOOL_USE_LTO})
 
 # No SOVERSION: wheels cannot hold symlinks, and each wheel carries the only copy it uses.
 add_library(slabpool SHARED $<TARGET_OBJECTS:slabpool_objects>)

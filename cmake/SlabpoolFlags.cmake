@@ -9,6 +9,11 @@ set(CMAKE_C_VISIBILITY_PRESET hidden)
 set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
 set(CMAKE_CXX_EXTENSIONS OFF)
 
+set(SLABPOOL_USE_LTO OFF)
+if(SLABPOOL_LTO AND NOT SLABPOOL_SANITIZE AND CMAKE_BUILD_TYPE MATCHES "^(Release|RelWithDebInfo|MinSizeRel)$")
+  check_ipo_supported(RESULT SLABPOOL_USE_LTO OUTPUT _slabpool_ipo_output LANGUAGES CXX)
+endif()
+
 add_library(slabpool_flags INTERFACE)
 target_compile_features(slabpool_flags INTERFACE cxx_std_20)
 
@@ -35,6 +40,18 @@ if(SLABPOOL_WERROR)
   target_compile_options(slabpool_core_flags INTERFACE -Werror)
 endif()
 
+if(SLABPOOL_UNITY AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  # gcc takes every included file for a header, where types of anonymous namespaces would be wrong.
+  target_compile_options(slabpool_core_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-subobject-linkage>)
+endif()
+
+if(SLABPOOL_UNITY AND SLABPOOL_USE_LTO AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  # gcc lets inlining grow one file by 40 %, and reaches that before the hot paths: allocating and freeing a block
+  # took 173 instructions instead of 158.
+  target_compile_options(slabpool_core_flags INTERFACE
+    "SHELL:$<$<COMPILE_LANGUAGE:CXX>:--param inline-unit-growth=60>")
+endif()
+
 # Exported functions may be inlined inside the core: nobody is meant to interpose them.
 check_cxx_compiler_flag(-fno-semantic-interposition SLABPOOL_HAS_NO_INTERPOSITION)
 if(SLABPOOL_HAS_NO_INTERPOSITION)
@@ -46,9 +63,4 @@ if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
   # TLS surplus, shared by all libraries loaded with dlopen, so the core's thread-locals must stay tiny
   # (tests/packaging checks the size).
   target_compile_options(slabpool_core_flags INTERFACE -ftls-model=initial-exec)
-endif()
-
-set(SLABPOOL_USE_LTO OFF)
-if(SLABPOOL_LTO AND NOT SLABPOOL_SANITIZE AND CMAKE_BUILD_TYPE MATCHES "^(Release|RelWithDebInfo|MinSizeRel)$")
-  check_ipo_supported(RESULT SLABPOOL_USE_LTO OUTPUT _slabpool_ipo_output LANGUAGES CXX)
 endif()

@@ -132,7 +132,7 @@ class Scenes:
             self._hang_up(stream)
         answer = self.first.generate("after", PROMPTS[2])
         good, text = compare([answer], [self.wanted[2]])
-        noticed = self.first.log.read_text().count(f"ends on node {self.first.name}: the client went away")
+        noticed = self.first.log.read_text().count(f"ends on node {self.first.name}: the client disconnected")
         self._result("two clients hang up", good and noticed == 2, f"{noticed} noticed; the next: {text}")
 
     def _hang_up(self, stream: bool) -> None:

@@ -1,8 +1,8 @@
-"""``slabpool``: the command line. Runs the subcommand, and prints errors of the user as one line.
+"""The command line ``slabpool``: finds and runs the subcommand, and prints errors in one line.
 
-A subcommand is a module with ``add_arguments(parser)`` and ``run(args) -> int``; it is imported when it is
-used. Errors that the user can correct (a missing file, a bad size, an exhausted pool) exit with status 2 and
-one line on standard error. All others are defects and keep their traceback.
+A subcommand is a module with ``add_arguments(parser)`` and ``run(args) -> int``. It is imported only if the
+command line names it. For an error that the user can fix (a missing file, a bad size, an exhausted pool) the
+exit status is 2 and standard error gets one line. Any other error is a defect and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from collections.abc import Sequence
 from slabpool import __version__
 from slabpool.errors import SlabpoolError
 
-#: Subcommand: its module and its line in ``slabpool --help``.
+#: Subcommands: module, and description in ``slabpool --help``.
 _COMMANDS = {
-    "demo": ("slabpool.demo", "a small decoder on several device threads, its memory from a pool"),
-    "replay": ("slabpool.replay.command", "replay a trace of a real service in a pool"),
+    "demo": ("slabpool.demo", "run a small decoder on several device threads, with its memory in a pool"),
+    "replay": ("slabpool.replay.command", "replay a trace of a real inference service in a pool"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``slabpool`` with these arguments.
+    """Run ``slabpool``.
 
     Parameters
     ----------
     argv : sequence of str, optional
-        Arguments after the program's name; default: those of the process.
+        Arguments after the program's name. By default those of the process.
 
     Returns
     -------
     int
-        Exit status: that of the subcommand, 2 for an error of the user, 130 if interrupted.
+        Exit status of the subcommand; 2 for an error that the user can fix, 1 if the reader of standard
+        output has gone, 130 after Ctrl-C.
 
     Examples
     --------
@@ -43,10 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     2
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    # No option before the subcommand takes a value, so the first word that is none is the subcommand.
+    # No option before the subcommand takes a value, so the first word that is not an option is the
+    # subcommand.
     chosen = next((word for word in argv if not word.startswith("-")), None)
     parser = argparse.ArgumentParser(
-        prog="slabpool", description="Memory that belongs to a request and is returned exactly once."
+        prog="slabpool", description="Memory that belongs to a request and returns exactly once."
     )
     parser.add_argument("--version", action="version", version=f"slabpool {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -60,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = subcommand.run(args)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of the output has closed it (`slabpool ... | head`).
-        # Standard output goes nowhere from here, or Python would complain when it flushes at exit.
+        # The reader of our output has exited (`slabpool ... | head`). Redirect standard output to /dev/null,
+        # because Python flushes it at exit and would print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (SlabpoolError, OSError) as error:
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    """The message of an error without line breaks; the name of its type where it has none."""
+    """Return the message of an error without line breaks; if it is empty, the name of the error's type."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__

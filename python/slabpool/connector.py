@@ -1,9 +1,11 @@
-"""Which requests are free, in engines whose workers report finished transfers step by step.
+"""Decides which requests are free in engines whose workers report finished transfers after each step.
 
-The pattern of vLLM's KV connectors: after each step every rank names the requests whose sends (or
-receives) it has finished, and memory may be used again once all ranks have. `AckAggregator` counts ranks,
-not messages. It keeps no counts of its own: each request is a `slabpool.Request` whose devices are the
-ranks, and a report is an ack. What must stay true: each request is answered as free exactly once.
+This is the pattern of vLLM's KV connectors: after each step every rank names the requests whose sends (or
+receives) it has finished, and memory may be reused when all ranks have named a request. `AckAggregator`
+counts ranks, not messages. It has no counters: each request is a `slabpool.Request` whose devices are the
+ranks, and a report is an ack.
+
+Invariant: each request is returned as free exactly once.
 """
 
 from __future__ import annotations
@@ -29,28 +31,29 @@ if TYPE_CHECKING:
     Id: TypeAlias = str | int | bytes
     Rank: TypeAlias = str | int
 
-# What a pool of requests without memory needs.
-_NO_MEMORY = "64KiB"
+_NO_MEMORY = "64KiB"  # capacity of the pool of `expect`, whose requests own no memory
 
 
 class AckAggregator:
-    """Takes each rank's reports of finished requests; answers which requests all ranks have finished.
+    """Collects the ranks' reports of finished requests, and returns requests that all ranks have finished.
 
-    Use one for sends and one for receives. All methods may be called from any thread.
+    Use one aggregator for sends and one for receives. All methods may be called from any thread.
 
     Parameters
     ----------
     ranks : iterable of str or int
-        The workers that report.
+        Names of the workers that report.
 
     Raises
     ------
-    DuplicateDeviceError, InvalidArgumentError
-        A rank named twice; none at all.
+    DuplicateDeviceError
+        A rank is named twice.
+    InvalidArgumentError
+        There is no rank.
 
     Examples
     --------
-    Requests that own memory of a pool are watched:
+    Use `watch` for requests that own memory of a pool:
 
     >>> import numpy as np, slabpool
     >>> from slabpool.connector import AckAggregator
@@ -58,7 +61,7 @@ class AckAggregator:
     >>> sends = AckAggregator(ranks=[0, 1])
     >>> req = sends.watch(pool.request("chat-42", devices=[0, 1]))
     >>> kv = req.zeros((2, 64), np.float16)
-    >>> req.close()  # the host is done; the ranks still send
+    >>> req.close()  # the host is done; the ranks are still sending
     >>> sends.report(0, ["chat-42"]), sends.report(0, ["chat-42"])
     ([<Ack.PENDING: 'pending'>], [<Ack.DUPLICATE: 'duplicate'>])
     >>> sends.free()
@@ -68,7 +71,7 @@ class AckAggregator:
     >>> [free.id for free in sends.free()]
     ['chat-42']
 
-    Where the memory is the engine's own, `expect` is enough:
+    Use `expect` if the engine allocates the memory itself:
 
     >>> receives = AckAggregator(ranks=["tp0", "tp1"])
     >>> generation = receives.expect("chat-43").generation
@@ -81,7 +84,9 @@ class AckAggregator:
 
     def __init__(self, ranks: Iterable[Rank]) -> None:
         if isinstance(ranks, (str, bytes)):
-            raise InvalidTypeError(f"ranks must be several names, got one {type(ranks).__name__} {ranks!r}")
+            raise InvalidTypeError(
+                f"ranks must be an iterable of names, got one {type(ranks).__name__} {ranks!r}"
+            )
         named = tuple(ranks)
         for rank in named:
             if not isinstance(rank, (str, int)) or isinstance(rank, bool):
@@ -91,44 +96,44 @@ class AckAggregator:
         if len(set(named)) != len(named):
             raise DuplicateDeviceError(f"a rank is named twice in {named!r}; name each once")
         self._lock = threading.Lock()
-        self._ranks = dict.fromkeys(named)  # a set that keeps its order
+        self._ranks = dict.fromkeys(named)  # an ordered set
         self._lost: set[Rank] = set()
         self._watched: dict[Id, list[Request]] = {}
         self._own: Pool | None = None
 
     @property
     def ranks(self) -> tuple[Rank, ...]:
-        """The ranks that are not lost."""
+        """The ranks that are not lost, in the order in which they were named."""
         with self._lock:
             return tuple(rank for rank in self._ranks if rank not in self._lost)
 
     def watch(self, req: Request) -> Request:
-        """Takes reports for a request from now on; its devices are ranks, and its host closes it.
+        """Accept reports for a request from now on. Its devices are ranks; the host closes it.
 
         Parameters
         ----------
         req : Request
-            Of any pool.
+            A request of any pool.
 
         Returns
         -------
         Request
-            The same.
+            The same request.
 
         Raises
         ------
         UnknownDeviceError
-            It waits for a device that is none of the ranks, and so would never be free.
+            The request waits for a device that is not a rank, so it would never become free.
         InvalidArgumentError
-            It is watched already.
+            The request is already watched.
         """
         if not isinstance(req, Request):
-            raise InvalidTypeError(f"watch needs a Request, got {req!r}; for a bare id there is expect()")
-        strange = req.pending - self._ranks.keys()
-        if strange:
+            raise InvalidTypeError(f"watch needs a Request, got {req!r}; for an id call expect()")
+        unknown = req.pending - self._ranks.keys()
+        if unknown:
             raise UnknownDeviceError(
-                f"request {req.id!r} generation {req.generation} waits for {sorted(map(repr, strange))}, "
-                f"which are none of the ranks {list(self._ranks)!r}"
+                f"request {req.id!r} generation {req.generation} waits for {sorted(map(repr, unknown))}, "
+                f"which are not among the ranks {list(self._ranks)!r}"
             )
         with self._lock:
             known = self._watched.setdefault(req.id, [])
@@ -143,25 +148,25 @@ class AckAggregator:
         return req
 
     def expect(self, request_id: Id, ranks: Iterable[Rank] | None = None) -> Request:
-        """Waits for a request whose memory is not a pool's: only its handle, which the ranks hold.
+        """Open and watch a request that owns no memory of a pool.
 
         Parameters
         ----------
         request_id : str, int or bytes
         ranks : iterable of str or int, optional
-            By default all that are not lost.
+            The ranks that will finish it. By default all ranks that are not lost.
 
         Returns
         -------
         Request
-            Closed by the host. Its `generation` belongs into the messages to the ranks.
+            A request that the host has closed. Send its `generation` to the ranks.
 
         Raises
         ------
         UnknownDeviceError
-            One of `ranks` is none.
+            One of `ranks` is not a rank of this aggregator.
         InvalidArgumentError
-            No rank is left.
+            All ranks are lost.
         """
         named = self.ranks if ranks is None else tuple(ranks)
         if not named:
@@ -170,50 +175,50 @@ class AckAggregator:
             self._check(rank)
         with self._lock:
             if self._own is None:
-                # Handles cost a slot each and no bytes: one way to count, with memory or without.
+                # A request without memory costs only a slot, so both cases use the same code.
                 self._own = Pool(_NO_MEMORY)
         req = self._own.request(request_id, named)
         req.close()
         return self.watch(req)
 
     def report(self, rank: Rank, finished: Iterable[Id | tuple[Id, int]]) -> list[Ack]:
-        """A rank says that it has finished requests. Again, late, in any order: changes nothing.
+        """Process a rank's report of finished requests. Repeated, late or reordered reports change nothing.
 
         Parameters
         ----------
         rank : str or int
         finished : iterable of ids or (id, generation) pairs
-            An id alone means the one request of that id which still waits for the rank. Where ids are used
-            again, a late report of an old request looks the same as one of its successor: send the
-            generation.
+            An id alone means the one request with this id that still waits for the rank. If ids are reused, a
+            late report of an old request cannot be distinguished from a report of its successor: then send
+            the generation.
 
         Returns
         -------
         list of Ack
-            One for each: ``PENDING``, ``RELEASED``, ``DUPLICATE``, and ``LATE`` for requests that are
-            over or were never known.
+            One for each item: ``PENDING``, ``RELEASED``, ``DUPLICATE``, or ``LATE`` for requests that are
+            over or unknown.
 
         Raises
         ------
         UnknownDeviceError
-            None of the ranks, or not of one of these requests. Nothing of the report was taken in.
+            `rank` is not a rank, or not a device of one of the requests. No item of the report was processed.
         AmbiguousRequestError
-            Several requests of an id wait for the rank, and no generation was given. Nothing was taken in.
+            Several requests with an id wait for the rank, and no generation was given. No item was processed.
         """
         self._check(rank)
         if isinstance(finished, (str, bytes)):
             raise InvalidTypeError(
-                f"finished must be several ids, got one {type(finished).__name__} {finished!r}"
+                f"finished must be an iterable of ids, got one {type(finished).__name__} {finished!r}"
             )
         items = list(finished)
         with self._lock:
-            acks = [self._find(rank, item) for item in items]  # raises before anything is changed
+            acks = [self._find(rank, item) for item in items]  # raises before anything changes
             return [ack(rank) for ack in acks]
 
     def rank_lost(self, rank: Rank) -> int:
-        """A rank is dead: it holds nothing any more, and nothing waits for it from now on.
+        """End all holds of a dead rank on watched requests. New requests do not wait for it.
 
-        Only what this aggregator watches lets go; for all else the rank held there is `Pool.device_lost`.
+        Requests that this aggregator does not watch are not affected; for these call `Pool.device_lost`.
 
         Parameters
         ----------
@@ -222,7 +227,12 @@ class AckAggregator:
         Returns
         -------
         int
-            Requests that it still held.
+            Number of requests that the rank still held.
+
+        Raises
+        ------
+        UnknownDeviceError
+            `rank` is not a rank of this aggregator.
         """
         self._check(rank)
         with self._lock:
@@ -233,16 +243,27 @@ class AckAggregator:
             return len(held)
 
     def rank_back(self, rank: Rank) -> None:
-        """A rank that was lost works again: requests expected from now on wait for it."""
+        """Undo `rank_lost` for new requests: they wait for the rank again.
+
+        Parameters
+        ----------
+        rank : str or int
+
+        Raises
+        ------
+        UnknownDeviceError
+            `rank` is not a rank of this aggregator.
+        """
         self._check(rank)
         with self._lock:
             self._lost.discard(rank)
 
     def free(self) -> list[Request]:
-        """The requests that became free since the last call; each is answered once.
+        """Return the requests that became free since the last call. Each request is returned once.
 
-        Free is what every rank has finished and the host has closed, in whatever way that came about
-        (`Request.ack`, `Pool.device_lost`, ... count as well). Memory that came with a request is then back.
+        A request is free when every rank has finished it and the host has closed it. Calls such as
+        `Request.ack` and `Pool.device_lost` count as well as reports. The memory of a free request is back in
+        its pool.
 
         Returns
         -------
@@ -262,7 +283,7 @@ class AckAggregator:
         return done
 
     def __len__(self) -> int:
-        """Requests that are watched."""
+        """Return the number of watched requests."""
         with self._lock:
             return sum(map(len, self._watched.values()))
 
@@ -270,10 +291,12 @@ class AckAggregator:
         if isinstance(rank, bool) or not isinstance(rank, (str, int)):
             raise InvalidTypeError(f"a rank must be a str or an int, got {rank!r}")
         if rank not in self._ranks:
-            raise UnknownDeviceError(f"rank {rank!r} is none of {list(self._ranks)!r}; nothing was changed")
+            raise UnknownDeviceError(
+                f"rank {rank!r} is not among the ranks {list(self._ranks)!r}; nothing was changed"
+            )
 
     def _find(self, rank: Rank, item: Id | tuple[Id, int]) -> Callable[[Rank], Ack]:
-        """What takes in this report: the ack of the request that waits for the rank, if there is one."""
+        """Return the function that processes this item: the ack of the request that waits for the rank."""
         request_id, generation = item if isinstance(item, tuple) else (item, None)
         reqs = self._watched.get(request_id, [])
         if generation is not None:
@@ -281,12 +304,12 @@ class AckAggregator:
         waiting = [req for req in reqs if rank in req.pending]
         if len(waiting) > 1:
             raise AmbiguousRequestError(
-                f"rank {rank!r} reports {request_id!r}, and generations "
-                f"{[req.generation for req in waiting]} of it all wait for that rank; report "
-                "(id, generation). Nothing of this report was taken in"
+                f"rank {rank!r} reports {request_id!r}, but generations "
+                f"{[req.generation for req in waiting]} of it wait for this rank; report (id, generation). "
+                "No item of this report was processed"
             )
         if waiting:
             return waiting[0].ack
-        # An ack by a device that is not waited for is an answer or an error, and changes nothing.
+        # No request waits for the rank, so this ack changes nothing: it returns DUPLICATE or LATE, or raises.
         answer = reqs[-1].ack(rank) if reqs else Ack.LATE
         return lambda _: answer

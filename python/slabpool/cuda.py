@@ -1,10 +1,9 @@
-"""What there is of CUDA: whether a driver can be used, and which devices it shows.
+"""Queries of CUDA: whether a driver is available, and which devices it has.
 
-The driver is loaded when it is first asked for, here or by a pool of CUDA memory: nothing of CUDA is
-needed to install or import slabpool. It is ``libcuda.so.1``, which NVIDIA's driver brings, or the library
-that the environment variable ``SLABPOOL_CUDA_DRIVER`` names. A driver that was loaded stays for the life
-of the process; where there was none, it is looked for again at the next call. After a fork the child has
-no driver, if the parent used it.
+The driver is loaded on first use, by a function of this module or by a pool of CUDA memory, so slabpool can
+be installed and imported without CUDA. It is ``libcuda.so.1`` of NVIDIA's driver, or the library that the
+environment variable ``SLABPOOL_CUDA_DRIVER`` names. A loaded driver stays until the process ends. If loading
+fails, the next call tries again. After a fork the child cannot use the driver if the parent has used it.
 
 >>> import slabpool
 >>> if slabpool.cuda.is_available():
@@ -24,7 +23,7 @@ __all__ = ["Device", "devices", "driver_version", "free_bytes", "is_available", 
 
 @dataclass(frozen=True)
 class Device:
-    """One CUDA device, as the driver describes it.
+    """Properties of a CUDA device, from the driver.
 
     Examples
     --------
@@ -33,19 +32,20 @@ class Device:
     ...     pool = slabpool.Pool("64MiB", memory=f"cuda:{device.number}")
     """
 
-    #: The N of ``memory="cuda:N"``. CUDA_VISIBLE_DEVICES changes which device that is.
+    #: N in ``memory="cuda:N"``. CUDA_VISIBLE_DEVICES changes the numbering.
     number: int
     name: str
+    #: Bytes of device memory.
     total_bytes: int
-    #: The slot, as Linux names it: "0000:17:00.0".
+    #: The PCI address, as Linux writes it: "0000:17:00.0".
     pci: str
-    #: The NUMA node of the host whose memory is nearest, where the driver or the system tells.
+    #: The nearest NUMA node of the host; None if neither the driver nor the system reports it.
     numa_node: int | None
-    #: Memory is mapped and unmapped piece by piece. Without it a pool takes all its capacity at once.
+    #: Whether memory can be mapped and unmapped in pieces. If not, a pool commits all its capacity at once.
     virtual_memory: bool
-    #: Other processes can map it (``memory="shared:cuda:N"``).
+    #: Whether other processes can map the memory (``memory="shared:cuda:N"``).
     exportable: bool
-    #: Managed memory that the host may touch while the device works (``memory="managed:N"``).
+    #: Whether the host may access managed memory while the device works (``memory="managed:N"``).
     managed: bool
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Device:
 
 
 def is_available() -> bool:
-    """Whether there is a CUDA driver that shows at least one device.
+    """Return whether there is a CUDA driver with at least one device.
 
     Returns
     -------
@@ -69,12 +69,12 @@ def is_available() -> bool:
 
 
 def why_unavailable() -> str | None:
-    """What was looked for and not found, in words.
+    """Return the reason why CUDA cannot be used.
 
     Returns
     -------
     str or None
-        None if a driver is there.
+        None if CUDA can be used.
 
     Examples
     --------
@@ -87,17 +87,17 @@ def why_unavailable() -> str | None:
 
 
 def driver_version() -> tuple[int, int]:
-    """Which CUDA the driver is made for.
+    """Return the CUDA version of the driver.
 
     Returns
     -------
     tuple of int
-        As (12, 4).
+        Major and minor version, such as (12, 4).
 
     Raises
     ------
     DeviceUnavailableError
-        There is no driver; the message says what was looked for.
+        There is no driver. The message names the library that was not found.
 
     Examples
     --------
@@ -110,17 +110,17 @@ def driver_version() -> tuple[int, int]:
 
 
 def devices() -> list[Device]:
-    """The devices that the driver shows. Looking makes no context: it takes none of their memory.
+    """List the devices of the driver. This creates no context, so it takes no device memory.
 
     Returns
     -------
     list of Device
-        Device N at index N.
+        Device N is at index N.
 
     Raises
     ------
     DeviceUnavailableError
-        There is no driver, or a device does not answer; the message says which call failed.
+        There is no driver, or a call for a device failed. The message names the call.
 
     Examples
     --------
@@ -132,24 +132,25 @@ def devices() -> list[Device]:
 
 
 def free_bytes(device: int = 0) -> int:
-    """Bytes of a device's memory that no process has taken.
+    """Return the free bytes of a device's memory.
 
-    The driver tells only within a context, so this makes the device's primary context, which every library
-    in the process shares and which itself takes some of the device's memory.
+    The driver needs a context for this. So the call creates the device's primary context, which all libraries
+    in the process share and which takes some device memory.
 
     Parameters
     ----------
     device : int
-        Its number.
+        Number of the device.
 
     Returns
     -------
     int
+        Bytes that no process has allocated.
 
     Raises
     ------
     DeviceUnavailableError
-        There is no driver, or the device does not answer.
+        There is no driver, or a call for the device failed.
     InvalidArgumentError
         There is no such device.
 

@@ -1,9 +1,11 @@
-"""Pools as a memory resource of NVIDIA's `cuda.core`, whose calls all name their stream.
+"""A pool as a memory resource of NVIDIA's `cuda.core`.
 
-What must stay true: a buffer gives its memory back once, on the stream that cuda.core names, and keeps the
-pool until then. Facts of cuda.core's MemoryResource and Buffer.
+Every call of cuda.core names its stream.
 
-Known versions: written for cuda.core 1.0 to 1.2.
+Invariant: a buffer frees its memory exactly once, on the stream that cuda.core names, and keeps the pool
+alive until then.
+
+See MemoryResource and Buffer in cuda.core. Known versions: written for cuda.core 1.0 to 1.2.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from slabpool._core.pool import Pool
 from slabpool.errors import PoolExhausted
 from slabpool.libraries import stream_heaps as _stream_heaps
 
-# As Any: mypy sees the same with cuda.core and without.
+# Typed as Any, so that mypy gives the same result without cuda.core.
 try:
     core: Any = import_module("cuda.core")
 except ModuleNotFoundError as error:
@@ -29,14 +31,14 @@ __all__ = ["PoolMemoryResource"]
 
 
 class PoolMemoryResource(core.MemoryResource):  # type: ignore[misc]
-    """A pool of device memory where cuda.core takes a memory resource.
+    """A memory resource for cuda.core over a pool of device memory.
 
-    While a request is active (``with req.activate():``) what is allocated is the request's.
+    While a request is active (``with req.activate():``), new buffers belong to it.
 
     Parameters
     ----------
     pool : Pool
-        Of device memory (``memory="cuda:0"``).
+        A pool of device memory (``memory="cuda:0"``).
 
     Examples
     --------
@@ -55,56 +57,63 @@ class PoolMemoryResource(core.MemoryResource):  # type: ignore[misc]
         self._device = _stream_heaps.device_of(pool, "PoolMemoryResource")
         self.pool = pool
         self._heap = _stream_heaps.heap_of(pool)
-        # Addresses that are not back yet, and for which allocation. Without a lock: a buffer may be collected
-        # anywhere, and single operations of a dict are atomic.
-        self._out: dict[int, object] = {}
+        # Allocated addresses, each with an object that identifies the allocation. There is no lock, because
+        # the garbage collector may free a buffer at any point, and single operations of a dict are atomic.
+        self._allocated: dict[int, object] = {}
 
     def allocate(self, size: int, *, stream: Any) -> Any:
-        """A `cuda.core.Buffer` of `size` bytes, to be used on `stream` or after it.
+        """Allocate a buffer.
+
+        Parameters
+        ----------
+        size : int
+            Bytes.
+        stream : cuda.core.Stream
+            The buffer may be used on this stream, or after the work that is queued on it.
+
+        Returns
+        -------
+        cuda.core.Buffer
 
         Raises
         ------
         PoolExhausted
-            No room; also a MemoryError.
+            The pool has no room. This is also a MemoryError.
         """
-        _stream_heaps.tell()
+        _stream_heaps.publish_request()
         address = self._heap.allocate(size, stream, wait=True)
         if address == 0:
-            stats = self.pool.stats()
-            raise PoolExhausted(
-                f"pool {self.pool.name!r} has no room for {size} bytes: {stats.live + stats.retained} of "
-                f"{stats.capacity} are in use"
-            )
-        mine = self._out[address] = object()
+            raise PoolExhausted(_stream_heaps.no_room(self.pool, size))
+        allocation = self._allocated[address] = object()
         try:
             return core.Buffer.from_handle(address, size, mr=self, stream=stream)
         except BaseException:
-            # Where it fails half-way it may have called deallocate() already.
-            if self._out.get(address) is mine:
+            # from_handle() may have called deallocate() before it failed.
+            if self._allocated.get(address) is allocation:
                 self.deallocate(address, size, stream=stream)
             raise
 
     def deallocate(self, ptr: Any, size: int, *, stream: Any) -> None:
-        """Called by the buffer, once."""
-        if self._out.pop(int(ptr), None) is not None:
+        """Free a buffer's memory. cuda.core's Buffer calls this."""
+        if self._allocated.pop(int(ptr), None) is not None:
             self._heap.release(int(ptr), stream)
 
     @property
     def is_device_accessible(self) -> bool:
-        """True."""
+        """Always True."""
         return True
 
     @property
     def is_host_accessible(self) -> bool:
-        """False."""
+        """Always False."""
         return False
 
     @property
     def is_managed(self) -> bool:
-        """False."""
+        """Always False."""
         return False
 
     @property
     def device_id(self) -> int:
-        """The CUDA device's number."""
+        """Number of the CUDA device."""
         return self._device

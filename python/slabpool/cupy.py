@@ -1,11 +1,15 @@
-"""CuPy's device memory in pools, and its pinned host memory too.
+"""CuPy's device memory and its pinned host memory in pools.
 
-CuPy calls C functions of libslabpool, with the GIL held, for each allocation; what they cannot know, on
-which stream and for which request, is told by a line of Python before. What must stay true: memory is freed
-on the stream that it was allocated on, whatever stream is current then; running out is CuPy's own
-OutOfMemoryError. CuPy itself looks at no null pointer. Facts of cupy/cuda/memory.pyx and pinned_memory.pyx.
+CuPy calls C functions of libslabpool for each allocation, with the GIL held. These do not know the stream and
+the request, so `_Serving.malloc` sets both before. CuPy does not check for a null pointer, so
+`_Serving.malloc` does.
 
-Known versions: written for CuPy 14.2. Nothing here has run on a GPU yet.
+Invariants:
+- Memory is freed on the stream on which it was allocated, whatever stream is current then.
+- If a pool is exhausted, CuPy's own OutOfMemoryError is raised.
+
+See cupy/cuda/memory.pyx and pinned_memory.pyx. Known versions: written for CuPy 14.2. Not yet tested on a
+GPU.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from slabpool.libraries import stream_heaps as _stream_heaps
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# As Any: mypy sees the same with CuPy and without.
+# Typed as Any, so that mypy gives the same result without CuPy.
 try:
     cupy: Any = import_module("cupy")
 except ModuleNotFoundError as error:
@@ -45,7 +49,7 @@ _installed: Installed | None = None
 
 
 class _Serving:
-    """One pool's allocator, as CuPy sees it."""
+    """The CuPy allocator of one pool."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
@@ -55,12 +59,12 @@ class _Serving:
         )
 
     def malloc(self, size: int) -> Any:
-        """Memory on CuPy's current stream."""
-        _stream_heaps.tell()
+        """Allocate `size` bytes on CuPy's current stream."""
+        _stream_heaps.publish_request()
         heaps.set_stream(cupy.cuda.get_current_stream().ptr)
         pointer = self._allocator.malloc(size)
         if pointer.ptr == 0 and size > 0:
-            self.heap.wait()  # not in the C function, which has the GIL: queued work may need it
+            self.heap.wait()  # not in the C function: it holds the GIL, which queued work may need
             pointer = self._allocator.malloc(size)
         if pointer.ptr == 0 and size > 0:
             stats = self.pool.stats()
@@ -69,7 +73,7 @@ class _Serving:
 
 
 class _Pinned:
-    """What CuPy takes for pinned memory: an address, a size, and who keeps both."""
+    """Pinned memory in the form that CuPy expects: `ptr`, `size`, and a reference to the array."""
 
     def __init__(self, array: NDArray[np.uint8]) -> None:
         self.array = array
@@ -78,7 +82,7 @@ class _Pinned:
 
 
 class Installed:
-    """What `install` gives: ends with a ``with`` block or `uninstall`.
+    """An installation of pools in CuPy; `install` returns it. A ``with`` block or `uninstall` ends it.
 
     Examples
     --------
@@ -92,14 +96,7 @@ class Installed:
     def __init__(self, pools: tuple[Pool, ...], pinned: Pool | None) -> None:
         self.pools = pools
         self.pinned = pinned
-        of_device: dict[int, Pool] = {}
-        for pool in pools:
-            device = _stream_heaps.device_of(pool, "slabpool.cupy.install")
-            if device in of_device:
-                raise InvalidArgumentError(
-                    f"pools {of_device[device].name!r} and {pool.name!r} are both of device {device}"
-                )
-            of_device[device] = pool
+        of_device = _stream_heaps.by_device(pools, "slabpool.cupy.install") if pools else {}
         self._serving = {device: _Serving(pool) for device, pool in of_device.items()}
         self._before: Any = cupy.cuda.get_allocator() if pools else None
 
@@ -110,7 +107,7 @@ class Installed:
     def _malloc_pinned(self, size: int) -> Any:
         assert self.pinned is not None
         try:
-            # CuPy keeps what it is given until copies through it are done. Size 0 has no address there.
+            # CuPy keeps the `_Pinned` object until all copies through it are done.
             array = self.pinned.empty(size, np.uint8)
         except PoolExhausted as error:
             raise MemoryError(f"CuPy asked for {size} bytes of pinned memory: {error}") from None
@@ -123,7 +120,7 @@ class Installed:
             cupy.cuda.set_pinned_memory_allocator(self._malloc_pinned)
 
     def uninstall(self) -> None:
-        """New arrays are CuPy's own again; those in the pools stay there as long as they live."""
+        """Restore CuPy's allocators for new arrays. Arrays in the pools stay valid."""
         global _installed
         with _lock:
             if _installed is not self:
@@ -132,7 +129,7 @@ class Installed:
             if self.pools:
                 cupy.cuda.set_allocator(self._before)
             if self.pinned is not None:
-                # What was in force before is not to be had from CuPy: this is what it begins with.
+                # CuPy cannot return the earlier pinned allocator, so this restores CuPy's default.
                 cupy.cuda.set_pinned_memory_allocator(cupy.get_default_pinned_memory_pool().malloc)
 
     def __enter__(self) -> Self:
@@ -145,20 +142,20 @@ class Installed:
 
 
 def install(*pools: Pool, pinned: Pool | None = None) -> Installed:
-    """CuPy's arrays come from the pools, and what it copies through from a pinned pool.
+    """Let CuPy allocate its arrays in pools, and its pinned memory in a pinned pool.
 
-    While a request is active (``with req.activate():``) they are the request's, in each asyncio task its
-    own. Memory is CuPy's on the stream that is current when it is allocated; freed, it is given out again
-    at once on that stream, and to others when that stream has come so far. An array that is used on another
-    stream too must be kept until that is done, as with CuPy's own pool.
+    While a request is active (``with req.activate():``), new arrays belong to it; each asyncio task has its
+    own active request. Memory is allocated on CuPy's current stream. When it is freed, that stream can reuse
+    it at once, and other streams can reuse it when the work queued so far on that stream is done. If you use
+    an array on another stream, keep it until that work is done, as with CuPy's own pool.
 
     Parameters
     ----------
     *pools : Pool
-        Of device memory (``memory="cuda:0"``), each of another device. Devices without one keep CuPy's
-        allocator.
+        Pools of device memory (``memory="cuda:0"``), at most one for each device. Devices without a pool keep
+        CuPy's allocator.
     pinned : Pool, optional
-        Of pinned memory (``memory="pinned"`` or ``"pinned:0"``).
+        A pool of pinned memory (``memory="pinned"`` or ``"pinned:0"``).
 
     Returns
     -------
@@ -167,9 +164,9 @@ def install(*pools: Pool, pinned: Pool | None = None) -> Installed:
     Raises
     ------
     InvalidArgumentError, InvalidTypeError
-        Neither, a pool of another kind of memory, or two of one device.
+        There is no pool at all, a pool has another kind of memory, or two pools are of one device.
     SlabpoolError
-        Installed already.
+        Pools are already installed in CuPy.
 
     Examples
     --------
@@ -182,7 +179,10 @@ def install(*pools: Pool, pinned: Pool | None = None) -> Installed:
     """
     global _installed
     if not pools and pinned is None:
-        raise InvalidArgumentError("slabpool.cupy.install needs a pool of device memory, or pinned=, or both")
+        raise InvalidArgumentError(
+            "slabpool.cupy.install needs a pool of device memory, or a pool of pinned memory as pinned=, or "
+            "both"
+        )
     if pinned is not None:
         if not isinstance(pinned, Pool):
             raise InvalidTypeError(f"pinned must be a Pool, got {pinned!r} of type {type(pinned).__name__}")
@@ -201,7 +201,11 @@ def install(*pools: Pool, pinned: Pool | None = None) -> Installed:
 
 
 def installed() -> Installed | None:
-    """What is installed, or None.
+    """Return the current installation, or None.
+
+    Returns
+    -------
+    Installed or None
 
     Examples
     --------
@@ -213,7 +217,7 @@ def installed() -> Installed | None:
 
 
 def uninstall() -> None:
-    """Takes the pools off CuPy; again: nothing happens.
+    """Restore CuPy's allocators. Without an installation it does nothing.
 
     Examples
     --------

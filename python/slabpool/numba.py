@@ -1,12 +1,14 @@
-"""Numba's device memory in pools: a plugin of its External Memory Management, interface version 1.
+"""Numba's device memory in pools: a plugin for its External Memory Management, interface version 1.
 
-In force by `use_cuda(pool)`, or without a line of code by ``NUMBA_CUDA_MEMORY_MANAGER=slabpool.numba`` and
-``SLABPOOL_NUMBA_CAPACITY=8GiB``. Numba says no stream when it frees, and arrays may be used on several:
-what must stay true is that memory is given out again only when everything that was queued on the device's
-blocking streams at that moment is done, which an event on the legacy default stream tells. Nobody waits for
-it.
+`use_cuda(pool)` installs it. Without changing code, the environment variables
+``NUMBA_CUDA_MEMORY_MANAGER=slabpool.numba`` and ``SLABPOOL_NUMBA_CAPACITY=8GiB`` install it too.
 
-Known versions: written for numba-cuda 0.30 (numba 0.68). Nothing here has run on a GPU yet.
+Invariant: freed memory is reused only when all work that was queued on the device's blocking streams at that
+moment is done. Numba names no stream when it frees memory, and an array may be used on several streams. So
+the heap records an event on the legacy default stream, which comes after that work, and polls it; no thread
+waits.
+
+Known versions: written for numba-cuda 0.30 (numba 0.68). Not yet tested on a GPU.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ from importlib import import_module
 from typing import Any
 
 from slabpool._core.pool import Pool
-from slabpool.errors import InvalidArgumentError, SlabpoolError
+from slabpool.errors import SlabpoolError
 from slabpool.libraries import stream_heaps as _stream_heaps
 
-# As Any: mypy sees the same with Numba and without.
+# Typed as Any, so that mypy gives the same result without Numba.
 try:
     cuda: Any = import_module("numba.cuda")
 except ModuleNotFoundError as error:
@@ -36,13 +38,14 @@ try:
     _OUT_OF_MEMORY = _driver.binding.CUresult.CUDA_ERROR_OUT_OF_MEMORY
 except (ImportError, AttributeError) as error:
     raise ImportError(
-        f"slabpool.numba knows numba-cuda 0.30; what is installed is of another shape ({error}): pip "
-        "install numba-cuda"
+        f"slabpool.numba supports numba-cuda 0.30, and the installed version is not compatible ({error}): "
+        "pip install 'numba-cuda==0.30.*'"
     ) from error
 
 __all__ = ["MemoryManager", "use_cuda"]
 
-_LEGACY = 1  # the default stream that waits for all blocking streams, and they for it
+# Handles of the default streams. The legacy one synchronizes with all blocking streams.
+_LEGACY = 1
 _PER_THREAD = 2
 
 _lock = threading.Lock()
@@ -50,7 +53,7 @@ _pools: dict[int, Pool] = {}  # by device
 
 
 class MemoryManager(cuda.GetIpcHandleMixin, cuda.HostOnlyCUDAMemoryManager):  # type: ignore[misc]
-    """Numba makes one for each context; put in force by `use_cuda`. Host memory stays Numba's own business.
+    """Numba's memory manager over pools; Numba makes one for each context. Numba still manages host memory.
 
     Examples
     --------
@@ -65,7 +68,7 @@ class MemoryManager(cuda.GetIpcHandleMixin, cuda.HostOnlyCUDAMemoryManager):  # 
 
     @property
     def interface_version(self) -> int:
-        """Of Numba's plugin interface."""
+        """Version of Numba's plugin interface."""
         return 1
 
     @property
@@ -76,101 +79,91 @@ class MemoryManager(cuda.GetIpcHandleMixin, cuda.HostOnlyCUDAMemoryManager):  # 
         return self._pool
 
     def initialize(self) -> None:
-        """Called by Numba when the context is about to be used, more than once."""
-        if self.deallocations.memory_capacity == 0:  # bytes of host memory whose freeing Numba may put off
+        """Prepare the context. Numba calls this before each use of the context."""
+        if self.deallocations.memory_capacity == 0:  # bytes of host memory whose freeing Numba may defer
             self.deallocations.memory_capacity = self.pool.stats().capacity
 
     def memalloc(self, size: int) -> Any:
-        """Device memory for an array; the request's that is active, if one is."""
+        """Allocate `size` bytes of device memory. They belong to the active request, if there is one."""
         pool = self.pool
         heap = _stream_heaps.heap_of(pool)
 
         def allocate() -> int:
             address = heap.allocate(size, _LEGACY, wait=True)
             if address == 0:
-                stats = pool.stats()
-                raise _driver.CudaAPIError(
-                    _OUT_OF_MEMORY,
-                    f"pool {pool.name!r} has no room for {size} bytes: {stats.live + stats.retained} of "
-                    f"{stats.capacity} are in use",
-                )
+                raise _driver.CudaAPIError(_OUT_OF_MEMORY, _stream_heaps.no_room(pool, size))
             return int(address)
 
-        address: int = self._attempt_allocation(allocate)  # Numba's: tries again after what it has put off
+        address: int = self._attempt_allocation(allocate)  # Numba: retries after its deferred deallocations
 
-        def give_back() -> None:
-            # Named another stream than its own, so that it waits for an event on both before anybody has it.
+        def free() -> None:
+            # A stream other than the one of the allocation, so that the heap records events on both.
             heap.release(address, _PER_THREAD)
 
-        return cuda.MemoryPointer(
-            weakref.proxy(self.context), ctypes.c_void_p(address), size, finalizer=give_back
-        )
+        return cuda.MemoryPointer(weakref.proxy(self.context), ctypes.c_void_p(address), size, finalizer=free)
 
     def get_memory_info(self) -> Any:
-        """Of the pool, not of the device: what this process may still have, and its capacity."""
+        """Return free bytes and capacity of the pool (not of the device)."""
         stats = self.pool.stats()
         free = stats.capacity - stats.live - stats.retained - stats.in_doubt
         return cuda.MemoryInfo(free=free, total=stats.capacity)
 
     def get_ipc_handle(self, memory: Any) -> Any:
-        """With the memory's offset in its allocation, where the driver has handles for a pool's memory.
+        """Return an IPC handle of the memory, if the driver supports that.
 
         Raises
         ------
         NotImplementedError
-            It has none for memory that it maps granule by granule, as pools have it wherever the device
-            can.
+            The driver has no IPC handles for memory that it maps granule by granule. Pools use such memory on
+            all devices that support it.
         """
         try:
             return super().get_ipc_handle(memory)
         except _driver.CudaAPIError as error:
             raise NotImplementedError(
-                f"the driver gives no IPC handle for memory of pool {self.pool.name!r} ({error}): it is "
-                "mapped "
-                "granule by granule (cuMemMap), which has none. Another process opens a pool of "
-                "memory='shared:cuda:N' with slabpool.attach"
+                f"the driver has no IPC handle for memory of pool {self.pool.name!r} ({error}), because it "
+                "is mapped granule by granule (cuMemMap). To share memory with another process, make a pool "
+                "with memory='shared:cuda:N' and open it there with slabpool.attach"
             ) from None
 
 
-#: The name by which Numba finds the plugin of a module.
+#: Numba looks up this name in the module that NUMBA_CUDA_MEMORY_MANAGER names.
 _numba_memory_manager = MemoryManager
 
 
 def _pool_of(device: int) -> Pool:
+    """Return the pool of a device; make it with SLABPOOL_NUMBA_CAPACITY bytes if `use_cuda` gave none."""
     with _lock:
         pool = _pools.get(device)
         if pool is None:
             capacity = os.environ.get("SLABPOOL_NUMBA_CAPACITY")
             if not capacity:
                 raise SlabpoolError(
-                    f"Numba uses device {device}, and no pool is there for it: call "
-                    "slabpool.numba.use_cuda(pool) "
-                    "before, or set SLABPOOL_NUMBA_CAPACITY (such as 8GiB)"
+                    f"Numba uses device {device}, but there is no pool for it: call "
+                    "slabpool.numba.use_cuda(pool) first, or set SLABPOOL_NUMBA_CAPACITY (such as 8GiB)"
                 )
             pool = _pools[device] = Pool(capacity, memory=f"cuda:{device}", name=f"numba-{device}")
         return pool
 
 
 def use_cuda(*pools: Pool) -> None:
-    """Numba's device arrays have their memory from these pools.
+    """Let Numba allocate its device arrays in pools.
 
-    Before Numba uses CUDA, or after `numba.cuda.close()`. While a request is active (``with
-    req.activate():``) they are the request's.
+    Call this before Numba uses CUDA, or after `numba.cuda.close()`. While a request is active (``with
+    req.activate():``), new arrays belong to it.
 
     Parameters
     ----------
     *pools : Pool
-        Of device memory (``memory="cuda:0"``), each of another device.
+        Pools of device memory (``memory="cuda:0"``), one for each device.
 
     Raises
     ------
     InvalidArgumentError, InvalidTypeError
-        No pool, not a pool of device memory, or two of one device.
+        There is no pool, a pool has another kind of memory, or two pools are of one device.
 
-    Notes
-    -----
-    Streams that others made as non-blocking do not take part in the order of the default stream: finish
-    work there before the last reference to an array goes.
+    Notes ----- Non-blocking streams do not synchronize with the default stream. Finish the work on such a
+    stream before you drop the last reference to an array that it uses.
 
     Examples
     --------
@@ -181,16 +174,7 @@ def use_cuda(*pools: Pool) -> None:
     ...     slabpool.numba.use_cuda(slabpool.Pool("1GiB", memory="cuda:0"))
     ...     x = cuda.device_array(1 << 20)
     """
-    if not pools:
-        raise InvalidArgumentError("slabpool.numba.use_cuda needs a pool for each device, got none")
-    wanted: dict[int, Pool] = {}
-    for pool in pools:
-        device = _stream_heaps.device_of(pool, "slabpool.numba.use_cuda")
-        if device in wanted:
-            raise InvalidArgumentError(
-                f"pools {wanted[device].name!r} and {pool.name!r} are both of device {device}"
-            )
-        wanted[device] = pool
+    wanted = _stream_heaps.by_device(pools, "slabpool.numba.use_cuda")
     cuda.set_memory_manager(MemoryManager)
     with _lock:
         _pools.update(wanted)

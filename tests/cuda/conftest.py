@@ -1,4 +1,4 @@
-"""The CUDA tests' driver: a GPU's where there is one, else the stand-in."""
+"""The driver of the CUDA tests: that of the machine's GPU, else the stand-in."""
 
 from tests.cuda.fixtures import cuda, gpu, standin, work
 

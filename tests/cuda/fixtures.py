@@ -1,7 +1,7 @@
-"""Fixtures of the CUDA tests, for the conftest.py of each folder that has some.
+"""Fixtures of the CUDA tests, for the conftest.py of each folder that has such tests.
 
-`cuda` gives a driver: of the machine where it has a GPU, else the stand-in. `standin` gives its controls,
-and skips on a real GPU, as `gpu` skips without one. `work` queues some on its streams.
+`cuda` provides a driver: the machine's if it has a GPU, else the stand-in. `standin` provides the controls of
+the stand-in, and skips on a real GPU. `gpu` skips without one. `work` queues work on the driver's streams.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = ["cuda", "gpu", "standin", "work"]
 
 VARIABLE = "SLABPOOL_CUDA_DRIVER"
 
-# One for the process: a driver that was loaded stays.
+# One for the process, because a loaded driver is not unloaded.
 _loaded: list[Standin | None] = []
 
 
 @pytest.fixture(scope="session")
 def cuda(require_program: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Standin | None:
-    """The stand-in, or None where a real driver serves. Child processes find the same."""
+    """The stand-in, or None if a real driver is used. Child processes use the same driver."""
     if not _loaded:
         if slabpool.cuda.is_available():
             _loaded.append(None)
@@ -43,7 +43,7 @@ def cuda(require_program: Callable[..., str], tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def standin(cuda: Standin | None) -> Iterator[Standin]:
-    """The controls of the stand-in, as after its start. Afterwards nothing may be wrong or left over."""
+    """The controls of the stand-in in its initial state. Checks for complaints and leaks at the end."""
     if cuda is None:
         pytest.skip("controls the stand-in driver, and this machine has a GPU")
     gc.collect()
@@ -70,6 +70,6 @@ def work(standin: Standin) -> Iterator[Work]:
 
 @pytest.fixture
 def gpu(cuda: Standin | None) -> None:
-    """For tests that only a GPU can pass."""
+    """Skips the test unless the machine has a GPU."""
     if cuda is not None:
         pytest.skip(f"needs a GPU: {os.environ[VARIABLE]} is the stand-in driver")

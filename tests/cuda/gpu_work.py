@@ -1,4 +1,4 @@
-"""Streams with work on them, through the driver that slabpool uses: a GPU's, or the stand-in."""
+"""Streams and work on them, through the driver that slabpool uses: a GPU's, or the stand-in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _POINTER = ctypes.POINTER(ctypes.c_void_p)
 
 
 class Work:
-    """Streams of one device's primary context. Whatever is made is destroyed by `close`."""
+    """Streams of one device's primary context. `close` destroys them."""
 
     def __init__(self, standin: Standin | None = None, device: int = 0) -> None:
         self._standin = standin
@@ -22,7 +22,7 @@ class Work:
         self._context = ctypes.c_void_p()
         self._call("cuDevicePrimaryCtxRetain", (_POINTER, ctypes.c_int), ctypes.byref(self._context), device)
         self._streams: list[int] = []
-        self.kept: list[object] = []  # what the work is about
+        self.kept: list[object] = []  # objects that the queued work uses
         if standin is not None:
             for name in ("hold", "release"):
                 function = getattr(standin.library, f"standin_{name}")
@@ -55,22 +55,22 @@ class Work:
         self._inside("cuMemsetD8Async", types, address, value, nbytes, stream)
 
     def synchronize(self, stream: int) -> None:
-        """Wait for all that is queued."""
+        """Wait for all queued work."""
         self._inside("cuStreamSynchronize", (ctypes.c_void_p,), stream)
 
     def hold(self, stream: int) -> None:
-        """On the stand-in: nothing that is queued begins any more."""
+        """On the stand-in: no further work of the stream begins."""
         assert self._standin is not None
         self._standin.library.standin_hold(self._device, stream)
 
     def let_go(self, stream: int) -> None:
-        """On the stand-in: undo `hold`, and return once all is done."""
+        """On the stand-in: undo `hold`, and return once all work is done."""
         assert self._standin is not None
         self._standin.library.standin_release(self._device, stream)
         self._standin.library.standin_settle()
 
     def capture(self, stream: int, on: bool) -> None:
-        """On the stand-in: as if the stream were captured into a graph."""
+        """On the stand-in: mark the stream as captured into a graph."""
         assert self._standin is not None
         self._standin.library.standin_capture(self._device, stream, int(on))
 

@@ -1,7 +1,7 @@
 """Builds the stand-in CUDA driver with the system's C++ compiler, and controls it (standin/standin.h).
 
-The same sources as CMake builds for the C++ tests. A test never sees the stand-in on a machine with a GPU:
-there the real driver is used, and tests that need to control it skip.
+CMake builds the same sources for the C++ tests. On a machine with a GPU the tests use its driver, and tests
+that need the controls skip.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _FUNCTIONS: dict[str, tuple[object, list[object]]] = {
 
 
 def build(folder: Path, compiler: str) -> Path:
-    """Compile the stand-in into `folder`; the path of the library."""
+    """Compile the stand-in into `folder`, and return the path of the library."""
     library = folder / "libslabpool_standin_cuda.so"
     command = [compiler, "-std=c++20", "-O0", "-g", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"]
     command += [f"-I{CORE}", *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(library)]
@@ -51,7 +51,7 @@ def build(folder: Path, compiler: str) -> Path:
 
 
 class Standin:
-    """The stand-in's controls, of this process' copy of the library."""
+    """The controls of this process' copy of the stand-in."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -61,11 +61,11 @@ class Standin:
             function.restype, function.argtypes = result, arguments
 
     def reset(self) -> None:
-        """Free everything made through the driver, forget faults, counts and settings."""
+        """Free everything made through the driver; clear faults, counts and settings."""
         self.library.standin_reset()
 
     def set_memory(self, device: int, nbytes: int) -> None:
-        """How much memory the device has."""
+        """Set the bytes of memory of the device."""
         self.library.standin_set_memory(device, nbytes)
 
     def used(self, device: int = 0) -> int:
@@ -77,7 +77,7 @@ class Standin:
         self.library.standin_set_attribute(device, attribute, value)
 
     def lose_device(self, device: int, result: int = LAUNCH_FAILED) -> None:
-        """Everything on the device answers `result` from now on; 0 mends it."""
+        """Every call on the device returns `result` from now on; with 0 it works again."""
         self.library.standin_lose_device(device, result)
 
     def fail(self, name: str, nth: int = 1, result: int = OUT_OF_MEMORY, times: int = -1) -> None:
@@ -85,11 +85,11 @@ class Standin:
         self.library.standin_fail(name.encode(), nth, result, times)
 
     def clear_faults(self) -> None:
-        """All calls go well again."""
+        """Remove all faults."""
         self.library.standin_clear_faults()
 
     def faults_left(self) -> int:
-        """How many faults have not come, or not as often as they may."""
+        """Number of faults that have not occurred as often as they may."""
         return int(self.library.standin_faults_left())
 
     def calls(self, name: str) -> int:
@@ -97,31 +97,31 @@ class Standin:
         return int(self.library.standin_calls(name.encode()))
 
     def calls_after_fork(self) -> int:
-        """How many calls a fork's child has made: there must be none."""
+        """Number of calls that a fork's child has made, which must be 0."""
         return int(self.library.standin_calls_after_fork())
 
     def complaints(self) -> str:
-        """What programs did that they must not, a line each."""
+        """What the program did that it must not do, one line for each."""
         return (self.library.standin_complaints() or b"").decode()
 
     def clear_complaints(self) -> None:
-        """Forget them."""
+        """Clear the complaints."""
         self.library.standin_clear_complaints()
 
     def leaks(self) -> str:
-        """What there is now of memory, streams and events, a line each."""
+        """Memory, streams and events that exist now, one line for each."""
         return (self.library.standin_leaks() or b"").decode()
 
     def context_depth(self) -> int:
-        """How many contexts this thread has pushed."""
+        """Number of contexts that this thread has pushed."""
         return int(self.library.standin_context_depth())
 
     def peek(self, address: int, nbytes: int) -> bytes:
-        """Bytes of device memory, past the streams."""
+        """Read device memory, without the streams."""
         buffer = ctypes.create_string_buffer(nbytes)
         assert self.library.standin_peek(address, buffer, nbytes), self.complaints()
         return buffer.raw
 
     def poke(self, address: int, data: bytes) -> None:
-        """Write device memory, past the streams."""
+        """Write device memory, without the streams."""
         assert self.library.standin_poke(address, data, len(data)), self.complaints()

@@ -1,4 +1,4 @@
-"""A stream for one block of a test, and holding it back on the stand-in: gpu_work.py, as context managers."""
+"""Context managers over gpu_work.py: a stream, and holding its work on the stand-in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def stream(device: int = 0) -> Iterator[int]:
 
 @contextmanager
 def held(standin: Standin, handle: int, device: int = 0) -> Iterator[None]:
-    """Nothing that is queued on the stream begins in the block; afterwards all is done."""
+    """Hold the work of the stream in the block; finish it at its end."""
     work = Work(standin, device)
     work.hold(handle)
     try:
@@ -29,5 +29,5 @@ def held(standin: Standin, handle: int, device: int = 0) -> Iterator[None]:
 
 
 def settle(standin: Standin) -> None:
-    """Returns once every stream that is not held back has done its work."""
+    """Return once every stream that is not held has done its work."""
     standin.library.standin_settle()

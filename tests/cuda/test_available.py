@@ -1,4 +1,4 @@
-"""slabpool.cuda: what there is, and what was looked for where there is nothing."""
+"""slabpool.cuda: drivers and devices, and the messages if there are none."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ except slabpool.DeviceUnavailableError as error:
 
 
 def report(**environment: str) -> list[str]:
-    """The lines of REPORT in a process of its own."""
+    """The lines that REPORT prints in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", REPORT],
         env={**os.environ, **environment},
@@ -43,7 +43,7 @@ def report(**environment: str) -> list[str]:
 
 
 def is_missing(lines: list[str], reason: str) -> None:
-    """A process that found no driver said so everywhere, with the same reason."""
+    """A process without a driver reports the same reason everywhere."""
     assert lines[0] == "False"
     assert re.search(reason, lines[1]), lines
     assert lines[2] == f"DeviceUnavailableError: {lines[1]}"
@@ -96,7 +96,7 @@ def test_what_the_driver_says(standin: Standin) -> None:
     assert first == Device(0, "slabpool stand-in 0", 1 << 30, "0000:10:00.0", 0, True, True, True)
     assert second == Device(1, "slabpool stand-in 1", 3 << 30, "0000:11:00.0", None, True, False, False)
     assert str(second) == "cuda:1 slabpool stand-in 1, 3 GiB, 0000:11:00.0"
-    # Looking takes nothing: no context is made, and none is left current.
+    # Listing devices creates no context, and leaves none current.
     assert standin.calls("cuDevicePrimaryCtxRetain") == 0
     assert standin.calls("cuCtxPushCurrent") == 0
 
@@ -139,17 +139,17 @@ def test_a_device_that_does_not_answer(standin: Standin, name: str) -> None:
 def test_a_forks_child_has_no_driver(standin: Standin) -> None:
     reader, writer = os.pipe()
     child = os.fork()
-    if child == 0:  # nothing of pytest may run here
+    if child == 0:  # no code of pytest may run here
         try:
-            told = f"{slabpool.cuda.why_unavailable()} {standin.calls_after_fork()}"
-            os.write(writer, told.encode())
+            message = f"{slabpool.cuda.why_unavailable()} {standin.calls_after_fork()}"
+            os.write(writer, message.encode())
         finally:
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        told = pipe.read()
+        message = pipe.read()
     os.waitpid(child, 0)
-    assert re.fullmatch(r"CUDA was used before this process was forked, .* 0", told)
+    assert re.fullmatch(r"CUDA was used before this process was forked, .* 0", message)
 
 
 def test_a_gpu(gpu: None) -> None:

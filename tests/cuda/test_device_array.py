@@ -1,4 +1,4 @@
-"""DeviceArray: what it is, views of it, copies, and that its block stays as long as anything of it does."""
+"""DeviceArray: attributes, views and copies, and that its block stays as long as any of them uses it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def numbers(*shape: int) -> np.ndarray[Any, Any]:
     return np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
 
 
-# ---- what it is
+# ---- attributes
 
 
 def test_attributes(pool: Pool) -> None:
@@ -63,7 +63,7 @@ def test_repr_tells_everything_but_contents(pool: Pool) -> None:
         )
 
 
-def test_nobody_else_makes_one() -> None:
+def test_only_a_pool_makes_one() -> None:
     for make in (DeviceArray, lambda: DeviceArray.__new__(DeviceArray)):
         with pytest.raises(InvalidTypeError, match="made by a pool"):
             make()
@@ -85,11 +85,11 @@ def test_nothing_is_copied_unasked(pool: Pool, use: Callable[[DeviceArray], obje
     del raised
     with pytest.raises(TypeError, match="copy_to_host"):
         np.asarray(x)
-    with pytest.raises((RuntimeError, BufferError)):  # numpy takes what is on the CPU
+    with pytest.raises((RuntimeError, BufferError)):  # numpy accepts CPU memory only
         np.from_dlpack(x)
 
 
-# ---- how it is filled
+# ---- filling
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_copy_takes_what_numpy_takes(pool: Pool, array: Any) -> None:
 
 
 class OnlyInterface:
-    """As a library's array: the CUDA Array Interface, and nothing else."""
+    """An array of another library, which has only the CUDA Array Interface."""
 
     def __init__(self, array: DeviceArray, **changes: object) -> None:
         self.array = array
@@ -357,7 +357,7 @@ def test_a_stream_that_is_none(standin: Standin) -> None:
         del x
 
 
-# ---- on a stream: what is under way keeps both sides
+# ---- on a stream: a queued copy keeps both sides
 
 
 def test_on_a_stream_the_call_returns_at_once_and_both_sides_stay(standin: Standin) -> None:
@@ -370,7 +370,7 @@ def test_on_a_stream_the_call_returns_at_once_and_both_sides_stay(standin: Stand
             assert not out.any()
             del x, out
             assert pool.stats().live > 0 and staging.stats().live > 0
-            # Not handed out again, whatever is asked for.
+            # No allocation gets the block again.
             others = [staging.zeros(1000) for _ in range(20)]
             assert address not in {other.ctypes.data for other in others}
             assert not any(other.any() for other in others)
@@ -395,7 +395,7 @@ def test_copies_from_the_host_and_on_the_device_too(standin: Standin) -> None:
 def test_memory_of_the_heap_is_waited_for(standin: Standin) -> None:
     with Pool("64MiB", memory="cuda:0") as pool, stream() as s:
         x = pool.full(1000, 7.0)
-        out = x.copy_to_host(stream=s)  # nothing says when such memory may be read, so it is done
+        out = x.copy_to_host(stream=s)  # the caller could not tell when to read it, so the copy is finished
         assert (out == 7).all()
         x.copy_from_host(np.ones(1000), stream=s)
         assert (x.copy_to_host() == 1).all()
@@ -434,7 +434,7 @@ def test_an_allocation_without_room_looks_what_is_done(standin: Standin) -> None
                 with pytest.raises(slabpool.PoolExhausted):
                     ask()
             del ask
-        exhaustions = pool.stats  # not called: it would look too
+        exhaustions = pool.stats  # not called here, because it polls too
         assert pool.empty(most, np.uint8).nbytes == most
         assert exhaustions().exhaustions == 2
 
@@ -498,7 +498,7 @@ def test_a_lost_device_lets_go_of_what_was_under_way(standin: Standin) -> None:
             standin.lose_device(0, 0)
     del pool, staging
     gc.collect()
-    assert standin.leaks().split() == ["cuEventCreate"]  # a lost device takes nothing back
+    assert standin.leaks().split() == ["cuEventCreate"]  # a lost device refuses to destroy it
     standin.reset()
 
 
@@ -513,7 +513,7 @@ def test_a_captured_stream_is_refused(standin: Standin) -> None:
         del raised
         work.capture(s, False)
         x.copy_to_host(out, stream=s)
-        settle(standin)  # or the pools may be busy with it
+        settle(standin)  # so that the pools are not busy with it
         del x, out
 
 

@@ -1,4 +1,4 @@
-"""device_pointer: what a device sees of numpy arrays in pinned and managed memory."""
+"""device_pointer: the device's addresses of numpy arrays in pinned and managed memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_same_elements_without_a_copy(pool: Pool) -> None:
     whole, part = slabpool.device_pointer(host), slabpool.device_pointer(host[1:, ::-2].T)
     assert isinstance(whole, DeviceArray)
     assert (whole.shape, whole.strides, whole.dtype) == (host.shape, host.strides, host.dtype)
-    # With unified addressing, which the stand-in has too, a device finds host memory at the host's address.
+    # With unified addressing, as in the stand-in, a device uses the host's addresses of host memory.
     assert whole.ptr == host.ctypes.data
     assert part.ptr == host[1:, ::-2].ctypes.data
     assert part.strides == (-8, 24)

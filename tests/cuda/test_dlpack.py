@@ -1,4 +1,4 @@
-"""DLPack: what a capsule says, whom it keeps, and which stream waits for which; read with ctypes, as by C."""
+"""DLPack: contents of a capsule, lifetimes, and which stream waits for which; read with ctypes, as by C."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ _api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 
 def raw(capsule: object) -> Any:
-    """The managed tensor in a capsule, in its memory: the capsule must live on."""
+    """The managed tensor in a capsule, in place: the capsule must stay alive."""
     name = _api.PyCapsule_GetName(capsule)
     kind = {PLAIN: Managed, VERSIONED: ManagedVersioned}[name]
     return kind.from_address(_api.PyCapsule_GetPointer(capsule, name))
 
 
 def read(capsule: object) -> SimpleNamespace:
-    """What is in a capsule, as plain values."""
+    """The contents of a capsule, as plain values."""
     managed = raw(capsule)
     tensor = managed.tensor
     values = {name: getattr(tensor, name) for name, *_ in tensor._fields_}
@@ -72,7 +72,7 @@ def read(capsule: object) -> SimpleNamespace:
 
 
 def take(capsule: object) -> Any:
-    """As a consumer: the tensor is the caller's from here on, and the capsule is used."""
+    """Consume a capsule: the caller then owns the tensor."""
     managed = raw(capsule)
     _api.PyCapsule_SetName(capsule, b"used_" + _api.PyCapsule_GetName(capsule))
     return managed
@@ -155,7 +155,7 @@ def test_the_consumer_keeps_it_until_the_deleter(pool: Pool, version: tuple[int,
 def test_the_deleter_runs_on_any_thread_without_the_gil(pool: Pool) -> None:
     managed = [take(pool.zeros(100).__dlpack__(max_version=(1, 0))) for _ in range(40)]
 
-    # ctypes lets the GIL go for the call; the function is C to the end.
+    # ctypes releases the GIL for the call, and the function calls no Python.
     def consume(mine: list[Any]) -> None:
         for one in mine:
             one.deleter(ctypes.addressof(one))
@@ -194,7 +194,7 @@ def test_the_interface_keeps_nothing(pool: Pool) -> None:
     assert pool.stats().live == 0
 
 
-# ---- where, and copies
+# ---- devices, and copies
 
 
 @pytest.mark.parametrize("where", [(1, 0), (2, 1), (3, 0)])
@@ -219,7 +219,7 @@ def test_a_copy_that_was_asked_for(pool: Pool) -> None:
 
 
 class OnlyDLPack:
-    """As a library's array: DLPack, and nothing else."""
+    """An array of another library, which has only DLPack."""
 
     def __init__(self, array: DeviceArray, *, old: bool = False) -> None:
         self.array = array
@@ -235,7 +235,7 @@ class OnlyDLPack:
 
 
 class Consumed:
-    """A producer that gives this capsule."""
+    """A producer that returns this capsule."""
 
     def __init__(self, capsule: object) -> None:
         self.capsule = capsule
@@ -287,7 +287,7 @@ def test_the_consumers_stream_waits_for_the_arrays(standin: Standin) -> None:
         with held(standin, ours):
             seven.copy_to(x, stream=ours)
             capsule = x.__dlpack__(stream=theirs, max_version=(1, 0))
-            x.copy_to_host(out, stream=theirs)  # what the consumer queues comes after
+            x.copy_to_host(out, stream=theirs)  # the consumer's work comes after it
             assert not out.any()
         standin.library.standin_settle()
         assert (out == 7).all()

@@ -1,4 +1,4 @@
-"""Pools of CUDA memory as Python sees them: what they take from the device, what goes back, what they say."""
+"""Pools of CUDA memory in Python: memory taken from the device and returned to it, and messages."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ VIRTUAL_MEMORY, CONCURRENT_MANAGED = 102, 89
 
 
 def adds_up(pool: slabpool.Pool) -> None:
-    """Law 6."""
+    """Check law 6."""
     s = pool.stats()
     assert s.committed == s.live + s.retained + s.in_doubt + s.cached
     assert s.committed <= s.capacity
 
 
 def address(array: object) -> int:
-    """Where a device finds it."""
+    """The device's address of the array."""
     return int(slabpool.device_pointer(array))
 
 
@@ -86,7 +86,7 @@ def test_without_virtual_memory_management(standin: Standin) -> None:
     with slabpool.Pool("10MiB", memory="cuda:0") as pool:
         assert pool.stats().committed == 10 * MIB
         assert standin.calls("cuMemAlloc") == 1
-        # Small ones first: all of it is still one piece afterwards.
+        # Small ones first: afterwards the capacity is still one piece.
         del [pool.empty(100_000, np.uint8) for _ in range(50)][:]
         assert pool.trim() == 0
         array = pool.zeros(10 * MIB, np.uint8)
@@ -172,7 +172,7 @@ def test_a_lost_device(standin: Standin) -> None:
 
 
 def test_a_pool_at_exit(standin: Standin) -> None:
-    """Objects that live until the interpreter goes do no harm."""
+    """Objects that live until the interpreter ends do no harm."""
     code = "import slabpool; p = slabpool.Pool('4MiB', memory='cuda:0'); a = p.zeros(10); print(a.shape)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "(10,)\n", "")

@@ -1,4 +1,4 @@
-"""`memory=`: what it may be, what a pool of each kind gives, and what cannot be had."""
+"""`memory=`: its grammar, pools of each kind, and the errors."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_without_a_driver_it_says_what_was_looked_for() -> None:
         assert "/nowhere/libcuda.so.1" in line and "SLABPOOL_CUDA_DRIVER" in line
 
 
-# ---- with one
+# ---- with a driver
 
 
 @pytest.mark.parametrize("memory", ["pinned", "pinned:0", "managed:0"])

@@ -1,4 +1,4 @@
-"""Device memory of a shared pool: another process opens it by the driver's handle, and acknowledges."""
+"""Device memory of a shared pool: another process imports the driver's handle, and acknowledges."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pool(cuda: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         pytest.skip("this GPU's memory cannot be exported as a file descriptor")
     with slabpool.Pool("4MiB", memory="shared:cuda:0", name="engine") as pool:
         yield pool
-    assert pool.stats().committed == pool.capacity  # all at once, and until the pool object is gone
+    assert pool.stats().committed == pool.capacity  # until the pool object is destroyed
 
 
 @pytest.fixture
@@ -40,21 +40,21 @@ def gpu0(pool: slabpool.Pool) -> Iterator[Device]:
 
 
 def read(peer: slabpool.Peer, ref: slabpool.TensorRef) -> tuple[Any, ...]:
-    """What a device sees."""
+    """The bytes as a device reads them."""
     array = peer.open(ref)
     assert isinstance(array, DeviceArray)
     return array.copy_to_host(), array.shape, array.device
 
 
 def write(peer: slabpool.Peer, ref: slabpool.TensorRef, value: float) -> None:
-    """Fills a tensor from the host."""
+    """Fill a tensor from the host."""
     array = peer.open(ref, writable=True)
     assert isinstance(array, DeviceArray)
     array.copy_from_host(np.full(array.shape, value, array.dtype))
 
 
 def write_read_only(peer: slabpool.Peer, ref: slabpool.TensorRef) -> str:
-    """What is said to a device that writes what it opened for reading."""
+    """The message for a device that writes to a tensor it opened for reading."""
     array = peer.open(ref)
     try:
         array.copy_from_host(np.zeros(array.shape, array.dtype))  # type: ignore[union-attr]
@@ -84,7 +84,7 @@ def test_a_tensor_crosses_without_a_copy(pool: slabpool.Pool, gpu0: Device) -> N
 
 
 def test_the_whole_range_is_there_from_the_start(pool: slabpool.Pool, gpu0: Device) -> None:
-    """What is allocated after a device attached is in the piece of memory that it mapped."""
+    """Memory that is allocated after a device attached lies in the memory that it mapped."""
     with pool.request("r", devices=["gpu0"]) as req:
         refs = [req.ref(req.full(900_000, value, "u1")) for value in range(4)]
         for value, ref in enumerate(refs):

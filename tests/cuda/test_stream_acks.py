@@ -1,4 +1,4 @@
-"""Acks that follow a stream: when they count, which streams are taken, and what is refused."""
+"""Acks behind the work of a stream: when they count, which stream objects are accepted, and the errors."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from tests.waiting import once, waits
 MIB = 1 << 20
 
 
-# Pools of each kind that a GPU works with; of the host's memory for what is staged there. Made in the tests
-# themselves: pytest would keep them for longer than the stand-in may have anything.
+# Pools of each kind that a GPU uses; host memory as a staging area. The tests create them, because pytest
+# would keep a fixture's pool until after the stand-in checks for leaks.
 each_kind = pytest.mark.parametrize("memory", ["cuda:0", "pinned:0", "host"])
 
 
 def new_pool(memory: str) -> slabpool.Pool:
-    """Of 16 MiB."""
+    """A pool of 16 MiB."""
     return slabpool.Pool("16MiB", memory=memory)
 
 
 def busy(work: Work) -> int:
-    """A stream that is held back with something to do."""
+    """A stream that is held, with work on it."""
     stream = work.stream()
     work.hold(stream)
     array = slabpool.Pool("2MiB", memory="cuda:0").empty(16, "u1")
@@ -61,7 +61,7 @@ def test_it_counts_once_the_work_is_done(memory: str, work: Work) -> None:
 
 
 def test_reports_tell_a_stream_from_a_device(work: Work) -> None:
-    """Who looks for a leak sees that gpu0 has done its part, and that work on its stream is missing."""
+    """The report of a leak shows that gpu0 has acknowledged, and that work on its stream is not finished."""
     pool = new_pool("host")
     stream = busy(work)
     req = pool.request("chat", devices=["gpu0", "gpu1"])
@@ -71,15 +71,15 @@ def test_reports_tell_a_stream_from_a_device(work: Work) -> None:
     assert pool.stats().stream_acks == 0
     req.ack("gpu0", stream=stream)
     assert pool.stats().stream_acks == 1
-    told = {record.generation: record for record in pool.leaks()}[req.generation]
-    assert (told.pending, told.behind_stream) == ({"gpu0", "gpu1"}, {"gpu0"})
-    assert "waits for gpu0 (its stream's work), gpu1" in str(told)
+    leak = {record.generation: record for record in pool.leaks()}[req.generation]
+    assert (leak.pending, leak.behind_stream) == ({"gpu0", "gpu1"}, {"gpu0"})
+    assert "waits for gpu0 (its stream's work), gpu1" in str(leak)
     assert "waits for gpu0 (its stream's work), gpu1" in repr(req)
     with pytest.raises(slabpool.PoolBusyError, match=r"waits for gpu0 \(its stream's work\), gpu1"):
         pool.close()
     work.let_go(stream)
-    told = {record.generation: record for record in pool.leaks()}[req.generation]
-    assert (told.pending, told.behind_stream) == ({"gpu1"}, frozenset())
+    leak = {record.generation: record for record in pool.leaks()}[req.generation]
+    assert (leak.pending, leak.behind_stream) == ({"gpu1"}, frozenset())
     assert pool.stats().stream_acks == 0
     assert req.ack("gpu1") is Ack.RELEASED
     assert kept.released and (array == 7).all()
@@ -108,7 +108,7 @@ def test_of_work_that_is_done_it_is_what_an_ack_is(memory: str, work: Work, stan
     req.close()
     answer = req.ack("gpu0", stream=stream)
     standin.library.standin_settle()
-    assert answer in (Ack.PENDING, Ack.RELEASED)  # the stand-in's stream is at the event for a moment
+    assert answer in (Ack.PENDING, Ack.RELEASED)  # the stand-in's stream may not have reached the event
     assert req.state is slabpool.RequestState.RELEASED
 
 
@@ -121,7 +121,7 @@ def test_by_id(memory: str, work: Work) -> None:
     assert pool.ack("chat", "gpu0", stream=stream) is Ack.PENDING
     second = pool.request("chat", devices=["gpu0"])
     second.close()
-    # One of the two has been acknowledged, so there is no question which is meant.
+    # One of the two has been acknowledged, so the id is not ambiguous.
     assert pool.ack("chat", "gpu0", stream=stream) is Ack.PENDING
     work.let_go(stream)
     assert {first.state, second.state} == {slabpool.RequestState.RELEASED}
@@ -150,7 +150,7 @@ def test_waiting_in_an_event_loop(memory: str, work: Work) -> None:
         req = pool.request("chat", devices=["gpu0"])
         req.close()
         waiting = asyncio.create_task(req.released())
-        await asyncio.sleep(0)  # it waits before the ack is made, and is told to look
+        await asyncio.sleep(0)  # it waits before the ack is made, and is woken to poll
         req.ack("gpu0", stream=stream)
         done, _ = await asyncio.wait([waiting], timeout=0.01)
         assert not done
@@ -162,7 +162,7 @@ def test_waiting_in_an_event_loop(memory: str, work: Work) -> None:
 
 
 class Cuda:
-    """As cuda.core."""
+    """A stream like cuda.core's."""
 
     def __init__(self, handle: int, version: int = 0) -> None:
         self._told = (version, handle)
@@ -172,14 +172,14 @@ class Cuda:
 
 
 class Named:
-    """As torch, CuPy and Numba: attributes."""
+    """A stream like those of torch, CuPy and Numba: attributes."""
 
     def __init__(self, **attributes: Any) -> None:
         self.__dict__.update(attributes)
 
 
 class Bound:
-    """As the driver's binding: an int on demand."""
+    """A stream like that of the driver's Python binding: convertible to int."""
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
@@ -329,14 +329,14 @@ def test_without_a_driver() -> None:
         timeout=60,
         check=True,
     )
-    told, pending, last = done.stdout.splitlines()
-    assert "/nonexistent/libcuda.so" in told
-    assert "nothing was acknowledged" in told
+    message, pending, last = done.stdout.splitlines()
+    assert "/nonexistent/libcuda.so" in message
+    assert "nothing was acknowledged" in message
     assert (pending, last) == ("frozenset({'gpu0'})", "Ack.RELEASED")
 
 
 def test_on_a_gpu(gpu: None) -> None:
-    """What a GPU wrote before the ack is there when the memory is handed out again, and not earlier."""
+    """The memory is handed out again only after a GPU's writes before the ack are finished."""
     work = Work()
     pool = slabpool.Pool("64MiB", memory="cuda:0")
     stream = work.stream()

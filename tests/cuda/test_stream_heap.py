@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 
 def new_heap() -> tuple[slabpool.Pool, StreamHeap]:
-    """Over a pool of sixteen MiB of device memory. Made in the tests: pytest would keep it for too long."""
+    """A heap over a pool of 16 MiB of device memory. Not a fixture: pytest would keep it for too long."""
     pool = slabpool.Pool("16MiB", memory="cuda:0")
     return pool, StreamHeap(pool)
 
@@ -78,7 +78,7 @@ def test_two_heaps_do_not_take_each_others_request(work: Work) -> None:
     others = StreamHeap(slabpool.Pool("4MiB", memory="cuda:0"))
     req = pool.request("chat")
     heap.set_request(req)
-    others.set_request(req)  # another pool's: nobody's there
+    others.set_request(req)  # a request of another pool has no blocks here
     address = others.allocate(4096, 0)
     mine = heap.allocate(4096, 0)
     assert req.live_views == 1
@@ -139,7 +139,7 @@ def test_as_cupy_calls_it(work: Work) -> None:
 def test_no_driver_no_heap() -> None:
     pool = slabpool.Pool("1MiB")
     if slabpool.cuda.is_available():
-        heap = StreamHeap(pool)  # pageable memory, in the order of device 0's streams
+        heap = StreamHeap(pool)  # pageable memory, ordered by device 0's streams
         assert heap.device == 0
         return
     with pytest.raises(slabpool.DeviceUnavailableError):
@@ -147,7 +147,7 @@ def test_no_driver_no_heap() -> None:
 
 
 def test_on_a_gpu(gpu: None) -> None:
-    """The same, where streams are a GPU's: what is handed out is nobody else's."""
+    """The same with streams of a GPU: no block has two owners."""
     work = Work()
     pool = slabpool.Pool("64MiB", memory="cuda:0")
     heap = StreamHeap(pool)

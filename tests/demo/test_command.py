@@ -13,7 +13,7 @@ import pytest
 
 from slabpool.cli import main
 from slabpool.demo import add_arguments, run
-from slabpool.demo.memory import _PoolSession
+from slabpool.demo.memory import PoolConversation
 from slabpool.demo.model import F32, Decoder, KvPair
 
 
@@ -131,13 +131,13 @@ def test_progress_without_a_terminal_is_lines(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_device_that_forgets_one_ack_is_a_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = _PoolSession.ack
+    honest = PoolConversation.ack
 
-    def forgetful(self: _PoolSession, device: str) -> None:
+    def forgetful(self: PoolConversation, device: str) -> None:
         if (self.job.index, device) != (3, "device1"):
             honest(self, device)
 
-    monkeypatch.setattr(_PoolSession, "ack", forgetful)
+    monkeypatch.setattr(PoolConversation, "ack", forgetful)
     status, result = figures(tmp_path, "--requests", "16")
     assert status == 1
     assert result["leaked_requests"] == 1
@@ -147,10 +147,10 @@ def test_a_device_that_forgets_one_ack_is_a_leak(tmp_path: Path, monkeypatch: py
 
 
 def test_a_foreign_write_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = _PoolSession.caches
+    honest = PoolConversation.caches
 
     def overwritten(
-        self: _PoolSession, device: str, layers: range, start: int, count: int
+        self: PoolConversation, device: str, layers: range, start: int, count: int
     ) -> tuple[int, list[KvPair]]:
         position, pairs = honest(self, device, layers, start, count)
         if (self.job.index, device) == (4, "device1"):
@@ -158,7 +158,7 @@ def test_a_foreign_write_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 values[:, :start] = 0
         return position, pairs
 
-    monkeypatch.setattr(_PoolSession, "caches", overwritten)
+    monkeypatch.setattr(PoolConversation, "caches", overwritten)
     status, result = figures(tmp_path, "--requests", "10")
     assert status == 1
     assert result["wrong_requests"] == 1

@@ -56,7 +56,7 @@ def test_a_pool_that_is_too_small_for_a_burst(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [(("--kill-every", "3"), "is for --processes"), (("--processes", "--baseline"), "needs a pool")],
+    [(("--kill-every", "3"), "needs --processes"), (("--processes", "--baseline"), "needs a pool")],
 )
 def test_options_that_do_not_go_together(options: tuple[str, ...], text: str) -> None:
     with pytest.raises(InvalidArgumentError, match=text):

@@ -9,7 +9,7 @@ import pytest
 
 import slabpool
 from slabpool.demo import reference
-from slabpool.demo.memory import Parcel, PoolMemory, Session
+from slabpool.demo.memory import Conversation, Parcel, PoolMemory
 from slabpool.demo.model import F32, Decoder, KvPair, ModelConfig
 from slabpool.demo.ring import Acknowledged, Finished, Ring, RingFailed
 from slabpool.demo.workload import Job
@@ -42,19 +42,19 @@ def test_ring_equals_reference_and_gives_everything_back(
     model: Decoder, pool: slabpool.Pool, devices: int
 ) -> None:
     with Ring(model, names(devices)) as ring:
-        session = PoolMemory(pool, model, names(devices)).open(JOB, "chat-42")
+        conversation = PoolMemory(pool, model, names(devices)).open(JOB, "chat-42")
         caches_alone = pool.stats().live
         assert caches_alone > 0
-        ring.submit(session)
-        assert ring.wait() == Finished(session, complete=True)
+        ring.submit(conversation)
+        assert ring.wait() == Finished(conversation, complete=True)
         # Every hidden state is back, although the request is still open and no device has acknowledged it.
         assert pool.stats().live == caches_alone
         assert [record.request_id for record in pool.requests()] == ["chat-42"]
-        session.close()
+        conversation.close()
         assert pool.stats().live == caches_alone
-        ring.acknowledge(session)
-        assert [ring.wait() for _ in range(devices)] == [Acknowledged(session)] * devices
-    assert session.tokens == reference.generate(model, JOB.prompt, JOB.generate)
+        ring.acknowledge(conversation)
+        assert [ring.wait() for _ in range(devices)] == [Acknowledged(conversation)] * devices
+    assert conversation.tokens == reference.generate(model, JOB.prompt, JOB.generate)
     stats = pool.stats()
     hidden_states = JOB.generate * (devices - 1)
     assert stats.acks == hidden_states + devices
@@ -69,23 +69,25 @@ def test_generations_of_one_id_at_once(model: Decoder, pool: slabpool.Pool) -> N
     jobs = [Job(index, (256, *b"Name a cat"[: 3 + index]), 4 + index) for index in range(6)]
     with Ring(model, names(3)) as ring:
         memory = PoolMemory(pool, model, names(3))
-        sessions = [memory.open(job, "chat-42") for job in jobs]
-        for session in sessions:
-            ring.submit(session)
-        finished = {event.session.job.index for event in (ring.wait() for _ in jobs)}
-        for session in sessions:
-            session.close()
-            ring.acknowledge(session)
+        conversations = [memory.open(job, "chat-42") for job in jobs]
+        for conversation in conversations:
+            ring.submit(conversation)
+        finished = {event.conversation.job.index for event in (ring.wait() for _ in jobs)}
+        for conversation in conversations:
+            conversation.close()
+            ring.acknowledge(conversation)
     assert finished == set(range(6))
-    for session in sessions:
-        assert session.tokens == reference.generate(model, session.job.prompt, session.job.generate)
+    for conversation in conversations:
+        assert conversation.tokens == reference.generate(
+            model, conversation.job.prompt, conversation.job.generate
+        )
     assert pool.stats().live == 0
 
 
 class Sabotage:
-    """A session that fails in one method on one device."""
+    """A conversation that fails in one method on one device."""
 
-    def __init__(self, inner: Session, method: str, device: str, error: BaseException) -> None:
+    def __init__(self, inner: Conversation, method: str, device: str, error: BaseException) -> None:
         self.job, self.tokens = inner.job, inner.tokens
         self._inner, self._method, self._device, self._error = inner, method, device, error
 
@@ -112,13 +114,13 @@ class Sabotage:
 def serve_sabotaged(
     model: Decoder, pool: slabpool.Pool, *, waits: int, sabotage: tuple[str, str, BaseException]
 ) -> None:
-    """Serve one session that fails, and wait for `waits` of its three acks."""
+    """Serve one conversation that fails, and wait for some of its three acks."""
     with Ring(model, names(3)) as ring:
-        session = Sabotage(PoolMemory(pool, model, names(3)).open(JOB, "r"), *sabotage)
-        ring.submit(session)
-        ring.wait()  # raises, unless the sabotaged method is ack
-        session.close()
-        ring.acknowledge(session)
+        conversation = Sabotage(PoolMemory(pool, model, names(3)).open(JOB, "r"), *sabotage)
+        ring.submit(conversation)
+        ring.wait()  # raises, unless it is the ack that fails
+        conversation.close()
+        ring.acknowledge(conversation)
         for _ in range(waits):
             ring.wait()
 

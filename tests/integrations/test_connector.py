@@ -132,14 +132,14 @@ def test_a_report_with_a_mistake_in_it_changes_nothing() -> None:
         good = aggregator.watch(pool.request("good", devices=[0, 1]))
         only = aggregator.watch(pool.request("only 1", devices=[1]))
         twice = [aggregator.watch(pool.request("twice", devices=[0])) for _ in range(2)]
-        with pytest.raises(slabpool.UnknownDeviceError, match=r"rank 2 is none of \[0, 1\]"):
+        with pytest.raises(slabpool.UnknownDeviceError, match=r"rank 2 is not among the ranks \[0, 1\]"):
             aggregator.report(2, ["good"])
         with pytest.raises(slabpool.UnknownDeviceError, match="never named"):
             aggregator.report(0, ["good", "only 1"])
         with pytest.raises(slabpool.AmbiguousRequestError, match=r"report \(id, generation\)"):
             aggregator.report(0, ["good", "twice"])
         for wrong in ("good", b"good"):
-            with pytest.raises(slabpool.InvalidTypeError, match="several ids"):
+            with pytest.raises(slabpool.InvalidTypeError, match="an iterable of ids"):
                 aggregator.report(0, wrong)
         for rank in (True, 1.0, None):
             with pytest.raises(slabpool.InvalidTypeError, match="a rank must be"):
@@ -160,7 +160,7 @@ def test_bad_ranks_and_requests_are_refused() -> None:
     for ranks, error, message in (
         ((), slabpool.InvalidArgumentError, "ranks is empty"),
         ([0, 1, 0], slabpool.DuplicateDeviceError, "named twice"),
-        ("ab", slabpool.InvalidTypeError, "several names"),
+        ("ab", slabpool.InvalidTypeError, "an iterable of names"),
         ([0, None], slabpool.InvalidTypeError, "a rank must be"),
     ):
         with pytest.raises(error, match=message):
@@ -168,7 +168,7 @@ def test_bad_ranks_and_requests_are_refused() -> None:
     aggregator = AckAggregator([0])
     with slabpool.Pool("1MiB") as pool:
         strange = pool.request("r", devices=[0, "gpu"])
-        with pytest.raises(slabpool.UnknownDeviceError, match=r"'gpu'.*none of the ranks"):
+        with pytest.raises(slabpool.UnknownDeviceError, match=r"'gpu'.*not among the ranks"):
             aggregator.watch(strange)
         with pytest.raises(slabpool.InvalidTypeError, match="expect"):
             aggregator.watch("r")  # type: ignore[arg-type]
@@ -176,9 +176,9 @@ def test_bad_ranks_and_requests_are_refused() -> None:
             aggregator.watch(req)
             with pytest.raises(slabpool.InvalidArgumentError, match="watched already"):
                 aggregator.watch(req)
-        with pytest.raises(slabpool.UnknownDeviceError, match="rank 5 is none"):
+        with pytest.raises(slabpool.UnknownDeviceError, match="rank 5 is not among"):
             aggregator.expect("x", ranks=[0, 5])
-        with pytest.raises(slabpool.UnknownDeviceError, match="rank 5 is none"):
+        with pytest.raises(slabpool.UnknownDeviceError, match="rank 5 is not among"):
             aggregator.rank_lost(5)
         assert len(aggregator) == 1
         req.cancel()

@@ -103,7 +103,7 @@ async def test_a_client_hangs_up_during_its_answer(here: Served) -> None:
     writer.close()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
-    await until(lambda: here.at_a.runs()[0].reason == "the client went away")
+    await until(lambda: here.at_a.runs()[0].reason == "the client disconnected")
     go.set()
     await until(lambda: nothing_kept(*here.adapters))
     assert here.nodes[1].inference_engine.steps["gone"] == 3  # the remaining steps were not run
@@ -115,7 +115,7 @@ async def test_a_client_hangs_up_before_its_answer(here: Served) -> None:
     _, writer = await here.connect("gone", PROMPTS[0])
     await arrived.wait()
     writer.close()
-    await until(lambda: here.at_a.runs()[0].reason == "the client went away")
+    await until(lambda: here.at_a.runs()[0].reason == "the client disconnected")
     go.set()
 
 

@@ -182,7 +182,7 @@ def test_from_numpy_with_dtypes_that_numpy_lacks(pool: slabpool.Pool) -> None:
     frozen = pool.zeros(3)
     frozen.flags.writeable = False
     for bad, dtype, message in (
-        (array, torch.float32, "have 2 bytes and of torch.float32 4"),
+        (array, torch.float32, "have 2 bytes, those of torch.float32 4"),
         (frozen, None, "read-only"),
         (array[::-1], None, "stride"),
         (pool.zeros(3, "S3"), None, "S3"),

@@ -428,7 +428,7 @@ def test_bad_arguments_are_refused(pool: slabpool.Pool) -> None:
     config = make_config("llama", num_hidden_layers=1)
     row = torch.ones(2, 2, 1, 8)
     with pool.request("chat") as req:
-        with pytest.raises(slabpool.InvalidTypeError, match="lives in a Request, got Pool"):
+        with pytest.raises(slabpool.InvalidTypeError, match="needs a Request, got Pool"):
             SlabCache(pool, config)  # type: ignore[arg-type]
         with pytest.raises(slabpool.InvalidTypeError, match="must be the model's"):
             SlabCache(req, {})
@@ -455,7 +455,7 @@ def test_bad_arguments_are_refused(pool: slabpool.Pool) -> None:
         cache.close()
         cache.close()
         assert "closed" in repr(cache)
-        with pytest.raises(slabpool.RequestClosedError, match="make another"):
+        with pytest.raises(slabpool.RequestClosedError, match="make another one"):
             cache.update(row, row, 0)
         hybrid = transformers.Qwen3NextConfig(num_hidden_layers=4)
         with pytest.raises(slabpool.InvalidTypeError, match="use DynamicCache"):

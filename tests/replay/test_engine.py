@@ -47,22 +47,22 @@ def played(
 def without_clock(outcome: Outcome) -> dict[str, Any]:
     """The part of an outcome that must repeat: without wall time, and without how the pool used its
     memory."""
-    fields = asdict(outcome)
-    del fields["wall_s"]
-    # How much was committed beyond what was live may depend on which thread returned a block.
-    fields["samples"] = [(s.time_us, s.live, s.retained, s.in_doubt) for s in outcome.samples]
-    fields["stats"] = {
+    figures = asdict(outcome)
+    del figures["wall_s"]
+    # How much was committed beyond what was live may depend on which thread gave a block back.
+    figures["samples"] = [(s.time_us, s.live, s.retained, s.in_doubt) for s in outcome.samples]
+    figures["stats"] = {
         name: value
         for name, value in outcome.final._asdict().items()
         if name not in ("committed", "cached", "peak_committed", "duplicate_acks", "late_acks")
     }
-    return fields
+    return figures
 
 
 def test_everything_is_served_and_nothing_leaks(trace: Trace) -> None:
     plan = lay_out(trace, TOKEN)
     outcome = played(plan)
-    assert outcome.told == []
+    assert outcome.violation_texts == []
     assert outcome.ok
     assert outcome.opened == outcome.released == len(trace)
     assert outcome.leaked_bytes == 0
@@ -83,7 +83,7 @@ def test_live_peak_is_that_of_the_schedule(trace: Trace) -> None:
 @pytest.mark.parametrize("devices", [1, 2, 7])
 def test_any_number_of_devices(trace: Trace, devices: int) -> None:
     outcome = played(lay_out(trace, TOKEN, devices=devices, faults=ALL_FAULTS))
-    assert outcome.told == []
+    assert outcome.violation_texts == []
     assert outcome.ok
     assert outcome.acks_counted + outcome.holds_lost == devices * len(trace)
 
@@ -106,7 +106,7 @@ def test_ids_make_no_difference_to_memory(trace: Trace) -> None:
 def test_duplicate_and_late_acks_change_nothing(trace: Trace) -> None:
     plan = lay_out(trace, TOKEN, faults=Faults(duplicate_acks=0.5, late_acks=0.5))
     outcome, quiet = played(plan), played(lay_out(trace, TOKEN))
-    assert outcome.told == []
+    assert outcome.violation_texts == []
     assert outcome.acks_duplicate == plan.duplicate.sum() > 0
     assert outcome.acks_late == plan.late.sum() > 0
     assert outcome.acks_counted == quiet.acks_counted
@@ -117,7 +117,7 @@ def test_duplicate_and_late_acks_change_nothing(trace: Trace) -> None:
 def test_lost_devices_release_all_they_held(trace: Trace) -> None:
     plan = lay_out(trace, TOKEN, faults=Faults(lost_devices=0.3))
     outcome = played(plan)
-    assert outcome.told == []
+    assert outcome.violation_texts == []
     assert outcome.ok
     assert 0 < outcome.devices_lost <= (plan.lost_device >= 0).sum()
     assert outcome.holds_lost >= outcome.devices_lost
@@ -126,7 +126,7 @@ def test_lost_devices_release_all_they_held(trace: Trace) -> None:
 
 def test_every_device_lost_every_time(trace: Trace) -> None:
     outcome = played(lay_out(trace, TOKEN, faults=Faults(1, 1, 1, 1)))
-    assert outcome.told == []
+    assert outcome.violation_texts == []
     assert outcome.ok
     assert outcome.aborted == len(trace)
 
@@ -134,7 +134,7 @@ def test_every_device_lost_every_time(trace: Trace) -> None:
 def test_aborted_requests_hold_less_and_return_it(trace: Trace) -> None:
     plan = lay_out(trace, TOKEN, faults=Faults(abort=1.0))
     outcome = played(plan)
-    assert outcome.told == []
+    assert outcome.violation_texts == []
     assert outcome.ok
     assert outcome.aborted == len(trace)
     assert outcome.allocated == len(trace) + int(plan.blocks_drawn.sum())
@@ -150,7 +150,7 @@ def test_a_pool_of_the_largest_request_makes_others_wait_and_refuses_none(
     capacity = -(-int(need.max()) // (1 << 20)) << 20
     assert capacity < peak
     outcome = played(plan, capacity)
-    assert outcome.told == []
+    assert outcome.violation_texts == []
     assert outcome.ok
     assert outcome.released == len(trace)
     assert max(outcome.waits_us) > 0
@@ -207,9 +207,9 @@ def test_samples_add_up_and_are_few(trace: Trace) -> None:
 
 def test_progress_is_reported() -> None:
     many = Trace("many", "azure", np.arange(600), np.full(600, 1), np.full(600, 0))
-    reported: list[int] = []
-    played(lay_out(many, 64), 1 << 20, progress=reported.append)
-    assert reported == [256, 512]
+    steps: list[int] = []
+    played(lay_out(many, 64), 1 << 20, progress=steps.append)
+    assert steps == [256, 256]
 
 
 # The replay must not accept a pool's mistakes.
@@ -225,13 +225,13 @@ def test_lost_acks_are_noticed(trace: Trace) -> None:
 def test_late_acks_that_count_are_noticed(trace: Trace) -> None:
     outcome = played(lay_out(trace, TOKEN, faults=Faults(late_acks=0.5)), make_pool=CountsMessages)
     assert not outcome.ok
-    assert any("late ack" in text for text in outcome.told)
+    assert any("late ack" in text for text in outcome.violation_texts)
 
 
 def test_ignored_losses_are_noticed(trace: Trace) -> None:
     outcome = played(lay_out(trace, TOKEN, faults=Faults(lost_devices=0.3)), make_pool=IgnoresLoss)
     assert not outcome.ok
-    assert any("losing device-" in text for text in outcome.told)
+    assert any("device_lost of device-" in text for text in outcome.violation_texts)
     assert outcome.leaked_bytes > 0
 
 

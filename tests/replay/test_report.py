@@ -24,27 +24,27 @@ def as_json(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 0) -> 
     assert main(["replay", *argv, "--json"]) == status
     captured = capsys.readouterr()
     assert captured.err == ""
-    report = json.loads(captured.out)
-    assert isinstance(report, dict)
-    return report
+    figures = json.loads(captured.out)
+    assert isinstance(figures, dict)
+    return figures
 
 
 @pytest.mark.parametrize("name", ["azure", "mooncake"])
 def test_json(name: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
     path = request.getfixturevalue(f"{name}_path")
-    report = as_json(capsys, str(path), *SMALL)
-    assert report["requests"] == report["rows"] == (200 if name == "azure" else 150)
-    assert report["format"] == name
-    assert report["leaked_bytes"] == 0
-    assert report["leaks"] == []
-    assert report["violations"] == 0
-    assert report["ok"] is True
-    assert report["operations_per_s"] == pytest.approx(report["operations"] / report["wall_s"])
-    assert 0 < report["peak_live"] <= report["peak_committed"] <= report["capacity"]
-    assert report["committed_over_live"] == pytest.approx(report["peak_committed"] / report["peak_live"])
-    assert set(report["wait_s"]) == {"median", "p99", "max"}
-    assert report["synthetic"]["devices"] == 3
-    assert report["synthetic"]["fault_rates"] == {
+    figures = as_json(capsys, str(path), *SMALL)
+    assert figures["requests"] == figures["rows"] == (200 if name == "azure" else 150)
+    assert figures["format"] == name
+    assert figures["leaked_bytes"] == 0
+    assert figures["leaks"] == []
+    assert figures["violations"] == 0
+    assert figures["ok"] is True
+    assert figures["operations_per_s"] == pytest.approx(figures["operations"] / figures["wall_s"])
+    assert 0 < figures["peak_live"] <= figures["peak_committed"] <= figures["capacity"]
+    assert figures["committed_over_live"] == pytest.approx(figures["peak_committed"] / figures["peak_live"])
+    assert set(figures["wait_s"]) == {"median", "p99", "max"}
+    assert figures["synthetic"]["devices"] == 3
+    assert figures["synthetic"]["fault_rates"] == {
         "duplicate_acks": 0,
         "late_acks": 0,
         "lost_devices": 0,
@@ -56,12 +56,12 @@ def test_faults_are_counted_and_called_synthetic(
     azure_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rates = ["--duplicate-acks", "0.2", "--late-acks", "0.2", "--lost-devices", "0.05", "--abort", "0.1"]
-    report = as_json(capsys, str(azure_path), *SMALL, *rates, "--seed", "9")
-    synthetic = report["synthetic"]
+    figures = as_json(capsys, str(azure_path), *SMALL, *rates, "--seed", "9")
+    synthetic = figures["synthetic"]
     assert synthetic["seed"] == 9
     for name in ("duplicate_acks", "late_acks", "devices_lost", "holds_lost_with_devices", "aborted"):
         assert synthetic[name] > 0
-        assert name not in report
+        assert name not in figures
     again = as_json(capsys, str(azure_path), *SMALL, *rates, "--seed", "9")
     assert again["synthetic"] == synthetic
     assert main(["replay", str(azure_path), *SMALL, *rates]) == 0
@@ -85,7 +85,7 @@ def test_text_has_the_main_figures(mooncake_path: Path, capsys: pytest.CaptureFi
         "leaked",
     ]
     assert "mooncake_excerpt.jsonl (mooncake), 40 requests" in out
-    assert "qwen2.5-0.5b, 12,288 bytes of KV cache a token" in out
+    assert "qwen2.5-0.5b, 12,288 bytes of KV cache for each token" in out
     assert "leaked      0 bytes" in out
 
 
@@ -103,22 +103,22 @@ def test_capacity_as_a_multiple(azure_path: Path, capsys: pytest.CaptureFixture[
 def test_a_multiple_below_the_largest_request_is_raised_to_it(
     azure_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = as_json(capsys, str(azure_path), *SMALL, "--capacity", "0.001x")
-    assert "raised to hold the largest request" in report["capacity_from"]
-    assert report["requests"] == 200
-    assert report["requests_that_waited"] > 0
+    figures = as_json(capsys, str(azure_path), *SMALL, "--capacity", "0.001x")
+    assert "raised to hold the largest request" in figures["capacity_from"]
+    assert figures["requests"] == 200
+    assert figures["requests_that_waited"] > 0
 
 
 @pytest.mark.parametrize("capacity", ["256MiB", str(256 << 20)])
 def test_capacity_in_bytes(azure_path: Path, capsys: pytest.CaptureFixture[str], capacity: str) -> None:
-    report = as_json(capsys, str(azure_path), *SMALL, "--capacity", capacity)
-    assert report["capacity"] == 256 << 20
-    assert report["capacity_from"] == "as given"
+    figures = as_json(capsys, str(azure_path), *SMALL, "--capacity", capacity)
+    assert figures["capacity"] == 256 << 20
+    assert figures["capacity_from"] == "as given"
 
 
 def test_model_and_its_bytes_are_in_the_json(azure_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = as_json(capsys, str(azure_path), "--limit", "5")
-    assert (report["model"], report["bytes_per_token"]) == ("llama-3.1-8b", 131_072)
+    figures = as_json(capsys, str(azure_path), "--limit", "5")
+    assert (figures["model"], figures["bytes_per_token"]) == ("llama-3.1-8b", 131_072)
     assert as_json(capsys, str(azure_path), *SMALL, "--limit", "5")["model"] is None
 
 
@@ -126,9 +126,9 @@ def test_a_leak_is_reported_and_makes_the_status_one(
     azure_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "Pool", LosesAcks)
-    report = as_json(capsys, str(azure_path), *SMALL, status=1)
-    assert report["ok"] is False
-    assert report["leaked_bytes"] > 0
+    figures = as_json(capsys, str(azure_path), *SMALL, status=1)
+    assert figures["ok"] is False
+    assert figures["leaked_bytes"] > 0
     assert main(["replay", str(azure_path), *SMALL]) == 1
     assert "WRONG" in capsys.readouterr().out
 

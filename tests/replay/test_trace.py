@@ -115,7 +115,7 @@ def test_arrays_are_integers(trace: Trace) -> None:
         ('{"timestamp": 1, "input_length": true, "output_length": 2}', "line 1: input_length"),
         ('{"timestamp": 1, "input_length": 2, "output_length": 2.5}', "line 1: output_length"),
         ('{"timestamp": 1, "input_length": 2, "output_length": null}', "line 1: output_length"),
-        (b"TIMESTAMP\xff\xfe\x00\x81", "not text"),
+        (b"TIMESTAMP\xff\xfe\x00\x81", "not a text file"),
     ],
 )
 def test_bad_traces_are_named(tmp_path: Path, text: str | bytes, said: str) -> None:

@@ -69,7 +69,7 @@ bool FromStreams::pending(bool all) noexcept {
 
 void FromStreams::collect(AckSink& sink, bool all) noexcept {
   polled_ns_.store(now_ns(), std::memory_order_relaxed);
-  marks_.collect(all, [&](const cuda::StreamMarks::Told& told) {
+  marks_.collect(all, [&](const cuda::StreamMarks::Completed& told) {
     const auto slot = static_cast<std::uint32_t>(told.payload.words[1] >> 32);
     const auto device = static_cast<std::uint32_t>(told.payload.words[1]);
     const Handle handle{slot, told.payload.words[0]};

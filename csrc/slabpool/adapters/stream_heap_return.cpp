@@ -146,7 +146,7 @@ void StreamHeap::send(std::unique_ptr<Batch> owned) noexcept {
 void StreamHeap::take_back(bool all) noexcept {
   if (marks_.pending() != 0) {
     const RelaxedCapture relaxed(driver_);
-    marks_.collect(all, [&](const StreamMarks::Told& told) {
+    marks_.collect(all, [&](const StreamMarks::Completed& told) {
       auto* batch = reinterpret_cast<Batch*>(static_cast<std::uintptr_t>(told.payload.words[0]));
       if (told.lost != nullptr) note_lost(told.lost);
       {

@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <new>
 
+#include "slabpool/base/assert.hpp"
 #include "slabpool/base/fork.hpp"
 
 namespace slabpool::cuda {
 
 void StreamMarks::Chain::append(Mark* mark) noexcept {
+  SLABPOOL_ASSERT(mark->sequence != 0, "a mark in a line is pending");
   mark->next = nullptr;
   if (last != nullptr) {
     last->next = mark;
@@ -25,14 +27,16 @@ StreamMarks::Mark* StreamMarks::Chain::take() noexcept {
   first = mark->next;
   if (first == nullptr) last = nullptr;
   mark->next = nullptr;
+  SLABPOOL_ASSERT(mark->sequence != 0 && (first == nullptr) == (last == nullptr),
+                  "a mark in a line is pending", mark->sequence);
   return mark;
 }
 
 StreamMarks::StreamMarks(const Driver& driver) noexcept : driver_(driver), epoch_(fork_epoch()) {}
 
 StreamMarks::~StreamMarks() {
-  // In a fork's child the events are the parent's. Once the driver itself is gone (at the process' end) it refuses
-  // and nothing is to be done about it.
+  // In a fork's child the events are the parent's. At the end of the process the driver may have shut down; it then
+  // refuses, which is ignored.
   const bool here = epoch_ == fork_epoch();
   while (all_ != nullptr) {
     Mark* mark = all_;
@@ -47,8 +51,8 @@ StreamMarks::~StreamMarks() {
 
 Progress StreamMarks::progress(Result of_query) noexcept {
   if (of_query == kSuccess) return Progress::done;
-  // A context that is not there any more does no work either. All other answers say nothing of the work: a capture
-  // elsewhere, for one, makes the driver refuse.
+  // A context that does not exist any more does no work either. Other errors say nothing about the work: for example,
+  // the driver refuses because of a capture in another thread.
   if (Driver::is_sticky(of_query) || of_query == kInvalidContext || of_query == kInvalidHandle)
     return Progress::lost;
   return Progress::pending;
@@ -56,7 +60,7 @@ Progress StreamMarks::progress(Result of_query) noexcept {
 
 Result StreamMarks::find(const StreamName& name, Place& place, const char*& call) const noexcept {
   place = {};
-  // The table's functions are those without a per-thread default stream: 0 is the legacy one.
+  // slabpool uses the functions without a per-thread default stream, for which 0 is the legacy stream.
   place.stream = name.stream == nullptr ? kLegacyStream : name.stream;
   const bool own = place.stream == kLegacyStream || place.stream == kPerThreadStream;
   Result result = kSuccess;
@@ -74,8 +78,8 @@ Result StreamMarks::find(const StreamName& name, Place& place, const char*& call
     if (now != nullptr) {
       result = driver_.cuStreamGetCtx(place.stream, &place.context);
     } else {
-      // A thread without a context asks from another one: the driver wants some. If that one's device is lost, which
-      // says nothing of the stream's, from the next.
+      // The driver needs a current context, so a thread without one uses a device's primary context; if that device is
+      // lost, which says nothing about the stream's, the next one's.
       const int first = name.device >= 0 ? name.device : 0;
       for (int step = 0; step < driver_.devices(); ++step) {
         now = driver_.context((first + step) % driver_.devices(), result);
@@ -88,12 +92,12 @@ Result StreamMarks::find(const StreamName& name, Place& place, const char*& call
     }
   }
   if (result == kSuccess && place.context == nullptr) result = kInvalidContext;
-  // A number that another thread may have once this one is gone: its marks then stand behind the older ones.
+  // A later thread may have the same number: its marks are then queued behind the older ones.
   if (place.stream == kPerThreadStream) place.thread = static_cast<std::uintptr_t>(pthread_self());
   return result;
 }
 
-StreamMarks::Mark* StreamMarks::spare(Context context) {
+StreamMarks::Mark* StreamMarks::take_spare(Context context) {
   Mark*& first = spares_[context];
   if (first != nullptr) {
     Mark* mark = first;
@@ -108,20 +112,22 @@ StreamMarks::Mark* StreamMarks::spare(Context context) {
   return mark;
 }
 
-void StreamMarks::put_back(Mark* mark) noexcept {
-  const auto found = spares_.find(mark->context);  // made by spare()
+void StreamMarks::put_spare(Mark* mark) noexcept {
+  const auto found = spares_.find(mark->context);
+  SLABPOOL_ASSERT(found != spares_.end(), "take_spare() has made the context's list");
+  mark->sequence = 0;
   mark->next = found->second;
   found->second = mark;
 }
 
-Result StreamMarks::mark(const Place& place, const Payload& payload, bool ask_now, bool& done,
+Result StreamMarks::mark(const Place& place, const Payload& payload, bool query_now, bool& done,
                          const char*& call) noexcept {
   done = false;
   const CurrentContext current(driver_, place.context);
   call = "cuCtxPushCurrent";
   if (!current.ok()) return kInvalidContext;
   const RelaxedCapture relaxed(driver_);
-  // An event on a stream that is being captured becomes a part of the graph, and never happens.
+  // An event on a stream that is being captured becomes a part of the graph, and would never complete.
   if (driver_.cuStreamIsCapturing != nullptr) {
     int capturing = kCaptureNone;
     call = "cuStreamIsCapturing";
@@ -133,11 +139,11 @@ Result StreamMarks::mark(const Place& place, const Payload& payload, bool ask_no
   Mark* mark = nullptr;
   try {
     const std::lock_guard lock(mutex_);
-    mark = spare(place.context);
+    mark = take_spare(place.context);
     try {
       line = &lines_[place];
     } catch (...) {
-      put_back(mark);
+      put_spare(mark);
       throw;
     }
     ++line->recorders;
@@ -148,8 +154,8 @@ Result StreamMarks::mark(const Place& place, const Payload& payload, bool ask_no
   Result result = kSuccess;
   Progress now = Progress::pending;
   {
-    // Held over calls of the driver: recording may block where the stream's queue is full, and then only for
-    // those who record on the same stream.
+    // Held over calls of the driver. Recording blocks while the stream's queue is full, and then blocks only threads
+    // that record on the same stream.
     const std::lock_guard order(line->recording);
     if (mark->event == nullptr) {
       call = "cuEventCreate";
@@ -160,7 +166,7 @@ Result StreamMarks::mark(const Place& place, const Payload& payload, bool ask_no
       call = "cuEventRecord";
       result = driver_.cuEventRecord(mark->event, place.stream);
     }
-    if (result == kSuccess && ask_now) {
+    if (result == kSuccess && query_now) {
       call = "cuEventQuery";
       const Result answer = driver_.cuEventQuery(mark->event);
       now = progress(answer);
@@ -169,15 +175,19 @@ Result StreamMarks::mark(const Place& place, const Payload& payload, bool ask_no
     const std::lock_guard lock(mutex_);
     if (result == kSuccess && now == Progress::pending) {
       mark->payload = payload;
+      SLABPOOL_ASSERT(line->marks.last == nullptr || line->marks.last->sequence <= sequence_,
+                      "sequences increase along a line", sequence_);
       mark->sequence = ++sequence_;
       line->marks.append(mark);
       pending_.fetch_add(1, std::memory_order_seq_cst);
     } else {
-      put_back(mark);
+      put_spare(mark);
     }
   }
   {
     const std::lock_guard lock(mutex_);
+    SLABPOOL_ASSERT(line->recorders != 0, "a line counts its recorders");
+    SLABPOOL_VERIFY(false, verify_locked());
     --line->recorders;
     if (line->recorders == 0 && line->marks.first == nullptr) lines_.erase(place);
   }
@@ -185,44 +195,59 @@ Result StreamMarks::mark(const Place& place, const Payload& payload, bool ask_no
   return result;
 }
 
-void StreamMarks::begin(Tour& tour, bool all) noexcept {
+void StreamMarks::begin(Scan& position, bool all) noexcept {
   const std::lock_guard lock(mutex_);
-  tour.at = all ? Place{} : rotor_;
-  tour.left = all ? lines_.size() : std::min(lines_.size(), kFewLines);
+  position.at = all ? Place{} : next_scan_;
+  position.left = all ? lines_.size() : std::min(lines_.size(), kLinesPerScan);
 }
 
-Progress StreamMarks::ask(const Mark& mark, Event event) noexcept {
+const char* StreamMarks::verify_locked() const noexcept {
+  std::uint64_t count = 0;
+  for (const auto& [place, line] : lines_) {
+    std::uint64_t last = 0;
+    for (const Mark* mark = line.marks.first; mark != nullptr; mark = mark->next, ++count) {
+      if (mark->sequence <= last) return "sequences do not increase along a line";
+      if (mark->context != place.context) return "a mark is in the line of another context";
+      last = mark->sequence;
+    }
+  }
+  for (const Mark* mark = lost_.first; mark != nullptr; mark = mark->next) ++count;
+  // A running scan() of another thread may have taken some marks and not subtracted them yet.
+  return count <= pending_.load(std::memory_order_relaxed) ? nullptr : "pending marks do not add up";
+}
+
+Progress StreamMarks::query(const Mark& mark, Event event) noexcept {
   const CurrentContext current(driver_, mark.context);
-  // Without its context the driver refuses to answer, and that says why.
+  // If making the context current failed, the query fails too, and its answer tells why.
   return progress(driver_.cuEventQuery(event));
 }
 
-void StreamMarks::lose(Context context) noexcept {
+void StreamMarks::move_to_lost(Context context) noexcept {
   for (auto& [place, line] : lines_) {
     if (place.context != context) continue;
     while (Mark* mark = line.marks.take()) lost_.append(mark);
   }
 }
 
-// The next marks that are over; 0: there are none. The driver is asked without the lock, so a mark may be told by
-// another thread meanwhile and its event used again: whoever comes back with an answer looks whether it is still
-// the first of its line, by its sequence, and only then is the answer about it.
-std::size_t StreamMarks::next(Tour& tour, Told (&told)[kRoom]) noexcept {
+// Returns the next completed marks; 0 at the end of the scan. The driver is queried without the lock, so another thread
+// may meanwhile report the mark and use its event again. The answer counts only if the mark is still the first of its
+// line with the same sequence.
+std::size_t StreamMarks::scan(Scan& position, Completed (&completed)[kBatch]) noexcept {
   std::size_t count = 0;
   std::unique_lock lock(mutex_);
-  const auto tell_lost = [&] {
-    while (count < kRoom) {
+  const auto take_lost = [&] {
+    while (count < kBatch) {
       Mark* mark = lost_.take();
       if (mark == nullptr) break;
-      told[count++] = {mark->payload, mark->context};
-      put_back(mark);
+      completed[count++] = {mark->payload, mark->context};
+      put_spare(mark);
     }
   };
-  tell_lost();
-  while (count < kRoom && tour.left != 0 && !lines_.empty()) {
-    auto at = lines_.lower_bound(tour.at);
+  take_lost();
+  while (count < kBatch && position.left != 0 && !lines_.empty()) {
+    auto at = lines_.lower_bound(position.at);
     if (at == lines_.end()) at = lines_.begin();
-    tour.at = at->first;
+    position.at = at->first;
     const Mark* first = at->second.marks.first;
     Progress now = Progress::pending;
     if (first != nullptr) {
@@ -231,33 +256,34 @@ std::size_t StreamMarks::next(Tour& tour, Told (&told)[kRoom]) noexcept {
       lock.unlock();
       {
         const RelaxedCapture relaxed(driver_);
-        now = ask(*first, event);  // of a mark only what never changes is read without the lock
+        now = query(*first, event);  // reads only the mark's context, which never changes
       }
       lock.lock();
-      at = lines_.find(tour.at);
+      at = lines_.find(position.at);
       const Mark* still = at != lines_.end() ? at->second.marks.first : nullptr;
       if (still == nullptr || still->sequence != sequence) {
-        // Another thread was faster, and looks on itself.
+        // Another thread has reported it, and goes on with this line.
         now = Progress::pending;
       } else if (now == Progress::done) {
         Mark* mark = at->second.marks.take();
-        told[count++] = {mark->payload, nullptr};
-        put_back(mark);
+        completed[count++] = {mark->payload, nullptr};
+        put_spare(mark);
       } else if (now == Progress::lost) {
-        lose(tour.at.context);
-        tell_lost();
+        move_to_lost(position.at.context);
+        take_lost();
       }
     }
-    if (now == Progress::done) continue;  // the one behind it may be, too
-    --tour.left;
-    at = lines_.upper_bound(tour.at);
-    rotor_ = tour.at = at != lines_.end() ? at->first : Place{};
+    if (now == Progress::done) continue;  // the mark behind it may have completed too
+    --position.left;
+    at = lines_.upper_bound(position.at);
+    next_scan_ = position.at = at != lines_.end() ? at->first : Place{};
   }
-  // Lines that are empty now.
   std::erase_if(lines_, [](const auto& item) {
     return item.second.marks.first == nullptr && item.second.recorders == 0;
   });
-  pending_.fetch_sub(count, std::memory_order_seq_cst);
+  [[maybe_unused]] const std::uint64_t before = pending_.fetch_sub(count, std::memory_order_seq_cst);
+  SLABPOOL_ASSERT(before >= count, "a mark is reported once", before, count);
+  SLABPOOL_VERIFY(false, verify_locked());
   return count;
 }
 
@@ -274,8 +300,8 @@ void StreamMarks::wait() noexcept {
       at = line->first;
       event = line->second.marks.last->event;
     }
-    // It may have been told and used again meanwhile: that is waited for too long, and never too short. A failure
-    // is a device that is lost, which does no work any more.
+    // The event may meanwhile be used for a later mark. The wait is then longer than needed, but not shorter. A failure
+    // means that the device is lost and does no more work.
     const CurrentContext current(driver_, at.context);
     (void)driver_.cuEventSynchronize(event);
   }

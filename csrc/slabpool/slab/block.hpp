@@ -1,14 +1,22 @@
-// What the pool knows of one piece of memory it hands out.
+// The record of one block: a piece of memory that the pool hands out.
 //
-// Kept outside that memory, one cache line each, and never given back to the system while the pool
-// lives: a stale pointer to a Block may be read, and its serial says whether it still is the same
-// allocation. A block is held by its request, if it has one, and by each of its views; it is free once
-// nobody holds it. What one change of `state` says is so: whoever let go saw who else held on.
+// Records lie outside that memory, one cache line each, and are not freed while the pool lives. So a stale pointer to a
+// Block may be read, and the serial tells whether it still is the same allocation. A block is held by its request, if
+// it has one, and by each of its views. Every change of the holds is one atomic operation on `state`, so exactly one
+// thread sees the last hold go.
+//
+// Invariants:
+//   state = serial << 32 | (a request holds it) << 31 | views
+//   holds(state) = 0  <=>  the block is free
+//   serial = number of times that the block was handed out (modulo 2^32)
+//   holds(state) = 0  =>  tag = 0
 #pragma once
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+
+#include "slabpool/base/assert.hpp"
 
 namespace slabpool {
 
@@ -17,25 +25,24 @@ class ThreadCache;
 struct BlockDebug;
 
 struct alignas(64) Block {
-  // serial << 32 | kRequest, if a request holds it, | views. In one word, so that "one more view, if it
-  // still is that allocation" is one compare-and-swap. The serial counts the times the block was handed out.
+  // One word, so that "add a view if it still is that allocation" is one compare-and-swap.
   std::atomic<std::uint64_t> state{0};
   Block* next = nullptr;      // in a free list, an inbox, or a request's chain
-  std::byte* data = nullptr;  // what the user sees
-  std::uint64_t bytes = 0;    // what it takes from the pool
-  Span* span = nullptr;       // where it was cut from
+  std::byte* data = nullptr;  // first byte of the memory
+  std::uint64_t bytes = 0;    // bytes of the pool that it occupies
+  Span* span = nullptr;       // the span it was cut from
   union {
-    ThreadCache* home = nullptr;  // cache of the thread that allocated it: where it returns to
-    Block* prev;                  // of a block cut from an arena, while it is free
+    ThreadCache* home = nullptr;  // cache of the thread that allocated it, to which it returns
+    Block* prev;                  // in an arena's free list
   };
   BlockDebug* debug = nullptr;  // only in pools with debug on
-  // Slot + 1 of the request it belongs to, 0 for none. Changes while it is held only when the block moves
-  // to another request, under the locks of both. Relaxed: whoever finds the block retained in `state`
-  // (acquire) sees the last one; to all others it only says whether there is a request.
+  // Slot + 1 of the request it belongs to, 0 for none. Changes while the block is held only when it moves to another
+  // request, under the locks of both. Relaxed: a thread that finds the block retained in `state` (acquire) sees the
+  // last value; other threads only test whether there is a request.
   std::atomic<std::uint32_t> request{0};
-  std::uint16_t bin = 0;  // size class or bin of its size; kBins: too large for a cache
+  std::uint16_t bin = 0;  // size class or bin of its size; kBins: not kept by thread caches
   bool zero = false;      // known to hold only zero bytes
-  // For reports, set by whoever holds a block without a request and cleared before it lets go; 0: an
+  // For reports. Set by the holder of a block without a request and cleared before the block is released; 0: an
   // ordinary view.
   std::atomic<std::uint8_t> tag{0};
 
@@ -49,30 +56,37 @@ struct alignas(64) Block {
     return static_cast<std::uint32_t>(state.load(std::memory_order_relaxed) >> 32);
   }
 
-  // Called by the one thread that took the block off a free list, where its count is 0. Relaxed: others
-  // learn of the block through whatever the caller publishes it with.
+  // Called by the thread that took the block off a free list. Relaxed: the caller publishes the block to other threads
+  // by other means.
   void start(std::uint64_t first_holds) noexcept {
-    state.store(state.load(std::memory_order_relaxed) + (std::uint64_t{1} << 32) + first_holds,
-                std::memory_order_relaxed);
+    const std::uint64_t now = state.load(std::memory_order_relaxed);
+    SLABPOOL_ASSERT(holds(now) == 0, "a block is handed out while it has a holder", data, holds(now));
+    SLABPOOL_ASSERT(holds(first_holds) != 0 && first_holds <= (kRequest | kView),
+                    "a block starts with a holder", first_holds);
+    state.store(now + (std::uint64_t{1} << 32) + first_holds, std::memory_order_relaxed);
   }
-  // Undoes start(), for a block that nobody else has learnt of.
+  // Undoes start(), for a block that was not published.
   void abandon() noexcept {
     state.store(state.load(std::memory_order_relaxed) >> 32 << 32, std::memory_order_relaxed);
     next = nullptr;
     request.store(0, std::memory_order_relaxed);
   }
 
-  // One more view, by somebody who already has one. Relaxed: that one orders it.
-  void hold() noexcept { state.fetch_add(kView, std::memory_order_relaxed); }
+  // Adds a view. The caller has one already, which orders this: relaxed.
+  void hold() noexcept {
+    [[maybe_unused]] const std::uint64_t before = state.fetch_add(kView, std::memory_order_relaxed);
+    SLABPOOL_ASSERT(holds(before) != 0, "only a held block gets a further view", data, before);
+    SLABPOOL_ASSERT(views(before) != kRequest - 1, "views do not run into the request's bit", data,
+                    before);
+  }
 
-  // One more view, or one less, while the request holds the block; false once it does not, and then nothing
-  // has changed. Release publishes what was done with the view, as in drop(); acquire: see `request`.
+  // Adds or removes a view if the request holds the block; else changes nothing and returns false. Release publishes
+  // the accesses through the view, as in drop(); acquire: see `request`.
   bool hold_with_request() noexcept { return change_with_request(kView); }
   bool drop_with_request() noexcept { return change_with_request(-kView); }
 
-  // One more view, by somebody who has none but knows the serial. False if that allocation is gone, or its
-  // request has let go of it. Acquire pairs with the release of whoever let go, and is needed only on
-  // success.
+  // Adds a view. The caller has none but knows the serial. False if that allocation has ended, or its request has
+  // released it. Acquire pairs with the release in drop() and let_go(); it is needed only on success.
   bool hold_if(std::uint32_t expected_serial) noexcept {
     std::uint64_t now = state.load(std::memory_order_relaxed);
     do {
@@ -82,15 +96,21 @@ struct alignas(64) Block {
     return true;
   }
 
-  // One view less; true if nobody holds the block now. Release publishes this holder's writes to the next
-  // owner of the memory, acquire takes in those of the other holders.
-  bool drop() noexcept { return holds(state.fetch_sub(kView, std::memory_order_acq_rel)) == 1; }
-
-  // The request lets go: how many views hold on. Orders as in drop().
-  std::uint32_t let_go() noexcept {
-    return views(state.fetch_and(~kRequest, std::memory_order_acq_rel));
+  // Removes a view; true if that was the last hold. Release publishes this holder's writes to the next owner of the
+  // memory; acquire makes the writes of the other holders visible here.
+  bool drop() noexcept {
+    const std::uint64_t before = state.fetch_sub(kView, std::memory_order_acq_rel);
+    SLABPOOL_ASSERT(views(before) != 0, "a view is removed once", data, before);
+    return holds(before) == 1;
   }
-  // The same if there are none; else nothing has changed.
+
+  // Removes the request's hold and returns the number of views that remain. Orders as in drop().
+  std::uint32_t let_go() noexcept {
+    const std::uint64_t before = state.fetch_and(~kRequest, std::memory_order_acq_rel);
+    SLABPOOL_ASSERT((before & kRequest) != 0, "a request releases a block once", data, before);
+    return views(before);
+  }
+  // The same if there are no views; else changes nothing and returns false.
   bool let_go_if_alone() noexcept {
     std::uint64_t now = state.load(std::memory_order_relaxed);
     return holds(now) == kRequest &&
@@ -98,10 +118,11 @@ struct alignas(64) Block {
                                          std::memory_order_relaxed);
   }
 
-  // As drop(), for a block without a request: such holds come from holds, so a count of one seen by
-  // its holder cannot grow, and the locked instruction can be left out.
+  // As drop(), for a block without a request. Only a holder of such a block can add a view, so a count of one seen by
+  // its holder cannot grow, and no locked instruction is needed.
   bool drop_private() noexcept {
     const std::uint64_t now = state.load(std::memory_order_acquire);
+    SLABPOOL_ASSERT((now & kRequest) == 0, "no request holds a private block", data, now);
     if (holds(now) != 1) return drop();
     state.store(now - kView, std::memory_order_relaxed);
     return true;
@@ -111,6 +132,7 @@ struct alignas(64) Block {
   bool change_with_request(std::uint64_t by) noexcept {
     std::uint64_t now = state.load(std::memory_order_acquire);
     while ((now & kRequest) != 0) {
+      SLABPOOL_ASSERT(by == kView || views(now) != 0, "a view is removed once", data, now);
       if (state.compare_exchange_weak(now, now + by, std::memory_order_acq_rel,
                                       std::memory_order_acquire))
         return true;

@@ -1,8 +1,7 @@
 #include "slabpool/slab/depot.hpp"
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
+#include <bit>
 #include <new>
 
 namespace slabpool {
@@ -23,8 +22,8 @@ Depot::Depot(MemoryResource& memory, std::uint64_t capacity, bool verify)
       soft_limit_pages_(std::max<std::uint64_t>(capacity >> kPageBits >> 5, grow_step(capacity))),
       verify_each_(verify) {
   for (unsigned c = 0; c < kSlabClasses; ++c) {
-    // A slab takes 1/256 of the capacity at most, or a small pool would be full of half-empty slabs; but
-    // more where that would leave over 1/16 of it unused at its end.
+    // A slab takes at most 1/256 of the capacity, so that a small pool is not full of half-empty slabs; but more if
+    // otherwise over 1/16 of the slab would be unused at its end.
     const std::size_t size = class_size(c);
     const std::uint64_t most = std::max<std::uint64_t>(capacity >> kPageBits >> 8, pages_for(size));
     std::uint64_t pages = std::min<std::uint64_t>(kSlabShapes.at[c].pages, most);
@@ -32,7 +31,7 @@ Depot::Depot(MemoryResource& memory, std::uint64_t capacity, bool verify)
     shapes_[c] = {static_cast<std::uint32_t>(pages),
                   static_cast<std::uint32_t>(pages * kPageSize / size)};
   }
-  publish();  // of memory that is committed from the start
+  publish();  // some memory is committed from the start
 }
 
 Depot::~Depot() {
@@ -40,15 +39,11 @@ Depot::~Depot() {
 }
 
 void Depot::publish() noexcept {
-  // Release pairs with figures(): a reader that sees blocks counted as live also sees them committed.
+  assert_figures();
+  // Release pairs with figures(): a reader that sees blocks counted as live also sees their pages committed.
   peak_committed_.store(pages_.peak_committed_pages() << kPageBits, std::memory_order_release);
   committed_.store(pages_.committed_pages() << kPageBits, std::memory_order_release);
-  if (verify_each_) {
-    if (const char* wrong = pages_.verify()) {
-      std::fprintf(stderr, "slabpool: internal error: %s\n", wrong);
-      std::abort();
-    }
-  }
+  SLABPOOL_VERIFY(verify_each_, pages_.verify());
 }
 
 PageHeap::Result Depot::take_pages(std::uint64_t pages, std::uint64_t align_pages, Effort effort,
@@ -56,7 +51,7 @@ PageHeap::Result Depot::take_pages(std::uint64_t pages, std::uint64_t align_page
   if (effort == Effort::hard) drop_empty_slabs();
   if (!has_room(pages, own)) return {};
   PageHeap::Result result = pages_.allocate(pages, align_pages, commit_limit(pages, effort));
-  if (result.span == nullptr && beyond(effort))
+  if (result.span == nullptr && may_pass_commit_limit(effort))
     result = pages_.allocate(pages, align_pages, capacity_ >> kPageBits);
   publish();
   return result;
@@ -66,29 +61,32 @@ bool Depot::has_room(std::uint64_t pages, std::uint64_t own) const noexcept {
   return pages_.in_use_pages() + pages + reserves_.reserved_pages() - own <= capacity_ >> kPageBits;
 }
 
-// How far pages may be committed for `pages` more in use.
+// The most pages that may be committed, where `pages` more come into use.
 std::uint64_t Depot::commit_limit(std::uint64_t pages, Effort effort) noexcept {
   if (effort == Effort::hard) {
-    // The caches are empty now, so this is what is really in use. Room of a sixth beyond it before the caches
-    // are looked into again: that bounds both the waste and how often it happens (docs/architecture.md).
+    // The thread caches are empty now, so these pages are really in use. The new limit is a sixth higher, which bounds
+    // both the waste and how often the caches are collected.
     const std::uint64_t now = pages_.in_use_pages() + pages;
     soft_limit_pages_ = std::max(soft_limit_pages_, now + pages_.idle_pages() + now / 6);
   }
   return std::min(capacity_ >> kPageBits, pages_.granule_up(soft_limit_pages_));
 }
 
-// Where granules are several pages, more may have to be committed than is in use: the rest of granules that are
-// in use in part. Then only the capacity is a limit.
-bool Depot::beyond(Effort effort) const noexcept {
+// With granules of several pages, granules that are partly in use need more committed pages than are in use. Then only
+// the capacity limits the commit.
+bool Depot::may_pass_commit_limit(Effort effort) const noexcept {
   return effort == Effort::hard && pages_.granule_pages() != 1;
 }
 
 Block* Depot::carve_block(Span* slab) noexcept {
+  SLABPOOL_ASSERT(slab->kind == SpanKind::slab && slab->free_blocks != 0,
+                  "a slab on its list has a free block", slab->kind, slab->free_blocks);
   Block* block = slab->free_list;
   if (block != nullptr) {
     slab->free_list = block->next;
   } else {
     const std::uint32_t index = slab->carved;
+    SLABPOOL_ASSERT(index < slab->count, "carved <= count", index, slab->count);
     block = &slab->blocks[index];
     const std::size_t size = class_size(slab->size_class);
     block->data = pages_.address(slab) + index * size;
@@ -99,15 +97,19 @@ Block* Depot::carve_block(Span* slab) noexcept {
     slab->carved = index + 1;
   }
   --slab->free_blocks;
+  SLABPOOL_ASSERT(block->span == slab && block->bin == slab->size_class,
+                  "a block is on its own slab's list", block->data, block->bin, slab->size_class);
+  SLABPOOL_ASSERT(Block::holds(block->state.load(std::memory_order_relaxed)) == 0,
+                  "a free block has no holder", block->data);
   return block;
 }
 
 void Depot::ready_array(unsigned size_class) {
   if (!arrays_[size_class].empty()) return;
-  // Sized for a whole slab even where the slab will be smaller, so that arrays of a class are alike.
+  // Sized for a whole slab even if this slab will be smaller, so that all arrays of a class have one size.
   const std::uint32_t count = shapes_[size_class].blocks;
   if (all_arrays_.size() == all_arrays_.capacity()) all_arrays_.reserve(2 * all_arrays_.size() + 16);
-  // Room for every array of the class, so that giving one back never allocates.
+  // Room for every array of the class, so that drop_slab() never allocates.
   if (++arrays_made_[size_class] > arrays_[size_class].capacity()) {
     arrays_[size_class].reserve(std::size_t{2} * arrays_made_[size_class]);
   }
@@ -125,13 +127,17 @@ Span* Depot::new_slab(unsigned size_class, Effort effort, bool& refused) {
   std::uint32_t count = shape.blocks;
   PageHeap::Result result = take_pages(pages, 1, effort);
   if (result.span == nullptr && !result.system_refused && effort == Effort::hard) {
-    // No room for a whole slab: one that holds a single block may still fit.
+    // There is no room for a whole slab: one with a single block may fit.
     pages = pages_for(class_size(size_class));
     count = static_cast<std::uint32_t>((pages << kPageBits) / class_size(size_class));
     result = take_pages(pages, 1, effort);
   }
   refused = result.system_refused;
   if (result.span == nullptr) return nullptr;
+  SLABPOOL_ASSERT(count != 0 && count <= shape.blocks,
+                  "a slab has a block, and its array has room for all", count, shape.blocks);
+  SLABPOOL_ASSERT(count * class_size(size_class) <= pages << kPageBits, "its blocks fit in its pages",
+                  count, size_class, pages);
   Span* slab = result.span;
   slab->kind = SpanKind::slab;
   slab->size_class = size_class;
@@ -150,7 +156,7 @@ Depot::Taken Depot::take_blocks(unsigned size_class, std::uint32_t want, Effort 
   while (taken.count < want) {
     Span* slab = partial_[size_class].front();
     if (slab == nullptr) {
-      if (taken.count > 0) break;  // a new slab only for what was asked for, not for the batch
+      if (taken.count > 0) break;  // a new slab is made for the first block only, not for the batch
       slab = new_slab(size_class, effort, taken.system_refused);
       if (slab == nullptr) return taken;
     }
@@ -161,6 +167,7 @@ Depot::Taken Depot::take_blocks(unsigned size_class, std::uint32_t want, Effort 
     taken.chain = block;
     ++taken.count;
   }
+  SLABPOOL_VERIFY(false, verify_locked());
   return taken;
 }
 
@@ -168,25 +175,28 @@ Depot::Taken Depot::take_span(std::uint64_t bytes, std::uint64_t align, Effort e
                               ReserveRef reserve) {
   Taken taken;
   const std::lock_guard lock(mutex_);
+  SLABPOOL_ASSERT(bytes != 0 && std::has_single_bit(align),
+                  "a span has bytes, and a power of two aligns it", bytes, align);
   const std::uint64_t pages = pages_for(bytes);
   const std::uint64_t own = reserves_.prepare(reserve, pages);
   const PageHeap::Result result =
       take_pages(pages, std::max<std::uint64_t>(align >> kPageBits, 1), effort, own);
   taken.system_refused = result.system_refused;
   if (result.span == nullptr) return taken;
-  // In one step with the pages, or the same bytes would count twice for a moment.
+  // Under the same lock as the allocation, so that no reader counts the same bytes twice.
   reserves_.draw(reserve, own, result.span);
   Block* block = &result.span->large;
   block->data = pages_.address(result.span);
   block->bytes = result.span->pages << kPageBits;
   block->span = result.span;
-  // One that was promised comes back to the promise, past all caches.
+  // A span from a promise is kept by no thread cache: its pages return to the promise.
   block->bin =
       static_cast<std::uint16_t>(own == 0 && block->bytes <= kMaxBinned ? bin_of(block->bytes) : kBins);
   block->zero = result.span->zero;
   block->next = nullptr;
   taken.chain = block;
   taken.count = 1;
+  SLABPOOL_VERIFY(false, verify_locked());
   return taken;
 }
 
@@ -199,11 +209,12 @@ Depot::Taken Depot::take_growing(std::uint64_t most) {
   block->data = pages_.address(span);
   block->bytes = 0;
   block->span = span;
-  block->bin = kBins;  // no thread caches it
+  block->bin = kBins;
   block->zero = false;
   block->next = nullptr;
   taken.chain = block;
   taken.count = 1;
+  SLABPOOL_VERIFY(false, verify_locked());
   return taken;
 }
 
@@ -211,16 +222,19 @@ bool Depot::grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef re
                  bool& refused) noexcept {
   const std::lock_guard lock(mutex_);
   Span* span = block.span;
+  SLABPOOL_ASSERT(span->kind == SpanKind::growing && &block == &span->large && pages > span->drawn,
+                  "a growing tensor grows", span->kind, pages, span->drawn);
   const std::uint64_t more = pages - span->drawn;
   if (!Reserves::may_draw(reserve, *span)) reserve = {};
   const std::uint64_t own = reserves_.prepare(reserve, more);
   if (effort == Effort::hard) drop_empty_slabs();
   if (!has_room(more, own)) return false;
   const bool grown = pages_.grow(span, pages, commit_limit(more, effort)) ||
-                     (beyond(effort) && pages_.grow(span, pages, capacity_ >> kPageBits));
+                     (may_pass_commit_limit(effort) && pages_.grow(span, pages, capacity_ >> kPageBits));
   if (grown) reserves_.draw(reserve, own, span);
   refused = !grown && effort == Effort::hard && pages_.system_refused();
   publish();
+  SLABPOOL_VERIFY(false, verify_locked());
   return grown;
 }
 
@@ -232,10 +246,15 @@ Depot::Taken Depot::take_reserved(ReserveRef reserve, unsigned size_class, std::
   taken.chain = cut.block;
   taken.count = cut.block != nullptr ? 1 : 0;
   taken.system_refused = cut.system_refused;
+  SLABPOOL_VERIFY(false, verify_locked());
   return taken;
 }
 
 void Depot::drop_slab(Span* slab) noexcept {
+  SLABPOOL_ASSERT(slab->free_blocks == slab->count, "a slab is freed once all its blocks are",
+                  slab->free_blocks, slab->count);
+  SLABPOOL_ASSERT(arrays_[slab->size_class].size() < arrays_made_[slab->size_class],
+                  "a block array returns once", slab->size_class);
   partial_[slab->size_class].remove(slab);
   // Never allocates: ready_array() made room.
   arrays_[slab->size_class].push_back(slab->blocks);
@@ -245,7 +264,16 @@ void Depot::drop_slab(Span* slab) noexcept {
 
 void Depot::give_one(Block* block) noexcept {
   Span* span = block->span;
+  SLABPOOL_ASSERT(Block::holds(block->state.load(std::memory_order_relaxed)) == 0,
+                  "a block returns when it has no holder", block->data,
+                  block->state.load(std::memory_order_relaxed));
+  SLABPOOL_ASSERT(span != nullptr && span->kind != SpanKind::committed_free &&
+                      span->kind != SpanKind::uncommitted_free,
+                  "a block returns once", block->data);
+  SLABPOOL_ASSERT(block->tag.load(std::memory_order_relaxed) == 0, "a free block has no tag",
+                  block->data);
   if (span->kind == SpanKind::large) {
+    SLABPOOL_ASSERT(block == &span->large, "a span's own block", block->data);
     pages_.free(span);
     return reserves_.refund(span);
   }
@@ -254,11 +282,16 @@ void Depot::give_one(Block* block) noexcept {
     pages_.free_growing(span);
     return reserves_.refund(span);
   }
+  SLABPOOL_ASSERT(span->free_blocks < span->count, "a block returns once", block->data,
+                  span->free_blocks, span->count);
+  SLABPOOL_ASSERT(block >= span->blocks && block < span->blocks + span->carved,
+                  "a block returns to its slab", block->data, span->carved);
   block->next = span->free_list;
   span->free_list = block;
   if (span->free_blocks++ == 0) partial_[span->size_class].push(span);
   if (span->free_blocks == span->count) {
-    // One empty slab a class stays, or a tensor that comes and goes would build a slab each time.
+    // One empty slab of a class is kept, so that a tensor that is allocated and freed in turn does not build a slab
+    // each time.
     if (empty_[span->size_class] == nullptr) {
       empty_[span->size_class] = span;
     } else {
@@ -275,6 +308,7 @@ void Depot::give(Block* chain) noexcept {
     chain = next;
   }
   publish();
+  SLABPOOL_VERIFY(false, verify_locked());
 }
 
 void Depot::drop_empty_slabs() noexcept {
@@ -299,6 +333,7 @@ void Depot::close_reserve(ReserveRef reserve) noexcept {
   const std::lock_guard lock(mutex_);
   reserves_.close(reserve);
   publish();
+  SLABPOOL_VERIFY(false, verify_locked());
 }
 
 std::uint64_t Depot::trim() noexcept {
@@ -306,68 +341,8 @@ std::uint64_t Depot::trim() noexcept {
   drop_empty_slabs();
   const std::uint64_t pages = pages_.decommit(pages_.unused_pages());
   publish();
+  SLABPOOL_VERIFY(false, verify_locked());
   return pages << kPageBits;
-}
-
-Block* Depot::find(const void* address) const noexcept {
-  const std::lock_guard lock(mutex_);
-  Span* span = pages_.lookup(address);
-  if (span == nullptr) return nullptr;
-  const auto* byte = static_cast<const std::byte*>(address);
-  if (span->kind == SpanKind::large || span->kind == SpanKind::growing) return &span->large;
-  if (span->kind == SpanKind::arena) return Reserves::find(span, byte);
-  if (span->kind != SpanKind::slab) return nullptr;
-  const auto offset = static_cast<std::size_t>(byte - pages_.address(span));
-  const std::size_t index = offset / class_size(span->size_class);
-  return index < span->carved ? &span->blocks[index] : nullptr;
-}
-
-Block* Depot::find_held(const void* address) const noexcept {
-  Span* span = pages_.lookup(address);
-  if (span == nullptr) return nullptr;
-  if (span->kind == SpanKind::large) return &span->large;
-  // An arena lists its blocks, and the list moves; a tensor that grows is looked up rarely enough.
-  if (span->kind != SpanKind::slab) return find(address);
-  // `carved` is not looked at: others change it, and a block that is held lies below it. 32 bits divide
-  // in a third of the time; a slab is a few MiB at most.
-  const auto offset =
-      static_cast<std::uint32_t>(static_cast<const std::byte*>(address) - pages_.address(span));
-  return &span->blocks[offset / static_cast<std::uint32_t>(class_size(span->size_class))];
-}
-
-Depot::Tagged Depot::tagged(std::uint8_t tag) const noexcept {
-  Tagged found{};
-  const auto look = [&](const Block& block) {
-    // Relaxed: a figure. `bytes` is written under the mutex only.
-    if (block.tag.load(std::memory_order_relaxed) != tag) return;
-    ++found.blocks;
-    found.bytes += block.bytes;
-  };
-  const std::lock_guard lock(mutex_);
-  pages_.each([&](const Span& span) {
-    if (span.kind == SpanKind::large) look(span.large);
-    if (span.kind != SpanKind::slab) return;
-    for (std::uint32_t i = 0; i < span.carved; ++i) look(span.blocks[i]);
-  });
-  return found;
-}
-
-const char* Depot::verify() noexcept {
-  const std::lock_guard lock(mutex_);
-  if (const char* wrong = pages_.verify()) return wrong;
-  for (unsigned c = 0; c < kSlabClasses; ++c) {
-    for (const Span* slab = partial_[c].front(); slab != nullptr; slab = slab->next) {
-      if (slab->kind != SpanKind::slab || slab->size_class != c)
-        return "a list of slabs holds something else";
-      std::uint32_t free = slab->count - slab->carved;
-      for (const Block* block = slab->free_list; block != nullptr; block = block->next) {
-        if (block->span != slab) return "a block is on another slab's list";
-        if (++free > slab->count) return "a slab's list of free blocks runs in a circle";
-      }
-      if (free != slab->free_blocks || free == 0) return "a slab's free blocks do not add up";
-    }
-  }
-  return reserves_.verify();
 }
 
 }  // namespace slabpool

@@ -1,13 +1,17 @@
-// What all threads share behind their caches: slabs with free blocks, and the page heap.
+// The part of a pool that all threads share behind their caches: slabs with free blocks, and the page heap.
 //
-// One mutex guards all of it; a thread takes it once for a batch of small blocks, or for a tensor
-// that its cache could not serve. Place in the order of locks: last. Nothing is called with it held
-// but the memory resource.
+// One mutex guards all of it. A thread locks it once for a batch of small blocks, or for an allocation that its cache
+// could not serve. It is the last in the lock order: with it held, only the memory resource is called.
 //
-// Room is counted in pages in use (given out to slabs, tensors and thread caches) plus pages *set
-// aside* for requests (see reserve.hpp): together they never exceed the capacity.
-// Committed pages are kept near what is in use by a soft limit: passing it first costs a look into
-// the threads' caches for memory that is free already.
+// A soft limit keeps the committed pages near the pages in use: before an allocation exceeds it, the caller collects
+// the free blocks in the threads' caches.
+//
+// Invariants:
+//   pages in use (by slabs, tensors and thread caches) + reserved pages (see reserve.hpp) <= capacity
+//   committed <= capacity,  committed <= peak_committed
+//   a slab is on partial_[size_class]  <=>  free_blocks != 0
+//   empty_[c] != null  =>  it is on partial_[c] and free_blocks = count
+//   arrays_made_[c] = number of slabs of class c + arrays_[c].size()
 #pragma once
 
 #include <atomic>
@@ -28,80 +32,84 @@ class Depot {
   Depot& operator=(const Depot&) = delete;
   ~Depot();
 
-  // soft: rather fail than commit far beyond what is in use; the caller then empties the thread
-  // caches and comes back with hard.
+  // soft: fails rather than commit far more than is in use; the caller then collects the thread caches and tries again
+  // with hard.
   enum class Effort { soft, hard };
 
   struct Taken {
     Block* chain = nullptr;  // linked by next; null: no room
     std::uint32_t count = 0;
-    bool system_refused = false;  // the system, not the capacity, said no
+    bool system_refused = false;  // because the system refused, not because of the capacity
   };
 
   // Up to `want` blocks of a size class.
   Taken take_blocks(unsigned size_class, std::uint32_t want, Effort effort);
-  // One block that is a span, aligned to `align` bytes (a power of two up to 2 MiB), drawn from a promise
-  // as far as that covers it.
+  // One block that is a span, aligned to `align` bytes (a power of two up to 2 MiB). Its pages are drawn from the promise
+  // as far as that has pages left.
   Taken take_span(std::uint64_t bytes, std::uint64_t align, Effort effort, ReserveRef reserve = {});
-  // One small block out of a promise, aligned to `align` bytes (up to a page). No chain and not refused:
-  // the promise does not cover it.
+  // One small block out of a promise, aligned to `align` bytes (up to a page). No chain and not refused: the promise has
+  // too few pages left.
   Taken take_reserved(ReserveRef reserve, unsigned size_class, std::uint64_t align);
-  // A block that may grow up to `most` bytes, and has none yet. No chain: no such run of addresses.
+  // A block that has no bytes yet and may grow up to `most`. No chain: there is no such run of addresses.
   Taken take_growing(std::uint64_t most);
-  // Makes its first `pages` pages, more than it has, usable. `refused`: the system said no, not the capacity.
+  // Makes the first `pages` pages of it usable, more than before. `refused`: as system_refused in Taken.
   bool grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef reserve,
             bool& refused) noexcept;
-  // Takes a chain of blocks back, of any sizes.
+  // Takes back a chain of blocks of any sizes.
   void give(Block* chain) noexcept;
 
-  // Sets pages aside if there is room; else null. Throws std::bad_alloc.
+  // Reserves pages if there is room; else null. Throws std::bad_alloc.
   ReserveRef open_reserve(std::uint64_t pages);
   void close_reserve(ReserveRef reserve) noexcept;
-  // Bytes set aside; lock-free.
+  // Bytes promised to requests and not drawn yet. Lock-free.
   std::uint64_t reserved_bytes() const noexcept { return reserves_.reserved_pages() << kPageBits; }
 
-  // Gives all cached pages back to the system; returns bytes.
+  // Returns all cached pages to the system; the result is in bytes.
   std::uint64_t trim() noexcept;
 
   struct Figures {
     std::uint64_t committed;
     std::uint64_t peak_committed;
   };
-  // Lock-free: both are written under the mutex and read as of some instant.
+  // Lock-free: both are written under the mutex, and read as of some instant.
   Figures figures() const noexcept {
     return {committed_.load(std::memory_order_acquire), peak_committed_.load(std::memory_order_acquire)};
   }
 
   std::uint64_t capacity() const noexcept { return capacity_; }
-  // What a new slab of a size class takes.
+  // Bytes of a new slab of a size class.
   std::uint64_t slab_bytes(unsigned size_class) const noexcept {
     return std::uint64_t{shapes_[size_class].pages} << kPageBits;
   }
+  // Bytes of the reserved address range.
   std::uint64_t address_space() const noexcept { return pages_.total_pages() << kPageBits; }
-  // The block that holds an address, null if there is none. Right for addresses in blocks the caller
-  // keeps. O(1).
+  // The block that contains an address, null if there is none. Reliable for addresses in blocks that the caller holds.
   Block* find(const void* address) const noexcept;
   // The same without a lock, for an address in a block that the caller holds, or outside the range (null).
   Block* find_held(const void* address) const noexcept;
 
-  // Blocks that carry this tag, and their bytes. Looks at every block there is.
+  // Number and bytes of the blocks with this tag. Visits every block.
   struct Tagged {
     std::uint64_t blocks;
     std::uint64_t bytes;
   };
   Tagged tagged(std::uint8_t tag) const noexcept;
+  // Checks the invariants of this file, of the page heap and of the reserves; null, or the one that is broken.
   const char* verify() noexcept;
 
  private:
+  const char* verify_locked() const noexcept;
+  void assert_figures() const noexcept;
+  // Makes sure that arrays_ has a block array for one slab more. Throws std::bad_alloc.
   void ready_array(unsigned size_class);
   Block* carve_block(Span* slab) noexcept;
   Span* new_slab(unsigned size_class, Effort effort, bool& refused);
-  // `own`: pages of what is set aside that the caller may count as room.
+  // `own`: reserved pages that this allocation draws, which therefore count as room for it.
   PageHeap::Result take_pages(std::uint64_t pages, std::uint64_t align_pages, Effort effort,
                               std::uint64_t own = 0);
   bool has_room(std::uint64_t pages, std::uint64_t own) const noexcept;
   std::uint64_t commit_limit(std::uint64_t pages, Effort effort) noexcept;
-  bool beyond(Effort effort) const noexcept;
+  bool may_pass_commit_limit(Effort effort) const noexcept;
   void give_one(Block* block) noexcept;
   void drop_slab(Span* slab) noexcept;
   void drop_empty_slabs() noexcept;
@@ -112,15 +120,22 @@ class Depot {
   PageHeap pages_;
   Reserves reserves_;
   std::uint64_t soft_limit_pages_;
-  SlabShape shapes_[kSlabClasses];            // what a slab of each class is in a pool of this capacity
-  SpanList partial_[kSlabClasses];            // slabs with free blocks
-  Span* empty_[kSlabClasses] = {};            // of those, the one kept although all its blocks are free
-  std::vector<Block*> arrays_[kSlabClasses];  // block arrays of slabs that went back, to use again
+  SlabShape shapes_[kSlabClasses];  // of a slab of each class in a pool of this capacity
+  SpanList partial_[kSlabClasses];  // slabs with free blocks
+  Span* empty_[kSlabClasses] = {};  // the one slab of a class that is kept with all its blocks free
+  std::vector<Block*> arrays_[kSlabClasses];  // block arrays of freed slabs, for use by new ones
   std::size_t arrays_made_[kSlabClasses] = {};
   std::vector<Block*> all_arrays_;
   std::atomic<std::uint64_t> committed_{0};
   std::atomic<std::uint64_t> peak_committed_{0};
   const bool verify_each_;
 };
+
+inline void Depot::assert_figures() const noexcept {
+  SLABPOOL_ASSERT(pages_.committed_pages() << kPageBits <= capacity_, "committed <= capacity",
+                  pages_.committed_pages(), capacity_);
+  SLABPOOL_ASSERT(pages_.in_use_pages() <= capacity_ >> kPageBits, "pages in use <= capacity",
+                  pages_.in_use_pages(), capacity_);
+}
 
 }  // namespace slabpool

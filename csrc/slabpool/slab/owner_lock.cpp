@@ -1,10 +1,8 @@
 #include "slabpool/slab/owner_lock.hpp"
 
-#if defined(__linux__)
 #include <linux/membarrier.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#endif
 
 #if defined(__SANITIZE_THREAD__)
 #define SLABPOOL_TSAN 1
@@ -18,7 +16,7 @@ namespace slabpool {
 namespace {
 
 bool register_barrier() noexcept {
-#if defined(__linux__) && !defined(SLABPOOL_TSAN)
+#if !defined(SLABPOOL_TSAN)
   const long commands = syscall(SYS_membarrier, MEMBARRIER_CMD_QUERY, 0, 0);
   if (commands < 0 || (commands & MEMBARRIER_CMD_PRIVATE_EXPEDITED) == 0) return false;
   return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0;
@@ -32,9 +30,7 @@ bool register_barrier() noexcept {
 const bool kAsymmetricBarrier = register_barrier();
 
 void barrier_all_threads() noexcept {
-#if defined(__linux__)
   if (kAsymmetricBarrier) (void)syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
-#endif
 }
 
 }  // namespace slabpool

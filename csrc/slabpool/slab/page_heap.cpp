@@ -4,72 +4,6 @@
 #include <bit>
 
 namespace slabpool {
-namespace {
-
-// Spans looked at in one list before the best so far is taken. All of them fit within 1/16 of each
-// other, so a longer search could gain little.
-constexpr int kSearch = 12;
-
-}  // namespace
-
-// ---- FreeSpans
-
-// Lists hold [first size, next list's first size): exact up to 32 pages, then 16 to a doubling.
-unsigned FreeSpans::list_of(std::uint64_t pages) noexcept {
-  if (pages < 32) return static_cast<unsigned>(pages);
-  const auto top = static_cast<unsigned>(std::bit_width(pages)) - 1;
-  const auto list = (top - 4) * 16 + static_cast<unsigned>(pages >> (top - 4)) - 16 + 16;
-  return std::min(list, kLists - 1);
-}
-
-void FreeSpans::insert(Span* span) noexcept {
-  const unsigned list = list_of(span->pages);
-  lists_[list].push(span);
-  used_[list / 64] |= std::uint64_t{1} << (list % 64);
-}
-
-void FreeSpans::remove(Span* span) noexcept {
-  const unsigned list = list_of(span->pages);
-  lists_[list].remove(span);
-  if (lists_[list].front() == nullptr) used_[list / 64] &= ~(std::uint64_t{1} << (list % 64));
-}
-
-int FreeSpans::next_used(unsigned from) const noexcept {
-  if (from >= kLists) return -1;
-  std::uint64_t word = used_[from / 64] & (~std::uint64_t{0} << (from % 64));
-  for (unsigned i = from / 64;;) {
-    if (word != 0) return static_cast<int>(i * 64) + std::countr_zero(word);
-    if (++i == kLists / 64) return -1;
-    word = used_[i];
-  }
-}
-
-Span* FreeSpans::best_fit(std::uint64_t pages) const noexcept {
-  Span* best = nullptr;
-  for (int list = next_used(list_of(pages)); list >= 0;
-       list = next_used(static_cast<unsigned>(list) + 1)) {
-    int left = kSearch;
-    for (Span* span = lists_[list].front(); span != nullptr && left > 0; span = span->next, --left) {
-      if (span->pages < pages) continue;
-      if (best == nullptr || span->pages < best->pages ||
-          (span->pages == best->pages && span->first_page < best->first_page)) {
-        best = span;
-      }
-    }
-    if (best != nullptr) return best;
-  }
-  return nullptr;
-}
-
-Span* FreeSpans::largest() const noexcept {
-  for (unsigned i = kLists / 64; i-- > 0;) {
-    if (used_[i] == 0) continue;
-    return lists_[i * 64 + 63 - static_cast<unsigned>(std::countl_zero(used_[i]))].front();
-  }
-  return nullptr;
-}
-
-// ---- PageHeap
 
 PageHeap::PageHeap(MemoryResource& memory, std::uint64_t grow_step)
     : memory_(memory),
@@ -77,6 +11,7 @@ PageHeap::PageHeap(MemoryResource& memory, std::uint64_t grow_step)
       starts_(memory.address_space() >> kPageBits),
       granule_(memory.granule() >> kPageBits),
       grow_step_(granule_up(grow_step)) {
+  memory.assert_valid();
   const bool whole = memory.always_committed();
   Span* all = new_span(0, total_pages(), whole ? SpanKind::committed_free : SpanKind::uncommitted_free,
                        memory.commits_zero());
@@ -97,6 +32,9 @@ void PageHeap::add_spares() {
 Span* PageHeap::new_span(std::uint64_t first, std::uint64_t pages, SpanKind kind, bool zero) {
   if (spare_ == nullptr) add_spares();
   Span* span = spare_;
+  SLABPOOL_ASSERT(spares_ != 0, "spare records are counted", spares_);
+  SLABPOOL_ASSERT(pages != 0 && first + pages <= total_pages(), "a span lies in the range", first, pages,
+                  total_pages());
   spare_ = span->next;
   --spares_;
   span->first_page = first;
@@ -114,16 +52,24 @@ void PageHeap::retire(Span* span) noexcept {
 }
 
 void PageHeap::mark_ends(Span* span) noexcept {
+  SLABPOOL_ASSERT(starts_.contains(span->first_page), "a span is found from its pages", span->first_page,
+                  span->pages);
   put(span->first_page, span);
   put(span->first_page + span->pages - 1, span);
 }
 
 void PageHeap::unlist(Span* span) noexcept {
+  SLABPOOL_ASSERT(span->kind == SpanKind::committed_free || span->kind == SpanKind::uncommitted_free,
+                  "only free spans are listed", span->kind, span->first_page);
+  SLABPOOL_ASSERT(span->kind != SpanKind::committed_free || span->pages <= cached_,
+                  "cached pages include every committed free span", span->pages, cached_);
   list_for(span->kind).remove(span);
   if (span->kind == SpanKind::committed_free) cached_ -= span->pages;
 }
 
 void PageHeap::make_free(Span* span) noexcept {
+  SLABPOOL_ASSERT(span->kind == SpanKind::committed_free || span->kind == SpanKind::uncommitted_free,
+                  "a freed span has a free kind", span->kind, span->first_page);
   Span* before = at(span->first_page - 1);
   if (span->first_page > 0 && before != nullptr && before->kind == span->kind) {
     unlist(before);
@@ -142,12 +88,17 @@ void PageHeap::make_free(Span* span) noexcept {
     retire(after);
   }
   mark_ends(span);
+  SLABPOOL_ASSERT(
+      span->kind == SpanKind::committed_free || ((span->first_page | span->pages) & (granule_ - 1)) == 0,
+      "a granule is committed as a whole or not at all", span->first_page, span->pages, granule_);
   list_for(span->kind).insert(span);
   if (span->kind == SpanKind::committed_free) cached_ += span->pages;
 }
 
 // Cuts the last `pages` pages off a span that is on no list; the rest keeps its record.
 Span* PageHeap::split_tail(Span* span, std::uint64_t pages) {
+  SLABPOOL_ASSERT(pages != 0 && pages < span->pages, "both parts of a split have pages", pages,
+                  span->pages);
   Span* tail = new_span(span->first_page + span->pages - pages, pages, span->kind, span->zero);
   span->pages -= pages;
   starts_.set(tail->first_page);
@@ -156,11 +107,14 @@ Span* PageHeap::split_tail(Span* span, std::uint64_t pages) {
   return tail;
 }
 
-// Takes an aligned run out of a span that is on no list, giving what is left of it back to the lists.
+// Takes an aligned run out of a span that is on no list, and lists the rest of the span.
 Span* PageHeap::carve(Span* span, std::uint64_t pages, std::uint64_t align_pages) {
   const SpanKind kind = span->kind;
-  span->kind = SpanKind::large;  // or what is given back would merge with it again
+  span->kind = SpanKind::large;  // so that the parts that are freed do not merge with it again
   const std::uint64_t first = (span->first_page + align_pages - 1) & ~(align_pages - 1);
+  SLABPOOL_ASSERT(std::has_single_bit(align_pages), "an alignment is a power of two", align_pages);
+  SLABPOOL_ASSERT(first + pages <= span->first_page + span->pages, "the aligned run lies in the span",
+                  first, pages, span->first_page, span->pages);
   if (first != span->first_page) {
     Span* front = span;
     span = split_tail(front, front->first_page + front->pages - first);
@@ -177,8 +131,9 @@ Span* PageHeap::carve(Span* span, std::uint64_t pages, std::uint64_t align_pages
 
 PageHeap::Result PageHeap::allocate(std::uint64_t pages, std::uint64_t align_pages,
                                     std::uint64_t commit_limit) {
-  // Records for every split below, and for the one split that a later decommit() may need, so that
-  // only this call can run out of memory for them, with nothing changed.
+  SLABPOOL_ASSERT(pages != 0, "an allocation has pages");
+  // Records for every split below, and for the one split that a later decommit() may need. Only here can the heap run
+  // out of memory for records, and nothing has changed yet.
   if (spares_ < 8) add_spares();
   Result result;
   Span* span = committed_spans_.best_fit(pages + align_pages - 1);
@@ -191,11 +146,17 @@ PageHeap::Result PageHeap::allocate(std::uint64_t pages, std::uint64_t align_pag
   }
   result.span->kind = SpanKind::large;
   mark_ends(result.span);
+  SLABPOOL_ASSERT(result.span->pages == pages && (result.span->first_page & (align_pages - 1)) == 0,
+                  "an allocation has the pages and the alignment it asked for", result.span->pages,
+                  pages, result.span->first_page, align_pages);
+  assert_figures();
   return result;
 }
 
-// Makes pages usable, whole granules of them, and counts them.
+// Commits whole granules and counts their pages.
 bool PageHeap::commit(std::uint64_t first, std::uint64_t pages) noexcept {
+  SLABPOOL_ASSERT(((first | pages) & (granule_ - 1)) == 0, "whole granules are committed", first, pages,
+                  granule_);
   system_refused_ = !memory_.commit(first << kPageBits, pages << kPageBits);
   if (system_refused_) return false;
   committed_ += pages;
@@ -203,19 +164,20 @@ bool PageHeap::commit(std::uint64_t first, std::uint64_t pages) noexcept {
   return true;
 }
 
-// `join`: with the cached pages just below, so that a pool that grows leaves no holes behind.
+// `join`: joins the new pages to the cached pages just below them, so that a pool that grows leaves no holes behind.
 PageHeap::Result PageHeap::commit_more(std::uint64_t pages, std::uint64_t align_pages,
                                        std::uint64_t commit_limit, bool join) {
   Result result;
-  // Uncommitted spans start with a granule.
+  // Uncommitted spans start at a granule.
   const std::uint64_t slack = align_pages > granule_ ? align_pages - granule_ : 0;
   Span* fresh = uncommitted_spans_.best_fit(granule_up(pages) + slack);
   if (fresh == nullptr) return result;
   Span* below = join && align_pages == 1 && fresh->first_page > 0 ? at(fresh->first_page - 1) : nullptr;
   if (below != nullptr && below->kind != SpanKind::committed_free) below = nullptr;
-  // Not where it would save no granule, and only lie across two.
+  // Joining helps only if it saves a granule.
   if (below != nullptr && granule_up(pages - below->pages) == granule_up(pages)) below = nullptr;
-  const std::uint64_t reuse = below != nullptr ? below->pages : 0;  // < pages, or it had been taken
+  const std::uint64_t reuse = below != nullptr ? below->pages : 0;
+  SLABPOOL_ASSERT(reuse < pages, "cached pages that suffice are taken first", reuse, pages);
   const std::uint64_t need = granule_up(pages - reuse);
   if (committed_ + need > commit_limit) {
     const std::uint64_t excess = committed_ + need - commit_limit;
@@ -225,15 +187,15 @@ PageHeap::Result PageHeap::commit_more(std::uint64_t pages, std::uint64_t align_
       refused = system_refused_;
     }
     if (committed_ + need > commit_limit) {
-      // Together with what is below it may take a granule more than without.
+      // Joined to the pages below, the run may need a granule more than alone.
       if (below != nullptr && granule_ != 1) return commit_more(pages, align_pages, commit_limit, false);
       result.system_refused = refused;
       return result;
     }
-    if (spares_ < 8) add_spares();  // as in allocate(): giving back may have used some
-    return commit_more(pages, align_pages, commit_limit, join);  // the holes just made may fit better
+    if (spares_ < 8) add_spares();  // as in allocate(): decommit() may have used some
+    return commit_more(pages, align_pages, commit_limit, join);  // the holes it made may fit better
   }
-  // A little more than asked for where the limit allows, so that small slabs share a system call.
+  // More than needed, if the limit allows, so that several small slabs share one system call.
   const std::uint64_t commits =
       align_pages == 1
           ? std::min({std::max(need, grow_step_), fresh->pages, granule_down(commit_limit - committed_)})
@@ -260,27 +222,30 @@ PageHeap::Result PageHeap::commit_more(std::uint64_t pages, std::uint64_t align_
 }
 
 void PageHeap::free(Span* span) noexcept {
+  SLABPOOL_ASSERT(span->kind == SpanKind::slab || span->kind == SpanKind::large, "a span is freed once",
+                  span->kind, span->first_page);
   span->kind = SpanKind::committed_free;
   span->zero = false;
   make_free(span);
+  assert_figures();
 }
 
-// Gives up to about `want` pages of a cached span back, and lists what is left of it. Returns how many; none if
-// no granule of it is free from end to end, or the system refuses.
+// Returns up to about `want` pages of a cached span to the system, and lists the rest. The result is the number of
+// pages: 0 if no granule of the span is free from end to end, or the system refuses.
 std::uint64_t PageHeap::decommit_from(Span* span, std::uint64_t want) noexcept {
   unlist(span);
   const std::uint64_t last = granule_down(span->first_page + span->pages);
   std::uint64_t first = granule_up(span->first_page);
   if (first < last && last - first > want) first = last - granule_up(want);
   const std::uint64_t end = span->first_page + span->pages;
-  // Of what is cut off here, allocate() made sure of the records that single pages take.
+  // With granules of one page, allocate() has provided the records for these splits.
   if (first >= last || ((span->first_page != first || end != last) && granule_ != 1 && !can_split())) {
     make_free(span);
     return 0;
   }
   if (end != last) {
     Span* behind = split_tail(span, end - last);
-    span->kind = SpanKind::large;  // or they would merge again
+    span->kind = SpanKind::large;  // so that the two do not merge again
     make_free(behind);
     span->kind = SpanKind::committed_free;
   }
@@ -291,6 +256,9 @@ std::uint64_t PageHeap::decommit_from(Span* span, std::uint64_t want) noexcept {
     span = tail;
   }
   const std::uint64_t pages = span->pages;
+  SLABPOOL_ASSERT(
+      span->first_page == first && ((first | pages) & (granule_ - 1)) == 0 && pages <= committed_,
+      "whole granules are decommitted", first, pages, granule_, committed_);
   const bool done = memory_.decommit(first << kPageBits, pages << kPageBits);
   system_refused_ = !done;
   if (done) committed_ -= pages;
@@ -302,8 +270,8 @@ std::uint64_t PageHeap::decommit_from(Span* span, std::uint64_t want) noexcept {
 
 std::uint64_t PageHeap::decommit(std::uint64_t pages, const Span* keep) noexcept {
   std::uint64_t done = 0;
-  Span* aside =
-      nullptr;  // spans that stay; off the list until the end, so that the next largest comes to the front
+  // Spans that stay cached. They are unlisted until the end, so that the next largest span comes to the front.
+  Span* kept = nullptr;
   system_refused_ = false;
   while (done < pages && !system_refused_) {
     Span* span = committed_spans_.largest();
@@ -311,20 +279,23 @@ std::uint64_t PageHeap::decommit(std::uint64_t pages, const Span* keep) noexcept
     const bool whole = granule_up(span->first_page) < granule_down(span->first_page + span->pages);
     if (span == keep || !whole) {
       committed_spans_.remove(span);
-      span->next = aside;
-      aside = span;
+      span->next = kept;
+      kept = span;
       continue;
     }
     const std::uint64_t given = decommit_from(span, std::max(pages - done, kDecommitStep));
     if (given == 0) break;
     done += given;
   }
-  while (aside != nullptr) {
-    Span* span = aside;
-    aside = span->next;
+  while (kept != nullptr) {
+    Span* span = kept;
+    kept = span->next;
+    span->next = nullptr;
     committed_spans_.insert(span);
   }
-  return done < pages ? done + decommit_ahead(pages - done) : done;
+  if (done < pages) done += decommit_ahead(pages - done);
+  assert_figures();
+  return done;
 }
 
 Span* PageHeap::lookup(const void* address) const noexcept {
@@ -337,7 +308,9 @@ Span* PageHeap::lookup(const void* address) const noexcept {
 const char* PageHeap::verify() const noexcept {
   std::uint64_t committed = 0;
   std::uint64_t cached = 0;
+  std::uint64_t idle = 0;
   std::uint64_t ahead = 0;
+  std::uint64_t free_spans = 0;
   const Span* last = nullptr;
   for (std::uint64_t page = 0; page < total_pages();) {
     const Span* span = at(page);
@@ -353,22 +326,27 @@ const char* PageHeap::verify() const noexcept {
       return "a granule is committed in part";
     if (span->kind != SpanKind::uncommitted_free) committed += span->pages;
     if (span->kind == SpanKind::committed_free) cached += span->pages;
+    free_spans += is_free ? 1 : 0;
     if (span->kind == SpanKind::arena || span->kind == SpanKind::growing) {
       committed -= span->pages - span->committed;
       if (span->committed != span->pages && ((span->first_page + span->committed) & (granule_ - 1)) != 0)
         return "a granule of a range is committed in part";
-    }
-    if (span->kind == SpanKind::growing) {
-      if (span->drawn > span->committed) return "a growing tensor has pages that are not committed";
-      ahead += span->committed - span->drawn;
+      if (span->drawn > span->committed || span->committed > span->pages)
+        return "a range has drawn pages that are not committed";
+      idle += span->committed - span->drawn;
+      if (span->kind == SpanKind::growing) ahead += span->committed - span->drawn;
     }
     last = span;
     page += span->pages;
   }
   if (committed != committed_) return "committed pages do not add up";
   if (cached != cached_) return "cached pages do not add up";
+  if (idle != idle_) return "committed pages of ranges that are not drawn do not add up";
   if (ahead != ahead_) return "pages that tensors may grow into do not add up";
-  return nullptr;
+  std::uint64_t listed = 0;
+  if (const char* wrong = committed_spans_.verify(listed)) return wrong;
+  if (const char* wrong = uncommitted_spans_.verify(listed)) return wrong;
+  return listed == free_spans ? nullptr : "a free span is on no list";
 }
 
 }  // namespace slabpool

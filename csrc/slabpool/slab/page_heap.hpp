@@ -1,15 +1,26 @@
 // The reserved range, cut into spans of whole pages.
 //
-// Every page belongs to exactly one span; neighbouring free spans of one kind are always merged.
-// Free spans are committed (their bytes are cached) or uncommitted (address space only). An
-// allocation takes the smallest committed span that fits, else commits new pages, giving back other
-// cached pages first where `commit_limit` would be passed: the range is many times larger than the
-// capacity, so address space is never what runs out. Nothing here is thread-safe: the depot's mutex
-// guards every call but lookups of spans that somebody holds.
+// A free span is committed (its bytes are cached) or uncommitted (address space only). An allocation takes the smallest
+// committed span that fits, else it commits new pages; where that would exceed `commit_limit` it first returns other
+// cached pages to the system. The range is many times larger than the capacity, so addresses do not run out.
 //
-// Memory is committed in *granules* of the memory resource: of host memory that is a page, of a GPU's 2 MiB.
-// Each granule is committed as a whole or not at all, so uncommitted free spans are whole granules, and of
-// cached pages only the granules that are free from end to end can be given back.
+// Memory is committed in *granules* of the memory resource: one page of host memory, 2 MiB of a GPU's. A granule is
+// committed as a whole or not at all. So of the cached pages, only granules that are free from end to end can be
+// returned to the system.
+//
+// Not thread-safe: the depot's mutex guards every call except lookup() of an address in a block that the caller holds.
+//
+// Invariants:
+//   Every page belongs to exactly one span:           sum of span.pages = total_pages()
+//   Free neighbours of one kind are merged, and each free span is on the list of its size.
+//   uncommitted_free:                                 first_page and pages are multiples of granule_
+//   ranges (arena, growing):                          drawn <= committed <= pages, and first_page + committed is a
+//                                                     multiple of granule_ or the end of the span
+//   committed_ = sum of pages (of ranges: committed) over all spans that are not uncommitted_free
+//   cached_    = sum of pages over committed_free
+//   idle_      = sum of committed - drawn over ranges;   ahead_ = the part of growing spans
+//   in_use_pages() = committed_ - cached_ - idle_;   ahead_ <= idle_;   committed_ <= peak_committed_
+//   A growing span is on ahead_spans_                 <=>  drawn < committed
 #pragma once
 
 #include <atomic>
@@ -18,6 +29,7 @@
 #include <memory>
 #include <vector>
 
+#include "slabpool/base/assert.hpp"
 #include "slabpool/memory/memory_resource.hpp"
 #include "slabpool/memory/virtual_array.hpp"
 #include "slabpool/slab/block.hpp"
@@ -30,6 +42,8 @@ enum class SpanKind : std::uint8_t { committed_free, uncommitted_free, slab, lar
 struct Arena;
 struct Reserve;
 
+// Invariants of a slab:
+//   carved <= count,  free_blocks = count - carved + length of free_list,  count * class_size(size_class) <= bytes
 struct Span {
   Block large;  // the block of a span that is one tensor
   std::uint64_t first_page = 0;
@@ -39,21 +53,21 @@ struct Span {
   SpanKind kind = SpanKind::uncommitted_free;
   bool zero = false;  // known to hold only zero bytes
 
-  // A slab's part. blocks[0..carved) have been handed out at least once since the slab was made.
+  // Of a slab. blocks[0..carved) have been handed out at least once since the slab was made.
   std::uint32_t size_class = 0;
-  std::uint32_t count = 0;  // of its blocks; of an arena's, those that are live
+  std::uint32_t count = 0;  // blocks of a slab; live blocks of an arena
   std::uint32_t carved = 0;
-  std::uint32_t free_blocks = 0;  // the uncarved ones included
+  std::uint32_t free_blocks = 0;  // including those that are not carved yet
   Block* blocks = nullptr;
   Block* free_list = nullptr;
 
-  // A range's part (an arena, or a tensor that grows): the first `committed` pages are, and the first
-  // `drawn` of them count as in use.
+  // Of a range (an arena, or a tensor that grows): the first `committed` pages are committed, and the first `drawn` of
+  // those count as in use.
   Arena* arena = nullptr;
   std::uint64_t committed = 0;
   std::uint64_t drawn = 0;
 
-  // A tensor's part: the promise that some of its pages were drawn from.
+  // Of a tensor: the promise that `reserve_pages` of its pages were drawn from.
   Reserve* reserve = nullptr;
   std::uint64_t reserve_serial = 0;
   std::uint64_t reserve_pages = 0;
@@ -64,12 +78,18 @@ class SpanList {
  public:
   Span* front() const noexcept { return head_; }
   void push(Span* span) noexcept {
+    SLABPOOL_ASSERT(span->prev == nullptr && span->next == nullptr && span != head_,
+                    "a span is on one list", span->first_page);
     span->prev = nullptr;
     span->next = head_;
     if (head_ != nullptr) head_->prev = span;
     head_ = span;
   }
   void remove(Span* span) noexcept {
+    SLABPOOL_ASSERT(span->prev != nullptr ? span->prev->next == span : head_ == span,
+                    "a span is removed from the list it is on", span->first_page);
+    SLABPOOL_ASSERT(span->next == nullptr || span->next->prev == span, "links of neighbours agree",
+                    span->first_page);
     (span->prev != nullptr ? span->prev->next : head_) = span->next;
     if (span->next != nullptr) span->next->prev = span->prev;
     span->prev = span->next = nullptr;
@@ -79,15 +99,20 @@ class SpanList {
   Span* head_ = nullptr;
 };
 
-// Free spans of one kind, by size: sixteen lists to a doubling and a bit for each list that is not
-// empty. Within a list the search is best fit, lowest address first, over a bounded number of spans.
+// Free spans of one kind, by size: sixteen lists to a doubling. Within a list the search is best fit, lowest address
+// first, over a bounded number of spans.
+//
+// Invariants:
+//   a span is on lists_[list_of(span.pages)];   bit i of used_ is set  <=>  lists_[i] is not empty
 class FreeSpans {
  public:
   void insert(Span* span) noexcept;
   void remove(Span* span) noexcept;
   Span* best_fit(std::uint64_t pages) const noexcept;
   Span* largest() const noexcept;
-  // The first that `fits`, from the largest down, of at most `tries`.
+  // Checks the equations above; null, or the one that is broken. Adds the number of spans to `spans`.
+  const char* verify(std::uint64_t& spans) const noexcept;
+  // The first span that `fits`, from the largest down; looks at no more than `tries` spans.
   template <typename Fits>
   Span* search(int tries, Fits&& fits) const noexcept {
     for (unsigned word = kLists / 64; word-- > 0;) {
@@ -114,51 +139,53 @@ class FreeSpans {
 
 class PageHeap {
  public:
-  // `grow_step`: pages committed at least at a time, where the limit allows.
+  // `grow_step`: fewest pages committed at a time, if the limit allows.
   PageHeap(MemoryResource& memory, std::uint64_t grow_step);
   PageHeap(const PageHeap&) = delete;
   PageHeap& operator=(const PageHeap&) = delete;
   ~PageHeap();
 
   struct Result {
-    Span* span = nullptr;         // null: not to be had
-    bool system_refused = false;  // the system, not the limit, said no
+    Span* span = nullptr;         // null: not available
+    bool system_refused = false;  // because the system refused, not because of the limit
   };
 
-  // A committed span of `pages` pages, the first aligned to `align_pages` (a power of two), of kind
-  // large until the caller says otherwise. With granules of several pages it may fail below the limit, where too
-  // few of the cached pages are whole granules.
+  // A committed span of `pages` pages, the first aligned to `align_pages` (a power of two). Its kind is large; the
+  // caller may change it to slab. With granules of several pages it may fail below the limit, if too few of the
+  // cached pages are whole granules.
   Result allocate(std::uint64_t pages, std::uint64_t align_pages, std::uint64_t commit_limit);
   void free(Span* span) noexcept;
 
-  // Ranges: spans of kind arena, committed from the front as they are drawn. take_range() prefers pages
-  // that are committed already; null if there is no such run of addresses. draw() moves how many count as
-  // in use, both ways; false if the system would not commit them. The rest is noexcept as far as
-  // can_split() says that there are records for it.
+  // Ranges (page_heap_ranges.cpp): spans of kind arena, committed from the front as they are drawn.
+  // Prefers pages that are committed already. Null if there is no such run of addresses.
   Span* take_range(std::uint64_t pages);
+  // Makes the first `pages` pages of the range count as in use, more or fewer than before. False, and nothing has
+  // changed, if the limit or the system refuses to commit them; system_refused() then says which.
   bool draw(Span* range, std::uint64_t pages, std::uint64_t commit_limit) noexcept;
-  // After draw() or grow() said no: whether that was the system, and not the limit.
   bool system_refused() const noexcept { return system_refused_; }
-  void shrink_range(Span* range, std::uint64_t pages) noexcept;  // to its first pages, one at least
+  // Frees all but the first `pages` pages, at least one. Keeps them if can_split() is false.
+  void shrink_range(Span* range, std::uint64_t pages) noexcept;
   void free_range(Span* range) noexcept;
-  Span* split_range(Span* range, std::uint64_t pages) noexcept;  // of one that is all drawn: the rest
+  // Cuts a range of which all pages are drawn after its first `pages` pages, and returns the rest. Needs can_split().
+  Span* split_range(Span* range, std::uint64_t pages) noexcept;
+  // Whether there are enough span records for the next split.
   bool can_split() noexcept;
 
-  // Tensors that grow (page_heap_growing.cpp): spans of kind growing, committed from the front as they are
-  // drawn. take_growing() prefers addresses whose first pages are committed already; until they are drawn
-  // those stay at hand for anybody who runs short. Null if there is no such run of addresses.
+  // Tensors that grow (page_heap_growing.cpp): spans of kind growing, committed from the front as they are drawn.
+  // Prefers addresses whose first pages are committed already. Until those are drawn, decommit() may return them to
+  // the system. Null if there is no such run of addresses.
   Span* take_growing(std::uint64_t pages);
-  // More pages than are drawn. False, and nothing has changed, if `commit_limit` or the system says no.
+  // Draws the first `pages` pages, more than before. False, and nothing has changed, if the limit or the system refuses.
   bool grow(Span* growing, std::uint64_t pages, std::uint64_t commit_limit) noexcept;
   void free_growing(Span* growing) noexcept;
 
-  // Gives at least `pages` unused pages back to the system if it can, never touching `keep`:
-  // cached ones first, then those that tensors have not grown into yet. Returns how many.
+  // Returns at least `pages` unused pages to the system if it can, but none of `keep`: cached pages first, then
+  // committed pages that tensors have not grown into. The result is the number of pages.
   std::uint64_t decommit(std::uint64_t pages, const Span* keep = nullptr) noexcept;
 
-  // The span that holds an address, null if that is outside the range. Needs no lock where the span is a
-  // slab or a tensor of which the caller holds a block: until that is back the span's record, its place in
-  // the map and its bit stay as they are, and the caller learnt of the block after they were written.
+  // The span that contains an address, null if that is outside the range. Needs no lock if the caller holds a block of
+  // the span and the span is a slab or a tensor: until that block is returned, the span's record, its entries in the
+  // map and its bit do not change, and the caller learnt of the block after they were written.
   Span* lookup(const void* address) const noexcept;
 
   std::uint64_t granule_up(std::uint64_t page) const noexcept {
@@ -167,7 +194,9 @@ class PageHeap {
   std::uint64_t total_pages() const noexcept { return map_.size() - 2; }
   std::uint64_t committed_pages() const noexcept { return committed_; }
   std::uint64_t granule_pages() const noexcept { return granule_; }
-  std::uint64_t unused_pages() const noexcept { return cached_ + ahead_; }  // what decommit() can give
+  std::uint64_t unused_pages() const noexcept {
+    return cached_ + ahead_;
+  }                                                            // the most that decommit() returns
   std::uint64_t idle_pages() const noexcept { return idle_; }  // committed in ranges, not drawn
   std::uint64_t arena_idle_pages() const noexcept { return idle_ - ahead_; }
   std::uint64_t in_use_pages() const noexcept { return committed_ - cached_ - idle_; }
@@ -182,12 +211,12 @@ class PageHeap {
     for (std::uint64_t page = 0; page < total_pages(); page += at(page)->pages) visit(*at(page));
   }
 
-  // Checks every invariant of the header above; null, or what does not hold.
+  // Checks every invariant at the top of this file; null, or the one that is broken.
   const char* verify() const noexcept;
 
  private:
-  // Fewest pages (1 MiB) given back at a time when an allocation has to make room: fewer would repeat
-  // the system call for every tensor.
+  // Fewest pages (1 MiB) returned to the system at a time when an allocation needs room: with fewer, each tensor would
+  // repeat the system call.
   static constexpr std::uint64_t kDecommitStep = 64;
 
   Span* new_span(std::uint64_t first, std::uint64_t pages, SpanKind kind, bool zero);
@@ -196,7 +225,10 @@ class PageHeap {
   FreeSpans& list_for(SpanKind kind) noexcept {
     return kind == SpanKind::committed_free ? committed_spans_ : uncommitted_spans_;
   }
-  void make_free(Span* span) noexcept;  // merges with its neighbours and lists the result
+  void make_free(Span* span) noexcept;  // merges it with its neighbours and lists the result
+  // Check the invariants of the figures, and of one range.
+  void assert_figures() const noexcept;
+  void assert_range(const Span* range) const noexcept;
   std::uint64_t granule_down(std::uint64_t page) const noexcept { return page & ~(granule_ - 1); }
   bool commit(std::uint64_t first, std::uint64_t pages) noexcept;
   bool make_room(std::uint64_t pages, std::uint64_t commit_limit) noexcept;
@@ -210,10 +242,9 @@ class PageHeap {
   void set_ahead(Span* growing, std::uint64_t committed, std::uint64_t drawn) noexcept;
   std::uint64_t decommit_ahead(std::uint64_t pages) noexcept;
 
-  // The map knows the first and the last page of each span, which is what merging needs; starts_ finds the
-  // first page from any other, so that a tensor of 64 MiB does not take 4,096 stores. A null guard at each
-  // end lets neighbours be looked up without a test.
-  // Relaxed: see lookup().
+  // The map has an entry for the first and the last page of each span, which is what merging needs. starts_ finds the
+  // first page from any other page, so that a tensor of 64 MiB does not take 4,096 stores. A null entry at each end
+  // of the map lets make_free() look up neighbours without a bounds test. Relaxed: see lookup().
   void put(std::uint64_t page, Span* span) noexcept {
     map_[page + 1].store(span, std::memory_order_relaxed);
   }
@@ -226,16 +257,35 @@ class PageHeap {
   FreeSpans uncommitted_spans_;
   Span* spare_ = nullptr;  // records without a span
   std::size_t spares_ = 0;
-  std::vector<std::unique_ptr<Span[]>> all_;  // owns every record, until the pool ends
+  std::vector<std::unique_ptr<Span[]>> all_;  // owns every record until the pool ends
   const std::uint64_t granule_;               // in pages; a power of two
   const std::uint64_t grow_step_;
   bool system_refused_ = false;
   std::uint64_t committed_ = 0;
   std::uint64_t cached_ = 0;
   std::uint64_t idle_ = 0;
-  std::uint64_t ahead_ = 0;  // of idle_: in growing spans
+  std::uint64_t ahead_ = 0;  // the part of idle_ in growing spans
   SpanList ahead_spans_;     // growing spans with idle pages
   std::uint64_t peak_committed_ = 0;
 };
+
+// Inline, so that release builds call nothing.
+inline void PageHeap::assert_figures() const noexcept {
+  SLABPOOL_ASSERT(cached_ + idle_ <= committed_, "pages in use = committed - cached - idle >= 0",
+                  committed_, cached_, idle_);
+  SLABPOOL_ASSERT(ahead_ <= idle_, "pages ahead of growing tensors are idle", ahead_, idle_);
+  SLABPOOL_ASSERT(committed_ <= peak_committed_ && peak_committed_ <= total_pages(),
+                  "committed <= peak <= the range", committed_, peak_committed_, total_pages());
+  SLABPOOL_ASSERT((ahead_ == 0) == (ahead_spans_.front() == nullptr),
+                  "growing spans with idle pages are listed", ahead_);
+}
+
+inline void PageHeap::assert_range([[maybe_unused]] const Span* range) const noexcept {
+  SLABPOOL_ASSERT(range->drawn <= range->committed && range->committed <= range->pages,
+                  "drawn <= committed <= pages", range->drawn, range->committed, range->pages);
+  SLABPOOL_ASSERT(
+      range->committed == range->pages || ((range->first_page + range->committed) & (granule_ - 1)) == 0,
+      "a range is committed up to the end of a granule", range->first_page, range->committed, granule_);
+}
 
 }  // namespace slabpool

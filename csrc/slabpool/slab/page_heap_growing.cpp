@@ -1,5 +1,5 @@
-// The page heap's part in tensors that grow: a run of addresses for all that one may become, committed
-// from the front as far as it got. Its record never moves and its pages are never copied.
+// Tensors that grow: a span has addresses for the largest size of the tensor, and is committed from the front up to
+// its present size. Its record does not move and its pages are not copied.
 #include <algorithm>
 
 #include "slabpool/slab/page_heap.hpp"
@@ -7,26 +7,29 @@
 namespace slabpool {
 namespace {
 
-// Cached spans looked at for one whose pages a new tensor could start with.
+// Cached spans tried for the first pages of a new tensor.
 constexpr int kTries = 16;
 
 }  // namespace
 
-// Moves both marks of a growing span; figures and the list of those with pages ahead follow.
+// Sets both counts of a growing span, and updates the heap's figures and the list of spans with pages ahead.
 void PageHeap::set_ahead(Span* growing, std::uint64_t committed, std::uint64_t drawn) noexcept {
   const std::uint64_t before = growing->committed - growing->drawn;
   const std::uint64_t after = committed - drawn;
+  SLABPOOL_ASSERT(growing->kind == SpanKind::growing && before <= ahead_,
+                  "pages ahead include every growing span", growing->kind, before, ahead_);
   growing->committed = committed;
   growing->drawn = drawn;
   idle_ = idle_ - before + after;
   ahead_ = ahead_ - before + after;
   if (before == 0 && after != 0) ahead_spans_.push(growing);
   if (before != 0 && after == 0) ahead_spans_.remove(growing);
+  assert_range(growing);
 }
 
 Span* PageHeap::take_growing(std::uint64_t pages) {
   if (spares_ < 8) add_spares();
-  // What a tensor of the request before left behind: cached pages, and room to grow after them.
+  // Often an earlier tensor of this kind has left cached pages with free addresses behind them.
   Span* rest = nullptr;
   Span* span = committed_spans_.search(kTries, [&](const Span& cached) {
     if (cached.pages >= pages) return true;
@@ -57,12 +60,15 @@ Span* PageHeap::take_growing(std::uint64_t pages) {
   span->committed = span->drawn = 0;
   set_ahead(span, committed, 0);
   mark_ends(span);
+  assert_figures();
   return span;
 }
 
 bool PageHeap::grow(Span* growing, std::uint64_t pages, std::uint64_t commit_limit) noexcept {
   const std::uint64_t drawn = growing->drawn;
   const std::uint64_t committed = growing->committed;
+  SLABPOOL_ASSERT(drawn < pages && pages <= growing->pages, "a tensor grows within its addresses", drawn,
+                  pages, growing->pages);
   set_ahead(growing, committed, std::min(pages, committed));
   if (pages <= committed) return true;
   const std::uint64_t from = growing->first_page + committed;
@@ -72,11 +78,12 @@ bool PageHeap::grow(Span* growing, std::uint64_t pages, std::uint64_t commit_lim
     return false;
   }
   set_ahead(growing, committed + need, pages);
+  assert_figures();
   return true;
 }
 
 void PageHeap::free_growing(Span* growing) noexcept {
-  // From here on as any range, and nothing of it is ahead.
+  // From here on it is a range like any other, with no pages ahead.
   const std::uint64_t drawn = growing->drawn;
   set_ahead(growing, growing->committed, growing->committed);
   growing->drawn = drawn;
@@ -85,11 +92,11 @@ void PageHeap::free_growing(Span* growing) noexcept {
   free_range(growing);
 }
 
-// Pages that tensors have not grown into yet, given back to the system; returns how many.
+// Returns committed pages that tensors have not grown into to the system. The result is the number of pages.
 std::uint64_t PageHeap::decommit_ahead(std::uint64_t pages) noexcept {
   std::uint64_t done = 0;
   for (Span* span = ahead_spans_.front(); span != nullptr && done < pages;) {
-    Span* next = span->next;  // the list loses this one once nothing is ahead of it
+    Span* next = span->next;  // set_ahead() may take this span off the list
     const std::uint64_t end = span->first_page + span->committed;
     const std::uint64_t first = granule_up(span->first_page + span->drawn);
     const std::uint64_t last = granule_down(end);

@@ -1,4 +1,4 @@
-// The page heap's ranges: runs of addresses that are committed from the front, as they are drawn.
+// Ranges of the page heap: runs of addresses that are committed from the front, as they are drawn.
 #include <algorithm>
 #include <new>
 
@@ -33,21 +33,25 @@ Span* PageHeap::take_range(std::uint64_t pages) {
   span->drawn = 0;
   idle_ += span->committed;
   mark_ends(span);
+  assert_range(span);
+  assert_figures();
   return span;
 }
 
-// Room below the limit for `pages` more, by giving others back. False if there is none.
+// Makes room for `pages` more pages below the limit, by returning unused pages to the system. False if that fails.
 bool PageHeap::make_room(std::uint64_t pages, std::uint64_t commit_limit) noexcept {
   system_refused_ = false;
   if (committed_ + pages <= commit_limit) return true;
   const std::uint64_t excess = committed_ + pages - commit_limit;
-  // A record for the one split that giving back may need.
+  // decommit() may need a record for one split.
   return unused_pages() >= excess && can_split() && decommit(excess) >= excess;
 }
 
 bool PageHeap::draw(Span* range, std::uint64_t pages, std::uint64_t commit_limit) noexcept {
+  SLABPOOL_ASSERT(range->kind == SpanKind::arena && pages <= range->pages,
+                  "a range is drawn within its addresses", range->kind, pages, range->pages);
   if (pages > range->committed) {
-    // From the end of what is committed, which is the end of a granule.
+    // From the end of the committed pages, which is the end of a granule.
     const std::uint64_t from = range->first_page + range->committed;
     const std::uint64_t need = granule_up(range->first_page + pages) - from;
     if (!make_room(need, commit_limit)) return false;
@@ -60,25 +64,33 @@ bool PageHeap::draw(Span* range, std::uint64_t pages, std::uint64_t commit_limit
   idle_ += range->drawn;
   idle_ -= pages;
   range->drawn = pages;
+  assert_range(range);
+  assert_figures();
   return true;
 }
 
 void PageHeap::shrink_range(Span* range, std::uint64_t pages) noexcept {
-  // A granule that is not committed stays with the range, and is not cut in two.
+  SLABPOOL_ASSERT(pages != 0 && pages >= range->drawn && pages <= range->pages,
+                  "drawn pages stay in the range", pages, range->drawn, range->pages);
+  // A granule that is not committed stays with the range as a whole.
   if (pages > range->committed) pages = granule_up(range->first_page + pages) - range->first_page;
-  if (pages == range->pages || !can_split()) return;  // it then keeps them until it is freed
+  if (pages == range->pages || !can_split()) return;
   Span* tail = split_tail(range, range->pages - pages);
   tail->committed = range->committed > pages ? range->committed - pages : 0;
   tail->drawn = 0;
   range->committed -= tail->committed;
+  assert_range(range);
   free_range(tail);
 }
 
 void PageHeap::free_range(Span* range) noexcept {
+  assert_range(range);
+  SLABPOOL_ASSERT(range->kind == SpanKind::arena && range->committed - range->drawn <= idle_,
+                  "a range is freed once", range->kind, range->committed, range->drawn, idle_);
   idle_ -= range->committed - range->drawn;
   std::uint64_t committed = range->committed;
   if (committed != 0 && committed != range->pages && !can_split()) {
-    // No record for a second span: all of it becomes address space.
+    // There is no record for a second span, so all of the range becomes address space.
     if (memory_.decommit(range->first_page << kPageBits, committed << kPageBits)) {
       committed_ -= committed;
       committed = 0;
@@ -99,9 +111,12 @@ void PageHeap::free_range(Span* range) noexcept {
   range->kind = SpanKind::committed_free;
   range->zero = false;
   make_free(range);
+  assert_figures();
 }
 
 Span* PageHeap::split_range(Span* range, std::uint64_t pages) noexcept {
+  SLABPOOL_ASSERT(range->drawn == range->pages && range->committed == range->pages,
+                  "all of the range is drawn", range->drawn, range->committed, range->pages);
   Span* rest = split_tail(range, range->pages - pages);
   rest->arena = range->arena;
   rest->count = 0;

@@ -8,6 +8,7 @@ namespace {
 bool is_free(const Block& block) noexcept { return block.span == nullptr; }
 
 void link(Block*& head, Block& block) noexcept {
+  SLABPOOL_ASSERT(&block != head && is_free(block), "a free block is linked once", block.data);
   block.prev = nullptr;
   block.next = head;
   if (head != nullptr) head->prev = &block;
@@ -15,6 +16,8 @@ void link(Block*& head, Block& block) noexcept {
 }
 
 void unlink(Block*& head, Block& block) noexcept {
+  SLABPOOL_ASSERT(block.prev != nullptr ? block.prev->next == &block : head == &block,
+                  "a block is removed from the list it is on", block.data);
   (block.prev != nullptr ? block.prev->next : head) = block.next;
   if (block.next != nullptr) block.next->prev = block.prev;
   block.prev = block.next = nullptr;
@@ -24,10 +27,14 @@ void unlink(Block*& head, Block& block) noexcept {
 
 Reserves::~Reserves() = default;
 
-// What is left of a promise is what is set aside for it: the two change together.
+// Changes pages_left and the sum of all of them together.
 void Reserves::set_left(Reserve& reserve, std::uint64_t pages) noexcept {
-  aside_.store(aside_.load(std::memory_order_relaxed) - reserve.pages_left + pages,
-               std::memory_order_relaxed);
+  SLABPOOL_ASSERT(reserve.pages_left <= reserved_pages(), "reserved pages = sum of pages_left",
+                  reserve.pages_left, reserved_pages());
+  SLABPOOL_ASSERT(reserved_pages() - reserve.pages_left + pages <= capacity_pages_,
+                  "reserved pages <= capacity", reserved_pages(), pages, capacity_pages_);
+  reserved_.store(reserved_.load(std::memory_order_relaxed) - reserve.pages_left + pages,
+                  std::memory_order_relaxed);
   reserve.pages_left = pages;
 }
 
@@ -38,6 +45,8 @@ ReserveRef Reserves::open(std::uint64_t pages) {
     spare_ = all_.back().get();
   }
   Reserve* reserve = spare_;
+  SLABPOOL_ASSERT(reserve->serial == 0 && reserve->pages_left == 0 && reserve->arenas == nullptr,
+                  "a spare promise has nothing", reserve->serial, reserve->pages_left);
   spare_ = reserve->next_spare;
   reserve->next_spare = nullptr;
   reserve->serial = next_serial_++;
@@ -78,9 +87,9 @@ void Reserves::retire(Block* block) noexcept {
   spare_blocks_ = block;
 }
 
-// A range for all that is left of the promise: only address space, until pages of it are drawn.
+// Adds a range with addresses for all pages that the promise has left. Its pages are committed as they are drawn.
 void Reserves::add_arena(Reserve& reserve) {
-  // Pages that older arenas have left could not be used; free, they serve the new one.
+  // Blocks are cut from the newest arena only, so undrawn pages of older ones are freed for it.
   for (Arena** link = &reserve.arenas; *link != nullptr;) {
     Arena* older = *link;
     drop_unused(*older);
@@ -110,6 +119,7 @@ void Reserves::add_arena(Reserve& reserve) {
 }
 
 void Reserves::retire(Arena* arena) noexcept {
+  SLABPOOL_ASSERT(arena->live == 0, "an arena is retired without live blocks", arena->live);
   for (Block* block : arena->blocks) retire(block);
   arena->blocks.clear();
   std::fill(std::begin(arena->free), std::end(arena->free), nullptr);
@@ -118,11 +128,15 @@ void Reserves::retire(Arena* arena) noexcept {
   spare_arenas_ = arena;
 }
 
-// Moves the end of what is cut; pages it passes are drawn from the promise or go back to it. False if
-// the system would not commit them.
+// Sets the number of cut bytes. The pages by which it changes are drawn from the promise or returned to it. False if
+// the system refuses to commit them.
 bool Reserves::set_used(Arena& arena, std::uint64_t bytes) noexcept {
   const std::uint64_t before = arena.span->drawn;
   const std::uint64_t pages = pages_for(bytes);
+  SLABPOOL_ASSERT(before == pages_for(arena.used), "span.drawn = pages_for(used)", before, arena.used);
+  SLABPOOL_ASSERT(pages <= arena.span->pages && pages <= before + arena.reserve->pages_left,
+                  "an arena draws promised pages only", pages, before, arena.span->pages,
+                  arena.reserve->pages_left);
   if (pages != before) {
     if (!pages_.draw(arena.span, pages, capacity_pages_)) return false;
     set_left(*arena.reserve, arena.reserve->pages_left + before - pages);
@@ -131,12 +145,14 @@ bool Reserves::set_used(Arena& arena, std::uint64_t bytes) noexcept {
   return true;
 }
 
-// A block of the class that came back, if one is aligned so.
+// A returned block of the class, if one has the alignment.
 Block* Reserves::reuse(Reserve& reserve, unsigned size_class, std::uint64_t align) noexcept {
   for (Arena* arena = reserve.arenas; arena != nullptr; arena = arena->next) {
     Block*& head = arena->free[size_class];
     for (Block* block = head; block != nullptr; block = block->next) {
       if ((reinterpret_cast<std::uintptr_t>(block->data) & (align - 1)) != 0) continue;
+      SLABPOOL_ASSERT(is_free(*block) && block->bytes == class_size(size_class),
+                      "a listed block is free", block->data, block->bytes, size_class);
       unlink(head, *block);
       block->span = arena->span;
       ++arena->span->count;
@@ -157,7 +173,7 @@ Reserves::Cut Reserves::cut(ReserveRef ref, unsigned size_class, std::uint64_t a
   const auto start = [&](const Arena& arena) { return (arena.used + align - 1) & ~(align - 1); };
   const auto fits = [&](const Arena* arena) {
     if (arena == nullptr || arena->span == nullptr) return false;
-    // An empty one that spans once took pages from gives way to one for all that is left now.
+    // An empty arena that has become smaller than the promise is replaced by one for all pages left.
     if (arena->used == 0 && arena->span->pages < reserve.pages_left) return false;
     const std::uint64_t pages = pages_for(start(*arena) + size);
     return pages <= arena->span->pages && pages - arena->span->drawn <= reserve.pages_left;
@@ -182,7 +198,7 @@ Reserves::Cut Reserves::cut(ReserveRef ref, unsigned size_class, std::uint64_t a
   block->bytes = size;
   block->span = arena.span;
   block->prev = nullptr;
-  block->bin = kBins;  // no thread caches it: it belongs to the promise
+  block->bin = kBins;  // not kept by thread caches: it returns to the promise
   block->zero = offset >= arena.touched;
   arena.touched = std::max(arena.touched, arena.used);
   arena.blocks.push_back(block);
@@ -192,8 +208,8 @@ Reserves::Cut Reserves::cut(ReserveRef ref, unsigned size_class, std::uint64_t a
   return result;
 }
 
-// Blocks at the end that came back need not stay cut: steps of a request, each a little larger than the
-// last, would use up its promise otherwise.
+// Uncuts free blocks at the end of an arena. Otherwise a request whose steps each need a little more than the last one
+// would use up its promise.
 void Reserves::roll_back(Arena& arena) noexcept {
   while (!arena.blocks.empty() && is_free(*arena.blocks.back())) {
     Block* block = arena.blocks.back();
@@ -206,12 +222,15 @@ void Reserves::roll_back(Arena& arena) noexcept {
     const Block& last = *arena.blocks.back();
     used = static_cast<std::uint64_t>(last.data - pages_.address(arena.span)) + last.bytes;
   }
-  (void)set_used(arena, used);  // to fewer pages: never refused
+  [[maybe_unused]] const bool done = set_used(arena, used);
+  SLABPOOL_ASSERT(done, "drawing fewer pages is not refused", used);
 }
 
 void Reserves::give(Block* block) noexcept {
   Span* span = block->span;
   Arena& arena = *span->arena;
+  SLABPOOL_ASSERT(span->count != 0 && arena.live >= span->count, "a block of an arena returns once",
+                  block->data, span->count, arena.live);
   block->span = nullptr;
   --span->count;
   --arena.live;
@@ -234,7 +253,7 @@ void Reserves::drop_unused(Arena& arena) noexcept {
   }
 }
 
-// The promise is over, views keep some blocks: pages without one go back.
+// After the promise was closed, while views hold some blocks: frees the pages without such a block.
 void Reserves::keep_only_live(Arena& arena) noexcept {
   Span* span = arena.span;
   arena.span = nullptr;
@@ -244,13 +263,13 @@ void Reserves::keep_only_live(Arena& arena) noexcept {
       if (!is_free(**from)) (*from)->span = to_span;
     }
   };
-  std::uint64_t offset = 0;  // pages of the range before `span`
+  std::uint64_t offset = 0;  // pages of the original range before `span`
   for (auto block = arena.blocks.begin(); block != arena.blocks.end();) {
     if (is_free(**block)) {
       ++block;
       continue;
     }
-    // A run of pages that live blocks share or that are next to each other.
+    // A run of adjacent pages that all have live blocks.
     const auto run = block;
     const auto first = static_cast<std::uint64_t>((*block)->data - base) >> kPageBits;
     std::uint64_t end = first;
@@ -262,8 +281,7 @@ void Reserves::keep_only_live(Arena& arena) noexcept {
       end = pages_for(start + (*block)->bytes);
       ++live;
     }
-    if (!pages_.can_split())
-      return;  // no memory for records: the rest stays until its last view is gone
+    if (!pages_.can_split()) return;  // no memory for records: the rest is freed with its last block
     if (first != offset) {
       Span* front = span;
       span = pages_.split_range(front, first - offset);
@@ -301,7 +319,7 @@ std::uint64_t Reserves::prepare(ReserveRef ref, std::uint64_t pages) noexcept {
   if (!current(ref)) return 0;
   Reserve& reserve = *ref.reserve;
   const std::uint64_t own = std::min(pages, reserve.pages_left);
-  // Arenas keep no more pages than will be left, or they could not be had as a span.
+  // Arenas keep no more undrawn pages than the promise will have left, so that the span can get its pages.
   std::uint64_t most = reserve.pages_left - own;
   for (Arena* arena = reserve.arenas; arena != nullptr; arena = arena->next) {
     if (arena->span == nullptr) continue;
@@ -318,6 +336,10 @@ std::uint64_t Reserves::prepare(ReserveRef ref, std::uint64_t pages) noexcept {
 
 void Reserves::draw(ReserveRef ref, std::uint64_t pages, Span* span) noexcept {
   if (pages == 0) return;
+  SLABPOOL_ASSERT(current(ref) && may_draw(ref, *span), "a span draws from one open promise", ref.serial,
+                  span->reserve_serial);
+  SLABPOOL_ASSERT(pages <= ref.reserve->pages_left, "a promise is not drawn beyond its pages", pages,
+                  ref.reserve->pages_left);
   span->reserve_pages += pages;
   set_left(*ref.reserve, ref.reserve->pages_left - pages);
   span->reserve = ref.reserve;
@@ -342,14 +364,14 @@ const char* Reserves::verify() const noexcept {
       if (arena->span->drawn != pages_for(arena->used)) return "an arena's pages and bytes do not agree";
       if (arena->span->count != arena->live) return "an arena's live blocks do not add up";
       own += arena->span->pages - arena->span->drawn;
-      idle += arena->span->committed - std::min(arena->span->committed, arena->span->drawn);
+      idle += arena->span->committed - arena->span->drawn;
     }
     if (own > reserve->pages_left) return "arenas keep more pages than their promise covers";
   }
   if (left != reserved_pages()) return "promises do not add up";
   if (idle != pages_.arena_idle_pages()) return "idle pages of arenas do not add up";
   if (pages_.in_use_pages() + left > capacity_pages_)
-    return "pages in use and pages set aside exceed the capacity";
+    return "pages in use and reserved pages exceed the capacity";
   return nullptr;
 }
 

@@ -1,11 +1,16 @@
-// Room promised to a request: pages set aside for it, and the arenas that its small blocks are cut from.
+// Memory promised to a request: reserved pages, and the arenas that its small blocks are cut from.
 //
-// Pages in use and pages set aside together never exceed the capacity, so a promise can be kept whatever
-// others do. Small blocks of a promise are cut one after another, whatever their sizes, out of a range of
-// pages that is the request's alone: slabs, which others fill too, would leave parts of pages over, and
-// the last of what was promised could then not be had. What its children give back serves the request again.
+// Small blocks of a promise are cut one after another, whatever their sizes, out of a range of pages that only this
+// request uses. In slabs, which other requests fill too, parts of pages would stay unused, and the last promised bytes
+// could not be allocated. Blocks that are returned to the promise can be allocated from it again.
 //
-// Nothing here is thread-safe: the depot's mutex guards every call but reserved_pages().
+// Not thread-safe: the depot's mutex guards every call except reserved_pages().
+//
+// Invariants:
+//   pages in use + reserved_pages() <= capacity,   so every promise can be kept
+//   reserved_pages() = sum of pages_left over all promises
+//   sum over the arenas of a promise of (span.pages - span.drawn) <= pages_left
+//   span.drawn = pages_for(arena.used),   span.count = arena.live        (while the arena has its span)
 #pragma once
 
 #include <atomic>
@@ -20,28 +25,28 @@ namespace slabpool {
 
 struct Reserve;
 
-// A promise from outside. A stale one (its request is over) is recognised by its serial.
+// A caller's reference to a promise. The serial tells when it is stale, because the promise was closed.
 struct ReserveRef {
   Reserve* reserve = nullptr;
   std::uint64_t serial = 0;
 };
 
-// A range that blocks are cut from, front to back. The span is of kind arena; once the promise is over
-// it is cut into several, around blocks that views still keep, and pages without one have gone back.
+// A range that blocks are cut from, front to back. Its span has kind arena. When the promise is closed while views hold
+// some blocks, the span is cut into several around those blocks, and the other pages are freed.
 struct Arena {
-  Span* span = nullptr;        // null once cut into several
+  Span* span = nullptr;        // null once it was cut into several
   std::uint64_t used = 0;      // bytes cut so far
-  std::uint64_t touched = 0;   // bytes from here on are known to be zero
-  std::uint64_t live = 0;      // blocks not given back
-  Reserve* reserve = nullptr;  // null: the promise is over
-  Arena* next = nullptr;       // of the same reserve
-  std::vector<Block*> blocks;  // by address; free ones have no span
+  std::uint64_t touched = 0;   // bytes from this offset on are known to be zero
+  std::uint64_t live = 0;      // blocks not returned yet
+  Reserve* reserve = nullptr;  // null: the promise is closed
+  Arena* next = nullptr;       // of the same promise
+  std::vector<Block*> blocks;  // by address; a free block has no span
   Block* free[kSlabClasses] = {};
 };
 
 struct Reserve {
   std::uint64_t serial = 0;      // 0: not in use
-  std::uint64_t pages_left = 0;  // set aside and not drawn: at least what its arenas could still draw
+  std::uint64_t pages_left = 0;  // promised and not drawn
   Arena* arenas = nullptr;       // blocks are cut from the first
   Reserve* next_spare = nullptr;
 };
@@ -56,33 +61,34 @@ class Reserves {
 
   // Null if there is no room. Throws std::bad_alloc.
   ReserveRef open(std::uint64_t pages);
-  // What was not drawn is room for others, and so are the pages of arenas as their blocks come back.
+  // Pages that were not drawn become room for others at once, pages of its arenas as their blocks are returned.
   void close(ReserveRef ref) noexcept;
 
-  // A block of a size class; null block without system_refused: not covered by the promise.
+  // A block of a size class. Null without system_refused: the promise has too few pages left.
   struct Cut {
     Block* block = nullptr;
     bool system_refused = false;
   };
   Cut cut(ReserveRef ref, unsigned size_class, std::uint64_t align);
 
-  // For a tensor that is a span, or grows: how many of its new pages the promise covers, and, once it has
-  // them, taking them off what is left. One span draws from one promise.
+  // For a tensor that is a span, or grows: how many of its `pages` new pages the promise has; and, once the span has them,
+  // subtracting them from the promise. A span draws from one promise only.
   std::uint64_t prepare(ReserveRef ref, std::uint64_t pages) noexcept;
   void draw(ReserveRef ref, std::uint64_t pages, Span* span) noexcept;
   static bool may_draw(ReserveRef ref, const Span& span) noexcept {
     return span.reserve_pages == 0 || (span.reserve == ref.reserve && span.reserve_serial == ref.serial);
   }
 
-  // Takes back a block of an arena; what the promise has back of a span that is about to be freed.
+  // Takes back a block of an arena.
   void give(Block* block) noexcept;
+  // Adds the pages that a freed span had drawn to its promise again, if that is still open.
   void refund(Span* span) noexcept;
 
-  // The block of an arena's span that holds an address. O(log n) in the blocks of the arena.
+  // The block of an arena's span that contains an address. O(log n) in the blocks of the arena.
   static Block* find(const Span* span, const std::byte* address) noexcept;
 
-  // Set aside for requests and not yet drawn. Relaxed: room is only ever granted under the mutex.
-  std::uint64_t reserved_pages() const noexcept { return aside_.load(std::memory_order_relaxed); }
+  // Promised and not drawn. Relaxed: decisions are made under the mutex.
+  std::uint64_t reserved_pages() const noexcept { return reserved_.load(std::memory_order_relaxed); }
   const char* verify() const noexcept;
 
  private:
@@ -105,13 +111,13 @@ class Reserves {
 
   PageHeap& pages_;
   const std::uint64_t capacity_pages_;
-  std::atomic<std::uint64_t> aside_{0};
+  std::atomic<std::uint64_t> reserved_{0};
   std::uint64_t next_serial_ = 1;
   std::vector<std::unique_ptr<Reserve>> all_;
   Reserve* spare_ = nullptr;
   std::vector<std::unique_ptr<Arena>> all_arenas_;
   Arena* spare_arenas_ = nullptr;
-  std::vector<std::unique_ptr<Block[]>> all_blocks_;  // records; never freed while the pool lives
+  std::vector<std::unique_ptr<Block[]>> all_blocks_;  // records, not freed while the pool lives
   Block* spare_blocks_ = nullptr;
 };
 

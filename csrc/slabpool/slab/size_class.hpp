@@ -1,22 +1,26 @@
-// Which size a request for bytes is rounded to, and which free list it lives on.
+// The size that an allocation is rounded up to, and the free list of blocks of that size.
 //
-// Up to 128 KiB a tensor gets a block of one of 72 *size classes* inside a slab: steps of 64 bytes
-// up to 1 KiB, then eight steps to a doubling, so that rounding wastes an eighth at most. Above, it
-// gets a span of its own, rounded up to whole pages (an eighth at most again).
+// Up to 128 KiB an allocation gets a block of one of 72 *size classes* in a slab: steps of 64 bytes up to 1 KiB, then
+// eight steps to a doubling. Larger allocations get a span of their own, rounded up to whole pages.
 //
-// A *bin* is a free list of a thread cache: one per size class, then sixteen to a doubling for spans
-// up to 256 MiB. Spans of one bin may differ in size; whoever takes one looks at its size.
+// A *bin* is a free list of a thread cache: one for each size class, then sixteen to a doubling for spans up to 256 MiB.
+// Spans of one bin may differ in size, so the thread cache compares sizes before it takes one.
+//
+// Invariants:
+//   bytes <= class_size(bin_of(bytes))   and, above 64 bytes, the rest is at most 1/8 of it
+//   a < b  =>  bin_of(a) <= bin_of(b)
+//   c < kSlabClasses  =>  bin_of(class_size(c)) = c
 #pragma once
 
 #include <bit>
 #include <cstddef>
 #include <cstdint>
 
+#include "slabpool/base/assert.hpp"
 #include "slabpool/memory/memory_resource.hpp"
 
 namespace slabpool {
 
-inline constexpr std::size_t kMinBlock = 64;
 inline constexpr std::size_t kMaxSlabBlock = std::size_t{128} << 10;
 inline constexpr std::size_t kMaxBinned = std::size_t{256} << 20;
 inline constexpr unsigned kSlabClasses = 16 + 7 * 8;
@@ -24,6 +28,7 @@ inline constexpr unsigned kBins = kSlabClasses + 11 * 16;
 
 // Bin of `bytes`, 1 <= bytes <= kMaxBinned. Below kSlabClasses it is also the size class.
 constexpr unsigned bin_of(std::size_t bytes) noexcept {
+  SLABPOOL_ASSERT(bytes != 0 && bytes <= kMaxBinned, "sizes from 1 to kMaxBinned have a bin", bytes);
   if (bytes <= 1024) return static_cast<unsigned>((bytes + 63) / 64) - 1;
   const auto top = static_cast<unsigned>(std::bit_width(bytes - 1)) - 1;  // bytes in (2^top, 2^(top+1)]
   if (bytes <= kMaxSlabBlock) {
@@ -34,6 +39,7 @@ constexpr unsigned bin_of(std::size_t bytes) noexcept {
 
 // Size in bytes of a block of a slab's size class.
 constexpr std::size_t class_size(unsigned size_class) noexcept {
+  SLABPOOL_ASSERT(size_class < kSlabClasses, "a size class is below kSlabClasses", size_class);
   if (size_class < 16) return (size_class + std::size_t{1}) * 64;
   const unsigned k = size_class - 16;
   return (std::size_t{9} + k % 8) << (7 + k / 8);
@@ -43,14 +49,14 @@ constexpr std::size_t pages_for(std::size_t bytes) noexcept {
   return (bytes + kPageSize - 1) >> kPageBits;
 }
 
-// What a tensor of `bytes` takes from the pool when it is cut fresh: the figure quotas count in.
+// Bytes of the pool that a new block for `bytes` occupies. Quotas count these bytes.
 constexpr std::size_t block_size_for(std::size_t bytes) noexcept {
   if (bytes <= kMaxSlabBlock) return class_size(bin_of(bytes == 0 ? 1 : bytes));
   return pages_for(bytes) << kPageBits;
 }
 
-// Pages of a slab: the fewest that hold at least eight blocks (four above 16 KiB, where a slab is
-// already 128 KiB and more) and leave no more than 1/64 unused at the end.
+// Pages of a slab: the fewest that hold at least eight blocks (four above 16 KiB, where a slab already has 128 KiB or
+// more) and leave at most 1/64 of the slab unused at its end.
 constexpr std::size_t slab_pages(unsigned size_class) noexcept {
   const std::size_t size = class_size(size_class);
   const std::size_t least = size > (std::size_t{16} << 10) ? 4 : 8;

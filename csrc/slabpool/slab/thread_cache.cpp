@@ -13,24 +13,24 @@ constinit thread_local LastCache t_last_cache{0, nullptr};
 
 namespace {
 
-// Spans of one bin looked at for one that is large enough.
-constexpr int kSearch = 4;
+// Spans of one bin that are compared to find one that is large enough.
+constexpr int kBinSearch = 4;
 
-// Which pools live, for threads that end after a pool did.
+// The pools that exist, for threads that end after a pool.
 struct Registry {
   std::mutex mutex;
   std::unordered_map<std::uint64_t, CacheSet*> sets;
   std::uint64_t next_serial = 1;
 };
 
-// Leaked on purpose: threads may end after static destructors have run.
+// Never destroyed: threads may end after static destructors have run.
 Registry& registry() {
   static Registry* r = [] {
     auto* made = new Registry();
-    // The mutex is held across fork(), so that the child finds it free and the map whole.
+    // The mutex is held across fork(), so that the child finds it unlocked and the map consistent.
     pthread_atfork([] { registry().mutex.lock(); }, [] { registry().mutex.unlock(); },
                    [] {
-                     t_last_cache = {0, nullptr};  // of a pool that is the parent's
+                     t_last_cache = {0, nullptr};  // it belongs to the parent's pool
                      registry().mutex.unlock();
                    });
     return made;
@@ -40,7 +40,7 @@ Registry& registry() {
 
 }  // namespace
 
-// The caches of this thread, given back when it ends.
+// The caches of this thread, which are released when it ends.
 struct ThreadExit {
   struct Entry {
     std::uint64_t serial;
@@ -63,7 +63,7 @@ struct ThreadExit {
 
 namespace {
 thread_local ThreadExit t_exit;
-// Other thread-locals may free blocks while a thread ends, after t_exit is gone.
+// While a thread ends, destructors of other thread-locals may free blocks after t_exit was destroyed.
 constinit thread_local bool t_exited = false;
 }  // namespace
 
@@ -90,9 +90,9 @@ CacheSet::CacheSet(Depot& depot, std::uint64_t capacity)
         r.sets.emplace(serial, this);
         return serial;
       }()),
-      // A thread keeps 64 MiB (in small pools 1/16 of the capacity), in large pools 1/64 of the capacity up
-      // to 1 GiB: the tensors of a few layers come and go without the depot. More would leave the page heap
-      // less to merge, and the spans it cuts more scattered.
+      // A thread keeps up to 64 MiB (in small pools 1/16 of the capacity), in large pools 1/64 of the capacity up to
+      // 1 GiB: the tensors of a few layers are allocated and freed without the depot. With more, the page heap could
+      // merge fewer spans and would scatter its allocations.
       byte_budget_(std::max(std::min<std::uint64_t>(capacity / 64, std::uint64_t{1} << 30),
                             std::min<std::uint64_t>(capacity / 16, std::uint64_t{64} << 20))),
       peak_step_(static_cast<std::int64_t>(capacity / 256)),
@@ -136,7 +136,7 @@ ThreadCache& CacheSet::attach() {
 
 void CacheSet::orphan(ThreadCache& cache) noexcept {
   const std::lock_guard lock(revokers_);
-  // Relaxed: a thread that misses it posts to the inbox, where the next owner or collect() finds it.
+  // Relaxed: a thread that reads the old value posts to the inbox, where the next owner or collect() finds the block.
   cache.orphan_.store(true, std::memory_order_relaxed);
   if (Block* chain = cache.take_all()) depot_.give(chain);
 }
@@ -152,74 +152,18 @@ void CacheSet::collect() noexcept {
   }
 }
 
-CacheSet::Sums CacheSet::sums() const noexcept {
-  const std::lock_guard lock(revokers_);
-  // Two equal passes in a row were one instant: the counters only grow. A few tries, then the last
-  // pass has to do; it is off by what other threads did during the call.
-  Sums sums{};
-  for (int round = 0; round < 4; ++round) {
-    const std::uint64_t before = sums.counts[0] + sums.counts[1];
-    sums = Sums{};
-    for (const auto& cache : caches_) {
-      for (unsigned i = 0; i < kCounts; ++i)
-        sums.counts[i] += cache->counts_[i].load(std::memory_order_acquire);
-      sums.live += cache->live_.load(std::memory_order_acquire);
-    }
-    if (round > 0 && before == sums.counts[0] + sums.counts[1]) break;
-  }
-  // A thread has been above what it is now: so was the sum, if nobody else did anything meanwhile.
-  const std::uint64_t done = sums.counts[0] + sums.counts[1];
-  std::int64_t above = 0;
-  for (const auto& cache : caches_) {
-    if (cache->others_did_.load(std::memory_order_relaxed) + cache->done() != done) continue;
-    above = std::max(above, cache->high_.load(std::memory_order_relaxed) -
-                                cache->live_.load(std::memory_order_relaxed));
-  }
-  raise_peak(sums.live + above);
-  sums.peak_live = peak_live_.load(std::memory_order_relaxed);
-  return sums;
-}
-
-void CacheSet::raise_peak(std::int64_t live) const noexcept {
-  // Relaxed: a maximum, read as a figure only; written under revokers_.
-  if (live > peak_live_.load(std::memory_order_relaxed))
-    peak_live_.store(live, std::memory_order_relaxed);
-}
-
 // ---- ThreadCache
-
-// Each thread looks when its own live bytes have risen by peak_step_ since anybody last did. So the peak is
-// exact while one thread works; while several do it is never too high, and too low by their steps at most.
-void ThreadCache::look_at_peak() noexcept {
-  const std::int64_t live = live_.load(std::memory_order_relaxed);
-  const std::unique_lock lock(set_.revokers_, std::try_to_lock);
-  // Not waited for: whoever has the mutex is looking, or about to empty all caches.
-  if (lock.owns_lock()) {
-    std::int64_t others_live = 0;
-    std::uint64_t others_did = 0;
-    for (const auto& cache : set_.caches_) {
-      if (cache.get() == this) continue;
-      const std::int64_t its = cache->live_.load(std::memory_order_relaxed);
-      others_live += its;
-      others_did += cache->done();
-      // It may have been higher, but not together with this thread. Relaxed, as all of this: a figure.
-      cache->high_.store(its, std::memory_order_relaxed);
-      cache->look_above_.store(its + set_.peak_step_, std::memory_order_relaxed);
-    }
-    const bool alone = others_did == others_did_.load(std::memory_order_relaxed);
-    set_.raise_peak(others_live + (alone ? high_.load(std::memory_order_relaxed) : live));
-    others_did_.store(others_did, std::memory_order_relaxed);
-  }
-  high_.store(live, std::memory_order_relaxed);
-  look_above_.store(live + set_.peak_step_, std::memory_order_relaxed);
-}
 
 Block* ThreadCache::pop_bin(unsigned bin, std::uint64_t need, bool exact) noexcept {
   Bin& list = bins_[bin];
   Block** link = &list.head;
-  for (int left = kSearch; *link != nullptr && left > 0; --left, link = &(*link)->next) {
+  for (int left = kBinSearch; *link != nullptr && left > 0; --left, link = &(*link)->next) {
     Block* block = *link;
     if (exact ? block->bytes != need : block->bytes < need) continue;
+    SLABPOOL_ASSERT(list.blocks != 0 && bytes_ >= block->bytes, "a list with a block counts it", bin,
+                    list.blocks, bytes_);
+    SLABPOOL_ASSERT(block->bin == bin && Block::holds(block->state.load(std::memory_order_relaxed)) == 0,
+                    "a cached block is free and in the bin of its size", block->data, block->bin, bin);
     *link = block->next;
     --list.blocks;
     bytes_ -= block->bytes;
@@ -229,13 +173,14 @@ Block* ThreadCache::pop_bin(unsigned bin, std::uint64_t need, bool exact) noexce
 }
 
 Block* ThreadCache::pop(unsigned bin, std::uint64_t need, bool exact) noexcept {
+  SLABPOOL_ASSERT(bin < kBins, "thread caches have kBins lists", bin);
   lock_.enter(set_.revokers_);
   Block* block = pop_bin(bin, need, exact);
   if (block == nullptr) [[unlikely]] {
-    // Relaxed: a hint; draining acquires.
+    // Relaxed: a hint; drain_inbox() acquires.
     if (inbox_.load(std::memory_order_relaxed) != nullptr && drain_inbox())
       block = pop_bin(bin, need, exact);
-    // A span of the next bin wastes an eighth at most.
+    // A span of the next bin wastes at most 1/8.
     if (block == nullptr && !exact && bin >= kSlabClasses && bin + 1 < kBins)
       block = pop_bin(bin + 1, need, false);
     if (block == nullptr) {
@@ -260,6 +205,9 @@ void ThreadCache::keep(Block* chain) noexcept {
 }
 
 void ThreadCache::push_bin(Block* block) noexcept {
+  SLABPOOL_ASSERT(block->bin < kBins && Block::holds(block->state.load(std::memory_order_relaxed)) == 0,
+                  "a block returns when it has no holder", block->data, block->bin);
+  SLABPOOL_ASSERT(block != bins_[block->bin].head, "a block returns once", block->data);
   Bin& list = bins_[block->bin];
   block->next = list.head;
   list.head = block;
@@ -268,7 +216,7 @@ void ThreadCache::push_bin(Block* block) noexcept {
 }
 
 bool ThreadCache::drain_inbox() noexcept {
-  // Sequentially consistent: acquire takes in what the posters wrote, and see post() for the rest.
+  // Sequentially consistent: it acquires what the posting threads wrote; see post() for the stronger order.
   Block* block = inbox_.exchange(nullptr, std::memory_order_seq_cst);
   if (block == nullptr) return false;
   Block* over = nullptr;
@@ -287,18 +235,21 @@ bool ThreadCache::drain_inbox() noexcept {
 }
 
 void ThreadCache::post(Block* first, Block* last) noexcept {
+  SLABPOOL_ASSERT(first->home == this && last->home == this, "blocks are posted to their home",
+                  first->data, last->data);
   Block* head = inbox_.load(std::memory_order_relaxed);
   do {
     last->next = head;
-    // Sequentially consistent, as is the drain: a thread that waits for memory first says so and then
-    // drains, the poster first posts and then looks for waiters; one of them sees the other.
+    // Sequentially consistent, as is drain_inbox(): a waiter first registers and then drains, the posting thread first
+    // posts and then looks for waiters, so one of the two sees the other.
   } while (
       !inbox_.compare_exchange_weak(head, first, std::memory_order_seq_cst, std::memory_order_relaxed));
 }
 
-// Takes half of a bin's blocks out, at least one.
+// Removes half of a bin's blocks, at least one.
 Block* ThreadCache::spill(unsigned bin) noexcept {
   Bin& list = bins_[bin];
+  SLABPOOL_ASSERT(list.blocks != 0, "a list that is spilled has a block", bin);
   std::uint32_t n = (list.blocks + 1) / 2;
   list.blocks -= n;
   Block* chain = list.head;
@@ -326,7 +277,7 @@ void ThreadCache::push(Block* chain) noexcept {
     ThreadCache* home = block->home;
     // Relaxed: see orphan().
     if (home != this && !home->orphan_.load(std::memory_order_relaxed)) {
-      // As many as have the same home go there at once.
+      // Consecutive blocks with the same home are posted together.
       Block* last = block;
       count_freed(block->bytes);
       while (last->next != nullptr && last->next->home == home && last->next->bin != kBins) {
@@ -337,7 +288,7 @@ void ThreadCache::push(Block* chain) noexcept {
       home->post(block, last);
       continue;
     }
-    // As many as stay here under one entry of the lock.
+    // Consecutive blocks that stay here are pushed under one entry of the lock.
     Block* over = nullptr;
     lock_.enter(set_.revokers_);
     do {
@@ -353,9 +304,26 @@ void ThreadCache::push(Block* chain) noexcept {
   }
 }
 
-// With the lock held or revoked: everything the cache has, as one chain.
+const char* ThreadCache::verify() const noexcept {
+  std::uint64_t bytes = 0;
+  for (unsigned bin = 0; bin < kBins; ++bin) {
+    std::uint32_t blocks = 0;
+    for (const Block* block = bins_[bin].head; block != nullptr; block = block->next) {
+      if (block->bin != bin) return "a cached block is in the bin of another size";
+      if (Block::holds(block->state.load(std::memory_order_relaxed)) != 0)
+        return "a cached block has a holder";
+      if (++blocks > bins_[bin].blocks) return "a thread cache's list has more blocks than it counts";
+      bytes += block->bytes;
+    }
+    if (blocks != bins_[bin].blocks) return "a thread cache's list has fewer blocks than it counts";
+  }
+  return bytes == bytes_ ? nullptr : "the bytes of a thread cache do not add up";
+}
+
+// With the lock held or revoked: all blocks of the cache, as one chain.
 Block* ThreadCache::take_all() noexcept {
   (void)drain_inbox();
+  SLABPOOL_VERIFY(SLABPOOL_ASSERT_LEVEL >= 1, verify());
   Block* chain = nullptr;
   for (Bin& list : bins_) {
     while (list.head != nullptr) {

@@ -1,13 +1,17 @@
 // Free blocks kept by each thread, so that allocating and freeing need no shared lock.
 //
-// A thread pushes and pops its own lists under its OwnerLock. A block freed by another thread goes to
-// the *inbox* of the thread that allocated it, one compare-and-swap for a whole chain, and comes out
-// when that thread's list runs dry: memory flows back to where it is asked for. What a cache holds is
-// bounded in bytes; beyond that blocks go to the depot. Nothing in a cache is lost to others: when
-// the pool runs short, collect() takes all caches' blocks back.
+// A thread pushes and pops its own lists under its OwnerLock. A block freed by another thread goes to the *inbox* of the
+// thread that allocated it, with one compare-and-swap for a whole chain; that thread drains its inbox when a list runs
+// empty. The bytes in a cache are bounded; further blocks go to the depot. When the pool runs short, collect() moves the
+// blocks of all caches to the depot.
 //
-// Counters of what a thread did live here too, each written by its thread alone.
-// Order of locks: registry of pools, then revokers, then the depot's mutex.
+// Each cache also has counters of its thread's operations, which only that thread writes.
+// Lock order: registry of pools, then revokers, then the depot's mutex.
+//
+// Invariants:
+//   bytes_ = sum of block.bytes over all lists;   bins_[i].blocks = length of bins_[i]
+//   blocks in a list or an inbox have no holder, and their bin is below kBins
+//   block.bin = i for blocks of bins_[i]
 #pragma once
 
 #include <atomic>
@@ -16,6 +20,7 @@
 #include <mutex>
 #include <vector>
 
+#include "slabpool/base/assert.hpp"
 #include "slabpool/slab/block.hpp"
 #include "slabpool/slab/depot.hpp"
 #include "slabpool/slab/owner_lock.hpp"
@@ -23,7 +28,7 @@
 
 namespace slabpool {
 
-// What a thread counts. Sums over all threads are the pool's figures.
+// The counters of a thread. Sums over all threads are the pool's figures.
 enum class Count : unsigned { allocations, frees, acks, duplicate_acks, late_acks, exhaustions };
 inline constexpr unsigned kCounts = 6;
 
@@ -33,18 +38,18 @@ class alignas(64) ThreadCache {
  public:
   explicit ThreadCache(CacheSet& set) noexcept;
 
-  // By the owner. The first block of a list if it has at least `need` bytes and nothing unusual is to be
-  // done with it; null if not. The hot path: it calls nothing.
+  // By the owner. The first block of a list, if it has at least `need` bytes, the lock is free, and the peak need not be
+  // updated; else null. The hot path: it calls nothing.
   Block* pop_first(unsigned bin, std::uint64_t need) noexcept;
-  // By the owner. A block of at least `need` bytes from the lists or the inbox; null if there is none.
-  // `exact`: of that many bytes and no more.
+  // By the owner. A block of at least `need` bytes (`exact`: of just as many) from the lists or the inbox; null if there
+  // is none.
   Block* pop(unsigned bin, std::uint64_t need, bool exact) noexcept;
-  // By the owner: keeps `block` for its caller and the rest of its chain in the lists.
+  // By the owner. Counts the first block of the chain as allocated and keeps the others in the lists.
   void keep(Block* chain) noexcept;
-  // By the owner: takes back one block that this thread allocated; false if it is not one, or there is
-  // no room for it. The hot path.
+  // By the owner. Takes back one block that this thread allocated; false if another thread did, or the cache is full.
+  // The hot path.
   bool push_own(Block& block) noexcept;
-  // By the owner: takes back a chain of blocks whatever thread allocated them.
+  // By the owner. Takes back a chain of blocks, whichever threads allocated them.
   void push(Block* chain) noexcept;
 
   void count(Count what, std::uint64_t n = 1) noexcept {
@@ -54,7 +59,7 @@ class alignas(64) ThreadCache {
   }
   void count_allocated(std::uint64_t bytes) noexcept;
   void count_freed(std::uint64_t bytes) noexcept;
-  void count_grown(std::uint64_t bytes) noexcept;  // of a block that was counted before
+  void count_grown(std::uint64_t bytes) noexcept;  // `bytes` more of a block that was counted before
 
  private:
   friend class CacheSet;
@@ -70,33 +75,37 @@ class alignas(64) ThreadCache {
   void post(Block* first, Block* last) noexcept;  // by other threads, into this cache's inbox
   Block* spill(unsigned bin) noexcept;
   Block* take_all() noexcept;
-  [[gnu::noinline]] void look_at_peak() noexcept;
-  std::uint64_t done() const noexcept {
+  [[gnu::noinline]] void update_peak() noexcept;
+  // With the lock held or revoked: checks the lists; null, or the invariant that is broken.
+  const char* verify() const noexcept;
+  // Allocations and frees so far.
+  std::uint64_t operations() const noexcept {
     return counts_[static_cast<unsigned>(Count::allocations)].load(std::memory_order_relaxed) +
            counts_[static_cast<unsigned>(Count::frees)].load(std::memory_order_relaxed);
   }
 
-  // Blocks of one bin a thread keeps before it gives half of them to the depot.
+  // Blocks of one bin that a thread keeps before it moves half of them to the depot.
   static constexpr std::uint32_t kBinLimit = 128;
 
   CacheSet& set_;
   OwnerLock lock_;
-  std::uint64_t bytes_ = 0;  // in the lists; guarded by lock_
+  std::uint64_t bytes_ = 0;  // guarded by lock_
   const std::uint64_t byte_budget_;
   std::atomic<std::uint64_t> counts_[kCounts] = {};
-  // Bytes handed out less bytes taken back by this thread, ever; below zero for a thread that frees what
-  // others allocate. The sum over all threads is what is live.
+  // Bytes allocated less bytes freed by this thread, ever; negative for a thread that frees blocks of others. The sum
+  // over all threads is the pool's live bytes.
   std::atomic<std::int64_t> live_{0};
-  // Highest live_ since the set's peak was last looked at, where to look again, and what all others had done
-  // when this thread last looked. Others that look write the first two.
-  std::atomic<std::int64_t> high_{0};
-  std::atomic<std::int64_t> look_above_;
-  std::atomic<std::uint64_t> others_did_{0};
+  // The highest live_ since the last update of the set's peak, and the live_ above which the next update is due. Other
+  // threads that update the peak write both.
+  std::atomic<std::int64_t> highest_live_{0};
+  std::atomic<std::int64_t> update_above_;
+  // Operations of all other threads when this thread last updated the peak.
+  std::atomic<std::uint64_t> others_operations_{0};
   Bin bins_[kBins];  // guarded by lock_
 
-  // Written by other threads: on a line of its own.
+  // Written by other threads, therefore on a cache line of its own.
   alignas(64) std::atomic<Block*> inbox_{nullptr};
-  // Its thread is gone; whoever frees a block of it keeps it.
+  // The thread has ended. A thread that frees a block of this cache keeps it in its own.
   std::atomic<bool> orphan_{false};
 };
 
@@ -108,10 +117,10 @@ class CacheSet {
   CacheSet& operator=(const CacheSet&) = delete;
   ~CacheSet();
 
-  // The calling thread's cache, made when first asked for. Throws std::bad_alloc.
+  // The calling thread's cache, created on first use. Throws std::bad_alloc.
   ThreadCache& mine();
 
-  // The same if this thread used it last, else null. Null in a child of fork.
+  // The calling thread's cache if that is the last one it used, else null. Null in a fork's child.
   ThreadCache* last() const noexcept;
 
   // Moves every free block of every thread to the depot.
@@ -122,8 +131,7 @@ class CacheSet {
     std::int64_t live;
     std::int64_t peak_live;
   };
-  // Sums as of one instant if no thread allocates or frees meanwhile; else each as of some instant
-  // during the call.
+  // All sums are of one instant if no thread allocates or frees during the call; else each is of some instant of it.
   Sums sums() const noexcept;
 
  private:
@@ -135,16 +143,16 @@ class CacheSet {
   void orphan(ThreadCache& cache) noexcept;
 
   Depot& depot_;
-  const std::uint64_t serial_;       // never used twice in a process
+  const std::uint64_t serial_;       // not used twice in a process
   const std::uint64_t byte_budget_;  // of one thread's lists
-  const std::int64_t peak_step_;     // change of a thread's live bytes after which the peak is looked at
+  const std::int64_t peak_step_;     // rise of a thread's live bytes after which it updates the peak
   const std::uint32_t epoch_;
   mutable std::mutex revokers_;  // guards caches_ and revocation
   std::vector<std::unique_ptr<ThreadCache>> caches_;
   mutable std::atomic<std::int64_t> peak_live_{0};
 };
 
-// The cache this thread used last: one comparison finds it again.
+// The cache that this thread used last, found again with one comparison.
 struct LastCache {
   std::uint64_t serial;
   ThreadCache* cache;
@@ -152,7 +160,7 @@ struct LastCache {
 extern constinit thread_local LastCache t_last_cache;
 
 inline ThreadCache::ThreadCache(CacheSet& set) noexcept
-    : set_(set), byte_budget_(set.byte_budget_), look_above_(set.peak_step_) {}
+    : set_(set), byte_budget_(set.byte_budget_), update_above_(set.peak_step_) {}
 
 inline ThreadCache* CacheSet::last() const noexcept {
   return t_last_cache.serial == serial_ ? t_last_cache.cache : nullptr;
@@ -172,15 +180,20 @@ inline Block* ThreadCache::pop_first(unsigned bin, std::uint64_t need) noexcept 
     if (first != nullptr && first->bytes >= need) [[likely]] {
       const std::int64_t live =
           live_.load(std::memory_order_relaxed) + static_cast<std::int64_t>(first->bytes);
-      const std::int64_t high = high_.load(std::memory_order_relaxed);
-      if (live <= high || live <= look_above_.load(std::memory_order_relaxed)) [[likely]] {
+      const std::int64_t high = highest_live_.load(std::memory_order_relaxed);
+      if (live <= high || live <= update_above_.load(std::memory_order_relaxed)) [[likely]] {
         block = first;
+        SLABPOOL_ASSERT(list.blocks != 0 && bytes_ >= block->bytes, "a list with a block counts it", bin,
+                        list.blocks, bytes_);
+        SLABPOOL_ASSERT(
+            block->bin == bin && Block::holds(block->state.load(std::memory_order_relaxed)) == 0,
+            "a cached block is free and in the bin of its size", block->data, block->bin, bin);
         list.head = block->next;
         --list.blocks;
         bytes_ -= block->bytes;
         count(Count::allocations);
         live_.store(live, std::memory_order_relaxed);
-        if (live > high) high_.store(live, std::memory_order_relaxed);
+        if (live > high) highest_live_.store(live, std::memory_order_relaxed);
       }
     }
   }
@@ -190,8 +203,11 @@ inline Block* ThreadCache::pop_first(unsigned bin, std::uint64_t need) noexcept 
 
 inline bool ThreadCache::push_own(Block& block) noexcept {
   if (block.home != this || block.bin == kBins) return false;
+  SLABPOOL_ASSERT(block.bin < kBins && Block::holds(block.state.load(std::memory_order_relaxed)) == 0,
+                  "a block returns when it has no holder", block.data, block.bin);
   lock_.enter(set_.revokers_);
   Bin& list = bins_[block.bin];
+  SLABPOOL_ASSERT(&block != list.head, "a block returns once", block.data);
   const std::uint64_t bytes = bytes_ + block.bytes;
   if (bytes > byte_budget_ || list.blocks == kBinLimit) [[unlikely]] {
     lock_.leave();
@@ -214,10 +230,10 @@ inline void ThreadCache::count_allocated(std::uint64_t bytes) noexcept {
 inline void ThreadCache::count_grown(std::uint64_t bytes) noexcept {
   const std::int64_t live = live_.load(std::memory_order_relaxed) + static_cast<std::int64_t>(bytes);
   live_.store(live, std::memory_order_relaxed);
-  if (live > high_.load(std::memory_order_relaxed)) {
-    high_.store(live, std::memory_order_relaxed);
-    if (live > look_above_.load(std::memory_order_relaxed)) [[unlikely]]
-      look_at_peak();
+  if (live > highest_live_.load(std::memory_order_relaxed)) {
+    highest_live_.store(live, std::memory_order_relaxed);
+    if (live > update_above_.load(std::memory_order_relaxed)) [[unlikely]]
+      update_peak();
   }
 }
 

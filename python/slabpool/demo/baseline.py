@@ -1,11 +1,13 @@
-"""What the demo does without a pool: memory in dictionaries by request id, one for each device.
+"""The demo without a pool: each device keeps its caches in a dictionary, by request id.
 
-A small model of what exo 0.0.15 did (its issue 158), not exo itself. A device looks its state up by request
-id, makes one where it finds none, and goes on at the position it finds. Nothing says that a request has
-ended, so nothing is given back: the same id finds the keys of all requests before it and reads them again,
-until the context is full and no more is answered; new ids add up. `limit` is the mend exo had: keep so many
-ids per device and drop the one used longest ago, whether it is still being served or not. Other than in
-exo a state starts small and is doubled, and exo's smaller dictionaries that never shrink are left out.
+This is a small model of exo 0.0.15 (issue 158), not exo itself. A device looks up its state by request id,
+makes one if there is none, and continues at the position in it. Devices never learn that a request has ended,
+so they free nothing. If all requests have the same id, each one reads the keys of all earlier ones, until the
+context is full and requests are refused. If each request has an id of its own, the states accumulate.
+
+`limit` models exo's fix: each device keeps that many ids and evicts the least recently used one, even if its
+request is still running. There are two differences from exo: a state starts small and doubles when it is
+full, and exo's smaller dictionaries, which never shrink either, are left out.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ from collections import OrderedDict
 
 import numpy as np
 
-from slabpool.demo.memory import MemoryFigures, Parcel, RequestRefused, Session
+from slabpool.demo.memory import Conversation, MemoryFigures, Parcel, RequestRefused
 from slabpool.demo.model import F32, Decoder, KvPair
 from slabpool.demo.workload import CONTEXT_LIMITS, GENERATED_LIMITS, Job
 
-#: Tokens that a state is made for: the longest job fits.
+#: Initial length of a state, in tokens: the longest job fits.
 FIRST_CONTEXT = CONTEXT_LIMITS[1] + GENERATED_LIMITS[1]
-#: Tokens that a state can grow to, as in exo.
+#: Largest length of a state, in tokens, as in exo.
 MAX_CONTEXT = 8192
 
 
@@ -30,7 +32,7 @@ class _State:
 
     def __init__(self, model: Decoder, layers: range) -> None:
         shape = model.kv_shape(FIRST_CONTEXT)
-        # Written, not only reserved: exo realizes its caches as it makes them.
+        # np.full writes every page: exo also realizes its caches when it makes them.
         self.caches = [(np.full(shape, 0, np.float32), np.full(shape, 0, np.float32)) for _ in layers]
         self.position = 0
 
@@ -46,29 +48,29 @@ class _State:
 
 
 class DictMemory:
-    """Sessions whose memory is kept by request id.
+    """Caches in dictionaries by request id.
 
     Parameters
     ----------
-    model
-        For the shapes of its caches.
-    devices
+    model : Decoder
+        Its configuration gives the shapes of the caches.
+    devices : list of str
         Names of the devices of the ring.
-    limit
-        How many request ids a device keeps; None for all of them.
+    limit : int, optional
+        Request ids that a device keeps. By default a device keeps all of them.
     """
 
     def __init__(self, model: Decoder, devices: list[str], limit: int | None = None) -> None:
         self._model = model
-        # Each dictionary is used by its device's thread alone, as in a process of its own.
+        # Only the device's own thread uses its dictionary.
         self._states: dict[str, OrderedDict[str, _State]] = {device: OrderedDict() for device in devices}
         self._limit = limit
-        self._lock = threading.Lock()  # for the two figures
+        self._lock = threading.Lock()  # protects _held and _peak
         self._held = 0
         self._peak = 0
 
-    def open(self, job: Job, request_id: str) -> Session:
-        return _DictSession(self, job, request_id)
+    def open(self, job: Job, request_id: str) -> Conversation:
+        return _DictConversation(self, job, request_id)
 
     def figures(self) -> MemoryFigures:
         ids = {request_id for states in self._states.values() for request_id in states}
@@ -82,8 +84,8 @@ class DictMemory:
             leaks=tuple(f"request id {key!r} is still in a dictionary" for key in sorted(ids)[:3]),
         )
 
-    def poll_state(self, device: str, request_id: str, layers: range, count: int) -> tuple[int, list[KvPair]]:
-        """The position and the caches found under an id, with room for `count` more tokens."""
+    def advance(self, device: str, request_id: str, layers: range, count: int) -> tuple[int, list[KvPair]]:
+        """Return position and caches of a request id, make room for `count` tokens, and move the position."""
         states = self._states[device]
         state = states.get(request_id)
         if state is None:
@@ -107,7 +109,7 @@ class DictMemory:
             self._peak = max(self._peak, self._held)
 
 
-class _DictSession:
+class _DictConversation:
     def __init__(self, memory: DictMemory, job: Job, request_id: str) -> None:
         self.job = job
         self.tokens: list[int] = []
@@ -115,21 +117,21 @@ class _DictSession:
         self._request_id = request_id
 
     def caches(self, device: str, layers: range, start: int, count: int) -> tuple[int, list[KvPair]]:
-        # The position in the dictionary counts, whatever the sender thought.
-        return self._memory.poll_state(device, self._request_id, layers, count)
+        # As in exo, `start` is ignored: the device continues at the position in its dictionary.
+        return self._memory.advance(device, self._request_id, layers, count)
 
     def send(self, device: str, hidden: F32) -> Parcel:
         return _BytesParcel(hidden)
 
     def close(self) -> None:
-        """Nobody is told: there is no end of a request."""
+        """Do nothing: the baseline has no message for the end of a request."""
 
     def ack(self, device: str) -> None:
-        """Nothing comes back."""
+        """Do nothing: the baseline frees no memory."""
 
 
 class _BytesParcel:
-    """A hidden state as bytes, as it goes over a wire."""
+    """A hidden state, serialized to bytes."""
 
     def __init__(self, hidden: F32) -> None:
         self._data = hidden.tobytes()

@@ -1,9 +1,11 @@
-"""Where the demo's tensors come from: one pool, and one request of it for each request served.
+"""The demo's tensors: each conversation is one request of a pool.
 
-A session is one request being served: the devices take its caches from it, send hidden states through it
-and tell it when they are done. `PoolMemory` serves sessions from a `slabpool.Pool`; `baseline.py` has the
-other kind. What must stay true: no array of a session outlives the call or the parcel it was made for, so
-that a device that acknowledges has really let go.
+A conversation is one request of the demo while it is being served. Devices get their caches from it, send
+hidden states through it, and acknowledge it when they are done. `PoolMemory` makes conversations in a
+`slabpool.Pool`; `baseline.py` makes them without one.
+
+Invariant: no array of a conversation outlives the call or the parcel that it was made for. So a device that
+has acknowledged has no view of the conversation's memory.
 """
 
 from __future__ import annotations
@@ -19,106 +21,133 @@ from slabpool.demo.workload import Job
 
 
 class RequestRefused(Exception):
-    """This one request cannot be served any further; others can."""
+    """This request cannot continue; other requests can."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryFigures:
-    """What the memory of a run came to; bytes."""
+    """Memory figures of a finished run, in bytes."""
 
-    #: Highest live bytes seen; for a pool, as each request had just been given its memory.
+    #: Highest live bytes. For a pool: the highest value sampled after a request got its memory.
     peak_live: int
     final_live: int
     peak_committed: int
     final_committed: int
     leaked_requests: int
     leaked_bytes: int
-    #: One line for each of the first leaks.
+    #: A description of each of the first three leaks.
     leaks: tuple[str, ...]
 
 
 class Parcel(Protocol):
-    """A hidden state on its way to one device."""
+    """A hidden state in transit to one device."""
 
     @property
     def hidden(self) -> F32:
-        """``(n, dim)``, to be read until `consumed`."""
+        """The hidden state, of shape ``(n, dim)``. It may be read until `consumed` is called."""
 
     def consumed(self, device: str) -> None:
-        """The device is done with it; nobody reads it any more."""
+        """The device has read the hidden state; its memory may be reused."""
 
 
-class Session(Protocol):
-    """One request while it is served. `tokens` is written by the last device of the ring alone."""
+class Conversation(Protocol):
+    """One request while it is served. Only the last device of the ring appends to `tokens`."""
 
     job: Job
     tokens: list[int]
 
     def caches(self, device: str, layers: range, start: int, count: int) -> tuple[int, list[KvPair]]:
-        """Caches of a device's layers with room for `count` more tokens, and the position where they go.
+        """Return the next token's position and the caches of `layers`, with room for `count` more tokens.
 
-        Raises `RequestRefused` where there can be no room.
+        Raises `RequestRefused` if there is no room.
         """
 
     def send(self, device: str, hidden: F32) -> Parcel:
-        """Copy a hidden state into memory that `device` will read."""
+        """Copy a hidden state into memory that `device` reads."""
 
     def close(self) -> None:
-        """The host is done. Called once, by the host."""
+        """Close the request for the host. The host calls this once."""
 
     def ack(self, device: str) -> None:
-        """A device is done. Called once by each device, from its own thread."""
+        """Acknowledge for a device. Each device calls this once, on its own thread."""
 
 
 class Memory(Protocol):
-    """Opens sessions, and says in the end what they cost."""
+    """Opens conversations and reports the memory that they used."""
 
-    def open(self, job: Job, request_id: str) -> Session:
-        """Start serving a job; raises `slabpool.PoolExhausted` where it has to wait for others to end."""
+    def open(self, job: Job, request_id: str) -> Conversation:
+        """Open a conversation; raises `slabpool.PoolExhausted` if an earlier one must return memory first."""
 
     def figures(self) -> MemoryFigures:
-        """To be called when every session has ended."""
+        """Return the figures. Call this after every conversation has ended."""
+
+
+class PoolConversation:
+    """A conversation whose memory belongs to a request of a pool."""
+
+    def __init__(self, job: Job, request: slabpool.Request, tensors: slabpool.Tensors) -> None:
+        self.job = job
+        self.tokens: list[int] = []
+        self.request = request
+        self.tensors = tensors
+
+    def caches(self, device: str, layers: range, start: int, count: int) -> tuple[int, list[KvPair]]:
+        tensors = self.tensors
+        return start, [(tensors[f"k{layer}"], tensors[f"v{layer}"]) for layer in layers]
+
+    def send(self, device: str, hidden: F32) -> Parcel:
+        step = self.request.child(devices=[device])
+        parcel = _PoolParcel(step, step.copy(hidden))
+        step.close()  # the sender is done; only the receiver still holds the memory
+        return parcel
+
+    def close(self) -> None:
+        self.request.close()
+
+    def ack(self, device: str) -> None:
+        answer = self.request.ack(device)
+        if answer not in (slabpool.Ack.PENDING, slabpool.Ack.RELEASED):
+            raise RuntimeError(f"the first ack of {device} returned {answer.name}")
 
 
 class PoolMemory:
-    """Sessions whose memory belongs to a request of a pool.
+    """Opens each conversation as a request of a pool.
 
     Parameters
     ----------
-    pool
-        Its capacity bounds how many sessions are open at once.
-    model
-        For the shapes of its caches.
-    devices
-        Names of the devices of the ring; all of them hold every request.
+    pool : slabpool.Pool
+        Its capacity limits the number of open conversations.
+    model : Decoder
+        Its configuration gives the shapes of the caches.
+    devices : list of str
+        Names of the devices of the ring. All of them hold every request.
     """
+
+    _conversation_type = PoolConversation
 
     def __init__(self, pool: slabpool.Pool, model: Decoder, devices: list[str]) -> None:
         self._pool = pool
         self._model = model
         self._devices = devices
         self._layouts: dict[int, slabpool.Layout] = {}
-        # Looked at as each request has its memory. The pool's own peak is put together from threads and may
-        # be off by 1/64 of the capacity for each of them, which is more than the demo needs in all.
+        # Sampled in `open`, because `Stats.peak_live` is too coarse here: its error is up to 1/256 of the
+        # capacity for each thread, and the demo needs less memory than that.
         self._peak_live = 0
 
-    def open(self, job: Job, request_id: str) -> Session:
-        """Open a request and allocate the caches of all its layers at their final length, in one call."""
+    def open(self, job: Job, request_id: str) -> Conversation:
+        """Open a request and allocate the caches of all layers, at their final length, in one call."""
         layout = self._layout(len(job.prompt) + job.generate)
         request = self._pool.request(request_id, devices=self._devices)
         try:
             tensors = request.allocate(layout)
         except slabpool.PoolExhausted:
-            # No device has heard of it yet, so the host answers for them.
+            # The devices do not know this request yet, so they will not acknowledge it: remove them.
             request.cancel()
             for device in self._devices:
                 request.remove_device(device)
             raise
         self._peak_live = max(self._peak_live, self._pool.stats().live)
-        return self._session(job, request, tensors)
-
-    def _session(self, job: Job, request: slabpool.Request, tensors: slabpool.Tensors) -> Session:
-        return _PoolSession(job, request, tensors)
+        return self._conversation_type(job, request, tensors)
 
     def figures(self) -> MemoryFigures:
         stats = self._pool.stats()
@@ -142,32 +171,6 @@ class PoolMemory:
         return layout
 
 
-class _PoolSession:
-    def __init__(self, job: Job, request: slabpool.Request, tensors: slabpool.Tensors) -> None:
-        self.job = job
-        self.tokens: list[int] = []
-        self._request = request
-        self._tensors = tensors
-
-    def caches(self, device: str, layers: range, start: int, count: int) -> tuple[int, list[KvPair]]:
-        tensors = self._tensors
-        return start, [(tensors[f"k{layer}"], tensors[f"v{layer}"]) for layer in layers]
-
-    def send(self, device: str, hidden: F32) -> Parcel:
-        step = self._request.child(devices=[device])
-        parcel = _PoolParcel(step, step.copy(hidden))
-        step.close()  # the sender is done; the memory waits for the receiver alone
-        return parcel
-
-    def close(self) -> None:
-        self._request.close()
-
-    def ack(self, device: str) -> None:
-        answer = self._request.ack(device)
-        if answer not in (slabpool.Ack.PENDING, slabpool.Ack.RELEASED):
-            raise RuntimeError(f"the only ack of {device} was answered {answer.name}")
-
-
 class _PoolParcel:
     def __init__(self, step: slabpool.Request, hidden: F32) -> None:
         self._step = step
@@ -180,7 +183,7 @@ class _PoolParcel:
         return self._hidden
 
     def consumed(self, device: str) -> None:
-        self._hidden = None  # before the ack: a view that is still there would retain the memory
+        self._hidden = None  # before the ack, because a live view would retain the memory
         answer = self._step.ack(device)
         if answer is not slabpool.Ack.RELEASED:
-            raise RuntimeError(f"a hidden state did not come back with the ack of {device}: {answer.name}")
+            raise RuntimeError(f"the ack of {device} did not release a hidden state: {answer.name}")

@@ -1,9 +1,9 @@
 """A small Llama-shaped decoder in numpy float32, with random weights from a seed.
 
-RMSNorm, rotary positions, grouped-query attention, SwiGLU, greedy decoding. It owns weights and no other
-state: key and value caches are handed in, so that the ring and the reference run the same operations on
-the same shapes in the same order, and their tokens can be compared bit for bit. The matrices stay
-small enough that BLAS libraries do not split them over threads.
+It has RMSNorm, rotary positions, grouped-query attention, SwiGLU and greedy decoding. The decoder owns only
+its weights; the caller passes the key and value caches. The ring and the reference run the same operations on
+the same shapes in the same order, so their tokens can be compared exactly. The matrices are small enough that
+BLAS libraries do not split them over threads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KvPair: TypeAlias = tuple[F32, F32]
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Sizes of the decoder, in the words of published Llama configurations."""
+    """Sizes of the decoder, named as in published Llama configurations."""
 
     layers: int = 6
     dim: int = 32
@@ -46,14 +46,13 @@ class _Layer:
 
 
 class Decoder:
-    """Weights, and the three parts of a forward pass: embed, a range of layers, next token.
+    """The weights, and the parts of a forward pass: embed, run a range of layers, choose the next token.
 
     Parameters
     ----------
-    config
-        Sizes.
-    seed
-        Of the weights.
+    config : ModelConfig
+    seed : int
+        Seed of the random weights.
 
     Examples
     --------
@@ -87,7 +86,7 @@ class Decoder:
         self._layers = [
             _Layer(
                 attention_norm=norm(),
-                # Twice the usual gain makes attention choosy, so that a wrong cache gives wrong tokens.
+                # Twice the usual gain sharpens attention, so that a wrong cache gives wrong tokens.
                 qkv=matrix(c.dim, (c.heads + 2 * c.kv_heads) * c.head_dim, gain=2.0),
                 out=matrix(c.heads * c.head_dim, c.dim),
                 ffn_norm=norm(),
@@ -104,31 +103,32 @@ class Decoder:
         self._eps = np.float32(c.norm_eps)
 
     def kv_shape(self, length: int) -> tuple[int, int, int]:
-        """Shape of the keys (and of the values) of one layer for `length` tokens."""
+        """Return the shape of one layer's keys, and of its values, for `length` tokens."""
         return (self.config.kv_heads, length, self.config.head_dim)
 
     def embed(self, tokens: Sequence[int]) -> F32:
-        """Hidden state ``(len(tokens), dim)`` that goes into the first layer."""
+        """Return the input of the first layer, of shape ``(len(tokens), dim)``."""
         return self._embedding[list(tokens)]
 
     def run_layers(self, hidden: F32, first: int, caches: Sequence[KvPair], start: int) -> F32:
-        """Pass through ``len(caches)`` layers.
+        """Run ``len(caches)`` layers.
 
         Parameters
         ----------
-        hidden
-            ``(n, dim)``; not written to.
-        first
-            Number of the first layer.
-        caches
-            One pair a layer; positions ``start`` to ``start + n`` are written, those before are read.
-        start
+        hidden : ndarray of float32, shape (n, dim)
+            Not modified.
+        first : int
+            Index of the first layer.
+        caches : sequence of pairs of ndarray
+            Keys and values of each layer. Positions ``start`` to ``start + n`` are written, earlier ones are
+            read.
+        start : int
             Position of the first row of `hidden` in its sequence.
 
         Returns
         -------
-        ndarray
-            New memory, ``(n, dim)``; it shares nothing with `hidden` or `caches`.
+        ndarray of float32, shape (n, dim)
+            New memory, not shared with `hidden` or `caches`.
         """
         n = hidden.shape[0]
         angles = np.arange(start, start + n, dtype=np.float64)[:, None] * self._frequencies
@@ -141,7 +141,7 @@ class Decoder:
         return hidden
 
     def next_token(self, hidden: F32) -> int:
-        """The most likely token after the last row of what the last layer gave."""
+        """Return the most likely token after the last row of `hidden`, the output of the last layer."""
         logits = self._rms_norm(hidden[-1:], self._final_norm) @ self._head
         return int(np.argmax(logits))
 
@@ -160,14 +160,14 @@ class Decoder:
         group = c.heads // c.kv_heads
         qkv = self._rms_norm(hidden, layer.attention_norm) @ layer.qkv
         qkv = qkv.reshape(n, c.heads + 2 * c.kv_heads, c.head_dim)
-        # Queries and keys turn together: one call for both.
-        turned = _rotate(qkv[:, : c.heads + c.kv_heads], cos, sin)
+        # One call rotates queries and keys.
+        rotated = _rotate(qkv[:, : c.heads + c.kv_heads], cos, sin)
         keys, values = cache
-        keys[:, start:end] = turned[:, c.heads :].transpose(1, 0, 2)
+        keys[:, start:end] = rotated[:, c.heads :].transpose(1, 0, 2)
         values[:, start:end] = qkv[:, c.heads + c.kv_heads :].transpose(1, 0, 2)
 
         # (n, heads, d) -> (kv_heads, group * n, d): the heads that share keys become rows of one product.
-        by_group = turned[:, : c.heads].reshape(n, c.kv_heads, group, c.head_dim).transpose(1, 2, 0, 3)
+        by_group = rotated[:, : c.heads].reshape(n, c.kv_heads, group, c.head_dim).transpose(1, 2, 0, 3)
         queries = by_group.reshape(c.kv_heads, group * n, c.head_dim)
         scores = np.matmul(queries, keys[:, :end].transpose(0, 2, 1))
         scores *= self._scale
@@ -194,7 +194,12 @@ class Decoder:
 
 
 def split_layers(layers: int, devices: int) -> list[range]:
-    """Layer ranges of the devices of a ring, in order; the first ones take what does not divide.
+    """Split layers into contiguous ranges, one for each device; the first ranges get the remainder.
+
+    Raises
+    ------
+    ValueError
+        `devices` is not from 1 to `layers`.
 
     Examples
     --------
@@ -203,9 +208,7 @@ def split_layers(layers: int, devices: int) -> list[range]:
     [range(0, 2), range(2, 4), range(4, 5), range(5, 6)]
     """
     if not 1 <= devices <= layers:
-        raise ValueError(
-            f"{layers} layers cannot be split over {devices} devices: 1 to {layers} can share them"
-        )
+        raise ValueError(f"{layers} layers need from 1 to {layers} devices, got {devices}")
     base, extra = divmod(layers, devices)
     ranges = []
     first = 0
@@ -217,7 +220,7 @@ def split_layers(layers: int, devices: int) -> list[range]:
 
 
 def _causal_mask(n: int, start: int) -> F32:
-    """``(n, start + n)``: minus infinity where a row would see a later position."""
+    """Return the mask ``(n, start + n)``: minus infinity for positions after the row's own, else 0."""
     columns = np.arange(start + n)
     rows = np.arange(start, start + n)
     mask: F32 = np.where(columns[None, :] > rows[:, None], np.float32(-np.inf), np.float32(0))
@@ -225,10 +228,10 @@ def _causal_mask(n: int, start: int) -> F32:
 
 
 def _rotate(heads: F32, cos: F32, sin: F32) -> F32:
-    """Rotary positions on ``(n, heads, head_dim)``: halves of a head are the two axes of the rotation."""
+    """Apply rotary positions to ``(n, heads, head_dim)``; a head's halves are the axes of the rotation."""
     half = heads.shape[-1] // 2
     left, right = heads[..., :half], heads[..., half:]
-    turned = np.empty_like(heads)
-    turned[..., :half] = left * cos - right * sin
-    turned[..., half:] = right * cos + left * sin
-    return turned
+    rotated = np.empty_like(heads)
+    rotated[..., :half] = left * cos - right * sin
+    rotated[..., half:] = right * cos + left * sin
+    return rotated

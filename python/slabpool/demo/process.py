@@ -1,4 +1,4 @@
-"""How much memory this process has resident, from the system."""
+"""The resident memory of this process, as the operating system reports it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ _STATM = Path("/proc/self/statm")
 
 
 def resident_bytes() -> int:
-    """Bytes of this process in memory now; where only the peak is known (macOS), the peak.
+    """Return the resident size of this process in bytes; without ``/proc`` (macOS), the peak of it.
 
-    Either way the difference of two calls is how much the process grew, as long as it did not shrink.
+    The difference of two calls is the growth of the process, provided that it did not shrink in between.
+
+    Returns
+    -------
+    int
 
     Examples
     --------
@@ -24,4 +28,4 @@ def resident_bytes() -> int:
     if _STATM.exists():
         return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
+    return peak if sys.platform == "darwin" else peak * 1024  # ru_maxrss: bytes on macOS, KiB elsewhere

@@ -1,9 +1,11 @@
-"""The devices of the demo as processes: each attached to one shared pool, hidden states passed by reference.
+"""The devices of the demo as processes: each attaches to one shared pool and gets hidden states by reference.
 
-The host hands each device a reference to its caches and to the hidden states it reads and writes, and
-carries references between them; no tensor goes through a pipe. What must stay true: a device that is killed
-ends the requests it had a part in, as not complete, and no others; it is started again, and attached, before
-the next request is opened.
+The host sends each device references to its caches and to the hidden states that it reads and writes. No
+tensor goes through a pipe.
+
+Invariants:
+- When a device is killed, the running requests end as incomplete. Other requests are not affected.
+- The device is started again and attached before the next request is opened.
 """
 
 from __future__ import annotations
@@ -22,17 +24,17 @@ from typing import TypeAlias
 import numpy as np
 
 import slabpool
-from slabpool.demo.memory import Parcel, PoolMemory, Session
-from slabpool.demo.model import F32, Decoder, KvPair, ModelConfig, split_layers
+from slabpool.demo.memory import Conversation, PoolConversation, PoolMemory
+from slabpool.demo.model import Decoder, KvPair, ModelConfig, split_layers
 from slabpool.demo.ring import Acknowledged, Finished, RingFailed
 from slabpool.demo.workload import Job
 
-_PATIENCE = 60.0  # seconds a device process may take to start
+_START_TIMEOUT = 60.0  # seconds a device process may take to start
 
 
 @dataclass(frozen=True, slots=True)
 class _Open:
-    """A session begins: its number, and keys and values of each layer of the device."""
+    """A conversation begins: its index, and keys and values of each layer of the device."""
 
     index: int
     caches: tuple[tuple[slabpool.TensorRef, slabpool.TensorRef], ...]
@@ -40,7 +42,10 @@ class _Open:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """New tokens on the first device, a hidden state on the others; where the result goes, if anywhere."""
+    """One step: new tokens for the first device, a hidden state for the others.
+
+    The device writes its hidden state to `result`. The last device has no `result`: it answers with a token.
+    """
 
     index: int
     start: int
@@ -52,7 +57,7 @@ class _Step:
 
 @dataclass(frozen=True, slots=True)
 class _Close:
-    """The host is done with a session."""
+    """The host has closed a conversation; the device acknowledges `request`."""
 
     index: int
     request: slabpool.TensorRef
@@ -60,7 +65,7 @@ class _Close:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """A step is done (the token, on the last device), or a session is acknowledged (no step)."""
+    """A device's answer: a step is done (with the token, from the last device) or, without a step, an ack."""
 
     index: int
     step: _Step | None = None
@@ -71,13 +76,13 @@ _Message: TypeAlias = _Open | _Step | _Close | None
 
 
 def _serve(pipe: Connection, pool: str, name: str, layers: range, config: ModelConfig, seed: int) -> None:
-    """A device's process, until it is told to end, killed, or its host is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the host's to handle
+    """Run a device's process until the host sends None or closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the host handles Ctrl-C
     model = Decoder(config, seed)
     caches: dict[int, list[KvPair]] = {}
     with (
         contextlib.suppress(EOFError, BrokenPipeError),
-        slabpool.attach(pool, device=name, timeout=_PATIENCE) as peer,
+        slabpool.attach(pool, device=name, timeout=_START_TIMEOUT) as peer,
     ):
         pipe.send(None)
         message: _Message
@@ -88,7 +93,7 @@ def _serve(pipe: Connection, pool: str, name: str, layers: range, config: ModelC
                     for keys, values in message.caches
                 ]
             elif isinstance(message, _Close):
-                del caches[message.index]  # before the ack: from then on they may be somebody else's
+                del caches[message.index]  # before the ack, because the pool may reuse the memory after it
                 peer.ack(message.request)
                 pipe.send(_Answer(message.index))
             else:
@@ -100,7 +105,7 @@ def _step(
     peer: slabpool.Peer, model: Decoder, layers: range, caches: list[KvPair], step: _Step
 ) -> int | None:
     hidden = model.embed(step.tokens) if step.hidden is None else peer.open(step.hidden)
-    hidden = model.run_layers(hidden, layers.start, caches, step.start)  # shares nothing with what went in
+    hidden = model.run_layers(hidden, layers.start, caches, step.start)  # new memory, so the ack may follow
     if step.hidden is not None:
         peer.ack(step.hidden)
     if step.result is None:
@@ -110,41 +115,21 @@ def _step(
     return None
 
 
-class SharedSession:
-    """One request while processes serve it."""
+class SharedConversation(PoolConversation):
+    """One request while device processes serve it."""
 
     def __init__(self, job: Job, request: slabpool.Request, tensors: slabpool.Tensors) -> None:
-        self.job = job
-        self.tokens: list[int] = []
-        self.request = request
-        self.tensors = tensors
-        #: Devices that live and have not acknowledged, and whether they have been told to.
+        super().__init__(job, request, tensors)
+        #: Living devices that have not acknowledged.
         self.holders: set[str] = set()
+        #: Whether the host has asked the devices to acknowledge.
         self.closing = False
-
-    # What a device thread would ask for; a device's process has its own views, and its own acks.
-    def caches(self, device: str, layers: range, start: int, count: int) -> tuple[int, list[KvPair]]:
-        """Not here."""
-        raise NotImplementedError
-
-    def send(self, device: str, hidden: F32) -> Parcel:
-        """Not here."""
-        raise NotImplementedError
-
-    def ack(self, device: str) -> None:
-        """Not here."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """The host is done."""
-        self.request.close()
 
 
 class SharedMemory(PoolMemory):
-    """Sessions for device processes, in a pool of ``memory="shared"``."""
+    """Opens conversations for device processes, in a pool with ``memory="shared"``."""
 
-    def _session(self, job: Job, request: slabpool.Request, tensors: slabpool.Tensors) -> Session:
-        return SharedSession(job, request, tensors)
+    _conversation_type = SharedConversation
 
 
 class _Device:
@@ -157,42 +142,45 @@ class _Device:
         self.pipe: Connection
 
     def start(self, pool: str, config: ModelConfig, seed: int) -> None:
-        # Afresh, so that no device inherits another's pipe or the host's memory.
+        # "spawn", so that no device inherits the pipe of another one or the host's memory.
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        args = (theirs, pool, self.name, self.layers, config, seed)
+        self.pipe, device_end = context.Pipe()
+        args = (device_end, pool, self.name, self.layers, config, seed)
         self.process = context.Process(target=_serve, args=args, daemon=True)
         self.process.start()
-        theirs.close()
+        device_end.close()
 
-    def ready(self) -> None:
-        """Returns once it is attached."""
+    def wait_until_attached(self) -> None:
+        """Wait until the process is attached to the pool; raises `RingFailed` if it does not start."""
         try:
-            if self.pipe.poll(_PATIENCE):
+            if self.pipe.poll(_START_TIMEOUT):
                 self.pipe.recv()
                 return
         except EOFError:
             pass
-        raise RingFailed(f"{self.name} did not start")
+        raise RingFailed(f"{self.name} did not attach to the pool within {_START_TIMEOUT:g} seconds")
 
     def send(self, message: _Message) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its end is noticed by reading
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `ProcessRing.wait` sees the death
             self.pipe.send(message)
 
 
 class ProcessRing:
-    """Device processes that serve sessions until the ``with`` block ends; as `ring.Ring` for `serve`.
+    """Device processes that serve conversations until the ``with`` block ends.
+
+    It has the same methods as `slabpool.demo.ring.Ring`.
 
     Parameters
     ----------
-    config, seed
-        Of the model, which each process makes for itself.
-    devices
+    config : ModelConfig
+    seed : int
+        Seed of the model's weights; each process makes its own model.
+    devices : sequence of str
         Names, in the order of the layers.
-    pool
-        Shared; each process attaches to it.
-    kill_every
-        Kill a device at random whenever so many sessions have been submitted.
+    pool : slabpool.Pool
+        A shared pool; each process attaches to it.
+    kill_every : int, optional
+        Kill a random device after every `kill_every` submitted conversations.
     """
 
     def __init__(
@@ -204,8 +192,9 @@ class ProcessRing:
         kill_every: int | None = None,
     ) -> None:
         self.size = len(devices)
-        #: Jobs that ended early because a device was killed, and how many were.
+        #: Indices of the jobs that ended early because a device was killed.
         self.interrupted: set[int] = set()
+        #: Devices killed.
         self.kills = 0
         self._config, self._seed, self._pool = config, seed, pool
         ranges = split_layers(config.layers, len(devices))
@@ -213,15 +202,15 @@ class ProcessRing:
         self._kill_every = kill_every
         self._random = random.Random(seed)
         self._submitted = 0
-        self._serving: dict[int, SharedSession] = {}  # unfinished
-        self._held: dict[int, SharedSession] = {}  # not acknowledged by all
+        self._serving: dict[int, SharedConversation] = {}  # unfinished
+        self._held: dict[int, SharedConversation] = {}  # not yet acknowledged by every device
         self._events: deque[Finished | Acknowledged] = deque()
 
     def __enter__(self) -> ProcessRing:
         for device in self._devices:
             device.start(self._pool.name, self._config, self._seed)
         for device in self._devices:
-            device.ready()
+            device.wait_until_attached()
         return self
 
     def __exit__(
@@ -235,34 +224,34 @@ class ProcessRing:
             device.process.join()
             device.pipe.close()
 
-    def submit(self, session: Session) -> None:
-        """Start serving a session; `wait` will report it `Finished`."""
-        assert isinstance(session, SharedSession)
-        index, refs, tensors = session.job.index, session.request.ref, session.tensors
-        self._serving[index] = self._held[index] = session
-        session.holders = {device.name for device in self._devices}
+    def submit(self, conversation: Conversation) -> None:
+        """Start serving a conversation; `wait` will report it `Finished`."""
+        assert isinstance(conversation, SharedConversation)
+        index, refs, tensors = conversation.job.index, conversation.request.ref, conversation.tensors
+        self._serving[index] = self._held[index] = conversation
+        conversation.holders = {device.name for device in self._devices}
         for device in self._devices:
             pairs = tuple((refs(tensors[f"k{i}"]), refs(tensors[f"v{i}"])) for i in device.layers)
             device.send(_Open(index, pairs))
-        prompt = session.job.prompt
-        self._pass_on(session, 0, 0, len(prompt), prompt, None)
+        prompt = conversation.job.prompt
+        self._pass_on(conversation, 0, 0, len(prompt), prompt, None)
         self._submitted += 1
         if self._kill_every is not None and self._submitted % self._kill_every == 0:
             self._random.choice(self._devices).process.kill()
             self.kills += 1
 
-    def acknowledge(self, session: Session) -> None:
-        """Tell every device that the host is done; `wait` will report one `Acknowledged` for each."""
-        assert isinstance(session, SharedSession)
-        session.closing = True
+    def acknowledge(self, conversation: Conversation) -> None:
+        """Ask every device to acknowledge; `wait` will report one `Acknowledged` for each."""
+        assert isinstance(conversation, SharedConversation)
+        conversation.closing = True
         for device in self._devices:
-            if device.name in session.holders:
-                device.send(_Close(session.job.index, session.request.ref()))
-            else:  # it was killed, and let go by that
-                self._events.append(Acknowledged(session))
+            if device.name in conversation.holders:
+                device.send(_Close(conversation.job.index, conversation.request.ref()))
+            else:  # the device was killed, and its hold ended with it
+                self._events.append(Acknowledged(conversation))
 
     def wait(self) -> Finished | Acknowledged:
-        """The next thing that happened; raises `RingFailed` if a device ended by itself."""
+        """Return the next event; raises `RingFailed` if a device exited without being killed."""
         while not self._events:
             by_pipe = {device.pipe: device for device in self._devices}
             for pipe in wait(list(by_pipe)):
@@ -277,69 +266,69 @@ class ProcessRing:
 
     def _take(self, device: _Device, answer: _Answer) -> None:
         if answer.step is None:
-            self._let_go(self._held[answer.index], device)
+            self._remove_holder(self._held[answer.index], device)
             return
-        session = self._serving.get(answer.index)
-        if session is None:  # interrupted meanwhile
+        conversation = self._serving.get(answer.index)
+        if conversation is None:  # a kill has ended it in the meantime
             return
         step = answer.step
         if answer.token is None:
             position = self._devices.index(device) + 1
-            self._pass_on(session, position, step.start, step.count, (), step.result)
+            self._pass_on(conversation, position, step.start, step.count, (), step.result)
             return
-        session.tokens.append(answer.token)
-        if len(session.tokens) == session.job.generate:
-            self._finish(session, complete=True)
+        conversation.tokens.append(answer.token)
+        if len(conversation.tokens) == conversation.job.generate:
+            self._finish(conversation, complete=True)
         else:
-            self._pass_on(session, 0, step.start + step.count, 1, (answer.token,), None)
+            self._pass_on(conversation, 0, step.start + step.count, 1, (answer.token,), None)
 
     def _pass_on(
         self,
-        session: SharedSession,
+        conversation: SharedConversation,
         position: int,
         start: int,
         count: int,
         tokens: tuple[int, ...],
         hidden: slabpool.TensorRef | None,
     ) -> None:
-        """Have a device do its part, with memory for what it passes on."""
+        """Send a device its step, with memory for the hidden state that it passes on."""
         result = None
         if position + 1 < self.size:
-            # The sender holds it while it writes, the receiver until it has read.
+            # The sender holds the memory until it has written it, the receiver until it has read it.
             both = [device.name for device in self._devices[position : position + 2]]
             try:
-                with session.request.child(devices=both) as step:
+                with conversation.request.child(devices=both) as step:
                     result = step.ref(step.empty((count, self._config.dim), np.float32))
             except slabpool.UnknownDeviceError:
-                return  # one of them was killed; its end is on its way to us
+                return  # one of the two was killed: `wait` will see that its pipe is closed
             except slabpool.PoolExhausted:
-                self._finish(session, complete=False)
+                self._finish(conversation, complete=False)
                 return
-        self._devices[position].send(_Step(session.job.index, start, count, tokens, hidden, result))
+        self._devices[position].send(_Step(conversation.job.index, start, count, tokens, hidden, result))
 
-    def _finish(self, session: SharedSession, *, complete: bool) -> None:
-        del self._serving[session.job.index]
-        self._events.append(Finished(session, complete))
+    def _finish(self, conversation: SharedConversation, *, complete: bool) -> None:
+        del self._serving[conversation.job.index]
+        self._events.append(Finished(conversation, complete))
 
-    def _let_go(self, session: SharedSession, device: _Device) -> None:
-        session.holders.discard(device.name)
-        if session.closing:
-            self._events.append(Acknowledged(session))
-        if not session.holders:
-            del self._held[session.job.index]
+    def _remove_holder(self, conversation: SharedConversation, device: _Device) -> None:
+        conversation.holders.discard(device.name)
+        if conversation.closing:
+            self._events.append(Acknowledged(conversation))
+        if not conversation.holders:
+            del self._held[conversation.job.index]
 
     def _died(self, device: _Device) -> None:
         device.process.join()
         device.pipe.close()
         if device.process.exitcode != -signal.SIGKILL:
             raise RingFailed(f"{device.name} ended with exit status {device.process.exitcode}")
-        for session in list(self._serving.values()):
-            self.interrupted.add(session.job.index)
-            self._finish(session, complete=False)
-        for session in list(self._held.values()):
-            if device.name in session.holders:
-                self._let_go(session, device)
-        # Attached again only once the owner has taken the dead one's holds away: a request opened after
-        # this is held by the new process.
+        for conversation in list(self._serving.values()):
+            self.interrupted.add(conversation.job.index)
+            self._finish(conversation, complete=False)
+        for conversation in list(self._held.values()):
+            if device.name in conversation.holders:
+                self._remove_holder(conversation, device)
+        # The pool accepts the new process only after it has removed the holds of the dead one. So requests
+        # opened from here on are held by the new process.
         device.start(self._pool.name, self._config, self._seed)
-        device.ready()
+        device.wait_until_attached()

@@ -1,4 +1,4 @@
-"""What the tokens must be: the same decoder, one thread, plain numpy memory, no ring and no pool."""
+"""The expected tokens: the same decoder on one thread with plain numpy memory, no ring and no pool."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ from slabpool.demo.model import Decoder
 
 
 def generate(model: Decoder, prompt: Sequence[int], count: int) -> list[int]:
-    """Greedy continuation of `prompt` by `count` tokens.
+    """Generate `count` tokens after `prompt`, greedily.
+
+    Parameters
+    ----------
+    model : Decoder
+    prompt : sequence of int
+        Tokens.
+    count : int
+        Tokens to generate.
+
+    Returns
+    -------
+    list of int
 
     Examples
     --------

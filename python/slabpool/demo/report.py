@@ -1,4 +1,4 @@
-"""The figures of a run, and their two forms: a table for people and one JSON object for programs."""
+"""The figures of a run, as a table for people and as one JSON object for programs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from slabpool.demo import workload
 from slabpool.demo.memory import MemoryFigures
 from slabpool.demo.serve import Run
 from slabpool.demo.workload import Job
+from slabpool.replay.console import human_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What was asked for, as far as it changes the figures."""
+    """The options of the run that change its figures."""
 
     memory: str
     requests: int
@@ -26,56 +27,63 @@ class Setting:
     concurrency: int
     seed: int
     unique_ids: bool
-    #: Devices are processes, and not threads.
+    #: Whether the devices are processes instead of threads.
     processes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """From opening a request to its last token, in seconds; tenths: requests that were served alone."""
+    """Latency, in seconds from opening a request to its last token.
 
-    #: Medians, and the median of tokens generated: the trace changes as it goes.
+    The tenths contain only requests that were served alone. Their lengths differ, because the trace changes
+    over time, so the median number of generated tokens is given as well.
+    """
+
+    #: Median of the first and of the last tenth of the requests.
     first_tenth: float
     last_tenth: float
+    #: Median number of generated tokens of the same requests.
     tokens_first_tenth: float
     tokens_last_tenth: float
-    #: Last tenth by first, like with like (see `_like_with_like`).
+    #: Last tenth divided by first tenth, for equal numbers of tokens (see `_latency_ratio`).
     ratio: float
-    #: Median of the requests that were served in bursts, None where there were none.
+    #: Median of the requests that were served in bursts; None if there were no bursts.
     in_bursts: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything the demo has to say."""
+    """All figures of a run."""
 
     setting: Setting
-    #: Tokens the reference has for these requests, and tokens that came, right or wrong.
+    #: Tokens that the reference generates for these requests.
     tokens: int
+    #: Tokens that the devices generated, right or wrong.
     tokens_given: int
-    #: Requests that got all their tokens, right or wrong.
+    #: Requests for which all tokens were generated, right or wrong.
     answered: int
     seconds: float
     most_at_once: int
     latency: Latency
     memory: MemoryFigures
+    #: Growth of the process' resident bytes after the first tenth of the requests: at the end, and at most.
     process_growth: int
     process_peak_growth: int
-    #: Requests with at least one token that differs from the reference, and how many tokens do.
+    #: Requests with at least one token that differs from the reference, and the number of those tokens.
     wrong_requests: int
     wrong_tokens: int
-    #: Device processes killed on purpose, and requests that ended early by it: their missing tokens are
-    #: not wrong, those that came must be right.
+    #: Device processes killed on purpose.
     kills: int = 0
+    #: Requests that a kill ended early. Their missing tokens do not count as wrong.
     interrupted_requests: int = 0
 
     @property
     def ok(self) -> bool:
-        """Nothing leaked and every token is the reference's."""
+        """Whether nothing leaked and every token equals the reference."""
         return not (self.memory.leaked_requests or self.memory.leaked_bytes or self.wrong_tokens)
 
     def as_json(self) -> dict[str, Any]:
-        """One object of plain values; times in seconds, memory in bytes."""
+        """Return the figures as plain values, for JSON. Times are in seconds, memory in bytes."""
         s, latency, memory = self.setting, self.latency, self.memory
         return {
             **asdict(s),
@@ -112,15 +120,15 @@ class Report:
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """Label and value of each line of the table."""
+        """Return label and value of each line of the table."""
         s, latency, memory = self.setting, self.latency, self.memory
-        ids = "a new one each time" if s.unique_ids else "the same for all"
+        ids = "one for each request" if s.unique_ids else "the same for all"
         kind = "device processes" if s.processes else "devices"
         rows = [
             ("memory", s.memory),
-            ("requests", f"{s.requests} over {s.devices} {kind}; id: {ids}"),
+            ("requests", f"{s.requests} over {s.devices} {kind}; request id: {ids}"),
             ("schedule", _schedule(s)),
-            ("most requests at once", f"{self.most_at_once} (those waiting for acks included)"),
+            ("most requests at once", f"{self.most_at_once} (including requests that wait for acks)"),
             ("answered", f"{self.answered} of {s.requests} in {self.seconds:.1f} s"),
             (
                 "requests/s, tokens/s",
@@ -128,36 +136,33 @@ class Report:
             ),
             ("latency, first tenth", _latency(latency.first_tenth, latency.tokens_first_tenth)),
             ("latency, last tenth", _latency(latency.last_tenth, latency.tokens_last_tenth)),
-            ("last / first tenth", f"{latency.ratio:.2f} (between requests of as many tokens)"),
+            ("last / first tenth", f"{latency.ratio:.2f} (requests with equal numbers of tokens)"),
         ]
         if latency.in_bursts is not None:
             rows.append(("latency in bursts", f"{latency.in_bursts * 1e3:.2f} ms (median)"))
         if self.kills:
+            interrupted = _count(self.interrupted_requests, "request")
             rows.append(
-                (
-                    "killed",
-                    f"{_count(self.kills, 'device')}; {_count(self.interrupted_requests, 'request')} of "
-                    "theirs ended early, as reported",
-                )
+                ("killed", f"{_count(self.kills, 'device')}; {interrupted} ended early because of it")
             )
         rows += [
-            ("live bytes, peak", format_bytes(memory.peak_live)),
-            ("live bytes, final", format_bytes(memory.final_live)),
-            ("committed, peak", format_bytes(memory.peak_committed)),
-            ("process growth", f"{format_bytes(self.process_growth)} after the first tenth"),
-            ("leaked", f"{_count(memory.leaked_requests, 'request')}, {format_bytes(memory.leaked_bytes)}"),
+            ("live bytes, peak", human_bytes(memory.peak_live)),
+            ("live bytes, final", human_bytes(memory.final_live)),
+            ("committed, peak", human_bytes(memory.peak_committed)),
+            ("process growth", f"{human_bytes(self.process_growth)} after the first tenth"),
+            ("leaked", f"{_count(memory.leaked_requests, 'request')}, {human_bytes(memory.leaked_bytes)}"),
             (
                 "tokens",
                 f"all {self.tokens_given if self.kills else self.tokens} equal the reference"
                 if not self.wrong_tokens
-                else f"{self.wrong_tokens} of {self.tokens} differ from the reference or never came, "
+                else f"{self.wrong_tokens} of {self.tokens} are missing or differ from the reference, "
                 f"in {self.wrong_requests} of {s.requests} requests",
             ),
         ]
         return rows + [("leak", leak) for leak in memory.leaks]
 
     def as_text(self) -> str:
-        """The table, drawn by `rich` where it is installed, else aligned text."""
+        """Return the table as text, drawn by `rich` if that is installed."""
         verdict = "OK" if self.ok else "FAILED: memory leaked or tokens differ"
         rows = self.rows()
         try:
@@ -169,7 +174,7 @@ class Report:
             return "\n".join([*(f"{label:<{width}}  {value}" for label, value in rows), verdict, ""])
         table = Table(show_header=False, title="slabpool demo", caption=verdict)
         for label, value in rows:
-            table.add_row(Text(label), Text(value))  # Text: brackets in a value are not markup
+            table.add_row(Text(label), Text(value))  # Text(), because brackets in a str would be markup
         buffer = io.StringIO()
         Console(file=buffer, width=110).print(table)
         return buffer.getvalue()
@@ -184,8 +189,25 @@ def summarize(
     kills: int = 0,
     interrupted: Set[int] = frozenset(),
 ) -> Report:
-    """Put the figures of a run together; `expected` has the reference's tokens of each job, `interrupted`
-    the jobs that were ended early by a kill."""
+    """Compute the figures of a run.
+
+    Parameters
+    ----------
+    setting : Setting
+    jobs : list of Job
+    run : Run
+    memory : MemoryFigures
+    expected : list of list of int
+        Tokens of the reference, for each job.
+    kills : int
+        Device processes killed on purpose.
+    interrupted : set of int
+        Indices of the jobs that a kill ended early.
+
+    Returns
+    -------
+    Report
+    """
     wrong = [
         sum(
             int(got) != want and not (got < 0 and index in interrupted)
@@ -211,23 +233,6 @@ def summarize(
     )
 
 
-def format_bytes(count: int) -> str:
-    """Bytes with a binary unit.
-
-    Examples
-    --------
-    >>> from slabpool.demo.report import format_bytes
-    >>> format_bytes(0), format_bytes(1536), format_bytes(-3 << 20)
-    ('0 B', '1.5 KiB', '-3.0 MiB')
-    """
-    size, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if abs(size) < 1024:
-            break
-        size, unit = size / 1024, larger
-    return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
-
-
 def _tenths(jobs: list[Job], run: Run) -> Latency:
     """Compare the first and the last tenth of the requests that were answered."""
     answered = np.flatnonzero(~np.isnan(run.latency))
@@ -240,31 +245,34 @@ def _tenths(jobs: list[Job], run: Run) -> Latency:
         last_tenth=float(np.median(run.latency[last])),
         tokens_first_tenth=float(np.median(generated[first])),
         tokens_last_tenth=float(np.median(generated[last])),
-        ratio=_like_with_like(run.latency, generated, first, last),
+        ratio=_latency_ratio(run.latency, generated, first, last),
         in_bursts=float(np.median(run.latency[bursts])) if len(bursts) else None,
     )
 
 
-def _like_with_like(
+def _latency_ratio(
     latency: npt.NDArray[np.float64],
     generated: npt.NDArray[np.int_],
     first: npt.NDArray[np.intp],
     last: npt.NDArray[np.intp],
 ) -> float:
-    """How much longer the last requests took than the first ones of as many generated tokens.
+    """Return the latency of the last requests relative to first requests with the same number of tokens.
 
-    The plain medians of two tenths compare different work. Each of the last requests is divided by the
-    median of the first ones that generated as many tokens; the result is the median of that. Where nothing
-    matches (a very short run) it is the ratio of the plain medians.
+    The medians of the two tenths compare different work. So the latency of each of the last requests is
+    divided by the median latency of the first requests with the same number of generated tokens; the result
+    is the median of these ratios. In a very short run no numbers may match: then it is the ratio of the two
+    medians.
     """
     counts = generated[first]
-    usual = {count: np.median(latency[first[counts == count]]) for count in set(counts.tolist())}
-    ratios = [latency[index] / usual[count] for index in last if (count := int(generated[index])) in usual]
+    medians = {count: np.median(latency[first[counts == count]]) for count in set(counts.tolist())}
+    ratios = [
+        latency[index] / medians[count] for index in last if (count := int(generated[index])) in medians
+    ]
     return float(np.median(ratios) if ratios else np.median(latency[last]) / np.median(latency[first]))
 
 
 def _alone(run: Run, indices: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """Those of some jobs that were served alone; all of them where a short run has none."""
+    """Select the jobs that were served alone; if a short run has none, all of them."""
     alone = indices[run.alone[indices]]
     return alone if len(alone) else indices
 
@@ -284,7 +292,7 @@ def _scale() -> str:
 
 
 def _latency(seconds: float, tokens: float) -> str:
-    return f"{seconds * 1e3:.2f} ms for {tokens:g} tokens (medians of those served alone)"
+    return f"{seconds * 1e3:.2f} ms for {tokens:g} tokens (medians of requests served alone)"
 
 
 def _count(number: int, word: str) -> str:

@@ -1,9 +1,10 @@
 """The devices of the demo: one thread each, in a ring, each with a range of the model's layers.
 
-The first device embeds tokens, hidden states go from device to device, the last one chooses the next token
-and hands it to the first. When the host is done with a request every device is told, and acknowledges from
-its own thread. What must stay true: a thread that fails says so and ends every wait in the ring, the host's
-and the other devices', so that nothing hangs.
+The first device embeds tokens, each device passes its hidden state to the next one, and the last device
+chooses the next token and sends it to the first. After the host has closed a request, each device
+acknowledges it on its own thread.
+
+Invariant: a thread that fails reports its error and wakes every waiter in the ring, so nothing hangs.
 """
 
 from __future__ import annotations
@@ -15,35 +16,35 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeAlias
 
-from slabpool.demo.memory import Parcel, RequestRefused, Session
+from slabpool.demo.memory import Conversation, Parcel, RequestRefused
 from slabpool.demo.model import F32, Decoder, split_layers
 
 
 class RingFailed(RuntimeError):
-    """A device thread ended with an error; the message names both, and the error is the cause."""
+    """A device failed. The message names the device and the error; the error is also the ``__cause__``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """No more tokens of a session will come; the devices still hold it."""
+    """The last token of a conversation has been generated; the devices still hold its request."""
 
-    session: Session
-    #: All its tokens are there. False: a device refused to go on.
+    conversation: Conversation
+    #: Whether all tokens were generated. False: a device refused to continue or was killed.
     complete: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """One device has acknowledged a session."""
+    """One device has acknowledged a conversation."""
 
-    session: Session
+    conversation: Conversation
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """Work for one device: new tokens on the first device, a hidden state on the others."""
+    """Work for one device: new tokens for the first device, a hidden state for the others."""
 
-    session: Session
+    conversation: Conversation
     start: int
     count: int
     tokens: tuple[int, ...] = ()
@@ -52,22 +53,22 @@ class _Step:
 
 @dataclass(frozen=True, slots=True)
 class _Acknowledge:
-    session: Session
+    conversation: Conversation
 
 
-#: None ends the thread.
+#: None stops the thread.
 _Message: TypeAlias = _Step | _Acknowledge | None
 
 
 class Ring:
-    """Device threads that serve sessions until the ``with`` block ends.
+    """Device threads that serve conversations until the ``with`` block ends.
 
     Parameters
     ----------
-    model
-        Shared by all devices; each runs its own layers of it.
-    devices
-        Names, in the order of the layers; 1 to as many as the model has layers.
+    model : Decoder
+        All devices use it; each runs its own layers.
+    devices : sequence of str
+        Names, in the order of the layers. There are at most as many devices as layers.
 
     Examples
     --------
@@ -78,21 +79,21 @@ class Ring:
     >>> from slabpool.demo.workload import Job
     >>> model, devices = Decoder(ModelConfig(), seed=0), ["device0", "device1"]
     >>> with slabpool.Pool("16MiB") as pool, Ring(model, devices) as ring:
-    ...     session = PoolMemory(pool, model, devices).open(Job(0, (256, 72), 5), "chat-42")
-    ...     ring.submit(session)
+    ...     conversation = PoolMemory(pool, model, devices).open(Job(0, (256, 72), 5), "chat-42")
+    ...     ring.submit(conversation)
     ...     finished = ring.wait()
-    ...     session.close()
-    ...     ring.acknowledge(session)
+    ...     conversation.close()
+    ...     ring.acknowledge(conversation)
     ...     acks = [ring.wait() for _ in devices]
-    ...     len(session.tokens), pool.stats().live
+    ...     len(conversation.tokens), pool.stats().live
     (5, 0)
     """
 
     def __init__(self, model: Decoder, devices: Sequence[str]) -> None:
-        # SimpleQueue has no bound, so a put never waits; only a get does, and a failure ends every get.
+        # SimpleQueue is unbounded, so put() never blocks. get() blocks, and `fail` wakes every get().
         self.events: queue.SimpleQueue[Finished | Acknowledged | None] = queue.SimpleQueue()
         self._failure: tuple[str, BaseException] | None = None
-        self._failure_lock = threading.Lock()  # the first failure is the one to report
+        self._failure_lock = threading.Lock()  # protects `_failure`, which keeps the first failure
         self.size = len(devices)
         ranges = split_layers(model.config.layers, len(devices))
         self._devices = [
@@ -115,18 +116,18 @@ class Ring:
         if error is None:
             self._raise_failure()
 
-    def submit(self, session: Session) -> None:
-        """Start serving a session; `wait` will report it `Finished`."""
-        prompt = session.job.prompt
-        self._devices[0].inbox.put(_Step(session, 0, len(prompt), tokens=prompt))
+    def submit(self, conversation: Conversation) -> None:
+        """Start serving a conversation; `wait` will report it `Finished`."""
+        prompt = conversation.job.prompt
+        self._devices[0].inbox.put(_Step(conversation, 0, len(prompt), tokens=prompt))
 
-    def acknowledge(self, session: Session) -> None:
-        """Tell every device that the host is done; `wait` will report one `Acknowledged` for each."""
+    def acknowledge(self, conversation: Conversation) -> None:
+        """Ask every device to acknowledge; `wait` will report one `Acknowledged` for each."""
         for device in self._devices:
-            device.inbox.put(_Acknowledge(session))
+            device.inbox.put(_Acknowledge(conversation))
 
     def wait(self) -> Finished | Acknowledged:
-        """The next thing that happened; raises `RingFailed` if a device thread died."""
+        """Return the next event; raises `RingFailed` if a device thread failed."""
         self._raise_failure()
         event = self.events.get()
         if event is None:
@@ -135,7 +136,7 @@ class Ring:
         return event
 
     def fail(self, device: str, error: BaseException) -> None:
-        """Called by a device thread that ends early: wakes the host and ends the other threads."""
+        """Record the failure of a device thread, wake the host and stop the other threads."""
         with self._failure_lock:
             if self._failure is None:
                 self._failure = (device, error)
@@ -169,33 +170,33 @@ class _Device:
         try:
             while (message := self.inbox.get()) is not None:
                 if isinstance(message, _Acknowledge):
-                    message.session.ack(self.name)
-                    self._ring.events.put(Acknowledged(message.session))
+                    message.conversation.ack(self.name)
+                    self._ring.events.put(Acknowledged(message.conversation))
                     continue
                 try:
                     self._step(message)
                 except RequestRefused:
-                    self._ring.events.put(Finished(message.session, complete=False))
-        except BaseException as error:  # whatever ends this thread has to reach the host
+                    self._ring.events.put(Finished(message.conversation, complete=False))
+        except BaseException as error:  # also SystemExit: the host must learn why this thread ended
             self._ring.fail(self.name, error)
 
     def _step(self, step: _Step) -> None:
-        session = step.session
-        # Views of the session's memory live in this call alone (`_forward`), or in a parcel.
+        conversation = step.conversation
+        # Only `_forward` and parcels hold views of the conversation's memory.
         hidden = self._forward(step)
         if self._layers.stop < self._model.config.layers:
-            parcel = session.send(self.following.name, hidden)
-            self.following.inbox.put(_Step(session, step.start, step.count, parcel=parcel))
+            parcel = conversation.send(self.following.name, hidden)
+            self.following.inbox.put(_Step(conversation, step.start, step.count, parcel=parcel))
             return
         token = self._model.next_token(hidden)
-        session.tokens.append(token)
-        if len(session.tokens) == session.job.generate:
-            self._ring.events.put(Finished(session, complete=True))
+        conversation.tokens.append(token)
+        if len(conversation.tokens) == conversation.job.generate:
+            self._ring.events.put(Finished(conversation, complete=True))
         else:
-            self.following.inbox.put(_Step(session, step.start + step.count, 1, tokens=(token,)))
+            self.following.inbox.put(_Step(conversation, step.start + step.count, 1, tokens=(token,)))
 
     def _forward(self, step: _Step) -> F32:
-        start, caches = step.session.caches(self.name, self._layers, step.start, step.count)
+        start, caches = step.conversation.caches(self.name, self._layers, step.start, step.count)
         parcel, first = step.parcel, self._layers.start
         if parcel is None:
             return self._model.run_layers(self._model.embed(step.tokens), first, caches, start)

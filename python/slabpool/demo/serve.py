@@ -1,7 +1,9 @@
-"""The host of the demo: opens a session for each job, closes it when its tokens are there, and takes time.
+"""The host of the demo: opens a conversation for each job, closes it after its last token, and times it.
 
-It never waits for anything but the ring. What must stay true: everything it records has its memory from
-the start, so that growth of the process during the run is not the host's own bookkeeping.
+The host waits only for the ring.
+
+Invariant: the host allocates the memory of its records before the run, so growth of the process during the
+run is not the host's own bookkeeping.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from slabpool.demo.memory import Memory, Session
+from slabpool.demo.memory import Conversation, Memory
 from slabpool.demo.process import resident_bytes
 from slabpool.demo.ring import Acknowledged, Finished
 from slabpool.demo.workload import Job, batches
@@ -22,37 +24,37 @@ from slabpool.errors import PoolExhausted
 
 
 class Devices(Protocol):
-    """Who serves: `ring.Ring` or `processes.ProcessRing`."""
+    """A ring of devices: `ring.Ring` or `processes.ProcessRing`."""
 
     size: int
 
-    def submit(self, session: Session) -> None:
-        """Start serving a session."""
+    def submit(self, conversation: Conversation) -> None:
+        """Start serving a conversation."""
 
-    def acknowledge(self, session: Session) -> None:
-        """Tell every device that the host is done."""
+    def acknowledge(self, conversation: Conversation) -> None:
+        """Ask every device to acknowledge."""
 
     def wait(self) -> Finished | Acknowledged:
-        """The next thing that happened."""
+        """Return the next event."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What happened, one row for each job."""
+    """Measurements of a run. Arrays have one row for each job."""
 
-    #: ``(jobs, longest)`` tokens; -1 where there is none.
+    #: Tokens, of shape ``(jobs, longest)``; -1 where there is no token.
     tokens: npt.NDArray[np.int16]
-    #: Seconds from opening the request to its last token; not a number for one that was not answered.
+    #: Seconds from opening the request to its last token; NaN if the request was not answered in full.
     latency: npt.NDArray[np.float64]
-    #: Whether the job was served with no other beside it.
+    #: Whether the job was served alone, not in a burst.
     alone: npt.NDArray[np.bool_]
     #: Seconds from the first request to the last ack.
     seconds: float
-    #: Resident bytes of the process: after the first tenth, at the end, and the highest seen in between.
+    #: Resident bytes of the process: after the first tenth of the jobs, at the end, and the highest sample.
     resident_after_tenth: int
     resident_final: int
     resident_peak: int
-    #: Most requests whose memory was out at one time, draining ones included.
+    #: Largest number of unreleased requests at one time, draining ones included.
     most_at_once: int
 
 
@@ -68,16 +70,22 @@ def serve(
 
     Parameters
     ----------
-    jobs
+    jobs : sequence of Job
         At least one.
-    memory, ring
-        Where sessions come from and who serves them.
-    concurrency
-        Size of a burst.
-    request_id
-        Id under which a job is opened.
-    advance
+    memory : Memory
+        Opens the conversations.
+    ring : Devices
+        Serves them.
+    concurrency : int
+        Number of requests in a burst.
+    request_id : callable
+        Returns the request id of a job.
+    advance : callable
         Called with the number of jobs done since the last call.
+
+    Returns
+    -------
+    Run
     """
     host = _Host(jobs, memory, ring, request_id)
     tenth = max(1, len(jobs) // 10)
@@ -111,7 +119,7 @@ class _Host:
         self, jobs: Sequence[Job], memory: Memory, ring: Devices, request_id: Callable[[Job], str]
     ) -> None:
         longest = max(job.generate for job in jobs)
-        # `full`, not `empty`: the pages are there before the first measurement.
+        # np.full writes every page before the first measurement; np.empty would not.
         self.tokens = np.full((len(jobs), longest), -1, np.int16)
         self.latency = np.full(len(jobs), np.nan)
         self.alone = np.full(len(jobs), False)
@@ -121,17 +129,17 @@ class _Host:
         self._ring = ring
         self._request_id = request_id
         self._unfinished = 0
-        self._devices_holding: dict[int, int] = {}  # by index of the job
+        self._devices_holding: dict[int, int] = {}  # number of devices, by index of the job
 
     def serve_batch(self, batch: Sequence[Job]) -> None:
         for job in batch:
             self.alone[job.index] = len(batch) == 1
             self._opened[job.index] = time.perf_counter()
-            session = self._open(job)
+            conversation = self._open(job)
             self._unfinished += 1
             self._devices_holding[job.index] = self._ring.size
             self.most_at_once = max(self.most_at_once, len(self._devices_holding))
-            self._ring.submit(session)
+            self._ring.submit(conversation)
         while self._unfinished:
             self._handle_event()
 
@@ -139,28 +147,28 @@ class _Host:
         while self._devices_holding:
             self._handle_event()
 
-    def _open(self, job: Job) -> Session:
-        """Open a session, as soon as there is memory for it."""
+    def _open(self, job: Job) -> Conversation:
+        """Open a conversation; while the pool is exhausted, handle events until memory comes back."""
         while True:
             try:
                 return self._memory.open(job, self._request_id(job))
             except PoolExhausted:
                 if not self._devices_holding:
-                    raise  # nobody is going to give anything back
+                    raise  # no device holds memory, so waiting cannot help
             self._handle_event()
 
     def _handle_event(self) -> None:
         event = self._ring.wait()
-        session = event.session
-        index = session.job.index
+        conversation = event.conversation
+        index = conversation.job.index
         if isinstance(event, Acknowledged):
             self._devices_holding[index] -= 1
             if not self._devices_holding[index]:
                 del self._devices_holding[index]
             return
-        self.tokens[index, : len(session.tokens)] = session.tokens
+        self.tokens[index, : len(conversation.tokens)] = conversation.tokens
         if event.complete:
             self.latency[index] = time.perf_counter() - self._opened[index]
         self._unfinished -= 1
-        session.close()
-        self._ring.acknowledge(session)
+        conversation.close()
+        self._ring.acknowledge(conversation)

@@ -1,8 +1,8 @@
-"""What the demo serves: prompts from a text file, lengths and order from a trace of real requests.
+"""The requests of the demo: prompts from a text file, lengths and order from a trace of real requests.
 
-The trace is scaled down to the toy model: prompt tokens are context tokens / 64, generated tokens are
-generated / 32, both rounded and clipped to the limits below. Times of arrival are not used. Everything here
-depends on the input alone, so that two runs serve the same jobs in the same order.
+The trace is scaled down to the toy model: a prompt has 1/64 of the trace's context tokens, and 1/32 of the
+trace's generated tokens are generated. Both are rounded and clipped to the limits below. Arrival times are
+not used. There is no randomness, so two runs serve the same jobs in the same order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONTEXT_LIMITS = (4, 48)
 GENERATED_DIVISOR = 32
 GENERATED_LIMITS = (2, 16)
 
-#: One round is this many bursts' worth of requests, of which one burst is served at once.
+#: A round has ``ROUND_BURSTS * concurrency`` requests; the last `concurrency` of them are one burst.
 ROUND_BURSTS = 4
 
 
@@ -33,13 +33,16 @@ ROUND_BURSTS = 4
 class Job:
     """One request to serve."""
 
+    #: Position among all jobs.
     index: int
+    #: Tokens of the prompt.
     prompt: tuple[int, ...]
+    #: Number of tokens to generate.
     generate: int
 
 
 def tokenize(text: bytes) -> tuple[int, ...]:
-    """Tokens of `text`: one for the beginning, then one a byte.
+    """Return the tokens of `text`: the begin-of-sequence token, then one token for each byte.
 
     Examples
     --------
@@ -51,22 +54,22 @@ def tokenize(text: bytes) -> tuple[int, ...]:
 
 
 def read_prompts(path: Path | None) -> list[bytes]:
-    """Lines of a text file that are not blank; those that come with the demo where `path` is None."""
+    """Return the non-blank lines of a text file; by default of the file that comes with the demo."""
     source = path if path is not None else _DATA / "prompts.txt"
     lines = [line.strip() for line in source.read_bytes().splitlines()]
     prompts = [line for line in lines if line]
     if not prompts:
-        raise InvalidArgumentError(f"{source}: no prompt in it, every line is blank")
+        raise InvalidArgumentError(f"{source}: no prompt, every line is blank; write one prompt in each line")
     return prompts
 
 
 def read_lengths(path: Path | None) -> list[tuple[int, int]]:
-    """Context and generated tokens of each request of a trace, in order of arrival.
+    """Return the numbers of context and generated tokens of each request of a trace, in order of arrival.
 
     Parameters
     ----------
-    path
-        A trace that `slabpool.replay.trace.read_trace` reads; None for the part of the Azure trace that
+    path : Path, optional
+        A trace that `slabpool.replay.trace.read_trace` can read. By default the part of the Azure trace that
         comes with the demo.
     """
     trace = read_trace(path if path is not None else _DATA / "azure_conversation_part.csv")
@@ -74,10 +77,10 @@ def read_lengths(path: Path | None) -> list[tuple[int, int]]:
 
 
 def make_jobs(count: int, prompts: Sequence[bytes], lengths: Sequence[tuple[int, int]]) -> list[Job]:
-    """The first `count` requests of the trace with prompts that go round the text file.
+    """Make `count` jobs: lengths from the trace, text from the prompts.
 
-    Request *i* has the text that begins at line *i* of the file and is as long as the trace says. A trace
-    that is too short starts again from its first row.
+    The prompt of request *i* begins at line *i* of the text file and has the length that the trace gives.
+    Text file and trace start again from the beginning when they are used up.
 
     Examples
     --------
@@ -95,10 +98,10 @@ def make_jobs(count: int, prompts: Sequence[bytes], lengths: Sequence[tuple[int,
 
 
 def batches(jobs: Sequence[Job], concurrency: int) -> Iterator[Sequence[Job]]:
-    """Jobs in groups; those of a group are served at once, the groups one after the other.
+    """Split jobs into groups. The jobs of a group are served concurrently, the groups one after the other.
 
-    A round has ``4 * concurrency`` requests: three quarters of them alone, then one burst of `concurrency`.
-    So each part of a long run has the same mixture.
+    A round has ``4 * concurrency`` requests: three quarters of them are served alone, then one burst of
+    `concurrency`. So each part of a long run has the same mixture.
 
     Examples
     --------
@@ -121,7 +124,7 @@ def _scaled(tokens: int, divisor: int, limits: tuple[int, int]) -> int:
 
 
 def _text_from(prompts: Sequence[bytes], line: int, length: int) -> bytes:
-    """`length` bytes of the text that begins at a line and goes on, round and round."""
+    """Return `length` bytes of the text from a line on; after the last line the text starts again."""
     parts: list[bytes] = []
     size = 0
     for part in itertools.islice(itertools.cycle(prompts), line, None):

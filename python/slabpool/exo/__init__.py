@@ -1,9 +1,8 @@
-"""slabpool in exo 0.0.15: a request for each prompt, with the ring's nodes as devices.
+"""slabpool in exo 0.0.15: one request for each prompt, with the ring's nodes as devices.
 
-exo's nodes learn that a prompt has begun, and never that it is over: KV states go by an LRU of two, which
-evicts prompts that are running, and other entries stay for ever. `install` gives both ends of a
-prompt.
-Call it on every node of the ring, after the node (and its ChatGPTAPI, if it has one) was made and before it
+exo's nodes learn when a prompt begins, but not when it ends. KV states are evicted by an LRU of two, even
+while their prompt is running, and other entries are never removed. `install` adds the end of a prompt. Call
+it on every node of the ring, after the node (and its ChatGPTAPI, if it has one) was made and before it
 starts.
 
 Known versions: exo v0.0.15-alpha with tinygrad 0.10.1 (KV states in the pool) and with its dummy engine.
@@ -24,39 +23,41 @@ __all__ = ["Adapter", "RunFailedError", "RunRecord", "RunRefusedError", "install
 
 
 def install(node: Any, *, pool: Pool | None = None, api: Any = None) -> Adapter:
-    """Gives a node of exo a request for each prompt, and an end to it.
+    """Open a request for each prompt of an exo node, and release it when the prompt is over.
 
-    From then on, on this node:
+    After this call, on this node:
 
-    - a prompt opens a request whose devices are the nodes of the ring; each node acknowledges when it will
-      not touch the prompt again: on finish, error, when its client has gone away, and when a node is lost
-      (what the lost node held is let go);
-    - KV states live in the request's memory until then, however many prompts run, and a prompt that finds no
-      room fails with `PoolExhausted` in place of evicting another's;
-    - entries by request id go with it: ``outstanding_requests``, ``buffered_token_output``, ``token_queues``;
-    - a prompt under an id that is still running waits for its end;
-    - a client whose prompt failed is told at once.
+    - A prompt opens a request whose devices are the nodes of the ring. Each node acknowledges when it will
+      not use the prompt again: when the prompt has finished or failed, or its client has disconnected. When a
+      node is lost, its holds end.
+    - KV states are in the request's memory until then, for any number of running prompts. A prompt that finds
+      no room fails with `PoolExhausted`; it does not evict the state of another one.
+    - exo's entries for the prompt are removed with it: ``outstanding_requests``, ``buffered_token_output``,
+      ``token_queues``.
+    - A prompt whose id is already running waits for the end of the earlier one.
+    - A client whose prompt failed gets the error at once.
 
     Parameters
     ----------
     node : exo.orchestration.Node
         Not yet started.
     pool : Pool, optional
-        Where KV states are; by default a pool of half the machine's memory, which takes what it uses.
+        Memory of the KV states. By default a new pool with a capacity of half the machine's memory; it
+        commits memory only as needed.
     api : exo.api.ChatGPTAPI, optional
-        The node's HTTP API; by default the one that listens to this node's tokens, if there is one.
+        The node's HTTP API. By default the one that has registered for this node's tokens, if there is one.
 
     Returns
     -------
     Adapter
-        For looking (`counts`, `runs`), `cancel` and `uninstall`.
+        It has `counts`, `runs`, `cancel` and `uninstall`.
 
     Raises
     ------
     InvalidTypeError
-        The node is not one of exo 0.0.15, or has slabpool already.
+        `node` is not a node of exo 0.0.15, or slabpool is already installed on it.
     InvalidArgumentError
-        The API is serving already.
+        The API is already serving.
 
     Examples
     --------

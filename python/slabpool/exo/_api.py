@@ -1,8 +1,9 @@
-"""HTTP clients of exo's ChatGPT API: their token queues go with them, and their leaving is noticed.
+"""HTTP clients of exo's ChatGPT API: removes their token queues and detects when they disconnect.
 
-What must stay true: an entry in `token_queues` belongs to one HTTP request that is being handled on this
-node, and goes with it; tokens of other nodes' requests make none. A client that is gone before its prompt is
-over ends the prompt.
+Invariants:
+- An entry in `token_queues` belongs to one HTTP request that this node is handling, and is removed with it.
+  Tokens of requests on other nodes make no entry.
+- When a client disconnects before its prompt is over, the prompt ends.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from slabpool.errors import InvalidArgumentError, SlabpoolError
 
 
 class RunFailedError(SlabpoolError):
-    """The prompt that an HTTP client waits for has ended without a result.
+    """A prompt has ended without a result; its HTTP client gets this error.
 
     Examples
     --------
@@ -32,15 +33,15 @@ class Client:
 
     def __init__(self) -> None:
         self.requests: set[str] = set()
-        self.gone = False
+        self.disconnected = False
 
 
-#: Of the HTTP request that is being handled; tasks that its handler makes have it too.
+#: The client whose HTTP request is being handled. Tasks that the handler starts inherit it.
 _client: ContextVar[Client | None] = ContextVar("slabpool_exo_client", default=None)
 
 
 class _Failure:
-    """In a token queue: whoever takes tokens out of it gets the error instead."""
+    """An entry of a token queue that raises `RunFailedError` when exo unpacks it."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
@@ -50,9 +51,9 @@ class _Failure:
 
 
 def find_api(node: Any) -> Any:
-    """The ChatGPTAPI that listens to the node's tokens, or None.
+    """Find the ChatGPTAPI that has registered for the node's tokens; None if there is none.
 
-    exo makes no other link from a node to its API than the callback that the API has registered.
+    The API's callback is the only reference from a node to its API, so this searches the callback's closure.
     """
     system = getattr(node, "on_token", None)
     for callback in getattr(system, "callbacks", {}).values():
@@ -65,10 +66,10 @@ def find_api(node: Any) -> Any:
 
 
 class Clients:
-    """The HTTP requests that a node's API handles."""
+    """The HTTP clients of a node's API."""
 
-    def __init__(self, api: Any, gone: Callable[[str], None]) -> None:
-        # aiohttp is exo's own dependency, so whoever has an API has it.
+    def __init__(self, api: Any, on_disconnect: Callable[[str], None]) -> None:
+        # Imported here, because only nodes with an API need aiohttp. It is a dependency of exo.
         from aiohttp import web
 
         if api.app.frozen:
@@ -76,7 +77,7 @@ class Clients:
                 "the node's API is already serving; call slabpool.exo.install before api.run()"
             )
         self._api = api
-        self._gone = gone
+        self._on_disconnect = on_disconnect
         self._by_request: dict[str, Client] = {}
         self._handle_tokens = api.handle_tokens
         api.handle_tokens = self._take_tokens
@@ -91,32 +92,32 @@ class Clients:
         api.app.middlewares.append(watch)
 
     def uninstall(self) -> None:
-        """Gives the API its own methods back."""
+        """Restore the methods of the API."""
         del self._api.handle_tokens
         del self._api.run
         if not self._api.app.frozen:
             self._api.app.middlewares.remove(self._middleware)
 
     def queues(self) -> int:
-        """Token queues there are."""
+        """Return the number of token queues."""
         return len(self._api.token_queues)
 
     def caller(self) -> Client | None:
-        """The client of the HTTP request that is being handled, if there is one."""
+        """Return the client whose HTTP request is being handled, if there is one."""
         return _client.get()
 
     def attach(self, request_id: str, client: Client) -> None:
-        """The client's prompt has begun: tokens of this id are its."""
+        """Deliver tokens of `request_id` to this client from now on."""
         client.requests.add(request_id)
         self._by_request[request_id] = client
 
     def fail(self, request_id: str, reason: str) -> None:
-        """The prompt has come to nothing: its client is told at once."""
+        """Send the error to the client of a failed prompt."""
         if request_id in self._by_request:
             self._api.token_queues[request_id].put_nowait(_Failure(reason))
 
     async def _take_tokens(self, request_id: str, tokens: Any, is_finished: bool) -> None:
-        if request_id in self._by_request:  # else nobody would ever take them out
+        if request_id in self._by_request:  # without a client the queue would never be read or removed
             await self._handle_tokens(request_id, tokens, is_finished)
 
     @contextlib.contextmanager
@@ -127,15 +128,15 @@ class Clients:
             yield
         finally:
             _client.reset(token)
-            client.gone = True
+            client.disconnected = True
             for request_id in client.requests:
                 if self._by_request.get(request_id) is client:
                     del self._by_request[request_id]
                     self._api.token_queues.pop(request_id, None)
-                    self._gone(request_id)
+                    self._on_disconnect(request_id)
 
     async def _run(self, host: str = "0.0.0.0", port: int = 52415) -> None:
-        """As exo's own, and a handler is cancelled when its client has gone away."""
+        """Replace exo's own `run`: the same, but a handler is cancelled when its client disconnects."""
         from aiohttp import web
 
         runner = web.AppRunner(self._api.app, handler_cancellation=True)

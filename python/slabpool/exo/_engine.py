@@ -1,10 +1,13 @@
-"""KV states of exo's tinygrad engine in the memory of their run, in place of a dictionary of the last two.
+"""KV states of exo's tinygrad engine in the memory of their run, instead of a dictionary of the last two.
 
-What must stay true: a state lives from the run's first tensor on this node until the node lets go of the
-run, and its memory as long as any buffer of tinygrad's over it. Engines come and go (exo makes a new one when
-peers change); a run's state is the run's. A cache has memory for the positions in use and addresses for all:
-nobody may read beyond, and exo's attention does not. `_poll_state` runs on the engine's thread while the run
-is held.
+Invariants:
+- A state lives from the run's first tensor on this node until the node leaves the run. Its memory lives as
+  long as any tinygrad buffer over it.
+- A state belongs to the run and not to the engine, because exo makes a new engine when peers change.
+- A cache has addresses for all positions, but memory only for the positions in use. Reading beyond them would
+  fault; exo's attention does not.
+
+`_poll_state` runs on the engine's thread, while the run is held.
 """
 
 from __future__ import annotations
@@ -23,12 +26,12 @@ from slabpool._core.request import Request
 from slabpool._core.tensors import GrowableTensor
 from slabpool.exo._run import Run
 
-#: tinygrad's names of devices that work on the host's memory (CLANG and LLVM until 0.10, CPU since).
+#: tinygrad's names of devices in host memory (CLANG and LLVM until 0.10, then CPU).
 _HOST_DEVICES = frozenset({"CLANG", "LLVM", "CPU"})
 
 
 class State:
-    """What exo's engine keeps for a request: it reads `cache`, and advances `start`."""
+    """The state that exo's engine keeps for a request: the engine reads `cache` and advances `start`."""
 
     def __init__(self, layers: Sequence[tuple[GrowableTensor, Any]]) -> None:
         self._grown = [array for array, _ in layers]
@@ -36,17 +39,17 @@ class State:
         self.start = 0
 
     def reach(self, length: int) -> None:
-        """Has memory for so many positions."""
+        """Grow the caches to at least `length` positions."""
         for array in self._grown:
             if length > array.length:
                 array.extend(length - array.length)
 
 
 class _FlatJit:
-    """A model's step under TinyJit, with each layer's cache as an argument of its own.
+    """A model's step under TinyJit, with each layer's cache as a separate argument.
 
-    exo passes the caches in a list. The TinyJit of tinygrad 0.10 sees no tensors inside lists: it bakes in
-    those of the first request, which all later requests then read and overwrite.
+    exo passes the caches in a list. The TinyJit of tinygrad 0.10 does not find tensors inside lists: it
+    captures the caches of the first request, and all later requests read and overwrite those.
     """
 
     def __init__(self, forward: Callable[[Any, Any, list[Any]], Any]) -> None:
@@ -59,10 +62,10 @@ class _FlatJit:
 
 
 def make_cache(request: Request, x: Any, attention: Any) -> tuple[GrowableTensor, Any]:
-    """One layer's cache in the memory of the request: a tensor of the shape of exo's own.
+    """Make one layer's cache in the memory of the request, with the same shape as exo's own.
 
-    Its addresses reach to the end of the context, its memory to the positions asked for by extending what is
-    returned with it.
+    The tensor has addresses for the whole context. Its memory is that of the growable tensor which is
+    returned with it: extend that to use more positions.
     """
     rest = (2, x.shape[0], attention.n_kv_heads, attention.head_dim)
     size = int(np.prod(rest)) * x.dtype.itemsize
@@ -71,27 +74,27 @@ def make_cache(request: Request, x: Any, attention: Any) -> tuple[GrowableTensor
     blob = import_module("tinygrad").Tensor.from_blob(
         first.ctypes.data, (attention.max_context, *rest), dtype=x.dtype, device=x.device
     )
-    # Views and kernels refer to this buffer, so whoever could touch the memory keeps the array.
+    # All views and kernels refer to this buffer, so the array lives as long as anything can access its
+    # memory.
     _base(blob).realized._slabpool_array = first
     return array, blob.permute(1, 2, 0, 3, 4)
 
 
 def _base(tensor: Any) -> Any:
-    return (
-        tensor.uop if hasattr(tensor, "uop") else tensor.lazydata
-    ).base  # tinygrad 0.11 and later / before
+    """Return the base buffer's operation; tinygrad before 0.11 has `lazydata` instead of `uop`."""
+    return (tensor.uop if hasattr(tensor, "uop") else tensor.lazydata).base
 
 
 class Engines:
-    """The engines that a node has had."""
+    """All engines that a node has used."""
 
     def __init__(self, current: Callable[[str], Run | None]) -> None:
         self._current = current
         self._adopted: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._jits: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # by model: exo's own
+        self._jits: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # exo's jits, by model
 
     def adopt(self, engine: Any) -> None:
-        """Has an engine take its KV states from the runs; again: nothing happens."""
+        """Make an engine use the KV states of the runs. If it already does, do nothing."""
         if engine in self._adopted:
             return
         self._adopted.add(engine)
@@ -101,16 +104,16 @@ class Engines:
             engine.poll_state = functools.partial(self._poll_state, weakref.ref(engine), poll)
 
     def states(self) -> int:
-        """Requests that engines keep a state of."""
+        """Return the number of requests for which engines keep a state."""
         return sum(len(getattr(engine, "states", ())) for engine in self._adopted)
 
     def forget(self, run: Run) -> None:
-        """Drops the run's state."""
+        """Remove the run's state from the engines."""
         for engine in self._adopted:
             getattr(engine, "states", {}).pop(run.request_id, None)
 
     def uninstall(self) -> None:
-        """Gives engines and models their own methods back."""
+        """Restore the methods of engines and models."""
         for engine in self._adopted:
             vars(engine).pop("infer_tensor", None)
             vars(engine).pop("poll_state", None)
@@ -124,7 +127,7 @@ class Engines:
     ) -> Any:
         try:
             return await original(request_id, *args, **kwargs)
-        except Exception as error:  # noted, for exo only prints it; it goes its way
+        except Exception as error:  # recorded and raised again, because exo only prints it
             run = self._current(request_id)
             if run is not None:
                 run.error = error
@@ -140,14 +143,14 @@ class Engines:
     ) -> Any:
         engine = engine_ref()
         run = self._current(request_id)
-        if engine is None or run is None:  # training and evaluation have no run
+        if engine is None or run is None:  # no run: training or evaluation
             return original(x, request_id, max_states)
         if run.state is None:
             if isinstance(x.device, str) and x.device.split(":")[0] in _HOST_DEVICES:
                 run.state = State(
                     [make_cache(run.handle, x, layer.attention) for layer in engine.model.layers]
                 )
-            else:  # on a device that the pool has no memory of: tinygrad's own, and the run's all the same
+            else:  # not host memory: tinygrad allocates the state, and the run still owns it
                 original(x, request_id, sys.maxsize)
                 run.state = engine.states[request_id]
         if isinstance(run.state, State):

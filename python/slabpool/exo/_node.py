@@ -1,15 +1,17 @@
-"""Puts runs into a node of exo 0.0.15: replaces the methods through which work enters, leaves and ends.
+"""Adds runs to a node of exo 0.0.15: replaces the methods through which work enters, leaves and ends.
 
-What must stay true: nothing of exo's classes is changed, only attributes of this one node (and its API); each
-replacement calls the original, with the plain id; `uninstall` takes all of it away again. An exception of
-exo's is noted and goes its way.
+Invariants:
+- exo's classes are not changed, only attributes of this node (and of its API). `uninstall` restores them.
+- Each replacement calls the original with the plain request id.
+- An exception of exo's is recorded and raised again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from slabpool._core.pool import Pool
@@ -21,8 +23,8 @@ from slabpool.exo._runs import CLIENT_GONE, FINISHED, RunRefusedError, Runs, log
 from slabpool.exo._wire import Message, parse, tagged, untagged
 
 _OBSERVER = "slabpool"
-_SEND_TIMEOUT = 15.0  # seconds; what exo allows its own broadcasts
-#: Entries that exo keeps by request id and never, or not always, removes.
+_SEND_TIMEOUT = 15.0  # seconds, as for exo's own broadcasts
+#: Dictionaries of exo's node, by request id, whose entries exo does not always remove.
 _ENTRIES = (
     "outstanding_requests",
     "buffered_token_output",
@@ -30,7 +32,7 @@ _ENTRIES = (
     "buffered_inputs",
     "buffered_partials",
 )
-#: Methods of exo's Node, and the adapter's that take their places.
+#: Methods of exo's Node, and the adapter's methods that replace them.
 _REPLACED = {
     "process_prompt": "_take_prompt",
     "process_tensor": "_take_tensor",
@@ -45,12 +47,12 @@ _REPLACED = {
 
 
 class Adapter:
-    """What `install` gives: the requests of one exo node.
+    """The requests of one exo node; `install` returns it.
 
     Attributes
     ----------
     pool : Pool
-        Where the node's KV states are.
+        Memory of the node's KV states.
 
     Examples
     --------
@@ -69,8 +71,8 @@ class Adapter:
             )
         if any(name in vars(node) for name in _REPLACED):
             raise InvalidTypeError(
-                f"node {node.id} has had methods replaced already, by slabpool.exo.install or somebody else; "
-                "install once, or uninstall() first"
+                f"methods of node {node.id} have been replaced already, by slabpool.exo.install or by other "
+                "code; call install once, or uninstall() first"
             )
         self.pool = pool
         self._node = node
@@ -79,28 +81,35 @@ class Adapter:
         self._tasks: set[asyncio.Task[None]] = set()
         self._clients = Clients(api, self._client_gone) if api is not None else None
         self._original = {name: getattr(node, name) for name in _REPLACED}
-        for name, ours in _REPLACED.items():
-            setattr(node, name, getattr(self, ours))
+        for name, replacement in _REPLACED.items():
+            setattr(node, name, getattr(self, replacement))
         node.on_opaque_status.register(_OBSERVER).on_next(self._on_status)
 
-    # ---- for whoever runs the node
+    # ---- public methods
 
     def runs(self) -> list[RunRecord]:
-        """The prompts that this node works on, or waits for other nodes' acks of; oldest first.
+        """List the prompts that this node works on, or for which it waits for other nodes' acks.
 
         Returns
         -------
         list of RunRecord
+            Oldest first.
         """
         return self._runs.records()
 
     def cancel(self, request_id: str) -> bool:
-        """Ends a request on all nodes, as if its client had gone away. On the event loop's thread.
+        """End a request on all nodes, as if its client had disconnected.
+
+        Call this on the event loop's thread.
+
+        Parameters
+        ----------
+        request_id : str
 
         Returns
         -------
         bool
-            False if none of this id is running.
+            False if no request with this id is running.
         """
         run = self._runs.current(request_id)
         if run is None or run.over:
@@ -109,13 +118,13 @@ class Adapter:
         return True
 
     def counts(self) -> dict[str, int]:
-        """How much is kept by request: all of it returns to 0 when nothing runs.
+        """Count everything that is kept for requests. All counts return to 0 when no prompt runs.
 
         Returns
         -------
         dict of str to int
-            Entries of exo's own dictionaries, states of the engine, runs, and the pool's live and retained
-            bytes.
+            Number of runs, entries of exo's dictionaries and states of engines; live bytes of the pool
+            (including those in doubt) and retained bytes.
         """
         stats = self.pool.stats()
         return {
@@ -128,8 +137,11 @@ class Adapter:
         }
 
     def uninstall(self) -> None:
-        """Ends what runs here and makes the node as it was before `install`. On the event loop's thread."""
-        self._runs.end_all("slabpool was taken out of the node")
+        """End all runs and restore the node as it was before `install`.
+
+        Call this on the event loop's thread.
+        """
+        self._runs.end_all("slabpool was uninstalled from the node")
         for name in self._original:
             delattr(self._node, name)
         self._node.on_opaque_status.deregister(_OBSERVER)
@@ -137,27 +149,27 @@ class Adapter:
         if self._clients is not None:
             self._clients.uninstall()
 
-    # ---- surroundings of the rules
+    # ---- what `Runs` needs (`Surroundings`)
 
     def ring(self) -> tuple[str, ...]:
-        """Ids of the nodes in the order of their layers."""
+        """Return the ids of the nodes in the order of their layers."""
         partitions = self._node.partitioning_strategy.partition(self._node.topology)
         return tuple(partition.node_id for partition in partitions)
 
     def peers(self) -> set[str]:
-        """Ids of the nodes that exo counts as there."""
+        """Return the ids of exo's current peers."""
         return {peer.id() for peer in self._node.peers}
 
     def send(self, peer: str, request_id: str, message: Message) -> None:
-        """Sends a message in a task of its own; what is lost is said again by a sweep."""
+        """Send a message in a new task. If it is lost, a sweep repeats it."""
         for handle in self._node.peers:
             if handle.id() == peer:
                 task = asyncio.get_running_loop().create_task(_send(handle, request_id, message))
-                self._tasks.add(task)  # the loop itself keeps tasks weakly
+                self._tasks.add(task)  # the event loop has only a weak reference
                 task.add_done_callback(self._tasks.discard)
 
     def forget(self, run: Run) -> None:
-        """Drops exo's entries for the run."""
+        """Remove exo's entries and the engines' state for the run."""
         for name in _ENTRIES:
             entries = getattr(self._node, name, None)
             if entries is not None:
@@ -165,11 +177,11 @@ class Adapter:
         self._engines.forget(run)
 
     def failed(self, run: Run) -> None:
-        """A client that waits on this node gets an error and does not wait for its timeout."""
+        """Send the error to the run's client, if that is on this node, instead of letting it time out."""
         if self._clients is not None and run.entry == self._node.id:
             self._clients.fail(run.request_id, run.reason)
 
-    # ---- what replaces the node's methods
+    # ---- replacements of the node's methods
 
     async def _take_prompt(
         self, base_shard: Any, prompt: str, request_id: str | None = None, inference_state: Any = None
@@ -177,11 +189,9 @@ class Adapter:
         request_id, tag = untagged(request_id or str(uuid.uuid4()))
         client = self._clients.caller() if self._clients is not None and tag is None else None
         run = await (self._runs.begin(request_id) if tag is None else self._runs.join(request_id, tag))
-        self._runs.hold(run)
-        try:
-            self._engines.adopt(self._node.inference_engine)
+        with self._working(run):
             if client is not None and self._clients is not None:
-                if client.gone:
+                if client.disconnected:
                     self._runs.end(run, CLIENT_GONE)
                     raise RunRefusedError(f"request {request_id!r}: {CLIENT_GONE}")
                 self._clients.attach(request_id, client)
@@ -189,11 +199,6 @@ class Adapter:
                 run.steps += 1
             state = {} if inference_state is None else inference_state
             return await self._original["process_prompt"](base_shard, prompt, request_id, state)
-        except BaseException as error:
-            self._runs.end(run, f"node {self._node.id}: {one_line(error)}")
-            raise
-        finally:
-            self._runs.let_go(run)
 
     async def _take_tensor(
         self, base_shard: Any, tensor: Any, request_id: str | None = None, inference_state: Any = None
@@ -201,28 +206,34 @@ class Adapter:
         request_id, tag = untagged(request_id or str(uuid.uuid4()))
         if tag is None:
             raise RunRefusedError(
-                f"a tensor of request {request_id!r} came to node {self._node.id} from one without slabpool; "
+                f"node {self._node.id} got a tensor of request {request_id!r} from a node without slabpool; "
                 "call slabpool.exo.install on every node of the ring"
             )
         run = await self._runs.join(request_id, tag)
+        with self._working(run):
+            run.steps += 1
+            return await self._original["process_tensor"](base_shard, tensor, request_id, inference_state)
+
+    @contextlib.contextmanager
+    def _working(self, run: Run) -> Iterator[None]:
+        """Hold the run while the engine works on it; end the run if the work raises."""
         self._runs.hold(run)
-        run.steps += 1
         try:
             self._engines.adopt(self._node.inference_engine)
-            return await self._original["process_tensor"](base_shard, tensor, request_id, inference_state)
+            yield
         except BaseException as error:
             self._runs.end(run, f"node {self._node.id}: {one_line(error)}")
             raise
         finally:
-            self._runs.let_go(run)
+            self._runs.unhold(run)
 
     async def _work_on_tensor(
         self, base_shard: Any, tensor: Any, request_id: str | None = None, inference_state: Any = None
     ) -> Any:
         result = await self._original["_process_tensor"](base_shard, tensor, request_id, inference_state)
         run = self._runs.current(request_id or "")
-        if result is None and run is not None:  # exo has printed an exception and goes on
-            cause = "the work failed, see its log" if run.error is None else one_line(run.error)
+        if result is None and run is not None:  # exo has caught and printed an exception
+            cause = "the work failed, see the node's log" if run.error is None else one_line(run.error)
             self._runs.end(run, f"node {self._node.id}: {cause}")
         return result
 
@@ -230,7 +241,7 @@ class Adapter:
         self, shard: Any, result: Any, request_id: str | None = None, inference_state: Any = None
     ) -> Any:
         run = self._runs.current(request_id or "")
-        if run is not None and run.over:  # cancelled while the engine was at it
+        if run is not None and run.over:  # it ended while the engine was working
             return None
         try:
             return await self._original["process_inference_result"](
@@ -242,15 +253,14 @@ class Adapter:
             raise
 
     def _hand_out_tokens(self, request_id: str, tokens: Any, is_finished: bool) -> None:
-        # exo calls this for its own tokens only, on the last node: the one that knows of the end.
+        # exo calls this only on the last node, which is the one that knows when the prompt has finished.
         self._original["trigger_on_token_callbacks"](request_id, tokens, is_finished)
         run = self._runs.current(request_id)
         if is_finished and run is not None:
             self._runs.end(run, FINISHED, failed=False)
 
     def _broadcast_result(self, request_id: str, result: Any, is_finished: bool) -> Coroutine[Any, Any, None]:
-        # Held from this call on, not from when the task that exo makes of it first runs: what this node has
-        # acknowledged, no result of it comes after.
+        # Hold the run now and not when exo's task first runs, because no result may be sent after the ack.
         run = self._runs.current(request_id)
         return self._held(run, self._original["broadcast_result"](request_id, result, is_finished))
 
@@ -273,10 +283,10 @@ class Adapter:
     async def _until_done(self, run: Run, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except Exception as error:  # in a task of exo's that nobody asks for its result
+        except Exception as error:  # not raised again, because exo never reads the result of this task
             self._runs.end(run, f"node {self._node.id}: {one_line(error)}")
         finally:
-            self._runs.let_go(run)
+            self._runs.unhold(run)
 
     async def _forward_prompt(
         self, base_shard: Any, prompt: str, request_id: str, target_index: int, inference_state: Any = None
@@ -292,16 +302,16 @@ class Adapter:
         self._runs.sweep()
         return changed
 
-    # ---- what is heard
+    # ---- callbacks
 
     def _on_status(self, request_id: str, status: str) -> None:
         try:
             message = parse(status)
         except (TypeError, ValueError, KeyError) as error:
-            log.warning("node %s passes over a message it does not understand: %s", self._node.id, error)
+            log.warning("node %s ignores a malformed message: %s", self._node.id, error)
             return
         if message is not None:
-            self._runs.hear(request_id, message)
+            self._runs.receive(request_id, message)
 
     def _client_gone(self, request_id: str) -> None:
         run = self._runs.current(request_id)
@@ -312,9 +322,9 @@ class Adapter:
 async def _send(peer: Any, request_id: str, message: Message) -> None:
     try:
         await asyncio.wait_for(peer.send_opaque_status(request_id, message.to_status()), _SEND_TIMEOUT)
-    except Exception as error:  # whatever a transport raises; a sweep says it again
+    except Exception as error:  # any error of a transport; a sweep repeats the message
         log.debug("message to node %s about request %r was lost: %s", peer.id(), request_id, one_line(error))
 
 
 async def _nothing() -> None:
-    """In place of work for a run that is over."""
+    """Do nothing, instead of work for a run that is over."""

@@ -1,8 +1,12 @@
-"""One prompt on one node: the memory it has there, and whether anything here still touches it.
+"""One prompt on one node: its memory, and whether this node still uses it.
 
-What must stay true: `busy` counts everything on this node that may touch the run's memory or exo's entries
-for it, or that is on its way to a peer; the node lets go (`left`) once, when the run is over and `busy` is 0.
-Used by the event loop's thread alone, but for `state`, which the engine's thread fills while `busy` is not 0.
+Invariants:
+- `busy` counts everything on this node that may access the run's memory or exo's entries for it, and every
+  message about it that is being sent.
+- The node leaves the run (`left`) once, when the run is over and `busy` is 0.
+
+Only the event loop's thread uses a run, except for `state`, which the engine's thread sets while `busy` is
+not 0.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from slabpool._core.request import Request
 
 
 class RunRecord(NamedTuple):
-    """One run as `Adapter.runs` reports it.
+    """One run, as `Adapter.runs` reports it.
 
     Examples
     --------
@@ -24,20 +28,21 @@ class RunRecord(NamedTuple):
     """
 
     request_id: str
-    #: Tells prompts of one id apart, on all nodes.
+    #: Name of the run, unique among all nodes.
     run: str
-    #: The node it came in at.
+    #: The node where the prompt entered.
     entry: str
+    #: All nodes that work on the run, in the order of their layers.
     ring: tuple[str, ...]
     #: Generation of its request in this node's pool.
     generation: int
-    #: Why it is over; "" while it runs.
+    #: Why the run is over; "" while it is running.
     reason: str
     #: Nodes that have not acknowledged.
     pending: frozenset[str]
-    #: Bytes of this node's pool that it keeps.
+    #: Bytes of its request in this node's pool.
     nbytes: int
-    #: Seconds since this node worked on it.
+    #: Seconds since this node last worked on it.
     idle: float
 
     def __str__(self) -> str:
@@ -49,7 +54,7 @@ class RunRecord(NamedTuple):
 
 
 class Run:
-    """A run that this node takes part in, or still waits for acks of."""
+    """A run that this node takes part in, or for which it still waits for acks."""
 
     def __init__(
         self, request_id: str, name: str, entry: str, ring: tuple[str, ...], handle: Request, now: float
@@ -66,11 +71,11 @@ class Run:
         self.left = False
         #: The engine's KV state, in the handle's memory.
         self.state: Any = None
-        #: What went wrong in the engine, for messages.
+        #: The engine's last error, for messages.
         self.error: BaseException | None = None
-        #: This node has let go of it.
+        #: Set when this node has left the run.
         self.quiet = asyncio.Event()
-        #: All nodes have; its memory is back.
+        #: Set when all nodes have acknowledged and the memory is back.
         self.released = asyncio.Event()
 
     @property
@@ -79,7 +84,7 @@ class Run:
         return self.reason != ""
 
     def record(self, now: float) -> RunRecord:
-        """As a plain value."""
+        """Return the state of the run as a plain value; `now` is from `time.monotonic`."""
         pending = frozenset(str(device) for device in self.handle.pending)
         return RunRecord(
             self.request_id,

@@ -1,13 +1,14 @@
-"""The rules for runs on one node: how one begins, joins, ends, and is acknowledged by every node of its ring.
+"""The life of runs on one node: how a run begins, joins, ends, and is acknowledged by every node of its ring.
 
-What must stay true:
-- A run's request names every node of the ring. A node acknowledges once it will not touch the run again; so
-  memory goes back when no tensor of the run can arrive any more, and what arrives all the same is refused.
-- Of one request_id at most one run is current on a node, for exo keeps its own entries by that id.
-- Messages may be lost, repeated or late. What was not answered is said again by `sweep`, and a run that
-  nobody has worked on is asked about at the node it came in at.
+Invariants:
+- The devices of a run's request are the nodes of the ring. A node acknowledges when it will not use the run
+  again. So memory returns only when no more tensors of the run are expected; a tensor that arrives later is
+  refused.
+- On each node at most one run of a request_id is current, because exo keeps its own entries by that id.
+- Messages may be lost, repeated or late. `sweep` repeats every message that was not answered. If a run makes
+  no progress, `sweep` asks its entry node and the next node whether it is still alive.
 
-All of it runs on the event loop's thread; `current` may also be asked by the engine's thread.
+Everything runs on the event loop's thread, except `current`, which the engine's thread may call too.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from slabpool.records import Ack, RequestState
 
 log = logging.getLogger("slabpool.exo")
 
-#: Reasons that are no error.
+#: Reasons for an end that are not errors.
 FINISHED = "finished"
-CLIENT_GONE = "the client went away"
-#: Runs that are over and forgotten, of which late tensors are still recognised by name.
+CLIENT_GONE = "the client disconnected"
+#: Number of past runs whose names are kept, to refuse late tensors.
 REMEMBERED = 4096
-#: Seconds that a prompt waits for the acks of the run before it with the same id.
+#: Seconds that a prompt waits for the acks of an earlier run with the same id.
 GRACE = 5.0
 
 
 class RunRefusedError(SlabpoolError):
-    """A node does not take part in a run: it is over, or its ring is no longer the ring.
+    """A node refuses work on a run, because the run is over or its ring has changed.
 
     Examples
     --------
@@ -50,22 +51,22 @@ class RunRefusedError(SlabpoolError):
 
 
 class Surroundings(Protocol):
-    """What the rules need of the node."""
+    """What `Runs` needs from the node."""
 
     def ring(self) -> tuple[str, ...]:
-        """Ids of the nodes in the order of their layers, as this node sees it."""
+        """Return the ids of the nodes in the order of their layers, as this node sees it."""
 
     def peers(self) -> set[str]:
-        """Ids of the nodes that can be reached."""
+        """Return the ids of the nodes that can be reached."""
 
     def send(self, peer: str, request_id: str, message: Message) -> None:
-        """Sends, later, without waiting; may fail."""
+        """Send a message in the background. It may be lost."""
 
     def forget(self, run: Run) -> None:
-        """Drops all that exo and the engine keep for the run on this node."""
+        """Remove all entries of exo and of the engine for the run on this node."""
 
     def failed(self, run: Run) -> None:
-        """Tells whoever waits for the run on this node that nothing more comes."""
+        """Report the failure of the run to its client, if the client is on this node."""
 
 
 class Runs:
@@ -79,13 +80,13 @@ class Runs:
         self._current: dict[str, Run] = {}
         self._past: dict[str, None] = {}  # in order of their end
         self._count = itertools.count(1)
-        self._incarnation = uuid.uuid4().hex[:12]  # a node that was started again makes new names
+        self._incarnation = uuid.uuid4().hex[:12]  # so that names stay unique when a node is restarted
         self._swept = 0.0
 
-    # ---- looking
+    # ---- queries
 
     def current(self, request_id: str) -> Run | None:
-        """The run of this id that the node works on."""
+        """Return the run of this request id that the node works on, if any."""
         return self._current.get(request_id)
 
     def __iter__(self) -> Iterator[Run]:
@@ -95,55 +96,56 @@ class Runs:
         return len(self._runs)
 
     def records(self) -> list[RunRecord]:
-        """All of them, oldest first."""
+        """Return a record of each run, oldest first."""
         now = time.monotonic()
         return [run.record(now) for run in self]
 
-    # ---- a run's beginning
+    # ---- beginning of a run
 
     async def begin(self, request_id: str) -> Run:
-        """A new run for a prompt that comes in here. Waits while one of the same id is still going."""
+        """Open a run for a prompt that enters at this node, after earlier runs of this id have ended."""
         while (earlier := self._current.get(request_id)) is not None:
             await earlier.quiet.wait()
         for earlier in self:
             if earlier.request_id == request_id:
-                # Until every node has acknowledged, late results of the earlier one may still come in under
-                # the id. Its memory is its own in any case, so a silent node does not hold this one up.
+                # Late results of the earlier run may arrive under this id until every node has acknowledged.
+                # A silent node delays this run by at most GRACE seconds, because each run has its own memory.
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(earlier.released.wait(), GRACE)
-        if request_id in self._current:  # somebody else waited too, and was first
+        if request_id in self._current:  # another prompt of this id waited too and began first
             return await self.begin(request_id)
         name = f"{self.me}:{self._incarnation}:{next(self._count)}"
         return self._open(request_id, name, self.me, self._node.ring())
 
     async def join(self, request_id: str, tag: Tag) -> Run:
-        """The run of work that arrived, opened here if this is its first."""
+        """Return the run of work that arrived; open it if this is its first work on this node."""
         run = self._runs.get(tag.run)
         if run is None:
             self._refuse_late(request_id, tag)
             while (other := self._current.get(request_id)) is not None and other.name != tag.run:
                 if not other.over and other.entry != tag.entry:
                     raise RunRefusedError(
-                        f"request {request_id!r} came in at node {tag.entry} while one of the same id, from "
-                        f"node {other.entry}, is running on node {self.me}; use ids unique in the ring"
+                        f"request {request_id!r} entered at node {tag.entry} while a request with the same "
+                        f"id, from node {other.entry}, is running on node {self.me}; use ids that are unique "
+                        "in the ring"
                     )
-                # The entry lets one run of an id at a time into the ring: it has seen the end of this one.
-                self.end(other, "the next prompt of the same id is here")
+                # An entry node has at most one run of an id in the ring, so `other` has already ended there.
+                self.end(other, "the next prompt with the same id has arrived")
                 await other.quiet.wait()
-            self._refuse_late(request_id, tag)  # its end may have come in the meantime
+            self._refuse_late(request_id, tag)  # again, because the run may have ended during the wait
             run = self._runs.get(tag.run) or self._open(request_id, tag.run, tag.entry, tag.ring)
         if run.over:
             raise RunRefusedError(f"request {request_id!r} is over on node {self.me}: {run.reason}")
         if self._node.ring() != run.ring:
             self.end(run, f"the ring changed from {', '.join(run.ring)} to {', '.join(self._node.ring())}")
-            raise RunRefusedError(f"request {request_id!r} cannot go on at node {self.me}: {run.reason}")
+            raise RunRefusedError(f"request {request_id!r} cannot continue on node {self.me}: {run.reason}")
         run.touched = time.monotonic()
         return run
 
     def _refuse_late(self, request_id: str, tag: Tag) -> None:
         if tag.run in self._past or not (tag.fresh or tag.run in self._runs):
             raise RunRefusedError(
-                f"request {request_id!r} (run {tag.run}) is over on node {self.me}; this came late"
+                f"request {request_id!r} (run {tag.run}) is over on node {self.me}; work for it is late"
             )
 
     def _open(self, request_id: str, name: str, entry: str, ring: tuple[str, ...]) -> Run:
@@ -154,28 +156,28 @@ class Runs:
         return run
 
     def tag(self, run: Run) -> Tag:
-        """For work on the run that this node passes on."""
-        # In its first turn on this node, the next in the ring has not seen it: except after the last, which
-        # hands on to the first. A node that only passes the prompt on to the first has had no turn yet.
+        """Return the tag for work that this node sends to another node."""
+        # The receiver has not seen the run if this is the first step here (or none: this node only forwards
+        # the prompt to the first node). Exception: the last node sends to the first one, which has seen it.
         fresh = run.steps <= 1 and (run.steps == 0 or run.ring[-1] != self.me)
         return Tag(run.name, run.entry, run.ring, fresh)
 
-    # ---- its end
+    # ---- end of a run
 
     def hold(self, run: Run) -> None:
-        """Something on this node starts to touch the run, or to send for it."""
+        """Count one more user of the run on this node: work on it, or a message that is being sent."""
         run.busy += 1
 
-    def let_go(self, run: Run) -> None:
-        """The opposite of `hold`."""
+    def unhold(self, run: Run) -> None:
+        """Undo `hold`; after the last user of a run that is over, this node leaves it."""
         run.busy -= 1
         if run.over and run.busy == 0 and not run.left:
             self._leave(run)
 
     def end(self, run: Run, reason: str, *, failed: bool = True) -> None:
-        """The run is over, for this reason; again: nothing happens.
+        """End the run. If it is over already, do nothing.
 
-        This node lets go of it when nothing here is busy with it any more.
+        This node leaves the run when its last user has called `unhold`.
         """
         if run.over:
             return
@@ -190,18 +192,18 @@ class Runs:
         if run.busy == 0:
             self._leave(run)
         elif failed:
-            self._tell_all(run)  # the others can stop before this node has come to a halt
+            self._notify_all(run)  # at once, so that the other nodes need not wait for this one to leave
 
     def _leave(self, run: Run) -> None:
         run.left = True
         self._node.forget(run)
         if self._current.get(run.request_id) is run:
             del self._current[run.request_id]
-        run.state = None  # before the ack: what is not dropped now is retained
-        run.error = None  # its traceback leads to tensors
+        run.state = None  # before the ack, because a live tensor would retain its memory
+        run.error = None  # its traceback refers to tensors
         run.quiet.set()
         self._acknowledge(run, self.me)
-        self._tell_all(run)
+        self._notify_all(run)
 
     def _acknowledge(self, run: Run, node: str) -> None:
         if node in run.ring and run.handle.ack(node) is Ack.RELEASED:
@@ -219,29 +221,30 @@ class Runs:
 
     # ---- messages
 
-    def _tell_all(self, run: Run) -> None:
+    def _notify_all(self, run: Run) -> None:
         waits_for = run.handle.pending
         for node in run.ring:
             if node != self.me:
-                self._tell(run, node, node in waits_for)
+                self._notify(run, node, node in waits_for)
 
-    def _tell(self, run: Run, node: str, waits: bool) -> None:
+    def _notify(self, run: Run, node: str, waits: bool) -> None:
+        """Send a node the message that the run is over; `waits` asks for its ack."""
         message = Message(self.me, run.name, over=True, done=run.left, waits=waits, reason=run.reason)
         self._node.send(node, run.request_id, message)
 
-    def hear(self, request_id: str, message: Message) -> None:
-        """Takes in what another node says."""
+    def receive(self, request_id: str, message: Message) -> None:
+        """Process a message of another node."""
         run = self._runs.get(message.run)
         if message.over:
             if run is None:
-                self._remember(message.run)  # its work may still be on the way here: it will be refused
+                self._remember(message.run)  # so that work which is still on its way here is refused
             else:
-                # A finish is told by the last node when it is done with it; all else is a failure.
+                # Every reason except FINISHED is a failure.
                 self.end(run, message.reason or "over", failed=message.reason != FINISHED)
                 if message.done:
                     self._acknowledge(run, message.sender)
         if message.waits and (run is None or run.left):
-            # Not answered while it goes on here: the answer then comes when this node leaves.
+            # While the run is active here there is no answer; `_leave` sends one later.
             waits = run is not None and message.sender in run.handle.pending
             reason = run.reason if run is not None else message.reason or "unknown here"
             self._node.send(
@@ -249,47 +252,48 @@ class Runs:
             )
 
     def sweep(self) -> None:
-        """Says again what was not answered, asks about runs that stand still, and gives up on lost nodes.
+        """Repeat messages that were not answered, ask about runs without progress, and give up on lost nodes.
 
-        Called whenever the node has looked for its peers, which exo does every other second.
+        The adapter calls this after each peer discovery, which exo runs every two seconds.
         """
         now = time.monotonic()
         peers = self._node.peers()
         for lost in {node for run in self for node in run.ring} - peers - {self.me}:
             self.lost(lost)
         for run in self:
-            if run.touched > self._swept:  # news of it may still be on the way
+            if run.touched > self._swept:  # active since the last sweep: its messages may still be in transit
                 continue
             if run.over:
                 for node in run.handle.pending:
                     if node != self.me:
-                        self._tell(run, str(node), True)
+                        self._notify(run, str(node), True)
             elif run.busy == 0:
-                # Unknown there: that node was started again, or had given this one up.
+                # A node that no longer knows the run (it was restarted, or missed the end) answers that it is
+                # over.
                 question = Message(self.me, run.name, over=False, done=False, waits=True, reason="")
-                for node in self._who_knows(run):
+                for node in self._nodes_that_know(run):
                     self._node.send(node, run.request_id, question)
         self._swept = now
 
-    def _who_knows(self, run: Run) -> set[str]:
-        """Nodes that have seen the run for certain: it came in at one and was handed on to the other."""
+    def _nodes_that_know(self, run: Run) -> set[str]:
+        """Return the nodes that have surely seen the run: its entry node and the receiver of our work."""
         at = run.ring.index(self.me)
         next_one = run.ring[(at + 1) % len(run.ring)] if run.steps else run.ring[0]
         return {run.entry, next_one} - {self.me}
 
     def lost(self, node: str) -> None:
-        """A node is gone: its acks count as given, and what ran on it is over."""
+        """End the runs of a lost node and its holds on them."""
         for run in self:
             if node in run.ring:
                 self.end(run, f"node {node} was lost")
-        with contextlib.suppress(UnknownDeviceError):  # no run of this pool ever named it
+        with contextlib.suppress(UnknownDeviceError):  # raised if no run of this pool ever named the node
             self.pool.device_lost(node)
         for run in self:
             if run.handle.state is RequestState.RELEASED:
                 self._remove(run)
 
     def end_all(self, reason: str) -> None:
-        """Ends every run on this node, and waits for no other's ack any more."""
+        """End every run on this node, and acknowledge for all other nodes."""
         for run in self:
             self.end(run, reason)
         for run in self:
@@ -299,6 +303,6 @@ class Runs:
 
 
 def one_line(error: BaseException) -> str:
-    """An error for messages to other nodes and to clients."""
+    """Format an error in one line, for messages to other nodes and to clients."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__

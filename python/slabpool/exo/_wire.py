@@ -1,9 +1,12 @@
-"""What nodes tell each other about runs, over the messages that exo has.
+"""The messages between nodes about runs, inside the messages of exo.
 
-A *run* is one prompt on its way round the ring: its own name, made by the node that it came in at, tells it
-from every other prompt of the same ``request_id``. The name travels as a tag on the id that exo passes along
-(exo's own place for extra state cannot be sent on Linux: its gRPC handle fails on anything in it). What must
-stay true: every node takes the tag off before exo's code sees the id, so that all exo keeps is by plain ids.
+A *run* is one prompt on its way round the ring. The node where the prompt enters gives it a unique name, so
+it can be distinguished from other prompts with the same ``request_id``. The name travels as a tag on the
+request id that exo passes on. (exo's own field for extra state cannot be used: its gRPC peer on Linux fails
+if the field is not empty.)
+
+Invariant: every node removes the tag before exo's code sees the id, so all of exo's entries are under plain
+ids.
 """
 
 from __future__ import annotations
@@ -11,31 +14,31 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-_SEPARATOR = "\x1f"  # a control character: not in ids that people or uuid4() make
-_TYPE = "slabpool"  # the opaque status of ours; exo's own observers look at the type and pass over others
+_SEPARATOR = "\x1f"  # a control character, which does not occur in ids of users or uuid4()
+_TYPE = "slabpool"  # type of our opaque status messages; exo's own observers ignore unknown types
 
 
 class Tag(NamedTuple):
-    """What a node must know to take part in a run."""
+    """What a node needs to know to take part in a run."""
 
     #: Name of the run, unique among all nodes.
     run: str
-    #: The node that the prompt came in at.
+    #: The node where the prompt entered.
     entry: str
-    #: All nodes that work on it, in the order of their layers.
+    #: All nodes that work on the run, in the order of their layers.
     ring: tuple[str, ...]
-    #: Whether the receiver has not worked on it before. A tensor of a run that a node has forgotten, and that
-    #: is not fresh, is late: the run is over.
+    #: Whether the receiver has not yet worked on the run. If it is false and the receiver does not know the
+    #: run, the run is over and the tensor is late.
     fresh: bool
 
 
 def tagged(request_id: str, tag: Tag) -> str:
-    """The id to send in place of `request_id`."""
+    """Append a tag to a request id."""
     return request_id + _SEPARATOR + json.dumps(tag)
 
 
 def untagged(request_id: str) -> tuple[str, Tag | None]:
-    """The plain id, and the tag if there is one."""
+    """Split a request id into the plain id and the tag, if there is one."""
     plain, separator, text = request_id.rpartition(_SEPARATOR)
     if not separator:
         return request_id, None
@@ -44,27 +47,27 @@ def untagged(request_id: str) -> tuple[str, Tag | None]:
 
 
 class Message(NamedTuple):
-    """One node's word to another about a run."""
+    """A message from one node to another about a run."""
 
     sender: str
     run: str
-    #: False: is this run still alive? (To the node that it came in at.)
+    #: True: the run is over. False: a question whether the run is still alive.
     over: bool
-    #: The sender will not touch the run again: its ack.
+    #: Whether this is the sender's ack: it will not use the run again.
     done: bool
-    #: The sender waits for the receiver's ack.
+    #: Whether the sender waits for the receiver's ack.
     waits: bool
     #: Why the run is over.
     reason: str
 
     def to_status(self) -> str:
-        """As an opaque status of exo."""
+        """Encode the message as an opaque status of exo."""
         return json.dumps({"type": _TYPE, **self._asdict()})
 
 
 def parse(status: str) -> Message | None:
-    """The message in an opaque status, or None if it is one of exo's own."""
-    if f'"{_TYPE}"' not in status:  # most are not: exo sends two for each prompt, some with long texts
+    """Decode an opaque status; return None if it is not one of ours."""
+    if f'"{_TYPE}"' not in status:  # checked before parsing, because some of exo's statuses are long
         return None
     fields: dict[str, Any] = json.loads(status)
     if fields.pop("type", None) != _TYPE:

@@ -1,9 +1,12 @@
-"""The stream-ordered heaps that CUDA libraries allocate from, and the requests that their memory belongs to.
+"""The stream-ordered heaps that libraries allocate from, and the request that each allocation counts to.
 
-Each pool has one heap, so that memory which one library frees can be reused by another. Invariants: a heap
-whose address a library has lives as long as the process, because the library may free its last tensor at any
-time; the core knows the request of each thread's innermost activation, as of the last time that an activation
-began or ended on that thread or `tell()` was called. (The core cannot ask Python for it.)
+A pool has one heap, so memory that one library frees can be used by another.
+
+Invariants:
+- A heap whose address was passed to a library lives as long as the process, because we cannot know when the
+  library frees its last tensor.
+- The core cannot ask Python which request is active, so each thread publishes it: when an activation begins
+  or ends, and in `publish_request`.
 """
 
 from __future__ import annotations
@@ -19,13 +22,13 @@ from slabpool.errors import InvalidArgumentError, InvalidTypeError, SlabpoolErro
 
 _lock = threading.Lock()
 _heaps: weakref.WeakKeyDictionary[Pool, StreamHeap] = weakref.WeakKeyDictionary()
-_all: tuple[weakref.ref[StreamHeap], ...] = ()  # the same heaps, read without the lock
-_kept: set[StreamHeap] = set()  # until the process ends
-_in_force: dict[int, Pool] = {}  # by device
+_all: tuple[weakref.ref[StreamHeap], ...] = ()  # the same heaps, for reading without the lock
+_kept: set[StreamHeap] = set()  # heaps that live as long as the process
+_in_force: dict[int, Pool] = {}  # pools that serve torch, by device
 
 
 def device_of(pool: object, what: str) -> int:
-    """The CUDA device of a pool's memory. `what` names the caller in messages."""
+    """Return the number of the pool's CUDA device; errors name the caller `what`."""
     if not isinstance(pool, Pool):
         raise InvalidTypeError(
             f"{what} needs a Pool of device memory, got {pool!r} of type {type(pool).__name__}"
@@ -39,11 +42,34 @@ def device_of(pool: object, what: str) -> int:
     return int(number)
 
 
-def heap_of(pool: Pool, *, for_good: bool = False) -> StreamHeap:
-    """The heap of a pool of device memory, the same each time. From now on the core knows each activation.
+def by_device(pools: tuple[Pool, ...], what: str) -> dict[int, Pool]:
+    """Return the pools by device; raises if there is none, or if two are of the same device."""
+    if not pools:
+        raise InvalidArgumentError(f"{what} needs a pool for each CUDA device in use, got none")
+    found: dict[int, Pool] = {}
+    for pool in pools:
+        device = device_of(pool, what)
+        if device in found:
+            raise InvalidArgumentError(
+                f"{what}: pools {found[device].name!r} and {pool.name!r} are both of device {device}; give "
+                "one pool for each device"
+            )
+        found[device] = pool
+    return found
 
-    With `for_good` it lives until the process ends, for callers that give its address to a library. Other
-    callers keep the heap with what they allocate.
+
+def no_room(pool: Pool, size: int) -> str:
+    """Return the error message for an allocation of `size` bytes that failed."""
+    stats = pool.stats()
+    used = stats.live + stats.retained + stats.in_doubt
+    return f"pool {pool.name!r} has no room for {size} bytes: {used} of {stats.capacity} bytes are in use"
+
+
+def heap_of(pool: Pool, *, for_good: bool = False) -> StreamHeap:
+    """Return the heap of a pool of device memory; make it on the first call.
+
+    Set `for_good` if you pass the heap's address to a library. Otherwise keep a reference to the heap as long
+    as you use memory of it.
     """
     global _all
     with _lock:
@@ -53,33 +79,23 @@ def heap_of(pool: Pool, *, for_good: bool = False) -> StreamHeap:
             _all = (*(known for known in _all if known() is not None), weakref.ref(heap))
         if for_good:
             _kept.add(heap)
-        if tell not in _active.on_enter:
-            _active.on_enter.append(tell)
-            _active.on_leave.append(_left)
-    tell()
+        if publish_request not in _active.on_enter:
+            _active.on_enter.append(publish_request)
+            _active.on_leave.append(_on_leave)
+    publish_request()
     return heap
 
 
 def serve(pools: tuple[Pool, ...], what: str) -> None:
-    """Lets each pool's heap serve what torch allocates on its device, until the process ends."""
-    if not pools:
-        raise InvalidArgumentError(f"{what} needs a pool for each device that torch will use, got none")
-    wanted: dict[int, Pool] = {}
-    for pool in pools:
-        device = device_of(pool, what)
-        if device in wanted:
-            raise InvalidArgumentError(
-                f"{what}: pools {wanted[device].name!r} and {pool.name!r} are both of device {device}, which "
-                "can have one pool under torch"
-            )
-        wanted[device] = pool
+    """Let each pool's heap serve the C functions that torch calls for its device, until the process ends."""
+    wanted = by_device(pools, what)
     with _lock:
         for device, pool in wanted.items():
             other = _in_force.get(device, pool)
             if other is not pool:
                 raise SlabpoolError(
-                    f"{what}: pool {other.name!r} serves torch on device {device} already, and tensors in it "
-                    "may be alive; use that pool, or another process"
+                    f"{what}: pool {other.name!r} is under torch on device {device} already, and tensors may "
+                    "still use it; use that pool, or a new process"
                 )
         _in_force.update(wanted)
     for device, pool in wanted.items():
@@ -87,7 +103,7 @@ def serve(pools: tuple[Pool, ...], what: str) -> None:
 
 
 def stop_serving(device: int) -> None:
-    """For tests, after every library has freed its memory of the device's pool."""
+    """Undo `serve` for a device. Only for tests, which know that torch has no memory of the pool any more."""
     with _lock:
         pool = _in_force.pop(device)
         heaps.put_in_force(None, device)
@@ -95,24 +111,24 @@ def stop_serving(device: int) -> None:
 
 
 def forget(pool: Pool) -> None:
-    """As above, for a pool whose heap no library uses."""
+    """Drop the heap of a pool. Only for tests, which know that no library has its address."""
     with _lock:
         heap = _heaps.pop(pool, None)
         if heap is not None:
             _kept.discard(heap)
 
 
-def tell(_: object = None) -> None:
-    """Sets the request that this thread's allocations belong to, in the core."""
+def publish_request(_: object = None) -> None:
+    """Set in every heap the request that allocations of this thread count to: the active one, or none."""
     activation = _active.current()
     request = None if activation is None else activation.request
     for known in _all:
         if (heap := known()) is not None:
-            heap.set_request(request)  # heaps of other pools take it as no request
+            heap.set_request(request)  # a heap of another pool treats it as no request
 
 
-def _left(activation: _active.Activation) -> None:
-    tell()
+def _on_leave(activation: _active.Activation) -> None:
+    publish_request()
     for known in _all:
         if (heap := known()) is not None:
             heap.end_request(activation.request)

@@ -1,6 +1,7 @@
 """``slabpool replay``: real allocations and acknowledgements, driven by a trace of a real service.
 
-`trace` reads the trace, `models` says what a token costs, `schedule` lays out what would happen with
-memory to spare, `engine` makes it happen in a pool with `devices` as its threads and notes it in an
-`outcome`, `report` tells it and `command` is the command line. Each uses only those named before it.
+`console` has helpers for commands. `trace` reads the trace, `models` has the bytes per token of some models,
+and `schedule` computes all times in advance. `outcome` holds the counts, `devices` are threads that
+acknowledge, and `engine` runs the schedule in a pool. `report` formats the outcome and `command` is the
+command line. Each module uses only modules named before it.
 """

@@ -1,8 +1,8 @@
-"""Device threads: the other side of an acknowledgement, on a thread of its own.
+"""Device threads, which send acknowledgements.
 
-Virtual time stands still while they work: the driver hands each device what it has to send at one
-instant and goes on when all have answered, so that a run repeats exactly while the calls of one
-instant really race with each other. Which of two racing acks is the last is the only thing left open.
+At each instant of virtual time the driver gives each device its acks and waits until all devices have
+answered. So the acks of one instant race with each other, and a run still repeats exactly, except for which
+of two racing acks is the last one.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ class AckJob(NamedTuple):
     request: slabpool.Request
     #: How many times to send it, back to back.
     times: int
-    #: Whether the request was gone before this was sent.
+    #: Whether the request was released before this ack is sent.
     late: bool
 
 
-#: What one device made of its jobs: the answers, in the order sent.
+#: Jobs with the pool's answers, in the order in which they were sent.
 _Answers = list[tuple[AckJob, list[slabpool.Ack]]]
 
 
 class DeviceThreads:
-    """One thread per device, each with an inbox.
+    """One thread for each device, each with an inbox.
 
-    Half of the acks go through the request's handle and half through the pool by id and generation,
-    as from an engine that carries only those.
+    Half of the acks use the request's handle. The others use `Pool.ack` with id and generation, as an engine
+    does that passes on only these.
     """
 
     def __init__(self, pool: slabpool.Pool, names: list[str]) -> None:
@@ -64,7 +64,7 @@ class DeviceThreads:
             thread.join()
 
     def send(self, jobs: list[AckJob]) -> None:
-        """Give every device its share of ``jobs``; returns at once."""
+        """Put each job into the inbox of its device, without waiting."""
         shares: dict[int, list[AckJob]] = {}
         for job in jobs:
             shares.setdefault(job.device, []).append(job)
@@ -73,12 +73,12 @@ class DeviceThreads:
             self._inboxes[device].put(share)
 
     def collect(self) -> _Answers:
-        """Wait until everything sent is answered; answers in the order of devices.
+        """Wait until all jobs sent are done; return the answers by device and row.
 
         Raises
         ------
         BaseException
-            What a call on a device thread raised.
+            An error that a call on a device thread raised.
         """
         answers: _Answers = []
         failure: BaseException | None = None
@@ -99,9 +99,9 @@ class DeviceThreads:
         while (jobs := self._inboxes[device].get()) is not None:
             try:
                 self._answers.put([(job, self._acknowledge(job, name)) for job in jobs])
-            except BaseException as error:  # handed to the driver, which raises it
+            except BaseException as error:  # `collect` raises it on the driver's thread
                 self._answers.put(error)
-            # No handle may be kept alive by an idle thread's last batch.
+            # An idle thread must not keep the handles of its last batch alive.
             del jobs
 
     def _acknowledge(self, job: AckJob, name: str) -> list[slabpool.Ack]:

@@ -1,9 +1,9 @@
-"""Replaying a schedule in a real pool: real allocations, real acks on device threads, virtual time.
+"""Replays a schedule in a real pool: real allocations, real acks on device threads, virtual time.
 
-One driver thread plays the host and moves virtual time from event to event; nothing sleeps. Beside
-the pool it keeps its own small account of who still holds what, and every answer of the pool is held
-against it: a request may be released once, by its last holder, and not before. A request that does
-not fit waits, first come first served; it reserves all it may need, so that none starves half-way.
+One driver thread plays the host and moves virtual time from event to event; nothing sleeps. The driver keeps
+its own list of the holders of each request and compares every answer of the pool with it: a request must be
+released exactly once, by its last holder. A request that does not fit waits, in order of arrival. Each
+request reserves all bytes that it may need, so an admitted request never runs out of memory.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ SAMPLES = 2000
 
 
 def whole_sizes(nbytes: IntArray) -> IntArray:
-    """Bytes that tensors of these sizes take in a pool, rounding included.
+    """Return the bytes that tensors of these sizes take in a pool, rounding included.
 
-    Asked of a pool, not computed: its size classes are its own business.
+    They are measured in a scratch pool, because the size classes are an internal of the pool.
     """
     sizes = np.unique(nbytes)
     sizes = sizes[sizes > 0]
@@ -47,7 +47,7 @@ def whole_sizes(nbytes: IntArray) -> IntArray:
 
 @dataclass(slots=True)
 class _Held:
-    """A request that is not released: the driver's account of it."""
+    """The driver's record of a request that is not yet released."""
 
     request: slabpool.Request
     views: list[npt.NDArray[np.uint8]]
@@ -63,18 +63,18 @@ class Replay:
     Parameters
     ----------
     pool : slabpool.Pool
-        Used by nothing else meanwhile.
+        Nothing else may use it during the replay.
     schedule : Schedule
     need : ndarray of int64
         Bytes to reserve for each request (`Schedule.need`).
     virtual_end_us : int
-        About when it ends; decides how far apart memory is sampled.
+        Estimated end, in microseconds; decides the interval between memory samples.
     unique_ids : bool
-        A request id each, instead of the same for all.
+        Give each request its own id, instead of the same id for all.
     touch : bool
-        Write a byte to every page allocated, so that it costs real memory.
+        Write a byte to every allocated page, so that it costs real memory.
     progress : callable, optional
-        Called now and then with the number of requests released so far.
+        Called after every 256 released requests, with 256.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Replay:
         self._touch = touch
         self._progress = progress
         self._names = [f"device-{d}" for d in range(schedule.devices)]
-        # Lists: an element of a numpy array costs several times more to read.
+        # Lists, because reading an element of a numpy array is several times slower.
         self._arrival = schedule.trace.arrival_us.tolist()
         self._need = need.tolist()
         self._prompt = schedule.prompt_bytes.tolist()
@@ -104,11 +104,11 @@ class Replay:
         self._ack_delay = schedule.ack_delay_us.tolist()
         self._lost_device = schedule.lost_device.tolist()
         self._held: dict[int, _Held] = {}
-        #: Requests by the device that still holds them.
+        #: For each device: the requests that it still holds.
         self._holding: list[set[int]] = [set() for _ in self._names]
         self._waiting: deque[int] = deque()
         self._blocked = False
-        # (time, order of making, kind, request, device, handle of a released request)
+        # Heap of (time, sequence number, kind, request, device, handle of a released request).
         self._events: list[tuple[int, int, int, int, int, slabpool.Request | None]] = []
         self._made = 0
         self._sample_step = max(1, virtual_end_us // SAMPLES)
@@ -116,21 +116,25 @@ class Replay:
         self._out = Outcome()
 
     def run(self) -> Outcome:
-        """Play the whole schedule, once.
+        """Replay the whole schedule. Call this once.
+
+        Returns
+        -------
+        Outcome
 
         Raises
         ------
         PoolExhausted
-            A request can never be served: it needs more than the capacity.
+            A request needs more than the capacity, so it can never be served.
         ReplayError
-            The pool did not keep a reservation.
+            The pool refused an allocation within a reservation.
         """
         capacity = self._pool.capacity
         worst = max(range(len(self._need)), key=self._need.__getitem__)
         if self._need[worst] > capacity:
             raise slabpool.PoolExhausted(
-                f"request {worst + 1} of the trace needs {self._need[worst]} bytes and the capacity is "
-                f"{capacity}: it could never be served"
+                f"request {worst + 1} of the trace needs {self._need[worst]} bytes, but the capacity is "
+                f"{capacity} bytes, so it could never be served; raise --capacity"
             )
         out = self._out
         for index, arrival in enumerate(self._arrival):
@@ -144,29 +148,29 @@ class Replay:
         if out.unserved:
             first = self._waiting[0]
             self._out.violated(
-                f"{out.unserved} requests still wait though nothing is held: request {first + 1} of the "
-                f"trace needs {self._need[first]} bytes of {capacity}"
+                f"{out.unserved} requests still wait although all others are released: request {first + 1} "
+                f"of the trace needs {self._need[first]} of {capacity} bytes"
             )
-        self._close_accounts()
+        self._check_counters()
         return out
 
-    # virtual time
+    # ---- virtual time
 
     def _at(
-        self, when: int, kind: int, index: int, device: int = 0, gone: slabpool.Request | None = None
+        self, when: int, kind: int, index: int, device: int = 0, released: slabpool.Request | None = None
     ) -> None:
         self._made += 1
-        heapq.heappush(self._events, (when, self._made, kind, index, device, gone))
+        heapq.heappush(self._events, (when, self._made, kind, index, device, released))
 
     def _step(self) -> None:
-        """All that happens at the next instant: the host's part, then the devices' at once."""
+        """Run all events of the next instant: first the host's, then all devices' concurrently."""
         events = self._events
         now = events[0][0]
         lost: set[int] = set()
         acks: list[tuple[int, int]] = []
         late: list[AckJob] = []
         while events and events[0][0] == now:
-            _, _, kind, index, device, gone = heapq.heappop(events)
+            _, _, kind, index, device, released = heapq.heappop(events)
             if kind == _GROW:
                 self._grow(now, index)
             elif kind == _ACK:
@@ -178,8 +182,8 @@ class Replay:
             elif kind == _LOSE:
                 if index in self._holding[device]:
                     lost.add(device)
-            elif gone is not None:
-                late.append(AckJob(index, device, gone, 1, True))
+            elif released is not None:
+                late.append(AckJob(index, device, released, 1, True))
         if acks or late or lost:
             self._devices_report(now, acks, late, lost)
         while self._waiting and not self._blocked:
@@ -188,10 +192,10 @@ class Replay:
             self._sample(now)
         self._out.virtual_us = now
 
-    # the host
+    # ---- the host
 
     def _admit(self, now: int) -> None:
-        """Open the request that has waited longest, or find that there is no room yet."""
+        """Open the request that has waited longest, or set `_blocked` if there is no room for it."""
         index = self._waiting[0]
         request_id = f"replay-{index}" if self._unique_ids else "replay"
         try:
@@ -229,7 +233,8 @@ class Replay:
         except slabpool.PoolExhausted as error:
             raise ReplayError(
                 f"the pool did not keep the reservation of request {index + 1} of the trace "
-                f"({self._need[index]} bytes, {held.request.nbytes} drawn, {nbytes} asked for): {error}"
+                f"({self._need[index]} bytes reserved, {held.request.nbytes} used, {nbytes} requested): "
+                f"{error}"
             ) from error
         self._out.allocated += 1
         if self._touch:
@@ -237,7 +242,7 @@ class Replay:
         held.views.append(view)
 
     def _end_of_service(self, now: int, index: int) -> None:
-        """The host lets go: of its views, then of the request."""
+        """Drop the host's views, then close or cancel the request."""
         held = self._held[index]
         held.views.clear()
         if self._plan.aborted[index]:
@@ -246,35 +251,34 @@ class Replay:
         else:
             held.request.close()
         held.host = False
-        # What was reserved and not drawn is free again, as after an abort.
-        self._blocked = False
+        self._blocked = False  # the unused part of the reservation is available again
         delays = self._ack_delay[index]
         for device in held.pending:
             self._at(self._plan.to_tick(now + delays[device]), _ACK, index, device)
         self._settle(now, index, 0)
 
-    # the devices
+    # ---- the devices
 
     def _devices_report(
         self, now: int, acks: list[tuple[int, int]], late: list[AckJob], lost: set[int]
     ) -> None:
-        """Everything the devices do at one instant, all of them at once; then the account of it."""
+        """Run everything that the devices do at one instant, concurrently, and check the answers."""
         plan, out = self._plan, self._out
-        # A lost device is silent from this very instant; one lost earlier no longer holds the request.
+        # A device sends nothing from the instant of its loss on, and holds nothing after it.
         jobs = [
             AckJob(i, d, self._held[i].request, 2 if plan.duplicate[i, d] else 1, False)
             for i, d in acks
             if d not in lost and i in self._holding[d]
         ]
         self._threads.send(jobs + late)
-        # Meanwhile, on this thread: what the dead held is let go while others acknowledge.
+        # This thread reports the lost devices while the device threads acknowledge.
         for device in sorted(lost):
             name, held = self._names[device], len(self._holding[device])
             count = self._pool.device_lost(name)
             out.devices_lost += 1
             out.holds_lost += held
             if count != held:
-                self._out.violated(f"losing {name} let go of {count} requests, not {held}")
+                self._out.violated(f"device_lost of {name} ended the holds of {count} requests, not {held}")
         released: dict[int, int] = {}
         for job, answers in self._threads.collect():
             self._judge(job, answers, released)
@@ -287,13 +291,13 @@ class Replay:
             self._settle(now, index, times, only_acks=not lost)
 
     def _judge(self, job: AckJob, answers: list[slabpool.Ack], released: dict[int, int]) -> None:
-        """Hold a device's answers against the laws; note in ``released`` who said it was the last."""
+        """Check the answers to a device's acks; count in `released` how many acks released each request."""
         out = self._out
         where = f"{self._names[job.device]} for request {job.row + 1}"
         if job.late:
             out.acks_late += 1
             if answers != [slabpool.Ack.LATE]:
-                self._out.violated(f"a late ack of {where} was answered {answers}")
+                self._out.violated(f"a late ack of {where} returned {answers}")
             return
         first, again = answers[0], answers[1:]
         out.acks_counted += 1
@@ -302,25 +306,26 @@ class Replay:
         self._holding[job.device].discard(job.row)
         released[job.row] = released.get(job.row, 0) + (first is slabpool.Ack.RELEASED)
         if first not in (slabpool.Ack.PENDING, slabpool.Ack.RELEASED):
-            self._out.violated(f"the first ack of {where} was answered {first}")
-        # A repeated ack finds the request still there or, if others were quicker, gone.
+            self._out.violated(f"the first ack of {where} returned {first}")
+        # A repeated ack is LATE if other devices have released the request in the meantime.
         if any(answer not in (slabpool.Ack.DUPLICATE, slabpool.Ack.LATE) for answer in again):
-            self._out.violated(f"a repeated ack of {where} was answered {again}")
+            self._out.violated(f"a repeated ack of {where} returned {again}")
 
     def _settle(self, now: int, index: int, times: int, *, only_acks: bool = False) -> None:
-        """Check one request after holders let go of it, and part with it if none is left.
+        """Check a request after some of its holds ended, and drop the record if none is left.
 
-        ``times`` is how many acks were told to be the last; with ``only_acks`` nobody else let go.
+        `times` is the number of acks that returned RELEASED. `only_acks` means that no hold ended in another
+        way.
         """
         held = self._held[index]
-        gone = not held.host and not held.pending
-        left = f"with devices {sorted(held.pending)} left"
-        # Exactly one ack is the last, unless the host or a lost device may have been.
-        if times > int(gone) or (only_acks and times != int(gone)):
+        over = not held.host and not held.pending
+        left = f"with devices {sorted(held.pending)} pending"
+        # Exactly one ack returns RELEASED, unless the last hold may have been the host's or a lost device's.
+        if times > int(over) or (only_acks and times != int(over)):
             self._out.violated(f"request {index + 1} was released by {times} acks, {left}")
-        if (held.request.state is slabpool.RequestState.RELEASED) is not gone:
+        if (held.request.state is slabpool.RequestState.RELEASED) is not over:
             self._out.violated(f"request {index + 1} is {held.request.state.value}, {left}")
-        if not gone:
+        if not over:
             return
         request = held.request
         del self._held[index]
@@ -328,12 +333,12 @@ class Replay:
         out = self._out
         out.released += 1
         if self._progress is not None and out.released % 256 == 0:
-            self._progress(out.released)
+            self._progress(256)
         for device in np.flatnonzero(self._plan.late[index]).tolist():
             when = self._plan.to_tick(now + self._ack_delay[index][device] + 1)
             self._at(when, _LATE_ACK, index, device, request)
 
-    # accounts
+    # ---- counters
 
     def _sample(self, now: int) -> None:
         stats = self._pool.stats()
@@ -343,25 +348,25 @@ class Replay:
         )
         parts = stats.live + stats.retained + stats.in_doubt + stats.cached
         if parts != stats.committed or stats.committed > stats.capacity:
-            self._out.violated(f"bytes do not add up: {stats}")
+            self._out.violated(f"the byte counts do not add up: {stats}")
 
-    def _close_accounts(self) -> None:
-        """After the last event: nothing may be held, and the pool must have counted as we did."""
+    def _check_counters(self) -> None:
+        """Compare the pool's counters with the replay's own, after the last event."""
         out = self._out
         self._sample(out.virtual_us)
         stats = self._pool.stats()
         out.stats = stats
         out.leaks = self._pool.leaks()
-        said = {
+        counters = {
             "allocations": (stats.allocations, out.allocated),
             "frees": (stats.frees, out.allocated),
-            "bytes reserved": (stats.reserved, 0),
+            "reserved bytes": (stats.reserved, 0),
             "acks": (stats.acks, out.acks_counted),
             "repeated and late acks": (
                 stats.duplicate_acks + stats.late_acks,
                 out.acks_duplicate + out.acks_late,
             ),
         }
-        for what, (pools, ours) in said.items():
-            if pools != ours:
-                self._out.violated(f"the pool counts {pools} {what}, the replay {ours}")
+        for what, (counted, expected) in counters.items():
+            if counted != expected:
+                self._out.violated(f"the pool counts {counted} {what}, the replay {expected}")

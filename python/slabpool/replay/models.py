@@ -1,7 +1,7 @@
-"""What one token of KV cache costs, for a few published model shapes.
+"""Bytes of KV cache for each token, for a few published models.
 
-Every figure follows from the model's own published ``config.json`` (named in ``source``) and bf16
-elements; nothing here is measured. Other models: give the bytes per token directly.
+Every figure is computed from the model's published ``config.json`` (named in ``source``) and bf16 elements;
+nothing is measured. For other models, give the bytes per token on the command line.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from slabpool.errors import InvalidArgumentError
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The part of a model's shape that decides the size of its KV cache.
+    """The numbers in a model's configuration that decide the size of its KV cache.
 
     Attributes
     ----------
@@ -22,10 +22,10 @@ class ModelShape:
     kv_heads, head_dim : int
         ``num_key_value_heads`` and ``head_dim`` (or ``hidden_size / num_attention_heads``).
     latent : int
-        For multi-head latent attention: elements a token and layer in place of keys and values
-        (``kv_lora_rank + qk_rope_head_dim``), else 0.
+        For multi-head latent attention: elements for each token and layer, instead of keys and values
+        (``kv_lora_rank + qk_rope_head_dim``). Otherwise 0.
     source : str
-        Whose ``config.json`` the figures are from.
+        The ``config.json`` with these figures.
     element_bytes : int
         Bytes of one element (2: bf16, as published).
     """
@@ -39,7 +39,7 @@ class ModelShape:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of keys and values of one token over all layers.
+        """Bytes of the keys and values of one token, over all layers.
 
         ``2 * layers * kv_heads * head_dim * element_bytes``; with latent attention
         ``layers * latent * element_bytes`` (DeepSeek-V2, arXiv 2405.04434, section 2.1.4).
@@ -54,7 +54,7 @@ class ModelShape:
         return self.layers * elements * self.element_bytes
 
 
-#: Shapes by the name that ``--model`` takes.
+#: Shapes by name; ``--model`` accepts these names.
 MODELS: dict[str, ModelShape] = {
     "qwen2.5-0.5b": ModelShape(24, 2, 64, "Qwen/Qwen2.5-0.5B config.json (hidden 896, 14 heads)"),
     "llama-3.2-1b": ModelShape(16, 8, 64, "meta-llama/Llama-3.2-1B config.json"),
@@ -71,12 +71,12 @@ MODELS: dict[str, ModelShape] = {
 
 
 def model_shape(name: str) -> ModelShape:
-    """Shape of a model of the table, whatever the case of ``name``.
+    """Look up a model in `MODELS`; the case of `name` does not matter.
 
     Raises
     ------
     InvalidArgumentError
-        No such model; the message lists those there are.
+        There is no such model. The message lists the known ones.
 
     Examples
     --------
@@ -88,5 +88,5 @@ def model_shape(name: str) -> ModelShape:
         return MODELS[name.lower()]
     except KeyError:
         raise InvalidArgumentError(
-            f"no model {name!r} in the table; there are {', '.join(MODELS)} (or give --bytes-per-token)"
+            f"no model {name!r}; known models: {', '.join(MODELS)}. For another model give --bytes-per-token"
         ) from None

@@ -1,7 +1,6 @@
-"""What came of a replay: counts, waits, the curve of memory, and everything that was not right.
+"""The outcome of a replay: counts, waits, memory over time, and violated laws.
 
-Filled in by the engine, read by the report. Virtual times are in microseconds; only ``wall_s`` is of
-the real clock.
+The engine fills it in and the report reads it. Times are virtual and in microseconds, except ``wall_s``.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ from dataclasses import dataclass, field
 
 import slabpool
 
-#: Violations kept as text; all are counted.
-_MAX_TOLD = 20
+#: Violations described in `Outcome.violation_texts`; all of them are counted.
+_MAX_TEXTS = 20
 
 
 class ReplayError(slabpool.SlabpoolError, RuntimeError):
-    """The replay could not go on; the message says at which request and why."""
+    """The replay cannot continue. The message names the request and the cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,57 +31,60 @@ class Sample:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a replay came to. Times are virtual, in microseconds, except ``wall_s``."""
+    """Counts and samples of a replay. Times are virtual and in microseconds, except ``wall_s``."""
 
-    #: Requests opened, those of them that came to be released, and those that waited in vain.
+    #: Requests opened; requests of these that were released; requests that still waited at the end.
     opened: int = 0
     released: int = 0
     unserved: int = 0
-    #: Per request in order of admission: from arrival to admission.
+    #: Time from arrival to admission of each request, in order of admission.
     waits_us: list[int] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     virtual_us: int = 0
-    #: Wall-clock seconds of the whole replay, the driver's own work included.
+    #: Wall-clock seconds of the whole replay, including the driver's own work.
     wall_s: float = 0.0
-    #: Views made, and acknowledgements sent: counted ones, repeated ones and late ones.
+    #: Arrays allocated.
     allocated: int = 0
+    #: Acknowledgements sent: the first ones, the repeated ones and the late ones.
     acks_counted: int = 0
     acks_duplicate: int = 0
     acks_late: int = 0
-    #: Injected faults: requests aborted, devices lost, and how often a request lost a device.
+    #: Injected faults: requests aborted, devices lost, and holds that ended because a device was lost.
     aborted: int = 0
     devices_lost: int = 0
     holds_lost: int = 0
-    #: Where the pool's answer was not what its laws say: how many, and the first of them in words.
+    #: Answers of the pool that violate its laws: their number, and descriptions of the first ones.
     violations: int = 0
-    told: list[str] = field(default_factory=list)
-    #: The pool's own account when all was over.
+    violation_texts: list[str] = field(default_factory=list)
+    #: The pool's counters and leaks after the last event.
     stats: slabpool.Stats | None = None
     leaks: list[slabpool.RequestRecord] = field(default_factory=list)
 
     @property
     def final(self) -> slabpool.Stats:
+        """The pool's counters after the last event."""
         if self.stats is None:
             raise ReplayError("the replay has not ended")
         return self.stats
 
     @property
     def leaked_bytes(self) -> int:
-        """Bytes not back after every request has ended: live, retained or in doubt."""
+        """Bytes live, retained or in doubt after every request has ended."""
         return self.final.live + self.final.retained + self.final.in_doubt
 
     @property
     def operations(self) -> int:
-        """Allocations, acknowledgements (counted or not) and releases."""
+        """Number of allocations, acknowledgements (counted or not) and releases."""
         return self.allocated + self.acks_counted + self.acks_duplicate + self.acks_late + self.released
 
     def violated(self, what: str) -> None:
-        """Note an answer of the pool that its laws do not allow."""
+        """Record an answer of the pool that its laws do not allow."""
         self.violations += 1
-        if len(self.told) < _MAX_TOLD:
-            self.told.append(what)
+        if len(self.violation_texts) < _MAX_TEXTS:
+            self.violation_texts.append(what)
 
     @property
     def ok(self) -> bool:
+        """Whether every opened request was released, nothing leaked and no law was violated."""
         wrong = self.leaked_bytes or self.leaks or self.violations or self.unserved
         return not wrong and self.released == self.opened

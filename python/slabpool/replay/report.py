@@ -1,7 +1,7 @@
-"""Telling what a replay came to: text for people, one JSON object for programs, a picture.
+"""The report of a replay: text for people, one JSON object for programs, and a plot.
 
-Whatever the trace does not have (service times, devices, acks, faults) is called synthetic in all
-three. Figures are the pool's own, except times, which are the driver's.
+All three mark as synthetic what the trace does not contain: service times, devices, acks and faults. The pool
+counts the bytes; the driver measures the times.
 """
 
 from __future__ import annotations
@@ -14,48 +14,31 @@ from typing import Any
 import numpy as np
 
 import slabpool
+from slabpool.replay.console import human_bytes
 from slabpool.replay.outcome import Outcome
 from slabpool.replay.schedule import Schedule
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-
 
 class MissingExtraError(slabpool.SlabpoolError, ImportError):
-    """Something optional was asked for whose library is not installed."""
-
-
-def human_bytes(nbytes: float) -> str:
-    """Bytes for people.
-
-    Examples
-    --------
-    >>> from slabpool.replay.report import human_bytes
-    >>> human_bytes(1536), human_bytes(0), human_bytes(3 << 30)
-    ('1.5 KiB', '0 B', '3.0 GiB')
-    """
-    unit = 0
-    while abs(nbytes) >= 1024 and unit < len(_UNITS) - 1:
-        nbytes /= 1024
-        unit += 1
-    return f"{nbytes:.0f} B" if unit == 0 else f"{nbytes:.1f} {_UNITS[unit]}"
+    """An option needs a library that is not installed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A finished replay with what it was a replay of.
+    """A finished replay and its settings.
 
     Attributes
     ----------
     schedule : Schedule
     outcome : Outcome
     model : str
-        Name of the model whose KV cache it was, or "" where bytes per token were given.
+        Name of the model whose KV cache was replayed; "" if the bytes per token were given.
     ids : str
         ``"same"`` or ``"unique"``.
     capacity : int
-        Bytes.
+        Bytes of the pool.
     capacity_from : str
-        How the capacity came about, in words.
+        How the capacity was chosen, in words.
     """
 
     schedule: Schedule
@@ -67,16 +50,17 @@ class Report:
 
     @property
     def operations_per_s(self) -> float:
+        """Allocations, acks and releases in a second of wall-clock time."""
         return self.outcome.operations / self.outcome.wall_s
 
     @property
     def committed_over_live(self) -> float | None:
-        """Peak committed over peak live; None where nothing was ever live."""
+        """Peak committed bytes divided by peak live bytes; None if nothing was ever live."""
         stats = self.outcome.final
         return stats.peak_committed / stats.peak_live if stats.peak_live else None
 
     def _waits(self) -> dict[str, float]:
-        """Virtual seconds over all requests, those that did not wait included."""
+        """Return statistics of all requests' waits, in virtual seconds."""
         waits = np.array(self.outcome.waits_us or [0]) / 1e6
         return {
             "median": float(np.median(waits)),
@@ -85,7 +69,7 @@ class Report:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON: bytes as integers, times in seconds."""
+        """Return the report as plain values, for JSON. Bytes are integers, times are in seconds."""
         plan, out = self.schedule, self.outcome
         stats = out.final
         return {
@@ -115,7 +99,7 @@ class Report:
             "leaked_bytes": out.leaked_bytes,
             "leaks": [str(record) for record in out.leaks],
             "violations": out.violations,
-            "violations_told": list(out.told),
+            "violation_texts": list(out.violation_texts),
             "synthetic": {
                 "seed": plan.seed,
                 "devices": plan.devices,
@@ -131,7 +115,7 @@ class Report:
         }
 
     def as_text(self) -> str:
-        """A dozen lines for a terminal."""
+        """Return the report as about a dozen lines of text."""
         plan, out = self.schedule, self.outcome
         stats, service, waits = out.final, plan.service, self._waits()
         waited = sum(wait > 0 for wait in out.waits_us)
@@ -140,24 +124,24 @@ class Report:
         lines = [
             f"trace       {plan.trace.name} ({plan.trace.format}), {len(plan.trace):,} requests, "
             f"{out.virtual_us / 60e6:.1f} virtual minutes",
-            f"model       {model}{plan.bytes_per_token:,} bytes of KV cache a token; {self.ids} request id"
-            + ("s" if self.ids == "unique" else " for all"),
+            f"model       {model}{plan.bytes_per_token:,} bytes of KV cache for each token; "
+            + ("one request id for each request" if self.ids == "unique" else "the same request id for all"),
             f"synthetic   prefill {service.prefill_rate:g} and decode {service.decode_rate:g} tokens/s, "
             f"blocks of {service.block_tokens} tokens, {plan.devices} devices, acks after "
             f"{service.ack_delay * 1e3:g} ms (mean), seed {plan.seed}",
         ]
-        if plan.faults.asked():
+        if plan.faults.nonzero():
             lines.append(
                 f"synthetic   faults: {out.acks_duplicate:,} duplicate acks, {out.acks_late:,} late acks, "
-                f"{out.devices_lost:,} devices lost ({out.holds_lost:,} holds with them), "
-                f"{out.aborted:,} aborts"
+                f"{out.devices_lost:,} devices lost (with {out.holds_lost:,} holds on requests), "
+                f"{out.aborted:,} requests aborted"
             )
         lines += [
             f"capacity    {human_bytes(self.capacity)} ({self.capacity_from})",
             f"requests    {out.released:,} of {len(plan.trace):,} served and released",
             f"operations  {self.operations_per_s:,.0f}/s: {out.allocated:,} allocations, "
             f"{out.acks_counted + out.acks_duplicate + out.acks_late:,} acks, {out.released:,} releases in "
-            f"{out.wall_s:.2f} s, driver included",
+            f"{out.wall_s:.2f} s, including the driver's work",
             f"memory      peak live {human_bytes(stats.peak_live)}, peak committed "
             f"{human_bytes(stats.peak_committed)}"
             + (f", committed / live {ratio:.3f}" if ratio is not None else ""),
@@ -167,13 +151,13 @@ class Report:
         ]
         lines += [f"            {record}" for record in out.leaks]
         if out.violations:
-            lines.append(f"WRONG       {out.violations} answers of the pool against its laws:")
-            lines += [f"            {what}" for what in out.told]
+            lines.append(f"WRONG       {out.violations} answers of the pool violate its laws:")
+            lines += [f"            {what}" for what in out.violation_texts]
         return "\n".join(lines)
 
 
 def plotter() -> Callable[[Report, Path], None]:
-    """The function that draws a report, or a clear error before any work is done.
+    """Return the function that draws a report. Call this before the replay, because it checks for matplotlib.
 
     Raises
     ------
@@ -183,16 +167,16 @@ def plotter() -> Callable[[Report, Path], None]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtraError(f"a plot needs matplotlib (pip install 'slabpool[cli]'): {error}") from error
+        raise MissingExtraError(f"--plot needs matplotlib (pip install 'slabpool[cli]'): {error}") from error
 
     def draw(report: Report, path: Path) -> None:
         samples = report.outcome.samples
         minutes = [sample.time_us / 60e6 for sample in samples]
-        # A Figure of its own, not pyplot: no display, no global state.
+        # Figure instead of pyplot, because pyplot needs a display and has global state.
         figure = Figure(figsize=(10, 5), layout="constrained")
         axes = figure.add_subplot()
         gib = float(1 << 30)
-        # Stacked, since these parts add up to what is committed.
+        # Stacked, because these parts add up to the committed bytes.
         parts = (("live", "tab:blue"), ("retained", "tab:red"), ("cached", "navajowhite"))
         axes.stackplot(
             minutes,
@@ -212,10 +196,10 @@ def plotter() -> Callable[[Report, Path], None]:
         axes.grid(alpha=0.3)
         figure.legend(loc="outside lower center", ncols=5, fontsize="small")
         plan = report.schedule
-        faults = ", ".join(f"{name} {rate:g}" for name, rate in plan.faults.asked().items())
+        faults = ", ".join(f"{name} {rate:g}" for name, rate in plan.faults.nonzero().items())
         axes.set_title(
             f"{plan.trace.name}: {report.outcome.released:,} requests, "
-            f"KV cache of {report.model or f'{plan.bytes_per_token:,} bytes a token'}\n"
+            f"KV cache of {report.model or f'{plan.bytes_per_token:,} bytes for each token'}\n"
             f"synthetic: service times, {plan.devices} devices and their acks"
             + (f"; faults {faults}" if faults else ""),
             fontsize="medium",

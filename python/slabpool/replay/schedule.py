@@ -1,9 +1,9 @@
-"""What happens when, in virtual time: everything a replay adds to a trace, drawn before it starts.
+"""The schedule of a replay in virtual time, computed before the replay starts.
 
-A trace has arrivals and lengths. Service times, devices, acknowledgements and faults are synthetic:
-they follow from the settings here and the seed, and from nothing that happens while a replay runs.
-Each kind of draw has a stream of its own, so asking for one fault does not move another. Times are
-integers in microseconds, relative to the request's admission unless the name says otherwise.
+A trace has arrivals and lengths. Service times, devices, acknowledgements and faults are synthetic: they
+depend only on the settings here and on the seed. Each kind of fault has a random stream of its own, so
+changing the rate of one fault does not change the others. Times are integers in microseconds, relative to the
+request's admission unless the name says otherwise.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _Flags = npt.NDArray[np.bool_]
 class Service:
     """The synthetic service.
 
-    A request holds one tensor for the KV of its prompt from its admission on. Prefill takes
-    ``prompt / prefill_rate`` seconds; then tokens come at ``decode_rate`` a second, and every
-    ``block_tokens`` of them a further block is allocated. Requests do not slow each other down.
-    At its end the host closes it, and each device acknowledges after an exponential delay, rounded
-    up to the next multiple of ``tick``: devices report between steps, so reports come in batches.
+    A request allocates one tensor for the KV of its prompt when it is admitted. Prefill takes ``prompt /
+    prefill_rate`` seconds. Then ``decode_rate`` tokens are generated in each second, and a block is allocated
+    for every ``block_tokens`` of them. Requests do not slow each other down. After the last token the host
+    closes the request. Each device acknowledges it after an exponential delay, rounded up to the next
+    multiple of ``tick``, because devices report between steps, in batches.
 
     Attributes
     ----------
     prefill_rate, decode_rate : float
-        Tokens per second of one request.
+        Tokens per second, of one request.
     block_tokens : int
-        Generated tokens to a block of KV (16 is the default block of vLLM).
+        Generated tokens in a block of KV (16 is vLLM's default).
     ack_delay : float
         Mean seconds between the host's close and a device's acknowledgement.
     tick : float
@@ -57,19 +57,19 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """How often something goes wrong, each from 0 (never) to 1 (always).
+    """Rates of injected faults, each from 0 (never) to 1 (always).
 
     Attributes
     ----------
     duplicate_acks : float
-        Of acknowledgements: sent twice, back to back.
+        Fraction of acknowledgements that are sent twice, back to back.
     late_acks : float
-        Of acknowledgements: sent once more after the request is gone.
+        Fraction of acknowledgements that are sent again after the request was released.
     lost_devices : float
-        Of requests: one of their devices is lost while it holds them, and with it all else that it
-        held. Another device of that name serves from then on.
+        Fraction of requests of which a device is lost while it holds them. All other holds of that device end
+        too. A new device of the same name takes its place.
     abort : float
-        Of requests: cancelled by the host before they end.
+        Fraction of requests that the host cancels before they end.
     """
 
     duplicate_acks: float = 0.0
@@ -83,14 +83,17 @@ class Faults:
             if not 0 <= rate <= 1:
                 raise InvalidArgumentError(f"{field.name} must be from 0 to 1, not {rate!r}")
 
-    def asked(self) -> dict[str, float]:
-        """The rates that are not zero, by name."""
+    def nonzero(self) -> dict[str, float]:
+        """Return the rates that are not zero, by name."""
         return {name: rate for name, rate in asdict(self).items() if rate}
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One replay, laid out. Arrays have a row per request and, where said, a column per device."""
+    """The schedule of one replay.
+
+    Arrays have one row for each request. Arrays marked (n, devices) also have one column for each device.
+    """
 
     trace: Trace
     service: Service
@@ -101,50 +104,51 @@ class Schedule:
     #: Bytes of the prompt's tensor, and of each block of generated tokens.
     prompt_bytes: IntArray
     block_bytes: int
-    #: Blocks the whole output takes, and those allocated before the request ends or is aborted.
+    #: Blocks of the whole output, and blocks that are allocated before the request ends or is aborted.
     blocks: IntArray
     blocks_drawn: IntArray
-    #: When the first block is allocated, and the time from one block to the next.
+    #: Time of the first block, and time from one block to the next.
     first_block_us: IntArray
     block_step_us: int
-    #: When the host lets go, and whether it does so before its time.
+    #: Time at which the host closes or cancels the request, and whether it cancels it.
     end_us: IntArray
     aborted: _Flags
-    #: (n, devices): time from the host's letting go to the acknowledgement, before rounding to ticks.
+    #: (n, devices): time from the host's close to the acknowledgement, before rounding to ticks.
     ack_delay_us: IntArray
-    #: (n, devices): sent twice; sent again after release.
+    #: (n, devices): whether the ack is sent twice; whether it is sent again after the release.
     duplicate: _Flags
     late: _Flags
-    #: The device lost while it holds this request, or -1; and when.
+    #: The device that is lost while it holds this request, or -1; and the time of the loss.
     lost_device: IntArray
     lost_us: IntArray
 
     @property
     def tick_us(self) -> int:
+        """Microseconds between the moments at which devices report."""
         return max(1, round(self.service.tick * 1e6))
 
     def to_tick(self, time_us: int) -> int:
-        """The first moment at or after ``time_us`` at which devices report."""
+        """Return the first moment at or after `time_us` at which devices report."""
         return -(-time_us // self.tick_us) * self.tick_us
 
     def need(self, whole_prompt: IntArray, whole_block: int) -> IntArray:
-        """Bytes each request may come to hold, given the sizes of whole blocks.
+        """Return the bytes that each request reserves, given the bytes that tensors take in the pool.
 
-        An abort does not lower it: who reserves cannot know that the request will be aborted.
+        Aborted requests reserve as much as others, because the host does not know of the abort in advance.
         """
         return whole_prompt + self.blocks * whole_block
 
     def unlimited(self, whole_prompt: IntArray, whole_block: int) -> tuple[int, int]:
-        """Peak of live bytes, and end in virtual time, of this schedule with memory to spare.
+        """Compute the peak of live bytes and the end of this schedule in a pool without limit.
 
-        Nothing is allocated: with no request waiting, every time is known beforehand. Devices are
-        taken to be never lost, which can only give memory back earlier; where an allocation and a
-        release share a microsecond the allocation counts first. So the true peak is not higher.
+        Nothing is allocated: if no request waits, every time is known in advance. The peak is an upper bound:
+        lost devices, which return memory earlier, are ignored, and at the same microsecond allocations count
+        before releases.
 
         Returns
         -------
         tuple of int
-            Bytes in whole blocks, and microseconds from the first arrival to the last release.
+            Bytes, rounding included, and microseconds from the first arrival to the last release.
         """
         arrival = self.trace.arrival_us
         drawn = self.blocks_drawn
@@ -170,7 +174,7 @@ def lay_out(
     faults: Faults | None = None,
     seed: int = 0,
 ) -> Schedule:
-    """Draw everything that a replay of ``trace`` adds to it.
+    """Compute the schedule of a replay.
 
     Parameters
     ----------
@@ -178,11 +182,16 @@ def lay_out(
     bytes_per_token : int
         Bytes of KV cache of one token.
     devices : int
-        Devices that hold every request.
-    service, faults : Service, Faults, optional
-        Defaults: those of the classes.
+        Number of devices. All of them hold every request.
+    service : Service, optional
+    faults : Faults, optional
+        By default there are no faults.
     seed : int
-        Same seed, same schedule.
+        The same seed gives the same schedule.
+
+    Returns
+    -------
+    Schedule
 
     Examples
     --------
@@ -201,7 +210,7 @@ def lay_out(
     if not 1 <= bytes_per_token <= 1 << 30:
         raise InvalidArgumentError(f"bytes per token must be from 1 to 2**30, not {bytes_per_token}")
     if devices < 1:
-        raise InvalidArgumentError(f"there must be a device: {devices}")
+        raise InvalidArgumentError(f"devices must be at least 1, not {devices}")
     if seed < 0:
         raise InvalidArgumentError(f"seed must not be negative: {seed}")
     count = len(trace)
@@ -210,14 +219,14 @@ def lay_out(
 
     prefill = np.ceil(trace.prompt * (1e6 / service.prefill_rate)).astype(np.int64)
     blocks = -(-trace.output // service.block_tokens)
-    # Rounded down, so that the last block is never due after the end.
+    # Rounded down, so that the last block is not due after the end.
     step = int(service.block_tokens * 1e6 / service.decode_rate)
     full = prefill + np.ceil(trace.output * (1e6 / service.decode_rate)).astype(np.int64)
 
     fate = abort_draws.random((count, 2))
     aborted = fate[:, 0] < faults.abort
     end = np.where(aborted, (full * fate[:, 1]).astype(np.int64), full)
-    # A block due at the microsecond of the abort is not allocated any more.
+    # A block that is due at the microsecond of the abort is not allocated.
     in_time = np.clip(-(-(end - prefill) // max(step, 1)), 0, blocks)
     delay = (delay_draws.exponential(1.0, (count, devices)) * service.ack_delay * 1e6).astype(np.int64)
 

@@ -1,8 +1,8 @@
-"""Reading request traces: which request arrived when, with how many tokens in and out.
+"""Reads request traces: arrival times and numbers of tokens.
 
-Two published formats are known, told apart by content and never by file name. A row that cannot be
-read is an error with its line number: a trace is read whole or not at all. Times are integers, in
-microseconds since the first request, so that nothing later depends on rounding.
+Two published formats are supported; the content of a file decides, never its name. A row that cannot be read
+is an error with its line number: a trace is read whole or not at all. Times are integers, in microseconds
+since the first request, so no result depends on rounding.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from slabpool.errors import InvalidArgumentError
 IntArray = npt.NDArray[np.int64]
 
 _AZURE_HEADER = ("timestamp", "contexttokens", "generatedtokens")
-# Seven digits after the point (100 ns) in the 2023 trace, an offset from UTC in later ones.
+# The 2023 trace has seven decimals (100 ns). Later traces have an offset from UTC.
 _AZURE_TIME = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:?00)?")
 _EPOCH = datetime(1970, 1, 1)
-# Far above any context window: larger numbers are a damaged file, and would overflow byte counts.
+# Far above any context window. Larger numbers mean a damaged file, and would overflow byte counts.
 _MAX_TOKENS = 1 << 31
 
 _Row = tuple[int, int, int]
 
 
 class TraceFormatError(InvalidArgumentError):
-    """A trace that cannot be read; the message names the file and, for a bad row, its line."""
+    """A trace cannot be read. The message names the file and, for a bad row, its line."""
 
 
 class _RowError(Exception):
-    """What is wrong with a line, before the name of the file is known."""
+    """An error in a line; `read_trace` adds the name of the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Requests in the order in which they arrived.
+    """Requests, in order of arrival.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Trace:
     arrival_us : ndarray of int64, shape (n,)
         Microseconds since the first request, never decreasing.
     prompt, output : ndarray of int64, shape (n,)
-        Tokens sent and tokens generated.
+        Tokens of the prompt and generated tokens.
     """
 
     name: str
@@ -75,7 +75,11 @@ def read_trace(path: str | Path, limit: int | None = None) -> Trace:
         ``AzureLLMInferenceTrace_*.csv`` of AzurePublicDataset, or a ``*_trace.jsonl`` of Mooncake.
         Mooncake's ``hash_ids`` (shared prefixes) are not used: every request has memory of its own.
     limit : int, optional
-        Read only this many requests from the start; what follows is not looked at.
+        Read only the first `limit` requests; later rows are not checked.
+
+    Returns
+    -------
+    Trace
 
     Raises
     ------
@@ -103,19 +107,19 @@ def read_trace(path: str | Path, limit: int | None = None) -> Trace:
         with path.open(encoding="utf-8-sig") as file:
             trace_format, rows = _read_rows(_numbered(file), limit)
     except UnicodeDecodeError as error:
-        raise TraceFormatError(f"{path}: not text, so not a trace ({error.reason})") from None
+        raise TraceFormatError(f"{path}: not a text file ({error.reason})") from None
     except _RowError as error:
         raise TraceFormatError(f"{path}: {error}") from None
     if not rows:
-        raise TraceFormatError(f"{path}: a header and no requests")
+        raise TraceFormatError(f"{path}: no requests after the header")
     table = np.array(rows, dtype=np.int64)
-    # Rows are in order of arrival in the published files; a merged or edited file may not be.
+    # Published files are in order of arrival; merged or edited files may not be.
     table = table[np.argsort(table[:, 0], kind="stable")]
     return Trace(path.name, trace_format, table[:, 0] - table[0, 0], table[:, 1].copy(), table[:, 2].copy())
 
 
 def _read_rows(lines: Iterator[tuple[int, str]], limit: int | None) -> tuple[str, list[_Row]]:
-    """The format, known from the first line, and up to ``limit`` rows."""
+    """Return the format, which the first line decides, and up to `limit` rows."""
     number, first = next(lines, (1, ""))
     if first.startswith("{"):
         return "mooncake", [_mooncake_row(*line) for line in islice(chain([(number, first)], lines), limit)]
@@ -123,12 +127,12 @@ def _read_rows(lines: Iterator[tuple[int, str]], limit: int | None) -> tuple[str
         return "azure", [_azure_row(*line) for line in islice(lines, limit)]
     raise _RowError(
         f"line {number}: neither a trace of Azure (header TIMESTAMP,ContextTokens,GeneratedTokens) "
-        f"nor of Mooncake (one JSON object a line), but {first[:40]!r}"
+        f"nor of Mooncake (one JSON object in each line): {first[:40]!r}"
     )
 
 
 def _numbered(file: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, stripped, with their numbers from 1."""
+    """Yield number (from 1) and stripped text of each line that is not blank."""
     for number, line in enumerate(file, start=1):
         stripped = line.strip()
         if stripped:
@@ -166,7 +170,7 @@ def _mooncake_row(number: int, line: str) -> _Row:
             raise _RowError(f"line {number}: no {name!r}")
     stamp = row["timestamp"]
     if isinstance(stamp, bool) or not isinstance(stamp, (int, float)) or not 0 <= stamp < 1e15:
-        raise _RowError(f"line {number}: timestamp is not a number of milliseconds: {stamp!r}")
+        raise _RowError(f"line {number}: timestamp must be a number of milliseconds, got {stamp!r}")
     return (
         round(stamp * 1000),
         _tokens(number, "input_length", row["input_length"]),
@@ -175,10 +179,10 @@ def _mooncake_row(number: int, line: str) -> _Row:
 
 
 def _tokens(number: int, name: str, value: object) -> int:
-    """A token count from a CSV field or a JSON value."""
+    """Parse a number of tokens from a CSV field or a JSON value."""
     text = value.strip() if isinstance(value, str) else value
     if isinstance(text, str) and text.isascii() and text.isdigit():
         text = int(text) if len(text) <= 12 else _MAX_TOKENS + 1
     if isinstance(text, bool) or not isinstance(text, int) or not 0 <= text <= _MAX_TOKENS:
-        raise _RowError(f"line {number}: {name} is not a number of tokens: {value!r}")
+        raise _RowError(f"line {number}: {name} must be a number of tokens, got {value!r}")
     return text

@@ -1,12 +1,11 @@
-"""torch over pool memory: tensors on the CPU in pools of host memory, and CUDA allocations from pools of
-device memory.
+"""torch over pool memory: CPU tensors in pools of host memory, CUDA allocations in pools of device memory.
 
-Tested with torch 2.13.0. Names without CUDA in them are about tensors on the CPU (`_tensors.py`);
-`use_cuda` and `mem_pool` put a pool under what torch allocates on a GPU (`_cuda.py`).
+`empty`, `zeros`, `full`, `copy` and `from_numpy` make CPU tensors (`_tensors.py`). `use_cuda` and `mem_pool`
+let torch allocate GPU memory in pools (`_cuda.py`). Tested with torch 2.13.0.
 """
 
 try:
-    import torch as _torch  # noqa: F401  # before what needs it, to say what is missing
+    import torch as _torch  # noqa: F401  # first, so that the error names what is missing
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise

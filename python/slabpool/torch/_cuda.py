@@ -1,13 +1,13 @@
-"""A pool under torch's CUDA allocations: of the whole process (`use_cuda`), or of a block of code
-(`mem_pool`).
+"""Pools under torch's CUDA allocations: for the whole process (`use_cuda`) or a block of code (`mem_pool`).
 
-torch calls functions of libslabpool, with the GIL and without; they look up the heap of the device
-(`slabpool.libraries.stream_heaps`). What must stay true: once torch has the functions, they, the heaps and
-torch's own allocator object stay for the life of the process, since tensors are freed whenever torch likes,
-after this module is gone too. Facts of torch/csrc/cuda/CUDAPluggableAllocator and
-c10/cuda/CUDACachingAllocator.
+torch calls C functions of libslabpool, with and without the GIL. They look up the heap of the device
+(`slabpool.libraries.stream_heaps`).
 
-Known versions: written for torch 2.11 to 2.13. Nothing here has run on a GPU yet.
+Invariant: once torch has the functions, they, the heaps and torch's allocator object live as long as the
+process, because torch may free a tensor at any time, even after this module is gone.
+
+See torch/csrc/cuda/CUDAPluggableAllocator and c10/cuda/CUDACachingAllocator. Known versions: written for
+torch 2.11 to 2.13. Not yet tested on a GPU.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from slabpool.libraries import stream_heaps as _stream_heaps
 _ALLOCATE, _FREE, _RECORD = "slabpool_stream_alloc", "slabpool_stream_free", "slabpool_stream_record"
 
 _lock = threading.Lock()
-_allocator: Any = None  # torch's, one for all pools
-_global = False
+_allocator: Any = None  # torch's allocator object, one for all pools
+_global = False  # whether `use_cuda` was called
 
 
 def _library() -> str:
+    """Return the path of libslabpool."""
     folder = paths.get_lib()
     for name in ("libslabpool.so", "libslabpool.dylib"):
         if os.path.exists(path := os.path.join(folder, name)):
@@ -42,53 +43,55 @@ def _library() -> str:
 
 
 def _needs_cuda(what: str) -> None:
+    """Raise `DeviceUnavailableError` if torch is built without CUDA; the error names the caller `what`."""
     if not hasattr(torch._C, "_cuda_customAllocator"):
         raise DeviceUnavailableError(
-            f"{what}: this torch ({torch.__version__}) is built without CUDA; install one that is"
+            f"{what}: the installed torch ({torch.__version__}) is built without CUDA; install one with CUDA"
         )
 
 
 def _torch_allocator() -> Any:
-    """torch's object over our functions, made once."""
+    """Return torch's allocator object over our C functions; make it on the first call."""
     global _allocator
     with _lock:
         if _allocator is None:
             library = _library()
             made = torch.cuda.memory.CUDAPluggableAllocator(library, _ALLOCATE, _FREE)
             record = ctypes.cast(getattr(ctypes.CDLL(library), _RECORD), ctypes.c_void_p).value
-            # Without it `Tensor.record_stream` would be forgotten, and memory reused under a kernel.
+            # Without this torch would ignore `Tensor.record_stream`, and memory could be reused under a
+            # kernel.
             made.allocator().set_record_stream_fn(record)
             _allocator = made
         return _allocator
 
 
 def use_cuda(*pools: Pool) -> None:
-    """Every CUDA tensor that torch makes in this process has its memory from these pools.
+    """Let torch allocate all CUDA tensors of this process in pools.
 
-    One pool for each device that torch will use; before torch uses CUDA; for good. torch's own cache is not
-    used then, so `torch.cuda.memory_allocated` and its like are not to be had: `Pool.stats` tells. Memory
-    that is freed is given out again at once on the stream that it was allocated on, and to others when that
-    stream has come so far. `Tensor.record_stream` is followed. While a request is active on the thread
-    (``with req.activate():``) what that thread allocates is the request's; see `Request.activate`.
+    Call this before torch uses CUDA. It cannot be undone. torch's own cache is not used, so
+    `torch.cuda.memory_allocated` and similar functions do not work; use `Pool.stats`. When memory is freed,
+    the stream on which it was allocated can reuse it at once; other streams can reuse it when the work queued
+    so far on that stream is done. `Tensor.record_stream` works. While a request is active on a thread (``with
+    req.activate():``), allocations of that thread belong to the request; see `Request.activate`.
 
     Parameters
     ----------
     *pools : Pool
-        Of device memory (``memory="cuda:0"``), each of another device. They stay open as long as torch has
-        tensors.
+        Pools of device memory (``memory="cuda:0"``), one for each device that torch will use. They must stay
+        open as long as torch has tensors.
 
     Raises
     ------
     DeviceUnavailableError
-        This torch is built without CUDA.
+        The installed torch is built without CUDA.
     InvalidArgumentError, InvalidTypeError
-        No pool, not a pool of device memory, or two of one device.
+        There is no pool, a pool has another kind of memory, or two pools are of one device.
     SlabpoolError
-        torch has used CUDA already, or another pool is under torch on that device.
+        torch has already used CUDA, or another pool already serves torch on the device.
 
     Notes
     -----
-    A device without a pool has no memory: torch's allocations there fail as out of memory.
+    On a device without a pool, torch's allocations fail with an out-of-memory error.
 
     Examples
     --------
@@ -102,10 +105,8 @@ def use_cuda(*pools: Pool) -> None:
         _stream_heaps.device_of(pool, "use_cuda")
     if torch.cuda.is_initialized() and not _global:
         raise SlabpoolError(
-            "use_cuda: torch has used CUDA in this process already, and its allocator cannot be "
-            "exchanged any "
-            "more. Call it first, or put `with slabpool.torch.mem_pool(pool):` around what is to come "
-            "from the pool"
+            "use_cuda: torch has already used CUDA in this process, so its allocator cannot be replaced. "
+            "Call use_cuda earlier, or allocate inside `with slabpool.torch.mem_pool(pool):`"
         )
     allocator = _torch_allocator()
     _stream_heaps.serve(pools, "use_cuda")
@@ -117,18 +118,18 @@ def use_cuda(*pools: Pool) -> None:
 
 @contextmanager
 def mem_pool(pool: Pool) -> Iterator[Any]:
-    """Within the block, what this thread allocates on the pool's device comes from the pool.
+    """Inside the block, this thread's allocations on the pool's device are in the pool.
 
-    torch's cache stays on top: it takes segments (2 MiB and more) from the pool and cuts them itself, so
-    its statistics work, and the pool sees segments only. They go back when the block ends; those with a
-    tensor that lives on, when torch next empties its cache (``torch.cuda.empty_cache()``). To have them
-    counted to a request, enter its activation first, and use one block for each request: ``with
-    req.activate(), slabpool.torch.mem_pool(pool):``.
+    torch's cache is still used: it takes segments of 2 MiB or more from the pool and divides them. So torch's
+    statistics work, and the pool sees only segments. A segment returns to the pool at the end of the block.
+    If it still has a live tensor, it returns when torch next empties its cache
+    (``torch.cuda.empty_cache()``). To count segments to a request, activate the request first, and use one
+    block for each request: ``with req.activate(), slabpool.torch.mem_pool(pool):``.
 
     Parameters
     ----------
     pool : Pool
-        Of device memory. A device has one pool under torch in a process.
+        A pool of device memory. In a process only one pool can serve torch on a device.
 
     Yields
     ------
@@ -137,7 +138,8 @@ def mem_pool(pool: Pool) -> Iterator[Any]:
     Raises
     ------
     DeviceUnavailableError, InvalidArgumentError, InvalidTypeError, SlabpoolError
-        As for `use_cuda`; and after `use_cuda`, when there is no cache of torch's to go through.
+        As for `use_cuda`. SlabpoolError is also raised after `use_cuda`, because torch's cache is not used
+        then.
 
     Examples
     --------
@@ -150,14 +152,15 @@ def mem_pool(pool: Pool) -> Iterator[Any]:
     _needs_cuda("mem_pool")
     device = _stream_heaps.device_of(pool, "mem_pool")
     if _global:
-        raise SlabpoolError("mem_pool: use_cuda has put pools under all of torch's CUDA allocations already")
+        raise SlabpoolError("mem_pool: after use_cuda, all of torch's CUDA allocations are in pools already")
     allocator = _torch_allocator()
     _stream_heaps.serve((pool,), "mem_pool")
-    with torch.cuda.device(device):  # it is of the device that is current when it is made
+    with torch.cuda.device(device):  # a MemPool belongs to the device that is current when it is made
         made = torch.cuda.MemPool(allocator.allocator())
     try:
         with torch.cuda.use_mem_pool(made, device=device):
             yield made
     finally:
-        # The generator's frame would keep it in a traceback; torch gives its segments back when it goes.
+        # torch returns the segments when the MemPool is destroyed, and a traceback would keep this frame
+        # alive.
         del made

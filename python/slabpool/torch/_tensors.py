@@ -1,8 +1,12 @@
-"""torch tensors (CPU) over pool memory: plain tensors that keep their memory as numpy views do.
+"""CPU tensors of torch over pool memory.
 
-Nothing is copied: the tensor's storage keeps a view, the view its block. What must stay true: memory comes
-back when the last torch or numpy view of it and, if it is a request's, the request are gone. Dtypes that
-numpy lacks (bfloat16, float8) go through bytes. Tested with torch 2.13.0 (CPU).
+They are plain tensors. Nothing is copied: the tensor's storage keeps a numpy view, and the view keeps its
+block. Dtypes that numpy lacks (bfloat16, float8) are reinterpreted from integers of the same size.
+
+Invariant: memory returns when its last torch or numpy view is gone and, if it belongs to a request, the
+request is released.
+
+Tested with torch 2.13.0 (CPU).
 """
 
 from __future__ import annotations
@@ -33,31 +37,32 @@ def empty(
     align: int | None = None,
     timeout: float | None = None,
 ) -> torch.Tensor:
-    """Tensor of undefined contents in the memory of a request, or of a pool.
+    """Make a tensor with undefined contents in the memory of a request or of a pool.
 
     Parameters
     ----------
     owner : Request or Pool
-        A request's tensor counts as its views do: it keeps its block even when the request is over.
+        A live tensor keeps its block, even when the request is over.
     size : int or iterable of ints
     dtype : torch.dtype, optional
-        By default torch's default dtype. Any, bfloat16 and the 8-bit floats too; not the quantized ones.
+        By default torch's default dtype. All dtypes are supported, including bfloat16 and the 8-bit floats,
+        except the quantized ones.
     align : int, default 64
-        Alignment of the first byte; a power of two up to 2 MiB.
+        Alignment of the first byte, in bytes: a power of two up to 2 MiB.
     timeout : float, optional
-        Seconds to wait for memory to come back. By default running out is an error at once.
+        Seconds to wait for memory. By default exhaustion is an error at once.
 
     Returns
     -------
     torch.Tensor
-        On the CPU, contiguous, writable, not a view of another tensor. Its storage cannot be resized.
+        A contiguous, writable CPU tensor that is not a view of another tensor. Its storage cannot be resized.
 
     Raises
     ------
     PoolExhausted, QuotaExceededError, RequestClosedError, PoolClosedError, ForkedPoolError
         As for `Request.empty`.
     InvalidArgumentError, InvalidTypeError
-        A bad owner, size, dtype or alignment.
+        The owner, size, dtype or alignment is not allowed.
 
     Examples
     --------
@@ -85,7 +90,13 @@ def zeros(
     align: int | None = None,
     timeout: float | None = None,
 ) -> torch.Tensor:
-    """As `empty`, filled with zeros. Memory that is known to be zero is not written again.
+    """Make a tensor filled with zeros. Parameters and errors are those of `empty`.
+
+    Memory that is known to be zero is not written.
+
+    Returns
+    -------
+    torch.Tensor
 
     Examples
     --------
@@ -105,7 +116,21 @@ def full(
     align: int | None = None,
     timeout: float | None = None,
 ) -> torch.Tensor:
-    """As `empty`, filled with a value; the dtype is what `torch.full` would choose, unless given.
+    """Make a tensor filled with a value. Other parameters and errors are those of `empty`.
+
+    Parameters
+    ----------
+    owner : Request or Pool
+    size : int or iterable of ints
+    fill_value : float, complex or bool
+    dtype : torch.dtype, optional
+        By default the dtype that `torch.full` would choose.
+    align : int, optional
+    timeout : float, optional
+
+    Returns
+    -------
+    torch.Tensor
 
     Examples
     --------
@@ -123,7 +148,20 @@ def full(
 def copy(
     owner: Pool | Request, tensor: torch.Tensor, *, align: int | None = None, timeout: float | None = None
 ) -> torch.Tensor:
-    """As `empty`, with size, dtype and contents of a tensor (of any device), contiguous and detached.
+    """Copy a tensor. Errors are those of `empty`.
+
+    Parameters
+    ----------
+    owner : Request or Pool
+    tensor : torch.Tensor
+        On any device.
+    align : int, optional
+    timeout : float, optional
+
+    Returns
+    -------
+    torch.Tensor
+        A contiguous CPU tensor, detached from the graph of `tensor`.
 
     Examples
     --------
@@ -138,15 +176,15 @@ def copy(
 
 
 def from_numpy(array: NDArray[Any], dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A view of a pool's array as a tensor, no copy. Dtypes that numpy lacks are given.
+    """Make a tensor over the memory of an array, without a copy.
 
     Parameters
     ----------
     array : numpy.ndarray
-        Writable, with positive strides: what `Request.empty`, a layout or a growing tensor gives.
+        A writable array with positive strides, as from `Request.empty`, a layout or a growable tensor.
     dtype : torch.dtype, optional
-        What the elements are, where numpy cannot say it: uint16 as `torch.bfloat16`. As large as the
-        array's own.
+        The dtype of the elements if numpy lacks it, such as `torch.bfloat16` for a uint16 array. Its size
+        must be that of the array's dtype.
 
     Returns
     -------
@@ -155,8 +193,10 @@ def from_numpy(array: NDArray[Any], dtype: torch.dtype | None = None) -> torch.T
     Raises
     ------
     InvalidArgumentError
-        The dtype has another size than the array's, or the array cannot be a tensor (read-only, backwards,
-        or of a dtype that torch lacks).
+        The dtype has another size than the array's, or torch does not support the array: it is read-only, has
+        a negative stride, or a dtype that torch lacks.
+    InvalidTypeError
+        `array` is not an array.
 
     Examples
     --------
@@ -170,9 +210,9 @@ def from_numpy(array: NDArray[Any], dtype: torch.dtype | None = None) -> torch.T
             f"from_numpy needs a numpy.ndarray, got {array!r} of type {type(array).__name__}"
         )
     if not array.flags.writeable:
-        # torch has no read-only tensors, and would warn and let it be written.
+        # torch has no read-only tensors: it would only warn, and allow writes.
         raise InvalidArgumentError(
-            f"the array of shape {array.shape} is read-only, and a tensor never is; copy() it"
+            f"the array of shape {array.shape} is read-only, but tensors are always writable; copy() it first"
         )
     if dtype is None:
         source = array
@@ -180,15 +220,15 @@ def from_numpy(array: NDArray[Any], dtype: torch.dtype | None = None) -> torch.T
         _check_dtype(dtype)
         if dtype.itemsize != array.itemsize:
             raise InvalidArgumentError(
-                f"elements of {array.dtype} have {array.itemsize} bytes and of {dtype} {dtype.itemsize}; "
-                f"give an array whose elements have {dtype.itemsize}"
+                f"elements of {array.dtype} have {array.itemsize} bytes, those of {dtype} {dtype.itemsize}; "
+                f"give an array with elements of {dtype.itemsize} bytes"
             )
         source = array.view(_CARRIER[dtype.itemsize])
     try:
         tensor = torch.from_numpy(source)
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(
-            f"an array of {array.dtype} and strides {array.strides}: {error}"
+            f"torch does not support an array of {array.dtype} with strides {array.strides}: {error}"
         ) from None
     if dtype is None or tensor.dtype == dtype:
         return tensor
@@ -197,8 +237,8 @@ def from_numpy(array: NDArray[Any], dtype: torch.dtype | None = None) -> torch.T
     )
 
 
-# Dtypes that both have; what else torch has is carried by bytes of numpy's of the same size, and set_()
-# afterwards says what they mean.
+# Dtypes that numpy and torch both have. For torch's other dtypes numpy allocates elements of the same size
+# (_CARRIER), and Tensor.set_() reinterprets them.
 _COMMON = {
     torch.bool: np.bool_,
     torch.uint8: np.uint8,
@@ -240,7 +280,7 @@ def _new(
 ) -> torch.Tensor:
     if not isinstance(owner, (Pool, Request)):
         raise InvalidTypeError(
-            f"the first argument must be a Request or a Pool, got {owner!r} of type {type(owner).__name__}"
+            f"owner must be a Request or a Pool, got {owner!r} of type {type(owner).__name__}"
         )
     if dtype is None:
         dtype = torch.get_default_dtype()
@@ -252,16 +292,18 @@ def _new(
     tensor = torch.from_numpy(array)
     if common is not None:
         return tensor
-    # Not view(dtype): its result is a view of another tensor, which autograd then has to follow.
+    # set_() and not view(dtype), because the result of view() is a view of another tensor for autograd.
     return torch.empty(0, dtype=dtype).set_(tensor.untyped_storage(), 0, tensor.size(), tensor.stride())
 
 
 def _dims(size: _Size) -> tuple[int, ...]:
-    """A size as a tuple; what numbers are in it is for the pool to check."""
+    """Return a size as a tuple. The pool checks the numbers in it."""
     try:
         return (operator.index(size),)  # type: ignore[arg-type]
     except TypeError:
         pass
     if isinstance(size, (str, bytes)) or not isinstance(size, Iterable):
-        raise InvalidTypeError(f"size must be an int or several, got {size!r} of type {type(size).__name__}")
+        raise InvalidTypeError(
+            f"size must be an int or an iterable of ints, got {size!r} of type {type(size).__name__}"
+        )
     return tuple(size)  # type: ignore[arg-type]

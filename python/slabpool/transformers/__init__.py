@@ -1,7 +1,8 @@
 """Key and value caches of transformers' models in a request's memory.
 
-`SlabCache` is what `generate` takes as ``past_key_values``; `PeerCache` is its counterpart in a device's
-process, over memory that the owner of a shared pool lends. Needs transformers 5.23 and torch, on the CPU.
+Pass a `SlabCache` to `generate` as ``past_key_values``. A `PeerCache` is its counterpart in a device's
+process, over memory that the owner of a shared pool lends. The caches are on the CPU. They need torch and
+transformers 5.23 or newer.
 """
 
 try:
@@ -14,11 +15,11 @@ except ModuleNotFoundError as _error:
         name=_error.name,
     ) from _error
 
-# Older ones have other kinds of layers, and another meaning of `crop`.
+# Older versions have other layer classes, and `crop` has another meaning.
 if tuple(map(int, _transformers.__version__.split(".")[:2])) < (5, 23):
     raise ImportError(
-        f"slabpool.transformers needs transformers 5.23 or newer, this is {_transformers.__version__}: "
-        "pip install 'transformers>=5.23'"
+        f"slabpool.transformers needs transformers 5.23 or newer, but {_transformers.__version__} is "
+        "installed: pip install 'transformers>=5.23'"
     )
 
 from slabpool.transformers.cache import SlabCache

@@ -1,8 +1,9 @@
-"""`SlabCache`: a cache of transformers over a request.
+"""`SlabCache`: a cache of transformers in the memory of a request.
 
-Its tensors live in a child of the request, so that they come back when they are replaced (another batch) or
-when the cache is closed, and not only with the request; the child waits for the same devices. What must stay
-true: a step that runs out of memory has changed no layer, and can be tried again.
+Its tensors are in a child of the request, which has the same devices. So their memory returns when they are
+replaced (by another batch) or when the cache is closed, and not only when the request is released.
+
+Invariant: a step that fails for lack of memory has changed no layer, so it can be repeated.
 """
 
 from __future__ import annotations
@@ -29,24 +30,25 @@ AnyLayer: TypeAlias = SlabLayer | SlabSlidingLayer | SharingLayer
 
 
 def make_layers(config: Any, make: MakeRows) -> list[AnyLayer]:
-    """One layer for each that the library's own cache would have for this model."""
+    """Make one layer for each layer of the library's own cache of this model."""
     layers: list[AnyLayer] = []
-    for index, theirs in enumerate(DynamicCache(config=config).layers):
-        if type(theirs) is DynamicSlidingWindowLayer:
-            layers.append(SlabSlidingLayer(index, make, theirs.sliding_window))
-        elif type(theirs) is DynamicLayer:
+    for index, original in enumerate(DynamicCache(config=config).layers):
+        if type(original) is DynamicSlidingWindowLayer:
+            layers.append(SlabSlidingLayer(index, make, original.sliding_window))
+        elif type(original) is DynamicLayer:
             layers.append(SlabLayer(index, make))
-        elif type(theirs) is DummyLayer:
+        elif type(original) is DummyLayer:
             layers.append(SharingLayer())
         else:
             raise InvalidTypeError(
-                f"layer {index} of {type(config).__name__} is cached by {type(theirs).__name__}, and a "
-                "SlabCache keeps keys and values of attention only: use DynamicCache for this model"
+                f"layer {index} of {type(config).__name__} is cached by {type(original).__name__}, but a "
+                "SlabCache supports only keys and values of attention: use DynamicCache for this model"
             )
     return layers
 
 
 def _positions(value: SupportsIndex, what: str, least: int) -> int:
+    """Check an argument that is a number of positions."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -57,56 +59,59 @@ def _positions(value: SupportsIndex, what: str, least: int) -> int:
 
 
 def _child(request: Request) -> Request:
-    """A child that waits for all the devices its request waits for."""
+    """Open a child that has all devices for which its request still waits."""
     while True:
         try:
             return request.child(request.pending)
-        except UnknownDeviceError:  # one of them acknowledged in between; there are fewer each time
+        except UnknownDeviceError:  # a device acknowledged in between; the next try has fewer devices
             continue
 
 
 def _close_with(cache: SlabCache, memory: Request) -> weakref.finalize[..., SlabCache]:
-    # The end of a `with` block, and not close(): the child of a fork drops its cache too, and says nothing.
+    """Close `memory` when the cache is destroyed."""
+    # __exit__ and not close(), because close() raises in the child of a fork, which destroys its cache too.
     return weakref.finalize(cache, memory.__exit__, None, None, None)
 
 
 class SlabCache(Cache):
     """Keys and values of a model in memory of a request; for ``generate(past_key_values=...)``.
 
-    Layers grow in place: no token copies those before it. Sliding-window layers keep a window and a quarter.
-    The memory comes back when the request is released, thus when the host has closed it and its devices have
-    acknowledged; with `close` or once the cache is dropped already, unless devices have to acknowledge.
+    Layers grow in place, so a new token does not copy the earlier ones. The buffer of a sliding-window layer
+    is about a quarter longer than its window. Memory returns when the request is released: the host has
+    closed it and all its devices have acknowledged. If the request has no devices, memory returns already
+    when the cache is closed or destroyed.
 
     Parameters
     ----------
     request : Request
-        Open; on the CPU. A request of a pool of ``memory="shared"`` may lend its layers (`lend`).
+        An open request of a pool of host memory. With ``memory="shared"`` its layers can be lent (`lend`).
     config : transformers.PreTrainedConfig
-        Of the model.
+        Configuration of the model.
     limit : int, optional
-        Most positions, by default the model's ``max_position_embeddings``. Address space is reserved for so
-        many, memory only for those there are: give what the request may come to where many run at once.
+        Largest number of positions. By default the model's ``max_position_embeddings``. The cache reserves
+        address space for `limit` positions, but memory only for the positions in use. If many requests run at
+        once, give the length that the request can reach.
     timeout : float, optional
-        Seconds to wait for memory whenever more is needed. By default running out is an error at once.
+        Seconds to wait for memory whenever more is needed. By default exhaustion is an error at once.
 
     Attributes
     ----------
     request : Request
-        As given.
+        The request as given.
 
     Raises
     ------
     RequestClosedError
-        The host has let go of the request; also from ``generate``, as soon as somebody closes it.
+        The request is closed. ``generate`` raises it too, if the request is closed meanwhile.
     PoolExhausted, QuotaExceededError
-        From ``generate``: no memory for the next positions. The cache is as it was before this step.
+        From ``generate``: there is no memory for the next positions. The cache is as before this step.
     TensorTooLargeError
-        From ``generate``: beyond `limit`.
+        From ``generate``: the sequence would exceed `limit`.
     InvalidArgumentError
-        From ``generate``: another batch size than before.
+        From ``generate``: the batch size has changed.
     InvalidTypeError
-        Not a request; a model with layers that are not attention; from ``generate``, tensors that are not on
-        the CPU or that require gradients.
+        `request` is not a request, or the model has layers that are not attention. From ``generate``: tensors
+        are not on the CPU, or require gradients.
 
     Examples
     --------
@@ -138,7 +143,7 @@ class SlabCache(Cache):
     ) -> None:
         if not isinstance(request, Request):
             raise InvalidTypeError(
-                f"a SlabCache lives in a Request, got {type(request).__name__}: pool.request(...) opens one"
+                f"a SlabCache needs a Request, got {type(request).__name__}: pool.request(...) opens one"
             )
         if not hasattr(config, "get_text_config"):
             raise InvalidTypeError(f"config must be the model's (model.config), got {type(config).__name__}")
@@ -154,7 +159,7 @@ class SlabCache(Cache):
         self._memory = _child(request)
         self._closer = _close_with(self, self._memory)
         super().__init__(layers=make_layers(config, self._make_in(self._memory)))
-        #: The layer that each step begins with.
+        #: Index of the layer with which each step begins.
         self._leading = next((i for i, layer in enumerate(self.layers) if not layer.is_dummy), 0)
 
     def _make_in(self, memory: Request) -> MakeRows:
@@ -167,19 +172,19 @@ class SlabCache(Cache):
 
         return make
 
-    # ---- what `generate` and models call
+    # ---- called by `generate` and by models
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Appends keys and values of new positions to a layer, and gives all that attention reads."""
+        """Append keys and values of new positions to a layer; return all keys and values for attention."""
         layers = self.layers
         if layer_idx == self._leading:
             self._check_open()
             if not layers[layer_idx].serves(key_states) and self.get_seq_length() == 0:
-                self._replace(None)  # reset, and then used for another batch
+                self._replace(None)  # the cache was reset and now gets another batch
                 layers = self.layers
-            # For all layers before the first is written: running out then leaves them all as they were.
+            # Make room in all layers before the first one is written, so that exhaustion changes no layer.
             for layer in layers:
                 layer.make_room(key_states.shape[-2])
         layer = layers[layer_idx]
@@ -191,38 +196,39 @@ class SlabCache(Cache):
             seen = layer.update(key_states, value_states)
             return seen
         except BaseException:
-            # The first step of all, which makes room layer by layer: there was nothing before it.
+            # The very first step makes room layer by layer. All layers were empty before it, so clear them.
             for done in layers[:layer_idx]:
                 done.clear()
             raise
 
     def _check_open(self) -> None:
-        """Once a step: most steps find room, and would not notice that the request was closed."""
+        """Raise if the request is closed. Most steps need no new memory and would not notice it."""
         if self.closed:
-            raise RequestClosedError(f"the SlabCache of {self.request!r} was closed: make another")
+            raise RequestClosedError(f"the SlabCache of {self.request!r} is closed: make another one")
         try:
             self.layers[self._leading].check_open()
         except RequestClosedError as error:
             raise RequestClosedError(
-                f"{self.request!r} is no longer open, and its SlabCache cannot grow: keep the request open "
+                f"{self.request!r} is no longer open, so its SlabCache cannot grow: keep the request open "
                 "until generate has returned"
             ) from error
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeats each sequence; the memory of the single ones comes back."""
+        """Repeat each sequence; the memory of the original ones returns."""
         self._replace(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keeps some sequences; the memory of all of them before comes back."""
+        """Keep only some sequences; the memory of the old tensors returns."""
         self._replace(lambda tensor: tensor[indices, ...])
 
     def _replace(self, select: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
+        """Replace all layers by copies (see `_copied`) and close the memory of the old ones."""
         self._memory, self.layers = self._copied(select)
         self._closer()
         self._closer = _close_with(self, self._memory)
 
     def _copied(self, select: Callable[[torch.Tensor], torch.Tensor] | None) -> tuple[Request, list[Any]]:
-        """Layers over a child of their own, new ones or copies; it is closed again if memory runs out."""
+        """Make layers in a new child of the request: empty ones if `select` is None, else copies."""
         self._check_open()
         memory = _child(self.request)
         try:
@@ -244,21 +250,23 @@ class SlabCache(Cache):
         return twin
 
     def __copy__(self) -> SlabCache:
-        raise InvalidTypeError("two SlabCaches would write to the same memory: use copy.deepcopy")
+        raise InvalidTypeError(
+            "a shallow copy of a SlabCache would write to the same memory: use copy.deepcopy"
+        )
 
     def __reduce__(self) -> Any:
-        raise InvalidTypeError("a SlabCache is memory of a request: it cannot be pickled")
+        raise InvalidTypeError("a SlabCache cannot be pickled, because its memory belongs to a request")
 
     # ---- for the engine
 
     @property
     def limit(self) -> int:
-        """Most positions."""
+        """Largest number of positions."""
         return self._limit
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the pool that the cache takes, whole pages."""
+        """Bytes of the pool that the cache uses, in whole pages."""
         return self._memory.nbytes
 
     @property
@@ -267,38 +275,38 @@ class SlabCache(Cache):
         return not self._closer.alive
 
     def close(self) -> None:
-        """The host is done with these tensors. Again: nothing happens.
+        """Close the cache for the host. If it is already closed, do nothing.
 
-        The memory comes back at once, or with the last of the request's devices that has to acknowledge
-        it; what a live tensor still shows stays until that is gone.
+        The memory returns at once if the request has no devices, otherwise when all of them have
+        acknowledged. Memory that a live tensor uses stays until the tensor is gone.
         """
         self.layers = make_layers(self._config, self._make_in(self._memory))
         self._closer()
 
     def lend(self, count: SupportsIndex, layers: Iterable[int] | None = None) -> list[LayerRefs]:
-        """Makes room for `count` positions more, which devices in other processes fill (`PeerCache`).
+        """Make room for `count` more positions, which devices in other processes fill (`PeerCache`).
 
-        For requests of a pool of ``memory="shared"``, after `early_initialization`. The owner's own length
-        of the layers grows as if they were updated here.
+        The request must be of a pool with ``memory="shared"``, and `early_initialization` must have been
+        called. The length of the layers grows as if they were updated in this process.
 
         Parameters
         ----------
         count : int
-            New positions; 0 for the references alone.
+            New positions; 0 if only the references are needed.
         layers : iterable of int, optional
-            Indices; by default all.
+            Indices of the layers. By default all layers.
 
         Returns
         -------
         list of LayerRefs
-            To be sent to the device that has these layers. Earlier ones stay valid.
+            Send these to the device that has the layers. Earlier references stay valid.
 
         Raises
         ------
         PoolExhausted, QuotaExceededError, RequestClosedError
-            No room was made in any layer.
+            There is no room. The length of no layer has changed.
         InvalidArgumentError
-            The pool is not shared, the layers have no shape yet, or there are not so many.
+            The pool is not shared, the layers have no shape yet, or an index is too large.
         """
         count = _positions(count, "count", 0)
         self._check_open()

@@ -1,8 +1,10 @@
-"""Layers of a cache whose keys and values stay where they are while more are appended.
+"""Layers of a cache that append keys and values in place.
 
-The library's own layers concatenate: each token copies all that came before it. These write the new rows
-behind the old ones, and everything that does not touch memory (lengths, masks, what `crop` means) is
-inherited. What must stay true: a layer whose update raised is as it was.
+The library's own layers concatenate tensors, so each token copies all earlier ones. These layers write new
+rows behind the old ones. Everything that does not access memory (lengths, masks, the meaning of `crop`) is
+inherited.
+
+Invariant: if an update raises, the layer is as it was.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 from slabpool import InvalidArgumentError, InvalidTypeError, TensorRef
 from slabpool.transformers.rows import GrowableRows, Rows
 
-# Bytes that permuting or moving takes through a copy at a time: few enough to stay in the processor's cache.
+# Bytes that are copied at a time when rows are permuted or moved: small enough for the processor's cache.
 _CHUNK = 1 << 20
 
 
@@ -30,23 +32,23 @@ def _shape(states: torch.Tensor) -> _Shape:
 
 
 def _rows_of(tensor: torch.Tensor) -> int:
-    """How many rows make a chunk; one at least."""
+    """Return the number of rows in a chunk, at least one."""
     batch, heads, _, dim = tensor.shape
     row: int = batch * heads * dim * tensor.element_size()
     return max(1, _CHUNK // max(1, row))
 
 
 class LayerRefs(NamedTuple):
-    """References to the room of one layer, for another process.
+    """References to the memory of one layer, for another process.
 
     Attributes
     ----------
     layer : int
-        Its index in the model.
+        Index of the layer in the model.
     keys, values : TensorRef
-        ``(batch, heads, positions, dim)``; the positions that there is room for.
+        Tensors of shape ``(batch, heads, positions, dim)``, with all positions for which there is room.
     dtype : torch.dtype
-        Of the elements; the references' own differs where numpy lacks it (bfloat16).
+        Dtype of the elements. The references have an integer dtype if numpy lacks it (bfloat16).
 
     Examples
     --------
@@ -69,7 +71,7 @@ class LayerRefs(NamedTuple):
 
 
 class MakeRows(Protocol):
-    """Makes room: of a request (`SlabCache`), or lent by the owner (`PeerCache`)."""
+    """Makes the rows of a layer: in a request (`SlabCache`), or in memory lent by the owner (`PeerCache`)."""
 
     def __call__(
         self, layer: int, part: str, batch: int, heads: int, dim: int, dtype: torch.dtype, least: int
@@ -77,11 +79,11 @@ class MakeRows(Protocol):
 
 
 class _SlabLayer:
-    """What both kinds of layers share. Rows ``[first, first + kept)`` of `_keys` and `_values` are cached."""
+    """Base of both kinds of layers. Rows ``[_first, _first + _kept)`` of `_keys` and `_values` are cached."""
 
     is_dummy = False
 
-    # Of the library's class that this is mixed into.
+    # Attributes of the library's class that this is mixed into.
     keys: torch.Tensor
     values: torch.Tensor
     is_initialized: bool
@@ -91,16 +93,16 @@ class _SlabLayer:
         self._make = make
         self._keys: Rows
         self._values: Rows
-        self._shapes: tuple[_Shape, _Shape]  # of keys, and of values
+        self._shapes: tuple[_Shape, _Shape]  # of keys and values
         self._first = self._kept = 0
-        self._capacity = 0  # rows it needs however short the sequences are
+        self._capacity = 0  # rows that the layer needs even for short sequences
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Opens room for rows of these shapes. Called by the first update."""
+        """Make rows of these shapes. The first update calls this."""
         for states in (key_states, value_states):
             if states.device.type != "cpu":
                 raise InvalidTypeError(
-                    f"layer {self.index} got a tensor on {states.device}, and a SlabCache is in host memory: "
+                    f"layer {self.index} got a tensor on {states.device}, but a SlabCache is in host memory: "
                     "run the model on the CPU, or use DynamicCache"
                 )
         self._open(key_states, value_states)
@@ -117,14 +119,16 @@ class _SlabLayer:
         self.is_initialized = True
 
     def _show(self) -> None:
-        """`keys` and `values` are the cached rows."""
+        """Set `keys` and `values` to the cached rows."""
         end = self._first + self._kept
         self.keys = self._keys.room(end).narrow(2, self._first, self._kept)
         self.values = self._values.room(end).narrow(2, self._first, self._kept)
 
     def _accept(self, key_states: torch.Tensor, value_states: torch.Tensor) -> int:
-        """How many positions are new; refuses what a copy would silently convert, spread or cut off from
-        its gradient."""
+        """Return the number of new positions.
+
+        Raises if a copy would silently convert the dtype, broadcast the shape, or lose the gradient.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         count: int = key_states.shape[2]
@@ -136,29 +140,29 @@ class _SlabLayer:
             batch, heads, dim = self._shapes[0]
             raise InvalidArgumentError(
                 f"layer {self.index} got keys {tuple(key_states.shape)}, values {tuple(value_states.shape)} "
-                f"of {key_states.dtype}, and keeps {batch} sequences of {heads} heads x {dim} of "
-                f"{self.dtype}: a cache serves one batch; make another, or reset() it"
+                f"of {key_states.dtype}, but keeps {batch} sequences of {heads} heads x {dim} of "
+                f"{self.dtype}: a cache serves one batch; make another cache, or reset() this one"
             )
         if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
             raise InvalidTypeError(
-                "a SlabCache keeps no gradients: call the model under torch.inference_mode()"
+                "a SlabCache does not support gradients: call the model under torch.inference_mode()"
             )
         return count
 
     def check_open(self) -> None:
-        """Raises `RequestClosedError` where no more room can be made."""
+        """Raise `RequestClosedError` if the request is closed."""
         if self.is_initialized:
             self._keys.check_open()
 
     def make_room(self, count: int) -> None:
-        """Room for so many positions more, so that the next update of as many cannot fail."""
+        """Make room for `count` more positions, so that the next update with as many cannot fail."""
         if self.is_initialized:
             end = self._first + self._kept + count
             self._keys.room(end)
             self._values.room(end)
 
     def lend(self, count: int) -> LayerRefs:
-        """`count` positions more are another process's to fill; there is room for them already."""
+        """Lend `count` more positions, for which there is room, to another process."""
         self._lent(count)
         self._show()
         assert isinstance(self._keys, GrowableRows) and isinstance(self._values, GrowableRows)
@@ -168,21 +172,21 @@ class _SlabLayer:
         self._kept += count
 
     def serves(self, key_states: torch.Tensor) -> bool:
-        """Whether it has no shape yet, or this one."""
+        """Return whether the layer can cache these states: it has no shape yet, or the same."""
         return not self.is_initialized or _shape(key_states) == self._shapes[0]
 
     def clear(self) -> None:
-        """Forgets all rows; the memory stays for those to come."""
+        """Drop all rows; the memory is kept for new ones."""
         if self.is_initialized:
             self._first = self._kept = 0
             self._show()
 
     def reset(self) -> None:
-        """As `clear`: a cache that was reset is used as a new one."""
+        """Do the same as `clear`, under the library's name."""
         self.clear()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Takes away the last positions, by the library's own rules; the memory stays for those to come."""
+        """Drop the last positions, by the library's own rules; the memory is kept for new ones."""
         if self.is_initialized:
             super().crop(tokens_to_remove)  # type: ignore[misc]  # narrows `keys` and `values`
             self._kept = self.keys.shape[2]
@@ -194,7 +198,7 @@ class _SlabLayer:
                 )
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Each sequence takes over the rows of another one (beam search), in place, through a small copy."""
+        """Replace each sequence by another one (beam search), in place, with small temporary copies."""
         order = beam_idx.to("cpu", torch.long)
         if self._kept == 0 or torch.equal(order, torch.arange(len(order))):
             return
@@ -205,7 +209,7 @@ class _SlabLayer:
                 rows.copy_(rows.index_select(0, order))
 
     def copied(self, make: MakeRows, select: Callable[[torch.Tensor], torch.Tensor]) -> _SlabLayer:
-        """A layer like this one with rows of its own, in which batches are what `select` makes of them."""
+        """Make a copy of this layer with its own rows; `select` maps the old tensors to the new batch."""
         twin = self._twin(make)
         if self.is_initialized:
             keys, values = select(self.keys), select(self.values)
@@ -221,7 +225,7 @@ class _SlabLayer:
 
 
 class SlabLayer(_SlabLayer, DynamicLayer):
-    """All positions, one behind the other."""
+    """A layer that caches all positions."""
 
     def __init__(self, index: int, make: MakeRows) -> None:
         super().__init__()
@@ -230,7 +234,7 @@ class SlabLayer(_SlabLayer, DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Appends, and gives all keys and values there are."""
+        """Append new rows; return all keys and values."""
         count = self._accept(key_states, value_states)
         start, end = self._kept, self._kept + count
         keys, values = self._keys.room(end), self._values.room(end)
@@ -245,24 +249,24 @@ class SlabLayer(_SlabLayer, DynamicLayer):
 
 
 class SlabSlidingLayer(_SlabLayer, DynamicSlidingWindowLayer):
-    """The last positions of a sliding window, in a buffer somewhat longer than it.
+    """A layer that caches a sliding window, in a buffer that is a quarter longer (at least 64 positions).
 
-    New rows are appended; once the buffer is full, the window moves to its front. So a row is copied once in
-    every quarter of a window, and memory is bounded however long the sequence gets. While the past is
-    recorded (assisted decoding), rows that left the window stay until `crop`, as in the library.
+    New rows are appended. When the buffer is full, the window moves to its front. So the window is copied
+    once in a quarter of its length, and memory is bounded for any sequence length. While the past is recorded
+    (assisted decoding), rows that have left the window are kept until `crop`, as in the library.
     """
 
     def __init__(self, index: int, make: MakeRows, sliding_window: int) -> None:
         super().__init__(sliding_window)
         if sliding_window < 2:
-            raise InvalidArgumentError(f"layer {index} has a sliding window of {sliding_window}: at least 2")
+            raise InvalidArgumentError(f"layer {index} has a sliding window of {sliding_window}; at least 2")
         self._begin(index, make)
         self._capacity = sliding_window - 1 + max(sliding_window // 4, 64)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Appends, and gives the window as it was with the new rows behind it, as the library does."""
+        """Append new rows; return the previous window followed by them, as the library does."""
         count = self._accept(key_states, value_states)
         total, window = self._kept + count, self.sliding_window - 1
         if total > self._capacity and not self.record_past:
@@ -285,7 +289,7 @@ class SlabSlidingLayer(_SlabLayer, DynamicSlidingWindowLayer):
     def _too_long(
         self, key_states: torch.Tensor, value_states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """More new rows than the buffer takes (a long prompt): what attention reads is not ours to keep."""
+        """Update with more new rows than fit (a long prompt): attention reads a temporary tensor."""
         kept = self.sliding_window - 1
         keys, values = self._keys.room(kept), self._values.room(kept)
         full = key_states, value_states
@@ -298,8 +302,10 @@ class SlabSlidingLayer(_SlabLayer, DynamicSlidingWindowLayer):
         return full
 
     def _to_front(self) -> None:
+        """Move the window to the front of the buffer."""
         for tensor in (self._keys.room(0), self._values.room(0)):
-            # In steps of the distance, so that none reads what it writes; if that is short, through a copy.
+            # Each step moves at most `_first` rows, so source and target do not overlap. If `_first` is
+            # small, steps are longer and go through a copy.
             step = max(self._first, _rows_of(tensor))
             for start in range(0, self._kept, step):
                 count = min(step, self._kept - start)
@@ -309,23 +315,23 @@ class SlabSlidingLayer(_SlabLayer, DynamicSlidingWindowLayer):
         self._show()
 
     def make_room(self, count: int) -> None:
-        """Room for so many positions more, as far as the buffer takes them."""
+        """Make room for `count` more positions, up to the length of the buffer."""
         if self.is_initialized:
             total = self._kept + count
             end = self._first + total
-            if end > self._capacity:  # the window moves first, and what is longer than the buffer is not kept
+            if end > self._capacity:  # the update will move the window first, or keep only the window
                 end = total if self.record_past else self._capacity
             self._keys.room(end)
             self._values.room(end)
 
     def clear(self) -> None:
-        """Forgets all rows; the memory stays for those to come."""
+        """Drop all rows; the memory is kept for new ones."""
         super().clear()
         self.cumulative_length = 0
 
     def _lent(self, count: int) -> None:
         self.cumulative_length += count
-        # Where in the buffer the window is, the device knows.
+        # Only the device knows where in the buffer the window is.
         self._kept = min(self._kept + count, self.sliding_window - 1)
 
     def _twin(self, make: MakeRows) -> SlabSlidingLayer:
@@ -335,19 +341,19 @@ class SlabSlidingLayer(_SlabLayer, DynamicSlidingWindowLayer):
 
 
 class SharingLayer(DummyLayer):
-    """A layer that keeps nothing: it uses another one's keys and values, or has no attention."""
+    """A layer that caches nothing: it uses another layer's keys and values, or has no attention."""
 
     is_dummy = True
 
     def check_open(self) -> None:
-        """It needs no room."""
+        """Do nothing."""
 
     def make_room(self, count: int) -> None:
-        """Nothing to make room for."""
+        """Do nothing."""
 
     def clear(self) -> None:
-        """Nothing to forget."""
+        """Do nothing."""
 
     def copied(self, make: MakeRows, select: Callable[[torch.Tensor], torch.Tensor] | None) -> SharingLayer:
-        """Another one."""
+        """Make another one."""
         return SharingLayer()

@@ -1,7 +1,8 @@
-"""`PeerCache`: in a device's process, the cache over memory that the owner of a shared pool lends.
+"""`PeerCache`: a cache in a device's process, over memory that the owner of a shared pool lends.
 
-The device fills it as the model runs; what there is room for is the owner's to decide. What must stay true:
-it holds no memory itself, so that everything comes back with the device's ack, or its death.
+The device fills it while the model runs. The owner decides how many positions there is room for.
+
+Invariant: the cache holds no memory itself, so everything returns with the device's ack or its death.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from slabpool.transformers.rows import LentRows, Rows
 
 
 class PeerCache(Cache):
-    """Keys and values of some layers of a model, in memory lent by `SlabCache.lend` in another process.
+    """Keys and values of some layers of a model, in memory that `SlabCache.lend` lent in another process.
 
     Parameters
     ----------
     peer : Peer
     config : transformers.PreTrainedConfig
-        Of the whole model.
+        Configuration of the whole model.
 
     Raises
     ------
     InvalidArgumentError
-        When the model runs: a layer that was not lent, or more positions than there is room for.
+        When the model runs: a layer was not lent, or there is no room for all positions.
 
     Examples
     --------
@@ -45,7 +46,7 @@ class PeerCache(Cache):
     ...         owner.early_initialization(1, 4, 8, torch.float32, torch.device("cpu"))
     ...         refs, done = owner.lend(3), req.ref()
     ...         owner.close()
-    ...     with slabpool.attach("doc-peer-cache", device="cpu1") as peer:  # elsewhere, as a rule
+    ...     with slabpool.attach("doc-peer-cache", device="cpu1") as peer:  # usually in another process
     ...         cache = slabpool.transformers.PeerCache(peer, config)
     ...         cache.take(refs)
     ...         with torch.inference_mode():
@@ -69,16 +70,17 @@ class PeerCache(Cache):
         rows = self._rows.get((layer, part))
         if rows is None:
             raise InvalidArgumentError(
-                f"layer {layer} was not lent to this process: the pool's owner lends it with SlabCache.lend, "
-                "and take() takes it"
+                f"layer {layer} was not lent to this process: call SlabCache.lend in the pool's owner, and "
+                "take() here"
             )
-        rows.fits(layer, (batch, heads, dim), dtype)
+        rows.check_shape(layer, (batch, heads, dim), dtype)
         return rows
 
-    # Models ask one layer for the length of all, as a rule the first: where that is another device's, one of
-    # the same kind answers that was lent here.
+    def _lent_like(self, layer_idx: int) -> int:
+        """Return the layer, or a lent one of the same kind if another device has this layer.
 
-    def _ours(self, layer_idx: int) -> int:
+        Models ask one layer, usually the first, for the length of all.
+        """
         if (layer_idx, "keys") not in self._rows:
             sliding = self.is_sliding
             for index, _ in self._rows:
@@ -87,23 +89,27 @@ class PeerCache(Cache):
         return layer_idx
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions that were filled here."""
-        return int(super().get_seq_length(self._ours(layer_idx)))
+        """Return the number of positions that this process has filled."""
+        return int(super().get_seq_length(self._lent_like(layer_idx)))
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """What the library's cache says, for a layer that is here."""
-        sizes: tuple[int, int] = super().get_mask_sizes(query_length, self._ours(layer_idx))
+        """Return the library's mask sizes for a lent layer of the same kind."""
+        sizes: tuple[int, int] = super().get_mask_sizes(query_length, self._lent_like(layer_idx))
         return sizes
 
     def take(self, refs: Iterable[LayerRefs]) -> None:
-        """Uses the room that `SlabCache.lend` made; again whenever it made more.
+        """Use the memory that `SlabCache.lend` lent. Call this again whenever it has lent more.
+
+        Parameters
+        ----------
+        refs : iterable of LayerRefs
 
         Raises
         ------
         StaleReferenceError
             The request is over, or this device has acknowledged it.
         InvalidReferenceError, UnknownDeviceError, OwnerLostError
-            As `Peer.open`.
+            As for `Peer.open`.
         """
         for one in refs:
             for part, ref in (("keys", one.keys), ("values", one.values)):
@@ -114,10 +120,14 @@ class PeerCache(Cache):
                     rows.take(ref)
 
     def __copy__(self) -> PeerCache:
-        raise InvalidTypeError("two PeerCaches would write to the same memory: copy in the pool's owner")
+        raise InvalidTypeError(
+            "a copy of a PeerCache would write to the same memory: copy the SlabCache in the pool's owner"
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PeerCache:
-        raise InvalidTypeError("a PeerCache has no memory of its own to copy to: copy in the pool's owner")
+        raise InvalidTypeError(
+            "a PeerCache cannot allocate memory for a copy: copy the SlabCache in the pool's owner"
+        )
 
     def __reduce__(self) -> Any:
-        raise InvalidTypeError("a PeerCache is over memory of its process: it cannot be pickled")
+        raise InvalidTypeError("a PeerCache cannot be pickled, because its memory is mapped in this process")

@@ -1,4 +1,4 @@
-// Copies with strides on both sides, marks, and the order of streams; that a failure leaves nothing under way.
+// Copies with strides on both sides, marks, ordering of streams; after a failure no work is left on a stream.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -37,7 +37,7 @@ class CopiesTest : public StandinTest {
     }
     StandinTest::TearDown();
   }
-  // All bytes of the device's memory, one after another.
+  // All bytes of the device's memory, in order.
   CopySpec flat(DevicePointer to, DevicePointer from, std::int64_t count = kBytes) {
     static constexpr std::int64_t kOne = 1;
     length = count;
@@ -61,7 +61,7 @@ class CopiesTest : public StandinTest {
   Stream other = nullptr;
 };
 
-// Every element of a random shape with random strides on both sides ends up where it belongs, and nothing else does.
+// Every element of a random shape with random strides on both sides is copied to its place, and no other byte changes.
 TEST_F(CopiesTest, AnyStridesOnBothSides) {
   std::mt19937 random(6);
   const auto pick = [&](int from, int to) { return std::uniform_int_distribution(from, to)(random); };
@@ -69,7 +69,7 @@ TEST_F(CopiesTest, AnyStridesOnBothSides) {
     const std::size_t itemsize = static_cast<std::size_t>(pick(1, 3));
     Strides shape, sides[2];
     for (int i = pick(0, 4); i > 0; --i) shape.push_back(pick(round % 20 == 0 ? 0 : 1, 4));
-    // Each side lays the axes out in an order of its own, with holes, forwards or backwards.
+    // Each side has its own order of the axes, with holes, forwards or backwards.
     std::int64_t first[2] = {0, 0}, extent[2];
     for (int side = 0; side < 2; ++side) {
       std::vector<std::size_t> order(shape.size());
@@ -140,10 +140,11 @@ TEST_F(CopiesTest, WhatLiesSideBySideIsOneCall) {
   EXPECT_EQ(calls({}, {}, {}), 1u);
   EXPECT_EQ(calls({0, 3}, {12, 4}, {12, 4}), 0u);
   EXPECT_EQ(calls({2, 3, 4}, {48, 16, 4}, {48, 16, 4}), 1u);
-  EXPECT_EQ(calls({2, 3, 4}, {4, 8, 24}, {4, 8, 24}), 1u);    // both in Fortran's order
-  EXPECT_EQ(calls({2, 1, 4}, {16, 0, 4}, {16, 999, 4}), 1u);  // a stride along an axis of 1 says nothing
-  EXPECT_EQ(calls({5, 4}, {16, 4}, {64, 4}), 5u);             // rows of a wider array
-  EXPECT_EQ(calls({5, 4}, {16, 4}, {4, 20}), 20u);            // one side turned: element by element
+  EXPECT_EQ(calls({2, 3, 4}, {4, 8, 24}, {4, 8, 24}), 1u);  // both in Fortran order
+  EXPECT_EQ(calls({2, 1, 4}, {16, 0, 4}, {16, 999, 4}),
+            1u);                                    // the stride of an axis of length 1 does not matter
+  EXPECT_EQ(calls({5, 4}, {16, 4}, {64, 4}), 5u);   // rows of a wider array
+  EXPECT_EQ(calls({5, 4}, {16, 4}, {4, 20}), 20u);  // one side transposed: one call an element
 }
 
 TEST_F(CopiesTest, AMarkIsPassedWhenTheCopyIsDone) {
@@ -179,7 +180,7 @@ TEST_F(CopiesTest, ALostDevicePassesEveryMark) {
   forget(0, mark);
 }
 
-// Whatever call is refused: the first copies are over when the caller hears of it, and no event is left.
+// Whichever call is refused, the earlier copies are finished when copy() returns, and no event is left.
 TEST_F(CopiesTest, AFailureLeavesNothingUnderWay) {
   const Strides shape{4, 2}, to{16, 4}, from{32, 4};
   std::vector<unsigned char> source(kBytes, 7);
@@ -238,10 +239,10 @@ TEST_F(CopiesTest, OneStreamWaitsForAnother) {
   EXPECT_TRUE(passed(0, marks[1]));
   EXPECT_EQ(at(kBytes - 1), 7);
   for (const Event mark : marks) forget(0, mark);
-  EXPECT_EQ(order(0, stream, stream), kSuccess);  // asks the driver nothing
+  EXPECT_EQ(order(0, stream, stream), kSuccess);  // without a call of the driver
 }
 
-// A stream of another device's context than the array's.
+// A stream in the context of a device other than the array's.
 TEST_F(CopiesTest, StreamsOfAnotherContext) {
   Stream far = nullptr;
   {

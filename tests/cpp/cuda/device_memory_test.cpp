@@ -1,4 +1,4 @@
-// Device memory: mapped piece by piece, or whole; that nothing is lost when the driver refuses.
+// Device memory, mapped in granules or as one allocation: no memory is lost when the driver refuses.
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -57,12 +57,12 @@ TEST_F(DeviceMemoryTest, CommitsPiecesAndGivesThemBack) {
   ASSERT_TRUE(memory->commit(4 * kGranule, 6 * kGranule));
   EXPECT_EQ(standin_used(0), 6 * kGranule);
   EXPECT_EQ(standin_calls("cuMemSetAccess"), 1u);
-  // Over the border of two pieces.
+  // Across the border of two granules.
   fill(*memory, 5 * kGranule - 100, 200, 7);
   EXPECT_EQ(at(*memory, 5 * kGranule - 100), 7);
   EXPECT_EQ(at(*memory, 5 * kGranule + 99), 7);
   EXPECT_NE(at(*memory, 5 * kGranule + 100), 7);
-  // A part of what came together goes; what stays keeps its bytes.
+  // Decommits some of the granules that were committed together; the others keep their bytes.
   ASSERT_TRUE(memory->decommit(6 * kGranule, 2 * kGranule));
   EXPECT_EQ(standin_used(0), 4 * kGranule);
   EXPECT_EQ(at(*memory, 5 * kGranule), 7);
@@ -75,7 +75,7 @@ TEST_F(DeviceMemoryTest, CommitsPiecesAndGivesThemBack) {
   EXPECT_EQ(standin_used(0), 0u);
 }
 
-// A system call says what an access would meet, without a crash.
+// A system call reports an inaccessible address without a crash.
 TEST_F(DeviceMemoryTest, TheHostHasNoAccess) {
   auto memory = make();
   ASSERT_TRUE(memory->commit(0, kGranule));
@@ -90,8 +90,8 @@ TEST_F(DeviceMemoryTest, TheHostHasNoAccess) {
   for (const int end : ends) (void)close(end);
 }
 
-// Each test below makes the first call fail, then the second, until the whole goes by without a fault: what did
-// not come off must have left everything as it was.
+// Each test below makes the first call of the driver fail, then the second, and so on until none fails. An operation that
+// failed must have changed nothing.
 
 TEST_F(DeviceMemoryTest, EveryCallOfACommitMayFail) {
   auto memory = make();
@@ -110,7 +110,7 @@ TEST_F(DeviceMemoryTest, EveryCallOfACommitMayFail) {
       ASSERT_TRUE(memory->decommit(kGranule, 4 * kGranule));
     }
   }
-  EXPECT_GE(failures, 2 * 4 + 1);  // create and map of four pieces, and access
+  EXPECT_GE(failures, 2 * 4 + 1);  // create and map of four granules, and access
   fill(*memory, kGranule, 4 * kGranule, 4);
   EXPECT_EQ(at(*memory, 5 * kGranule - 1), 4);
 }
@@ -133,7 +133,7 @@ TEST_F(DeviceMemoryTest, EveryCallOfADecommitMayFail) {
       fill(*memory, 0, 5 * kGranule, 6);
       EXPECT_EQ(at(*memory, 2 * kGranule), 6);
     } else {
-      // A handle that the driver will not take back is memory lost, but nobody takes it for usable.
+      // Memory of a handle that the driver refuses to release is lost, and must not count as committed.
       lost += standin_used(0) == 3 * kGranule ? 1 : 0;
       EXPECT_EQ(at(*memory, 2 * kGranule), -1);
       standin_clear_complaints();
@@ -198,7 +198,7 @@ TEST_F(DeviceMemoryTest, ALostDevice) {
   auto other = make(64 * kMiB, 1);
   ASSERT_NE(other, nullptr);
   EXPECT_TRUE(other->commit(0, kGranule));
-  memory.reset();  // nothing can be given back, and nothing hangs
+  memory.reset();  // releases nothing, and does not hang
   other.reset();
   standin_lose_device(0, 0);
   standin_reset();
@@ -263,7 +263,7 @@ TEST_F(DeviceMemoryTest, AForksChildGivesNothingBack) {
   EXPECT_EQ(at(*memory, 0), 6);
 }
 
-// ---- whole memory
+// ---- memory of one allocation
 
 TEST_F(DeviceMemoryTest, WhereTheDeviceMapsNothing) {
   standin_set_attribute(0, kAttributeVirtualMemory, 0);
@@ -300,7 +300,7 @@ TEST_F(DeviceMemoryTest, SharedMemoryIsSeenByWhoeverOpensIt) {
   EXPECT_EQ(at(*peer, 3 * kMiB + 99), 11);
   fill(*peer, 0, 100, 12);
   EXPECT_EQ(at(*memory, 99), 12);
-  // The owner may go first: the memory stays until nobody has it.
+  // The owner may end first: the memory stays until the last process has released it.
   memory.reset();
   EXPECT_EQ(at(*peer, 99), 12);
   int failures = 0;
@@ -348,7 +348,7 @@ class DevicePoolTest : public DeviceMemoryTest {
     EXPECT_NE(pool, nullptr) << error.text;
     return pool;
   }
-  // Blocks of all sizes until the pool is full, twice; what it says agrees with the device.
+  // Blocks of all sizes until the pool is full, twice; its figures agree with the device's.
   void use(Pool& pool, std::size_t capacity) {
     for (int round = 0; round < 2; ++round) {
       std::vector<Block*> blocks;
@@ -401,7 +401,7 @@ TEST_F(DevicePoolTest, WholeMemory) {
   use(*pool, 32 * kMiB);
   EXPECT_EQ(pool->trim(), 0u);
   EXPECT_EQ(pool->stats().committed, 32 * kMiB);
-  // One tensor of all of it, after many small ones.
+  // One tensor of the whole capacity, after many small ones.
   AllocateSpec all;
   all.nbytes = 32 * kMiB;
   const Allocation made = pool->allocate(all);

@@ -1,5 +1,5 @@
-// The driver's table, contexts, what is said of devices and of errors. What happens without a driver, or with one
-// that lacks something, is in tests/cuda/test_available.py: each case takes a process of its own.
+// The driver's table, contexts, descriptions of devices and of errors. Cases without a driver, or with an incomplete one,
+// are in tests/cuda/test_available.py, because each needs a process of its own.
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -43,8 +43,8 @@ TEST_F(DriverTest, ContextsAreRetainedOnce) {
   std::vector<std::thread> threads;
   for (int i = 0; i < 4; ++i) {
     threads.emplace_back([this, first] {
-      Result told = kUnknown;
-      EXPECT_EQ(driver->context(0, told), first);
+      Result answer = kUnknown;
+      EXPECT_EQ(driver->context(0, answer), first);
     });
   }
   for (std::thread& thread : threads) thread.join();

@@ -1,4 +1,4 @@
-// Pinned and managed memory: the host's views, registrations that come and go, and every refusal.
+// Pinned and managed memory: views of the host, registering and unregistering, and every refusal.
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -134,9 +134,9 @@ TEST_F(PinnedMemoryTest, EveryCallOfADecommitMayFail) {
   EXPECT_EQ(failures, 2 + 1);
 }
 
-// The driver will neither register the second piece nor let go of the first: that must not lose its pages, or the
-// device would go on using others than the host.
-TEST_F(PinnedMemoryTest, PagesStayWhereTheDriverWillNotLetGo) {
+// The driver refuses to register the second granule and to unregister the first, whose pages must then stay: otherwise
+// the device would use other pages than the host.
+TEST_F(PinnedMemoryTest, PagesStayIfTheDriverRefusesToUnregister) {
   auto memory = make(8 * kMiB);
   const std::size_t granule = memory->granule();
   standin_fail("cuMemHostRegister", 2, kOutOfMemory, 1);
@@ -149,7 +149,7 @@ TEST_F(PinnedMemoryTest, PagesStayWhereTheDriverWillNotLetGo) {
   EXPECT_EQ(memory->base()[granule - 1], std::byte{0});
 }
 
-TEST_F(PinnedMemoryTest, SaysWhyThereIsNone) {
+TEST_F(PinnedMemoryTest, SaysWhyItFails) {
   EXPECT_EQ(make(kMiB, 2), nullptr);
   EXPECT_EQ(error.text.find("there is no CUDA device 2: "), 0u) << error.text;
   standin_fail("cuMemHostRegister", 1, 304, -1);
@@ -169,7 +169,7 @@ TEST_F(PinnedMemoryTest, NearADevice) {
   ASSERT_NE(memory, nullptr) << error.text;
   ASSERT_TRUE(memory->commit(0, memory->granule()));
   memory->base()[0] = std::byte{1};
-  // A node that is not there is no reason to do without.
+  // A node that does not exist is not an error: the node is only preferred.
   standin_set_attribute(1, kAttributeHostNumaId, 1000);
   auto far = make(8 * kMiB, 1);
   ASSERT_NE(far, nullptr) << error.text;
@@ -272,7 +272,7 @@ TEST_F(ManagedMemoryTest, EveryCallOfACreationMayFail) {
   EXPECT_GE(failures, 6);
 }
 
-// The same pool over both kinds: blocks of all sizes until it is full, again and again.
+// A pool over each of both kinds: blocks of all sizes until it is full, several times.
 TEST_F(ManagedMemoryTest, PoolsOfBothKinds) {
   for (const MemoryKind kind : {MemoryKind::pinned, MemoryKind::managed}) {
     PoolOptions options;

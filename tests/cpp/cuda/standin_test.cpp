@@ -1,4 +1,4 @@
-// That the stand-in driver notices what it is there to notice. Each misuse is refused, and complained of.
+// The stand-in driver itself: it refuses each misuse and records a complaint.
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
@@ -17,7 +17,7 @@ constexpr std::size_t kGranule = 2 * kMiB;
 
 class StandinsOwnTest : public StandinTest {
  protected:
-  // What the last call was complained of for; it must have been.
+  // The complaint about the last call, which must exist.
   static void expect_complaint(Result result, const char* about) {
     EXPECT_NE(result, kSuccess) << about;
     EXPECT_NE(std::string(standin_complaints()).find(about), std::string::npos)
@@ -72,7 +72,7 @@ TEST_F(StandinsOwnTest, Mappings) {
   ASSERT_EQ(driver->cuMemMap(range, kGranule, 0, handle, 0), kSuccess);
   const MemoryHandle other = create();
   expect_complaint(driver->cuMemMap(range, kGranule, 0, other, 0), "where something is mapped");
-  // Not to be touched before it is allowed, nor where nothing is.
+  // No access before cuMemSetAccess, nor where nothing is mapped.
   expect_complaint(driver->cuMemsetD8Async(range, 0, 1, kLegacyStream) != kSuccess
                        ? kInvalidValue
                        : driver->cuStreamSynchronize(kLegacyStream),
@@ -89,7 +89,7 @@ TEST_F(StandinsOwnTest, Mappings) {
   expect_complaint(driver->cuMemUnmap(range, kMiB), "not mapped so");
   expect_complaint(driver->cuMemUnmap(range, 2 * kGranule), "not mapped so");
   expect_complaint(driver->cuMemAddressFree(range, 4 * kGranule), "where something is mapped");
-  // Physical memory goes with the last of handle and mapping.
+  // Physical memory is freed with the last handle and mapping.
   ASSERT_EQ(driver->cuMemRelease(handle), kSuccess);
   expect_complaint(driver->cuMemRelease(handle), "no handle");
   EXPECT_EQ(standin_used(0), 2 * kGranule);
@@ -115,11 +115,11 @@ TEST_F(StandinsOwnTest, Registrations) {
   DevicePointer seen = 0;
   expect_complaint(driver->cuMemHostGetDevicePointer(&seen, at, 0), "not registered for devices");
   expect_complaint(driver->cuMemHostUnregister(at + 4096), "no registration begins at");
-  // A copy of bytes that are registered in part.
+  // A copy of bytes of which only some are registered.
   char bytes[16] = {};
   EXPECT_EQ(standin_peek(reinterpret_cast<std::uint64_t>(at) + 2 * 4096 - 8, bytes, 16), 0);
   expect_complaint(kInvalidValue, "a range goes on beyond it");
-  // Pages that go while the device may use them.
+  // Pages that are unmapped while the device may use them.
   ASSERT_EQ(munmap(at, 4096), 0);
   ASSERT_EQ(driver->cuMemHostUnregister(at), kSuccess);
   expect_complaint(kInvalidValue, "went away while it was registered");

@@ -1,5 +1,5 @@
-// Acks that follow a stream, on the stand-in driver: when they count, that they count once, and that what is
-// wrong is said at the call and changes nothing.
+// Acks behind the work of a stream, on the stand-in driver: when they count, that each counts once, and that errors are
+// reported by the call and change nothing.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -28,7 +28,7 @@ class StreamAcks : public StreamFixture {
     gpu1 = *pool->devices().add("sgpu1");
   }
 
-  // Some work on a stream of device 0, which is done once the stream is not held back.
+  // Work on a stream of device 0, which is done unless the stream is held.
   void queue_work(Stream on) {
     const cuda::CurrentContext current(*driver, context);
     if (scratch == 0) {
@@ -50,7 +50,7 @@ class StreamAcks : public StreamFixture {
     how.lease_ns = lease_ns;
     return open(*pool, how);
   }
-  // Open for gpu0, with a block, closed by the host, and acknowledged behind work that is held back.
+  // A request for gpu0 with a block, closed by the host, and acknowledged behind work that is held.
   Handle held_back() {
     const Handle handle = opened({gpu0});
     (void)take(kept(4096, handle));
@@ -91,7 +91,7 @@ TEST_F(StreamAcks, OfDoneWorkIsAnswered) {
   close(handle);
   queue_work(stream);
   synchronize(stream);
-  // The event itself is done by the stream's thread, a moment later: settled, it is before the next one.
+  // The stream's thread completes the event a moment later; settle() waits until it has.
   AckResult last = AckResult::pending;
   for (const std::uint32_t device : {gpu0, gpu1}) {
     last = ack_after(handle, device, stream);
@@ -102,7 +102,7 @@ TEST_F(StreamAcks, OfDoneWorkIsAnswered) {
   EXPECT_EQ(pool->stats().acks, 2U);
 }
 
-// What the GPU writes while the request is over for everybody else lands in memory that nobody else has.
+// While only the GPU still holds the request, its writes go to memory that has no other owner.
 TEST_F(StreamAcks, NothingIsReusedBeforeTheWorkIsDone) {
   const Handle handle = opened({gpu0});
   Block* const first = take(kept(kMiB, handle));
@@ -119,7 +119,7 @@ TEST_F(StreamAcks, NothingIsReusedBeforeTheWorkIsDone) {
   }
   close(handle);
   EXPECT_EQ(ack_after(handle, gpu0, stream), AckResult::pending);
-  // All that there is, but for what the stream will write.
+  // All other memory of the pool.
   std::vector<Block*> others;
   for (;;) {
     const Allocation made = pool->allocate(bytes(kMiB));
@@ -134,7 +134,7 @@ TEST_F(StreamAcks, NothingIsReusedBeforeTheWorkIsDone) {
     EXPECT_EQ(block->data[0], std::byte{0x22});
     EXPECT_EQ(block->data[kMiB - 1], std::byte{0x22});
   }
-  // Running out is not the answer any more: allocating looks by itself.
+  // The pool is not exhausted any more, because allocating polls the streams.
   Block* const again = take(bytes(kMiB));
   EXPECT_EQ(again->data, data);
   EXPECT_EQ(again->data[0], std::byte{0x11});
@@ -171,7 +171,7 @@ TEST_F(StreamAcks, APlainAckTakesEffectAtOnce) {
 TEST_F(StreamAcks, WrongAcksAreAnsweredAtOnce) {
   const Handle handle = opened({gpu0});
   const Stream nonsense = reinterpret_cast<Stream>(std::uintptr_t{0x1230});
-  // What needs no stream does not look at it.
+  // Acks that need no stream do not check it.
   EXPECT_EQ(pool->ack_after(handle, gpu1, {nonsense, -1}, unread).status, Status::unknown_device);
   Error error;
   EXPECT_EQ(pool->ack_after(handle, gpu0, {nonsense, -1}, error).status, Status::invalid_argument);
@@ -191,7 +191,7 @@ TEST_F(StreamAcks, EachFailureOfTheDriverChangesNothing) {
     for (const int code : {cuda::kNotPermitted, cuda::kIllegalAddress}) {
       SCOPED_TRACE(std::string(name) + " " + std::to_string(code));
       const Handle handle = opened({gpu0});
-      std::unique_ptr<Pool> old = std::move(pool);  // an event is made only where none is kept
+      std::unique_ptr<Pool> old = std::move(pool);  // so that a new event has to be created
       pool = make_pool(kCapacity);
       gpu0 = *pool->devices().add("sgpu0");
       const Handle other = opened({gpu0});
@@ -203,7 +203,7 @@ TEST_F(StreamAcks, EachFailureOfTheDriverChangesNothing) {
       const Pool::Acked acked = pool->ack_after(other, gpu0, {stream, -1}, error);
       standin_clear_faults();
       if (std::string(name) == "cuEventQuery" && code == cuda::kNotPermitted) {
-        // Says nothing of the work: the ack is under way.
+        // This error says nothing about the work: the ack is pending.
         EXPECT_EQ(acked.status, Status::ok);
         EXPECT_EQ(acked.result, AckResult::pending);
       } else {
@@ -278,7 +278,7 @@ TEST_F(StreamAcks, TheDefaultStreamIsThatOfTheDeviceGiven) {
       standin_hold(device, nullptr);
       cuda::Result result{};
       {
-        // Something to wait for.
+        // Work to wait for.
         const cuda::CurrentContext current(*driver, driver->context(device, result));
         cuda::Event event = nullptr;
         ASSERT_EQ(driver->cuEventCreate(&event, 0), cuda::kSuccess);
@@ -288,7 +288,7 @@ TEST_F(StreamAcks, TheDefaultStreamIsThatOfTheDeviceGiven) {
       const Handle handle = opened({gpu0});
       close(handle);
       EXPECT_EQ(pool->ack_after(handle, gpu0, {legacy, device}, unread).result, AckResult::pending);
-      // The other device's has nothing to do.
+      // The other device's stream has no work.
       const Handle quick = opened({gpu1});
       close(quick);
       (void)pool->ack_after(quick, gpu1, {legacy, 1 - device}, unread);
@@ -317,7 +317,7 @@ TEST_F(StreamAcks, AreOfOneGeneration) {
   pool->close_request(old, true);
   EXPECT_EQ(pool->device_lost(gpu0), 1U);
   EXPECT_TRUE(pool->released(old));
-  // The slot again, with the same device and the same id.
+  // Reuses the slot, with the same device and the same id.
   const Handle next = opened({gpu0});
   EXPECT_EQ(next.slot, old.slot);
   close(next);
@@ -328,7 +328,7 @@ TEST_F(StreamAcks, AreOfOneGeneration) {
   EXPECT_EQ(ack(next, gpu0), AckResult::released);
 }
 
-// Named anew after it had acknowledged otherwise: what was queued is not about the new hold.
+// The device is named again after a plain ack: the queued ack is not for the new hold.
 TEST_F(StreamAcks, AreOfOneHold) {
   const Handle handle = opened({gpu0});
   standin_hold(0, stream);
@@ -340,7 +340,7 @@ TEST_F(StreamAcks, AreOfOneHold) {
   close(handle);
   let_go();
   EXPECT_FALSE(pool->released(handle));
-  // And the new one has an ack of its own.
+  // The new hold needs an ack of its own.
   standin_hold(0, stream);
   queue_work(stream);
   EXPECT_EQ(ack_after(handle, gpu0, stream), AckResult::pending);
@@ -377,7 +377,7 @@ TEST_F(StreamAcks, ById) {
   EXPECT_EQ(pool->ack_id_after("sa", gpu0, {}, {stream, -1}, unread).result, AckResult::duplicate);
   EXPECT_EQ(pool->ack_id_after("sa", gpu1, {}, {stream, -1}, unread).status, Status::unknown_device);
   EXPECT_EQ(pool->ack_id_after("sb", gpu0, {}, {stream, -1}, unread).result, AckResult::late);
-  // The next of the same id: the first has been acknowledged, so this is the one that is meant.
+  // The next request with the same id: the first has been acknowledged, so the id is not ambiguous.
   const Handle next = opened({gpu0});
   close(next);
   EXPECT_EQ(pool->ack_id_after("sa", gpu0, {}, {stream, -1}, unread).result, AckResult::pending);
@@ -388,14 +388,14 @@ TEST_F(StreamAcks, ById) {
 }
 
 TEST_F(StreamAcks, AreSignsOfLife) {
-  const Handle handle = opened({gpu0}, 1);  // a nanosecond's lease
+  const Handle handle = opened({gpu0}, 1);  // a lease of one nanosecond
   EXPECT_EQ(info(handle).state, RequestState::in_doubt);
   standin_hold(0, stream);
   queue_work(stream);
   const std::int64_t before = now_ns();
   EXPECT_EQ(ack_after(handle, gpu0, stream), AckResult::pending);
   EXPECT_GE(pool->devices().last_heard(gpu0), before);
-  // Work that does not come to its end is silence again.
+  // Work that does not finish makes the device silent again.
   EXPECT_EQ(info(handle).state, RequestState::in_doubt);
   const std::int64_t silent_since = now_ns();
   let_go();
@@ -423,7 +423,7 @@ TEST_F(StreamAcks, OfALostGpuCountAndSaySo) {
   close(not_yet);
   const Stream elsewhere = make_stream(1);
   standin_lose_device(0, 719);
-  // Of both streams, found by a look at one; what the device had not acknowledged it still holds.
+  // Acks of both streams count after one of them was queried; the device still holds what it had not acknowledged.
   EXPECT_TRUE(pool->released(under_way));
   EXPECT_TRUE(pool->released(also));
   EXPECT_FALSE(pool->released(not_yet));
@@ -434,7 +434,7 @@ TEST_F(StreamAcks, OfALostGpuCountAndSaySo) {
   EXPECT_EQ(pool->ack_after(not_yet, gpu0, {stream, -1}, error).status, Status::device_lost);
   EXPECT_NE(error.text.find("CUDA_ERROR_LAUNCH_FAILED"), std::string::npos) << error.text;
   EXPECT_FALSE(pool->released(not_yet));
-  // Another GPU works on, and so does the pool: its memory is the host's.
+  // The other GPU and the pool go on, because the pool's memory is the host's.
   (void)pool->ack_after(not_yet, gpu0, {elsewhere, -1}, unread);
   standin_settle();
   EXPECT_TRUE(pool->released(not_yet));
@@ -467,7 +467,7 @@ TEST_F(StreamAcks, AStreamThatIsCapturedIsRefused) {
   EXPECT_EQ(pool->ack_after(handle, gpu0, {stream, -1}, error).status, Status::invalid_argument);
   EXPECT_NE(error.text.find("capturing"), std::string::npos) << error.text;
   EXPECT_EQ(standin_calls("cuEventRecord"), 0U);
-  // Looks at other streams do not break it (the stand-in would complain).
+  // Queries of other streams do not invalidate the capture (the stand-in would complain).
   const Stream other = make_stream();
   standin_hold(0, other);
   queue_work(other);
@@ -478,7 +478,7 @@ TEST_F(StreamAcks, AStreamThatIsCapturedIsRefused) {
   close(handle);
 }
 
-// Whoever waits is not woken by a stream, and comes back all the same.
+// A stream wakes no waiter; a waiter returns all the same, by polling.
 TEST_F(StreamAcks, WhoWaitsLooksAgain) {
   for (const bool before : {false, true}) {
     const Handle handle = opened({gpu0});
@@ -509,7 +509,7 @@ TEST_F(StreamAcks, WhoWaitsLooksAgain) {
     waits.join();
     allocates.join();
   }
-  // The time given counts.
+  // The deadline holds.
   const Handle handle = held_back();
   EXPECT_FALSE(pool->wait_released(handle, now_ns() + 2'000'000));
   let_go();
@@ -556,7 +556,7 @@ TEST_F(StreamAcks, APoolGoesAfterTheWork) {
   EXPECT_EQ(std::string(standin_leaks()).find("cuEventCreate"), std::string::npos) << standin_leaks();
 }
 
-// Streams, plain acks, closes, looks and new generations from several threads: every block comes back once.
+// Streams, plain acks, closes, polls and new generations from several threads: every block returns once.
 TEST_F(StreamAcks, FromManyThreads) {
   constexpr int kThreads = 4;
   std::vector<Stream> streams;

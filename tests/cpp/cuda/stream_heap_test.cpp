@@ -1,5 +1,5 @@
-// The stream-ordered heap, on the stand-in driver: the pair on one stream costs no call of the driver, and memory
-// meets another stream, or the pool, only behind the work of the stream it was used on.
+// The stream-ordered heap, on the stand-in driver: allocating and freeing on one stream makes no call of the driver, and
+// another stream, or the pool, gets the memory only after the work of the stream it was used on.
 #include "slabpool/adapters/stream_heap.hpp"
 
 #include <gtest/gtest.h>
@@ -48,7 +48,7 @@ class StreamHeap : public StreamFixture {
     EXPECT_NE(address, nullptr);
     return address;
   }
-  // Work of a stream on a block, of which nobody else may see anything.
+  // Work of a stream on a block, which must not be visible in any other block.
   void write(void* address, unsigned char value, std::uint64_t nbytes, Stream on) {
     const cuda::CurrentContext current(*driver, context);
     ASSERT_EQ(driver->cuMemsetD8Async(reinterpret_cast<cuda::DevicePointer>(address), value, nbytes, on),
@@ -162,7 +162,7 @@ TEST_F(StreamHeap, RecordedStreamsAreWaitedFor) {
   synchronize(b);
   standin_settle();
   EXPECT_EQ(heap->figures().waiting_blocks, 0U);
-  // Only what was freed after it was recorded waits.
+  // Only memory freed after the event was recorded waits.
   void* const second = take(8192, a);
   EXPECT_TRUE(heap->release(second, a));
   EXPECT_EQ(heap->figures().parked_blocks, 1U);
@@ -188,7 +188,7 @@ TEST_F(StreamHeap, UnknownStreamsGiveNull) {
   standin_clear_complaints();
   EXPECT_EQ(heap->figures().failures, 1U);
   EXPECT_EQ(pool->stats().live, 0U);
-  // Freed on one: everything is waited for.
+  // Freed on one of them: the heap waits for all work.
   void* const one = take(4096, a);
   EXPECT_TRUE(heap->release(one, nonsense));
   standin_clear_complaints();
@@ -205,8 +205,8 @@ TEST_F(StreamHeap, DefaultStreamsAreOfItsDevice) {
   EXPECT_TRUE(heap->release(mine, cuda::kPerThreadStream));
   std::thread([&] { EXPECT_NE(take(4096, cuda::kPerThreadStream), mine); }).join();
   EXPECT_EQ(take(4096, cuda::kPerThreadStream), mine);
-  // Freed by another thread there is no event to be had on it: the device is waited for. What is left is the event
-  // on that thread's own.
+  // Another thread cannot record an event on this stream, so freeing there synchronizes with the device. The remaining
+  // event is that of the other thread's own stream.
   std::thread([&] { EXPECT_TRUE(heap->release(mine, cuda::kPerThreadStream)); }).join();
   heap->wait();
   EXPECT_EQ(heap->figures().waiting_blocks, 0U);
@@ -223,7 +223,7 @@ TEST_F(StreamHeap, AForgottenStreamKeepsNothing) {
   heap->forget(gone);
   destroy(gone);
   EXPECT_EQ(heap->figures().parked_blocks, 0U);
-  // Freed later: its handle says nothing any more, so everything is waited for.
+  // Freed later: the handle has become invalid, so the heap waits for all work.
   std::thread frees([&] { EXPECT_TRUE(heap->release(used)); });
   standin_release_all();
   frees.join();
@@ -238,7 +238,7 @@ TEST_F(StreamHeap, ParkedMemoryServesOthersBeforeNull) {
   standin_hold(0, a);
   write(all[0], 1, 1, a);
   for (void* one : all) EXPECT_TRUE(heap->release(one, a));
-  // They are in use, and running out is the answer; a moment later they are not.
+  // The blocks are in use, so the pool is exhausted; a moment later they are free.
   EXPECT_EQ(heap->allocate(15 * kMiB, b), nullptr);
   standin_release(0, a);
   synchronize(a);
@@ -272,7 +272,7 @@ TEST_F(StreamHeap, BlocksOfARequestAreItsOwn) {
   void* const one = take(4096, a);
   EXPECT_EQ(info(handle).live_views, 1U);
   EXPECT_EQ(info(handle).nbytes, 4096U);
-  // Reused within the request, and by nobody else.
+  // The request reuses it; no other allocation gets it.
   EXPECT_TRUE(heap->release(one, a));
   EXPECT_EQ(take(4096, a), one);
   EXPECT_TRUE(heap->release(one, a));
@@ -290,7 +290,7 @@ TEST_F(StreamHeap, BlocksOfARequestAreItsOwn) {
   expect_nothing_left();
 }
 
-// A tensor that outlives its request, whose stream is still at work on it when it is freed.
+// A tensor that outlives its request, and is freed while its stream still works on it.
 TEST_F(StreamHeap, RetainedBlocksWaitForTheirStream) {
   const Handle handle = open(*pool, {});
   heap->set_request(handle);
@@ -360,7 +360,7 @@ TEST_F(StreamHeap, ALostDeviceGivesNull) {
   standin_lose_device(0, 0);
 }
 
-// Each call of the driver fails, in every step of a life; nothing is lost, and nothing is reused too early.
+// Each call of the driver fails in turn, in every step; no memory is lost or reused too early.
 TEST_F(StreamHeap, EveryCallMayFail) {
   for (const int code : {cuda::kNotPermitted, cuda::kOutOfMemory, cuda::kInvalidHandle}) {
     for (int nth = 1;; ++nth) {
@@ -371,12 +371,12 @@ TEST_F(StreamHeap, EveryCallMayFail) {
       void* const one = heap->allocate(4096, a);
       if (one != nullptr) {
         {
-          // May be what fails.
+          // This call may be the one that fails.
           const cuda::CurrentContext current(*driver, context);
           (void)driver->cuMemsetD8Async(reinterpret_cast<cuda::DevicePointer>(one), 0x33, 4096, a);
         }
         (void)heap->record(one, b);
-        standin_release(0, a);  // or a fall back on synchronizing would wait for ever
+        standin_release(0, a);  // otherwise synchronizing as the fallback would wait for ever
         EXPECT_TRUE(heap->release(one, b));
       }
       standin_release(0, a);
@@ -390,7 +390,7 @@ TEST_F(StreamHeap, EveryCallMayFail) {
       EXPECT_EQ(heap->figures().waiting_blocks, 0U);
       EXPECT_EQ(pool->stats().live, 0U);
       standin_clear_complaints();
-      // Where cuCtxPopCurrent was what failed.
+      // If the failing call was cuCtxPopCurrent.
       for (cuda::Context left = nullptr; standin_context_depth() != 0;)
         (void)driver->cuCtxPopCurrent(&left);
       if (through) break;
@@ -406,7 +406,7 @@ TEST_F(StreamHeap, CapturesAreLeftAlone) {
   (void)heap->trim();
   standin_settle();
   EXPECT_EQ(heap->figures().waiting_blocks, 0U);
-  // No event is to be had on a stream that is being captured, and its context must not be waited for.
+  // On a stream that is being captured no event can be recorded, and its context must not be synchronized.
   void* const two = take(4096, a);
   EXPECT_TRUE(heap->release(two, b));
   EXPECT_EQ(heap->figures().waiting_blocks, 1U);
@@ -455,7 +455,7 @@ TEST_F(StreamHeap, AsTorchAndCupyCallIt) {
   slabpool_stream_record(one, b);
   EXPECT_EQ(slabpool_stream_alloc(4096, 1, a), nullptr) << "of another device";
   slabpool_stream_free(nullptr, 0, 0, a);
-  // Another heap comes into force: what is handed out goes back where it came from.
+  // Another heap becomes the current one: blocks return to the heap they came from.
   auto others = make_pool(kCapacity);
   Error error;
   auto next = Heap::create(*others, 0, error);
@@ -477,7 +477,7 @@ TEST_F(StreamHeap, AsTorchAndCupyCallIt) {
   EXPECT_EQ(take(4096, a), array) << "freed where it was allocated";
 }
 
-// Blocks pass between streams and threads; whatever a stream wrote on its block is there until the block is freed.
+// Blocks pass between streams and threads; the bytes that a stream wrote to its block stay until the block is freed.
 TEST_F(StreamHeap, FromManyThreads) {
   constexpr int kThreads = 4;
   std::vector<Stream> streams;

@@ -1,7 +1,8 @@
-// Host memory: what is committed can be used, what is not faults, and nothing survives a decommit.
+// Host memory: committed bytes are usable, others fault, and decommitted bytes read as zero after the next commit.
 #include "slabpool/memory/host_memory.hpp"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -28,7 +29,7 @@ std::unique_ptr<HostMemory> make(std::size_t bytes) {
 int signal_of_read(const std::byte* address) {
   const pid_t child = fork();
   if (child == 0) {
-    (void)signal(SIGSEGV, SIG_DFL);  // a sanitizer would report and go on its own way
+    (void)signal(SIGSEGV, SIG_DFL);  // a sanitizer's own handler would report it
     (void)signal(SIGBUS, SIG_DFL);
     const volatile std::byte* p = address;
     const std::byte byte = *p;
@@ -76,9 +77,9 @@ TEST(HostMemory, WhatIsNotCommittedFaults) {
   EXPECT_EQ(signal_of_read(memory->base() + kPageSize), 0);
 }
 
-TEST(HostMemory, TakesLessAddressSpaceWhereTheSystemHasNoMore) {
+TEST(HostMemory, TakesLessAddressSpaceIfTheSystemHasNoMore) {
   HostMemoryOptions options;
-  options.reserve = std::size_t{1} << 52;  // more than any process has
+  options.reserve = std::size_t{1} << 52;  // more than a process can have
   options.minimum = 16 * kMiB;
   Error error;
   const auto memory = HostMemory::create(options, error);
@@ -105,6 +106,16 @@ TEST(HostMemory, ANumaNodeThatDoesNotExistIsAnError) {
     EXPECT_EQ(HostMemory::create(options, error), nullptr) << node;
     EXPECT_NE(error.system_errno, 0) << node;
   }
+}
+
+TEST(HostMemory, TheLastRefusalIsRemembered) {
+  const auto memory = make(16 * kMiB);
+  EXPECT_EQ(memory->refusal().status, Status::ok);
+  // The kernel refuses mprotect of a range that is not mapped any more.
+  ASSERT_EQ(munmap(memory->base(), kPageSize), 0);
+  EXPECT_FALSE(memory->commit(0, kPageSize));
+  EXPECT_EQ(memory->refusal().status, Status::system_refused);
+  EXPECT_EQ(memory->refusal().system_errno, ENOMEM);
 }
 
 TEST(HostMemory, HugePagesMayBeLeftOut) {

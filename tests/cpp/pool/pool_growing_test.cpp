@@ -161,9 +161,9 @@ TEST_F(PoolGrowing, ItCountsForTheQuotaAndDrawsFromTheReserve) {
 TEST_F(PoolGrowing, RunningOutOfAddressesIsAnAnswer) {
   const Handle request = open(*pool, {});
   std::vector<Block*> blocks;
-  const std::uint64_t reserved = pool->stats().reserved;
+  const std::uint64_t addresses = pool->stats().address_space;
   for (;;) {
-    const Allocation made = pool->open_growing(request, reserved / 8);
+    const Allocation made = pool->open_growing(request, addresses / 8);
     if (made.block == nullptr) {
       EXPECT_EQ(made.status, Status::no_addresses);
       break;
@@ -171,10 +171,10 @@ TEST_F(PoolGrowing, RunningOutOfAddressesIsAnAnswer) {
     blocks.push_back(made.block);
   }
   EXPECT_EQ(blocks.size(), 8U);
-  EXPECT_EQ(pool->open_growing(request, reserved + 1).status, Status::no_addresses);
+  EXPECT_EQ(pool->open_growing(request, addresses + 1).status, Status::no_addresses);
   pool->cancel_growing(*blocks.back(), request);
   EXPECT_EQ(info(request).live_views, 7U);
-  EXPECT_EQ(pool->open_growing(request, reserved / 8).status, Status::ok);
+  EXPECT_EQ(pool->open_growing(request, addresses / 8).status, Status::ok);
   EXPECT_EQ(pool->close(true), Status::ok);
 }
 

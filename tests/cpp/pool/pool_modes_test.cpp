@@ -106,6 +106,7 @@ TEST(PoolEvents, AreInOrder) {
   Block* viewed = pool->allocate(bytes(100'000, request)).block;
   (void)pool->allocate(kept(50'000, request));
   EXPECT_EQ(pool->allocate(bytes(kMiB)).status, Status::exhausted);
+  pool->note_exhausted({}, kMiB);
   (void)pool->ack(request, 0);
   EXPECT_EQ(pool->device_lost(1), 1U);
   pool->close_request(request, false);

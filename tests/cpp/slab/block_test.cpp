@@ -1,4 +1,4 @@
-// A block's count of holds: the last to let go is told so, once, and a serial keeps allocations apart.
+// A block's holds: exactly one thread sees the last hold go, and the serial tells allocations apart.
 #include "slabpool/slab/block.hpp"
 
 #include <gtest/gtest.h>
@@ -47,7 +47,7 @@ TEST(Block, ViewsAreCountedApartFromTheRequest) {
   const std::uint64_t before = block.state.load();
   EXPECT_FALSE(block.hold_with_request());
   EXPECT_FALSE(block.drop_with_request());
-  EXPECT_EQ(block.state.load(), before) << "the request is gone: these say so and change nothing";
+  EXPECT_EQ(block.state.load(), before) << "without a request these return false and change nothing";
   EXPECT_FALSE(block.drop());
   EXPECT_TRUE(block.drop());
 }
@@ -58,12 +58,12 @@ TEST(Block, ASerialIsOfOneAllocation) {
   const std::uint32_t first = block.serial();
   EXPECT_TRUE(block.hold_if(first));
   EXPECT_EQ(block.let_go(), 1U);
-  EXPECT_FALSE(block.hold_if(first)) << "its request is gone, and a view that is left no reason";
+  EXPECT_FALSE(block.hold_if(first)) << "its request has released it; a remaining view is no reason";
   EXPECT_TRUE(block.drop());
   EXPECT_FALSE(block.hold_if(first)) << "it is free";
   block.start(Block::kRequest);
   EXPECT_NE(block.serial(), first);
-  EXPECT_FALSE(block.hold_if(first)) << "it is somebody else's";
+  EXPECT_FALSE(block.hold_if(first)) << "it is another allocation";
   EXPECT_TRUE(block.hold_if(block.serial()));
 }
 
@@ -82,7 +82,7 @@ TEST(Block, AnAllocationThatWasGivenUpLeavesNoHolds) {
   EXPECT_NE(block.serial(), serial);
 }
 
-// The request lets go while views come and go: of all who let go, one is the last.
+// The request releases the block while views come and go: exactly one release is the last.
 TEST(Block, OneIsLastHoweverTheyRace) {
   Block block;
   std::atomic<int> last{0};
@@ -109,7 +109,7 @@ TEST(Block, OneIsLastHoweverTheyRace) {
           if (block.let_go_if_alone() || block.let_go() == 0) ++last;
           continue;
         }
-        // Not for as long as it goes: two who take turns might never let it end.
+        // Bounded, because two threads that take turns might keep the block alive for ever.
         for (int i = 0; i < 40 && block.hold_if(serial); ++i) {
           if (!block.drop_with_request() && block.drop()) ++last;
         }

@@ -1,4 +1,4 @@
-// The depot: blocks cut from slabs and taken back, room that is set aside, soft and hard effort.
+// The depot: blocks cut from slabs and returned, reserved room, soft and hard effort.
 #include "slabpool/slab/depot.hpp"
 
 #include <gtest/gtest.h>
@@ -191,7 +191,7 @@ TEST_F(DepotTest, FreshBlocksAreZeroAndSaySo) {
   const Depot::Taken again = blocks(bin_of(9000), 4);
   for (const Block* block : unchain(again.chain)) {
     EXPECT_TRUE(block->zero);
-    EXPECT_TRUE(test::all_bytes(block->data, 0, block->bytes)) << "the system took the pages in between";
+    EXPECT_TRUE(test::all_bytes(block->data, 0, block->bytes)) << "the system had the pages in between";
   }
   depot.give(again.chain);
 }
@@ -206,7 +206,7 @@ TEST_F(DepotTest, AlignsSpans) {
 }
 
 TEST_F(DepotTest, OneEmptySlabOfAClassStays) {
-  // Three slabs' worth; giving all back leaves one slab, so that the next block needs no new one.
+  // The blocks of three slabs. Returning all of them leaves one slab, so that the next block needs no new one.
   const unsigned c = bin_of(40'000);
   std::vector<Block*> all;
   for (int i = 0; i < 3; ++i) {
@@ -297,7 +297,8 @@ TEST_F(DepotTest, ThreadsTakeAndGiveAtOnce) {
         if (chain == nullptr) continue;
         for (Block* block : unchain(chain)) {
           std::memset(block->data, t + 1, 64);
-          if (depot.find(block->data) != block) ADD_FAILURE() << "a block that is out is not found";
+          if (depot.find(block->data) != block)
+            ADD_FAILURE() << "a block that is handed out is not found";
         }
         for (const Block* block : unchain(chain)) {
           if (!test::all_bytes(block->data, static_cast<unsigned char>(t + 1), 64))
@@ -349,7 +350,7 @@ TEST_F(DepotGranuleTest, AllOfTheCapacityCanBeHad) {
 }
 
 TEST_F(DepotGranuleTest, GranulesInPartUseDoNotStopOthers) {
-  // One small tensor holds each of three granules; what is asked for needs the fourth.
+  // One small tensor is in each of three granules; the next allocation needs the fourth.
   std::vector<Block*> small;
   std::vector<Block*> fill;
   for (int i = 0; i < 3; ++i) {

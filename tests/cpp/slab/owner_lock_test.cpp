@@ -1,4 +1,4 @@
-// The owner's lock: never two inside, and what one did the other sees.
+// The owner's lock: two threads are never inside together, and each sees the other's writes.
 #include "slabpool/slab/owner_lock.hpp"
 
 #include <gtest/gtest.h>
@@ -13,15 +13,15 @@
 namespace slabpool {
 namespace {
 
-// Two numbers that are equal whenever nobody is inside; not atomic, so that ThreadSanitizer sees any
-// access that the lock does not order.
+// Two numbers that are equal while no thread is inside. Not atomic, so that ThreadSanitizer reports any access that the
+// lock does not order.
 struct Guarded {
   std::uint64_t a = 0;
   std::uint64_t b = 0;
   bool step() {
     const bool fine = a == b;
     ++a;
-    // The compiler may not join the two steps: another thread could come between, if the lock let it.
+    // Keeps the compiler from joining the two steps, so that with a broken lock another thread can come between them.
     std::atomic_signal_fence(std::memory_order_seq_cst);
     ++b;
     return fine;
@@ -120,7 +120,7 @@ TEST(OwnerLock, AnOwnerThatFindsItselfRevokedWaits) {
     inside.store(true);
     lock.leave();
   });
-  // It cannot come in for as long as the revoker holds on; a broken lock would let it in here now and then.
+  // It cannot enter until the revoker restores the lock; a broken lock would let it in here now and then.
   for (int i = 0; i < 1000; ++i) {
     EXPECT_FALSE(inside.load());
     std::this_thread::yield();

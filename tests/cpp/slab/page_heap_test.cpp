@@ -62,7 +62,7 @@ TEST_F(PageHeapTest, AFreedSpanIsNotTakenForZero) {
 }
 
 TEST_F(PageHeapTest, TakesTheSmallestSpanThatFits) {
-  // Free runs of 9, 3, 5 and 4 pages, kept apart by pages in use.
+  // Free runs of 9, 3, 5 and 4 pages, separated by pages in use.
   std::vector<Span*> runs;
   std::vector<Span*> walls;
   for (const std::uint64_t pages : {9, 3, 5, 4}) {
@@ -116,7 +116,7 @@ TEST_F(PageHeapTest, CommitsAStepAtATime) {
   EXPECT_EQ(steps.unused_pages(), 15U);
   const Span* second = steps.allocate(15, 1, kNoLimit).span;
   EXPECT_EQ(second->first_page, first->first_page + 1);
-  EXPECT_TRUE(second->zero) << "nobody has touched what was committed along";
+  EXPECT_TRUE(second->zero) << "the pages committed along with it are untouched";
   EXPECT_EQ(memory.commits, 1);
 }
 
@@ -132,7 +132,7 @@ TEST_F(PageHeapTest, TheStepNeverPassesTheLimit) {
 }
 
 TEST_F(PageHeapTest, GivesOtherCachedPagesBackRatherThanPassTheLimit) {
-  // Two free runs that do not touch; a tensor that fits neither needs both their pages.
+  // Two free runs that are not adjacent; a tensor that fits in neither needs the pages of both.
   Span* a = take(8);
   Span* wall = take(1);
   Span* b = take(8);
@@ -272,7 +272,7 @@ TEST_F(PageHeapTest, MoreThanTheRangeIsRefused) {
   give(all);
 }
 
-// ---- at random, against a model: which spans are out, and what each was filled with
+// ---- at random, against a model: which spans are allocated, and the byte that fills each
 
 class RandomHeap {
  public:
@@ -285,7 +285,7 @@ class RandomHeap {
   void run(int steps) {
     for (int step = 0; step < steps && !testing::Test::HasFailure(); ++step) {
       SCOPED_TRACE("step " + std::to_string(step));
-      // Now and then the system refuses for a while.
+      // Sometimes the system refuses for a while.
       if (random_() % 64 == 0) memory_.refuse_commits_after = random_() % 2 == 0 ? 0 : -1;
       if (random_() % 64 == 0) memory_.refuse_decommits_after = random_() % 2 == 0 ? 0 : -1;
       const auto dice = random_() % 100;
@@ -324,8 +324,8 @@ class RandomHeap {
       const std::uint64_t first = out.span->first_page;
       for (std::uint64_t page = first; page < first + out.pages; ++page)
         granules.insert(page / granule_);
-      // Pages ahead of a growing tensor that share a granule with others' cached pages; and those before such
-      // a granule, because a tensor is committed without holes.
+      // Pages ahead of a growing tensor that share a granule with cached pages, and the pages before such a granule,
+      // because a tensor is committed without holes.
       if (out.span->kind != SpanKind::growing) continue;
       if (first % granule_ != 0) granules.insert(first / granule_);
       const std::uint64_t end = first + out.span->committed;
@@ -339,11 +339,11 @@ class RandomHeap {
   struct Out {
     Span* span;
     unsigned char fill;
-    std::uint64_t pages;  // in use: of a growing one, those drawn
+    std::uint64_t pages;  // in use; of a growing tensor, the drawn pages
   };
 
   void fill(const Out& out, std::uint64_t from) {
-    // The ends of each page stand for the whole of it.
+    // Checks both ends of each page instead of all of it.
     for (std::uint64_t page = from; page < out.pages; ++page) {
       std::memset(heap_.address(out.span) + page * kPageSize, out.fill, 64);
       std::memset(heap_.address(out.span) + (page + 1) * kPageSize - 64, out.fill, 64);
@@ -361,7 +361,7 @@ class RandomHeap {
   void open_growing() {
     const std::uint64_t pages = std::uint64_t{1} + random_() % 60;
     Span* span = heap_.take_growing(pages);
-    ASSERT_NE(span, nullptr) << "address space is plenty";
+    ASSERT_NE(span, nullptr) << "there is enough address space";
     EXPECT_GE(span->pages, pages);
     EXPECT_LT(span->pages, pages + granule_);
     EXPECT_EQ(span->drawn, 0U);
@@ -384,7 +384,7 @@ class RandomHeap {
     }
     EXPECT_EQ(heap_.in_use_pages(), in_use);
     const bool refuses = memory_.refuse_commits_after == 0 || memory_.refuse_decommits_after == 0;
-    // The granules that it would begin, and the one that it is in.
+    // The granules that it would need, including the one that it ends in now.
     EXPECT_TRUE(full_with(pages - out.pages + granule_ - 1) || refuses) << pages << " pages";
   }
 
@@ -396,7 +396,7 @@ class RandomHeap {
     if (result.span == nullptr) {
       EXPECT_EQ(heap_.in_use_pages(), in_use);
       const bool refuses = memory_.refuse_commits_after == 0 || memory_.refuse_decommits_after == 0;
-      // Only the limit or the system may say no: address space is plenty.
+      // Only the limit or the system may refuse: there is enough address space.
       EXPECT_TRUE(full_with(pages) || (result.system_refused && refuses)) << pages << " pages";
       return;
     }
@@ -511,7 +511,7 @@ TEST_F(GranuleTest, TheLimitIsNeverPassedByRounding) {
   ASSERT_NE(take(8, 20), nullptr);
   ASSERT_NE(take(5, 20), nullptr);
   const PageHeap::Result result = heap.allocate(4, 1, 20);
-  EXPECT_EQ(result.span, nullptr) << "three pages are cached, and a granule more does not fit";
+  EXPECT_EQ(result.span, nullptr) << "three pages are cached, and one more granule exceeds the limit";
   EXPECT_FALSE(result.system_refused);
   EXPECT_NE(take(3, 20), nullptr);
   EXPECT_EQ(heap.committed_pages(), 16U);
@@ -547,7 +547,7 @@ TEST_F(GranuleTest, RangesAndGrowingTensorsCommitWholeGranules) {
   EXPECT_EQ(heap.decommit(7), 0U) << "its last page is in that granule";
   ASSERT_TRUE(heap.grow(growing, 17, 32)) << "one granule more: the fourth";
   EXPECT_FALSE(heap.system_refused());
-  ASSERT_TRUE(heap.draw(range, 8, 32)) << "what is committed already";
+  ASSERT_TRUE(heap.draw(range, 8, 32)) << "these pages are committed already";
   EXPECT_FALSE(heap.draw(range, 9, 32)) << "a fifth is beyond the limit";
   EXPECT_FALSE(heap.system_refused());
   heap.shrink_range(range, 10);

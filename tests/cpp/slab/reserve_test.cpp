@@ -1,4 +1,4 @@
-// Promises: served to the last byte whatever the sizes, apart from others, and back when their blocks are.
+// Promises: every promised byte can be allocated whatever the sizes, others cannot take it, and returned blocks return it.
 #include "slabpool/slab/reserve.hpp"
 
 #include <gtest/gtest.h>
@@ -83,12 +83,12 @@ TEST_F(ReserveTest, EverySizeIsServedToTheLastByte) {
   for (int round = 0; round < test::rounds(200) && !HasFailure(); ++round) {
     const std::uint64_t pages = 8 + random() % 120;
     const ReserveRef reserve = promise(pages);
-    std::vector<Block*> others;  // everything else is taken
+    std::vector<Block*> others;  // use up all other memory
     while (Block* block = span(kPageSize)) others.push_back(block);
     std::vector<Block*> own;
     std::uint64_t used = 0;
     for (;;) {
-      // Small ones and spans in any order, while what is left of the promised bytes covers them.
+      // Small blocks and spans in any order, as long as the promise has enough bytes left.
       const std::uint64_t bytes = 1 + (random() % 4 == 0 ? random() % 400'000 : random() % 5'000);
       const std::uint64_t size = block_size_for(bytes);
       if (pages_for(used + size) > pages) break;
@@ -177,7 +177,7 @@ TEST_F(ReserveTest, WhatViewsKeepOfAnEndedPromiseKeepsNoOtherPages) {
     for (const Block* block : kept) {
       most += pages_for(block->bytes) + 1;
       EXPECT_EQ(depot.find(block->data), block);
-      ASSERT_TRUE(test::all_bytes(block->data, 0x5a, block->bytes)) << "its pages were given away";
+      ASSERT_TRUE(test::all_bytes(block->data, 0x5a, block->bytes)) << "its pages were handed out again";
     }
     EXPECT_LE(memory.committed_pages(), most);
     std::shuffle(kept.begin(), kept.end(), random);

@@ -1,4 +1,4 @@
-// Size classes: every size fits its block, little is wasted, and larger sizes never get smaller bins.
+// Size classes: every size fits in its block, rounding wastes little, and larger sizes never get smaller bins.
 #include "slabpool/slab/size_class.hpp"
 
 #include <gtest/gtest.h>
@@ -8,7 +8,7 @@
 namespace slabpool {
 namespace {
 
-// The promise of the pool: rounding up wastes an eighth of what was asked for at most.
+// Rounding up wastes at most an eighth of the requested size.
 bool wastes_an_eighth_at_most(std::size_t bytes, std::size_t block) {
   return (block - bytes) * 8 <= bytes;
 }
@@ -34,11 +34,11 @@ TEST(SizeClass, LargeSizesWasteLittle) {
   }
 }
 
-TEST(SizeClass, NothingStillGetsABlock) { EXPECT_EQ(block_size_for(0), kMinBlock); }
+TEST(SizeClass, NothingStillGetsABlock) { EXPECT_EQ(block_size_for(0), class_size(0)); }
 
 TEST(SizeClass, ClassesGrowStrictlyAndAreMultiplesOfALine) {
   for (unsigned c = 0; c < kSlabClasses; ++c) {
-    EXPECT_EQ(class_size(c) % kMinBlock, 0U) << c;
+    EXPECT_EQ(class_size(c) % 64, 0U) << c;
     if (c > 0) {
       EXPECT_GT(class_size(c), class_size(c - 1)) << c;
     }
@@ -69,7 +69,7 @@ TEST(SizeClass, BinsOfSpansAreMonotonicAndNarrow) {
       ASSERT_GT(bin, last);
       first_of_bin = bytes;
     }
-    // All spans of a bin lie within a sixteenth of each other, so that the next bin's waste an eighth at most.
+    // The sizes in a bin differ by at most 1/16, so a span of the next bin wastes at most 1/8.
     ASSERT_LE((bytes - first_of_bin) * 16, first_of_bin) << bytes;
     last = bin;
   }

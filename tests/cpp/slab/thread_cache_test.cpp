@@ -1,5 +1,5 @@
-// Thread caches: blocks flow back to whoever allocated them, nothing is lost when threads end, and
-// anybody may collect.
+// Thread caches: blocks return to the thread that allocated them, no block is lost when a thread ends, and any thread
+// may collect.
 #include "slabpool/slab/thread_cache.hpp"
 
 #include <gtest/gtest.h>
@@ -21,7 +21,7 @@ namespace {
 
 constexpr std::uint64_t kCapacity = std::uint64_t{64} << 20;
 
-// A thread that does what it is told, one job after the other.
+// A thread that runs jobs one after the other.
 class Worker {
  public:
   Worker() : thread_([this] { loop(); }) {}
@@ -33,7 +33,7 @@ class Worker {
     changed_.notify_all();
     changed_.wait(lock, [this] { return job_ == nullptr; });
   }
-  // Ends the thread: its caches are given back.
+  // Ends the thread, which releases its caches.
   void end() {
     if (!thread_.joinable()) return;
     run([this] { over_ = true; });
@@ -60,7 +60,7 @@ class Worker {
 
 class ThreadCacheTest : public testing::Test {
  protected:
-  // What Pool::take() does, without a request.
+  // As the pool's slow path, without a request.
   Block* take(std::uint64_t bytes) {
     ThreadCache& cache = caches.mine();
     const unsigned bin = bin_of(bytes);
@@ -155,7 +155,7 @@ TEST_F(ThreadCacheTest, AThreadThatEndsLeavesNothingBehind) {
       give(take(3'000'000));
     });
   }
-  // Without collect(): the thread gave its blocks to the depot itself.
+  // Without collect(): the ending thread moved its blocks to the depot itself.
   (void)depot.trim();
   EXPECT_EQ(depot.figures().committed, 0U);
   EXPECT_EQ(count(Count::allocations), 2U);
@@ -225,7 +225,7 @@ TEST_F(ThreadCacheTest, ACacheKeepsNoMoreThanItsShare) {
     block->next = nullptr;
     give(block);
   }
-  // 1/16 of 64 MiB is one of them; the depot has the others without any collect().
+  // The cache holds one of them (1/16 of 64 MiB); the others went to the depot without collect().
   EXPECT_GE(depot.trim(), std::uint64_t{11} << 22);
 }
 
@@ -268,11 +268,11 @@ TEST_F(ThreadCacheTest, APoolMayEndBeforeItsThreads) {
     CacheSet short_lived(depot_of_one, kCapacity);
     worker.run([&] { (void)short_lived.mine(); });
   }
-  worker.end();  // must not touch the caches that are gone
+  worker.end();  // must not access the destroyed caches
 }
 
-// Threads that allocate, free their own and each other's blocks, come and go, while another collects and
-// reads the sums. A stamp in each block finds one that has two owners.
+// Threads allocate, free their own and each other's blocks, start and end, while another thread collects and reads the
+// sums. A stamp in each block detects a block with two owners.
 TEST_F(ThreadCacheTest, UnderLoadEveryBlockHasOneOwner) {
   constexpr int kThreads = 3;
   constexpr int kSlots = 64;
@@ -298,7 +298,7 @@ TEST_F(ThreadCacheTest, UnderLoadEveryBlockHasOneOwner) {
             if (random() % 4 != 0) {
               mine = take(random() % 8 == 0 ? 200'000 + random() % 400'000 : 1 + random() % 20'000);
               if (mine != nullptr) {
-                // Its own address stands in each block that is out, at both ends.
+                // Each allocated block has its own address written at both ends.
                 std::memcpy(mine->data, &mine, sizeof mine);
                 std::memcpy(mine->data + mine->bytes - sizeof mine, &mine, sizeof mine);
               }

@@ -1,8 +1,8 @@
-// A memory resource that keeps watch: every page is committed or not, each call must find its pages in
-// the right state, and either call can be told to be refused.
+// A memory resource that checks its caller: each commit() must be of uncommitted pages, each decommit() of committed
+// ones. Both can be made to refuse.
 //
-// A refused decommit leaves rubbish behind, as the contract of MemoryResource allows, so that a heap
-// that still takes those pages for zero is found out.
+// A refused decommit() overwrites the bytes, as the contract of MemoryResource permits, so that a test detects a heap
+// that still treats those pages as zero.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -35,7 +35,7 @@ class FakeMemory final : public MemoryResource {
 
   bool commit(std::size_t offset, std::size_t bytes) noexcept override {
     expect_all(offset, bytes, false);
-    if (refused(refuse_commits_after)) return false;
+    if (refuses(refuse_commits_after)) return false;
     ++commits;
     mark(offset, bytes, true);
     return mprotect(base_ + offset, bytes, PROT_READ | PROT_WRITE) == 0;
@@ -43,7 +43,7 @@ class FakeMemory final : public MemoryResource {
 
   bool decommit(std::size_t offset, std::size_t bytes) noexcept override {
     expect_all(offset, bytes, true);
-    if (refused(refuse_decommits_after)) {
+    if (refuses(refuse_decommits_after)) {
       std::memset(base_ + offset, 0xEE, bytes);
       return false;
     }
@@ -60,14 +60,14 @@ class FakeMemory final : public MemoryResource {
     return n;
   }
 
-  // Calls that are still granted before all further ones are refused; negative: all are granted.
+  // Number of calls that succeed before all further ones are refused; negative: none is refused.
   int refuse_commits_after = -1;
   int refuse_decommits_after = -1;
   int commits = 0;
   int decommits = 0;
 
  private:
-  static bool refused(int& left) {
+  static bool refuses(int& left) {
     if (left < 0) return false;
     if (left == 0) return true;
     --left;

@@ -1,6 +1,6 @@
-// Where threads of a test meet, to go on at the same moment. A thread that the system has to wake comes
-// many microseconds late, and the races looked for here last nanoseconds: so they meet twice, first to see
-// that all are awake, then to go.
+// A barrier after which the threads of a test continue at the same moment. A thread that the kernel has to wake is many
+// microseconds late, and the races under test last nanoseconds. So the threads meet twice: first until all are awake,
+// then to continue.
 #pragma once
 
 #include <atomic>
@@ -13,7 +13,7 @@ namespace slabpool::test {
 
 class Meeting {
  public:
-  // `between` is called by the last to arrive, while all others wait.
+  // The last thread to arrive calls `between`, while all others wait.
   explicit Meeting(int threads, std::function<void()> between = {})
       : threads_(threads), between_(std::move(between)) {}
 
@@ -44,8 +44,8 @@ class Meeting {
   std::atomic<unsigned> round_{0};
 };
 
-// A little work of random length, so that two threads meet at different points of their ways: from nothing
-// to some ten microseconds, each order of magnitude as likely as the others.
+// Work of random length, so that two threads meet at different points of their code: from nothing to about ten
+// microseconds, each order of magnitude equally likely.
 inline void dawdle(std::mt19937_64& random, unsigned doublings = 14) {
   for (auto n = random() % (std::uint64_t{1} << (random() % doublings)); n > 0; --n) {
     std::atomic_signal_fence(std::memory_order_seq_cst);

@@ -1,4 +1,4 @@
-// Short ways to say what tests of a whole pool say all the time.
+// Helpers for tests of a whole pool.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -27,7 +27,7 @@ inline std::unique_ptr<Pool> make_pool(std::uint64_t capacity) {
   return make_pool(options);
 }
 
-// How to open a request, with what the spec points to.
+// A spec for opening a request, together with the data it points to.
 struct Opening {
   std::string_view id = "sa";
   std::vector<std::uint32_t> devices{};
@@ -61,7 +61,7 @@ inline AllocateSpec bytes(std::uint64_t nbytes, Handle request = {}) {
   spec.request = request;
   return spec;
 }
-// A request's block without a view of the caller's.
+// A request's block without a view.
 inline AllocateSpec kept(std::uint64_t nbytes, Handle request) {
   AllocateSpec spec = bytes(nbytes, request);
   spec.view = false;
@@ -72,14 +72,14 @@ inline std::int64_t in_seconds(std::int64_t seconds) { return now_ns() + seconds
 
 inline std::uint64_t held(const Stats& s) { return s.live + s.retained + s.in_doubt; }
 
-// The figures of every moment: law 6.
+// Checks law 6 on the pool's figures.
 inline void expect_adds_up(const Stats& s) {
   EXPECT_EQ(s.committed, s.live + s.retained + s.in_doubt + s.cached);
   EXPECT_LE(s.committed, s.capacity);
   EXPECT_GE(s.peak_committed, s.committed);
 }
 
-// Nothing is held, every block came back as often as it went out, and all structures are sound.
+// Checks that nothing is held, every block was returned as often as it was handed out, and all structures are valid.
 inline void expect_all_returned(Pool& pool) {
   const Stats s = pool.stats();
   expect_adds_up(s);
@@ -100,7 +100,7 @@ inline void expect_all_returned(Pool& pool) {
   EXPECT_EQ(wrong, nullptr) << wrong;
 }
 
-// A pool of 16 MiB and short ways to use it; each checks that the figures add up.
+// A pool of 16 MiB and helpers to use it; each checks that the figures add up.
 class PoolFixture : public testing::Test {
  protected:
   static constexpr std::uint64_t kCapacity = 16 * kMiB;
@@ -119,9 +119,9 @@ class PoolFixture : public testing::Test {
   }
   void close(Handle handle) { pool->close_request(handle, false); }
   RequestInfo info(Handle handle) {
-    RequestInfo told;
-    EXPECT_TRUE(pool->describe(handle, told));
-    return told;
+    RequestInfo found;
+    EXPECT_TRUE(pool->describe(handle, found));
+    return found;
   }
 
   std::unique_ptr<Pool> pool = make_pool(kCapacity);

@@ -1,6 +1,6 @@
-// A number written at both ends of a block by whoever allocated it, and looked at by all who hold it: if
-// two owners had one block, or a holder's block were handed out, a stamp would be wrong. The accesses are
-// plain, so that ThreadSanitizer also sees any that the pool does not order.
+// A number that the thread which allocated a block writes at both of its ends, and every holder checks. If a block had
+// two owners, or were handed out while it is held, a stamp would be wrong. The accesses are not atomic, so that
+// ThreadSanitizer reports any that the pool does not order.
 #pragma once
 
 #include <cstdint>

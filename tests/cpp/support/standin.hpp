@@ -1,7 +1,7 @@
-// For tests of CUDA: the stand-in driver under slabpool, as it was when it started, and afterwards nothing wrong
-// or left over.
+// For tests of CUDA: each test starts with the stand-in driver in its initial state, and ends with the check that there
+// were no complaints and no leaks.
 //
-// Loaded by slabpool as a driver would be (SLABPOOL_CUDA_DRIVER), and linked to the test for its controls.
+// slabpool loads the stand-in as it would load a driver (SLABPOOL_CUDA_DRIVER). The test links it for its controls.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -34,8 +34,8 @@ class StandinTest : public testing::Test {
     standin_reset();
   }
 
-  // After something in which the `nth` call of the driver was to fail: whether it got that far. Nothing may be wrong
-  // either way.
+  // After an operation in which the `nth` call of the driver was to fail: whether there were that many calls. Checks
+  // that the stand-in has no complaints in either case.
   static bool failed_at(int nth) {
     const bool failed = standin_faults_left() == 0;
     standin_clear_faults();
@@ -44,7 +44,7 @@ class StandinTest : public testing::Test {
     return failed;
   }
 
-  // The context of a device, made current until the end of the block.
+  // The context of a device, current until the end of the scope.
   struct InContext {
     InContext(const cuda::Driver& driver, int device) : driver_(driver) {
       cuda::Result result = cuda::kSuccess;

@@ -1,5 +1,5 @@
-// For tests of streams: a pool of host memory, and streams of the stand-in driver. Work on a stream is done once it is
-// not held back (standin_hold, standin_release).
+// For tests of streams: a pool of host memory, and streams of the stand-in driver. Work on a stream finishes at once,
+// except between standin_hold() and standin_release().
 #pragma once
 
 #include <cstdlib>
@@ -39,7 +39,7 @@ class StreamFixture : public PoolFixture {
     EXPECT_EQ(driver->cuStreamCreate(&made, cuda::kStreamNonBlocking), cuda::kSuccess);
     return made;
   }
-  // Of device 0.
+  // A stream of device 0.
   void synchronize(cuda::Stream on) {
     const cuda::CurrentContext current(*driver, context);
     ASSERT_EQ(driver->cuStreamSynchronize(on), cuda::kSuccess);

@@ -1,5 +1,5 @@
-// A table of requests without a pool around it. Finishing a request is the pool's part: here finish() does
-// what a pool does, less the blocks.
+// A table of requests without a pool. A pool finishes the requests of its table; here finish() does the same, without
+// the blocks.
 #pragma once
 
 #include <gtest/gtest.h>

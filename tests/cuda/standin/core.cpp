@@ -1,4 +1,4 @@
-// The stand-in driver: its start, devices, contexts, and how functions are found.
+// The stand-in driver: initialization, devices, contexts, and the lookup of functions.
 #include <unistd.h>
 
 #include <atomic>
@@ -17,8 +17,8 @@ namespace {
 
 constexpr Result kNotFound = 500;
 
-// The first driver in which each function has the form that slabpool/cuda/api.hpp declares: versions of
-// cudaTypedefs.h of CUDA 12.9, written down apart from those that slabpool asks for.
+// The first driver version in which each function has the signature that slabpool/cuda/api.hpp declares. From
+// cudaTypedefs.h of CUDA 12.9, independent of the versions in api.hpp.
 struct Known {
   const char* name;
   int since;
@@ -134,15 +134,15 @@ DeviceRecord fresh_device(int number) {
   return device;
 }
 
-// Of the process that loaded the library: a fork's child has no driver, and must not wait for its lock.
+// The process that loaded the library. A fork's child has no driver, and must not wait for the lock.
 const pid_t owner = getpid();
 std::atomic<std::uint64_t> calls_after_fork{0};
 
-// Contexts that are current on this thread, the last on top.
+// The context stack of this thread; the last is current.
 thread_local std::vector<ContextRecord*> current;
 
-// Names of errors are asked for while something else has failed already, and whoever cannot put back the
-// context that was current can do nothing about it.
+// "*" excludes these: errors are described after another call has failed, and a caller cannot recover from a failure to
+// restore its context.
 bool may_fail(const char* name) {
   return std::strcmp(name, "cuGetErrorName") != 0 && std::strcmp(name, "cuGetErrorString") != 0 &&
          std::strcmp(name, "cuCtxPopCurrent") != 0;
@@ -369,7 +369,7 @@ STANDIN_DRIVER cuGetProcAddress(const char* name, void** function, int version, 
     if (hidden == name) return kNotFound;
   }
   for (const Known& known : kKnown) {
-    // An older form would be another function, and a newer driver's is not there.
+    // An older version would be another function, and this driver does not have newer ones.
     if (std::strcmp(known.name, name) == 0 && (version < known.since || all.version < known.since))
       return kNotFound;
   }
@@ -389,7 +389,7 @@ void standin_reset(void) {
   reset_virtual_memory();
   reset_memory();
   for (std::size_t i = 0; i < all.devices.size(); ++i) {
-    // The context stays where it is: programs have its address.
+    // The context stays, because programs have its address.
     DeviceRecord fresh = fresh_device(static_cast<int>(i));
     fresh.primary = all.devices[i].primary;
     all.devices[i] = std::move(fresh);

@@ -1,8 +1,7 @@
-// The stand-in driver: device memory of cuMemAlloc, registered host memory, managed memory, and where an
-// address lies.
+// The stand-in driver: device memory of cuMemAlloc, registered host memory, managed memory, and the lookup of addresses.
 //
-// Device memory is two mappings: the address that the program gets allows no access, so that a program that
-// touches it crashes as it would on a machine without shared addresses, and the bytes are elsewhere.
+// Device memory has two mappings. The address that the program gets permits no access, so that a program that touches it
+// crashes as with a real device. The bytes are in the other mapping.
 #include <sys/mman.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -21,12 +20,12 @@ namespace {
 
 constexpr Result kNotRegistered = 713;
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
-// What cuMemAlloc promises is 256 bytes; no more is given, so that nobody relies on more.
+// cuMemAlloc promises an alignment of 256 bytes. The stand-in gives no more, so that no program can rely on more.
 constexpr std::size_t kOffset = 512;
 
 struct Allocation {
   std::size_t bytes = 0;
-  std::byte* at = nullptr;  // where the bytes are; of managed memory the address itself
+  std::byte* at = nullptr;  // the mapping with the bytes; of managed memory the address itself
   int device = 0;
   bool managed = false;
 };
@@ -35,11 +34,11 @@ struct Registration {
   unsigned flags = 0;
 };
 
-// By address. Guarded by the one lock, and never destroyed: pools may go after static objects.
+// By address. Guarded by the one lock. Never destroyed, because pools may be destroyed after static objects.
 auto& allocations = *new std::map<DevicePointer, Allocation>;
 auto& registrations = *new std::map<DevicePointer, Registration>;
 
-// The range of `ranges` that holds the address, or its end.
+// The range of `ranges` that contains the address, or the end iterator.
 template <typename Ranges>
 auto range_at(Ranges& ranges, DevicePointer address) {
   auto next = ranges.upper_bound(address);
@@ -55,7 +54,7 @@ bool overlaps(const Ranges& ranges, DevicePointer address, std::size_t bytes) {
   return range_at(ranges, address) != ranges.end();
 }
 
-// Whether the host may write there. A driver would find out by pinning the pages.
+// Whether the host may write there. A driver would find that out by pinning the pages.
 bool writable(DevicePointer address, std::size_t bytes) {
   std::ifstream maps("/proc/self/maps");
   DevicePointer known = address;  // writable up to here
@@ -69,7 +68,7 @@ bool writable(DevicePointer address, std::size_t bytes) {
   return known >= address + bytes;
 }
 
-// Whether the host may read there, looked at without touching it.
+// Whether the host may read there, found without touching the bytes.
 bool readable(DevicePointer address, std::size_t bytes) {
   constexpr std::size_t kPage = 4096;
   char byte = 0;
@@ -102,7 +101,7 @@ std::byte* map_forbidden(std::size_t bytes, std::size_t alignment, std::size_t o
   void* at =
       mmap(nullptr, wanted + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED) return nullptr;
-  // What is left over on both sides goes back.
+  // Unmaps the excess on both sides.
   auto* first = static_cast<std::byte*>(at);
   const std::size_t head = (alignment - reinterpret_cast<std::uintptr_t>(first) % alignment) % alignment;
   unmap(first, head);
@@ -207,7 +206,7 @@ STANDIN_DRIVER cuMemAlloc(DevicePointer* address, std::size_t bytes) {
   device.used += bytes;
   *address = reinterpret_cast<DevicePointer>(shown);
   allocations[*address] = {bytes, at, call.device(), false};
-  // Not zero: device memory holds what was there before.
+  // Not zero: device memory has the bytes of its previous user.
   std::memset(at, 0xA5, std::min<std::size_t>(bytes, 4096));
   return kSuccess;
 }
@@ -251,7 +250,7 @@ STANDIN_DRIVER cuMemHostRegister(void* host, std::size_t bytes, unsigned flags) 
   }
   if (overlaps(allocations, address, bytes) || !writable(address, bytes))
     return complain("cuMemHostRegister of 0x%" PRIx64 ", which the host may not write", address);
-    // Pinned pages are there; a kernel before 5.14 leaves that to the first touch.
+    // Makes the pages resident, as pinning does; before Linux 5.14 the first touch does that.
 #if defined(MADV_POPULATE_WRITE)
   (void)madvise(host, bytes, MADV_POPULATE_WRITE);
 #endif

@@ -1,9 +1,9 @@
-// The stand-in driver: streams that really work later, events, and copies queued on them.
+// The stand-in driver: asynchronous streams, events, and copies queued on streams.
 //
-// Each stream has a queue and a thread of its own, which does one work after another, with the lock, when the work
-// may begin: the stream is not held back, what it waits for is done, and what the legacy default stream orders
-// has been kept: its work waits for all that was queued before it on the blocking streams of its context, and
-// theirs for it. Handles are never used twice, so that the use of a destroyed one is noticed.
+// Each stream has a queue and a thread, which does one work after another, with the lock held. A work may begin when its
+// stream is not held, the event it waits for is done, and the order of the legacy default stream permits it: work on
+// that stream waits for all work that was queued earlier on the blocking streams of its context, and they wait for its
+// work. Handles are not used twice, so that the use of a destroyed one is detected.
 #include <pthread.h>
 
 #include <algorithm>
@@ -28,19 +28,19 @@ struct Point {
   bool captured = false;
 };
 struct Work {
-  std::uint64_t number = 0;         // in the order of all queues
-  std::function<void()> run;        // with the lock
-  std::shared_ptr<Point> waits_on;  // null: for nothing
+  std::uint64_t number = 0;         // position in the order of all queues
+  std::function<void()> run;        // called with the lock held
+  std::shared_ptr<Point> waits_on;  // null: does not wait
 };
-// Guarded by the one lock, as all here is.
+// Guarded by the one lock, as everything in this file.
 struct Queue {
   ContextRecord* context = nullptr;
   bool legacy = false;
   bool blocking = true;
   bool held = false;
-  std::uint64_t steps = 0;  // works that may be done although it is held
+  std::uint64_t steps = 0;  // works that may be done although the stream is held
   bool capturing = false;
-  bool destroyed = false;  // goes once it is empty
+  bool destroyed = false;  // removed once it is empty
   std::deque<Work> works;
 };
 struct Mark {
@@ -51,7 +51,7 @@ struct Mark {
 auto& queues = *new std::map<Stream, std::shared_ptr<Queue>>;
 auto& legacy = *new std::map<ContextRecord*, std::shared_ptr<Queue>>;
 auto& per_thread = *new std::map<std::pair<ContextRecord*, pthread_t>, std::shared_ptr<Queue>>;
-auto& working = *new std::vector<std::shared_ptr<Queue>>;  // those with a thread
+auto& working = *new std::vector<std::shared_ptr<Queue>>;  // queues that have a thread
 auto& marks = *new std::map<Event, Mark>;
 std::uint64_t next_work = 0;
 std::uintptr_t next_handle = 0x57000000;
@@ -91,7 +91,7 @@ void work_off(std::shared_ptr<Queue> queue) {
     all.changed.wait(lock, [&] {
       return stopping || lost(*queue) || may_begin(*queue) || (queue->destroyed && queue->works.empty());
     });
-    // What a lost device had to do is never done.
+    // A lost device does no more work.
     if (stopping || lost(*queue)) queue->works.clear();
     if (stopping || (queue->destroyed && queue->works.empty())) break;
     if (lost(*queue)) {
@@ -116,7 +116,7 @@ std::shared_ptr<Queue> new_queue(ContextRecord* context) {
   return queue;
 }
 
-// Null with a complaint if there is no such stream.
+// Null, with a complaint, if there is no such stream.
 std::shared_ptr<Queue> queue_of(Stream stream, ContextRecord* context) {
   if (stream == nullptr || stream == kLegacyStream) {
     auto& queue = legacy[context];
@@ -153,7 +153,7 @@ Result lost_result(const ContextRecord& context) {
   return state().devices[static_cast<std::size_t>(context.device)].lost;
 }
 
-// Waits for one recording; the lock is let go meanwhile.
+// Waits for one recording, without the lock.
 Result wait_for(Call& call, const ContextRecord& context, const std::shared_ptr<Point>& point) {
   state().changed.wait(call.lock,
                        [&] { return stopping || point->done || lost_result(context) != kSuccess; });
@@ -180,7 +180,7 @@ void copy(DevicePointer to, DevicePointer from, std::size_t bytes, int device) {
   }
 }
 
-// The queue that a test means.
+// The queue of a stream that a test names.
 std::shared_ptr<Queue> meant(int device, Stream stream) {
   State& all = state();
   if (device < 0 || static_cast<std::size_t>(device) >= all.devices.size()) device = 0;
@@ -224,7 +224,7 @@ STANDIN_DRIVER cuStreamCreate(Stream* stream, unsigned flags) {
   return kSuccess;
 }
 
-// Returns at once; what is queued is done all the same.
+// Returns at once; the queued work is still done.
 STANDIN_DRIVER cuStreamDestroy(Stream stream) {
   STANDIN_CONTEXT_CALL(cuStreamDestroy);
   const auto found = queues.find(stream);
@@ -242,7 +242,7 @@ STANDIN_DRIVER cuStreamSynchronize(Stream stream) {
   STANDIN_CONTEXT_CALL(cuStreamSynchronize);
   const auto queue = queue_of(stream, call.context);
   if (queue == nullptr) return kInvalidHandle;
-  // Behind all that is queued, with what the legacy stream orders.
+  // Waits for all work queued on it, including the work that the legacy stream orders before it.
   const auto point = std::make_shared<Point>();
   add(*queue, [point] { point->done = true; });
   return wait_for(call, *queue->context, point);
@@ -344,7 +344,7 @@ STANDIN_DRIVER cuEventSynchronize(Event event) {
   if (mark == nullptr) return kInvalidHandle;
   if (mark->point == nullptr) return kSuccess;
   if (mark->point->captured) return kCapturedEvent;
-  const auto point = mark->point;  // the event may be recorded anew meanwhile
+  const auto point = mark->point;  // the event may be recorded again meanwhile
   return wait_for(call, *mark->context, point);
 }
 
@@ -381,7 +381,7 @@ STANDIN_DRIVER cuMemsetD8Async(DevicePointer address, unsigned char value, std::
   return kSuccess;
 }
 
-// Pageable host memory is read in the call, and written before it returns, as the driver's reference has it.
+// As the driver's reference says, the call reads pageable host memory at once, and has written it when it returns.
 STANDIN_DRIVER cuMemcpyAsync(DevicePointer to, DevicePointer from, std::size_t bytes, Stream stream) {
   STANDIN_CONTEXT_CALL(cuMemcpyAsync);
   const auto queue = queue_of(stream, call.context);

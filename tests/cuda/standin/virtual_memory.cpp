@@ -1,9 +1,8 @@
-// The stand-in driver: virtual memory management. Ranges of addresses, physical memory, and which of it is
-// seen where.
+// The stand-in driver: virtual memory management, that is address ranges, physical memory, and its mappings.
 //
-// As the driver's reference has it: sizes and addresses in whole granules, memory is mapped whole and unmapped
-// as it was mapped, nothing can be touched before cuMemSetAccess, and physical memory goes once no handle and
-// no mapping is left. Exported memory is a file: its last page says what it is, for whoever opens it.
+// Rules from the driver's reference: sizes and addresses are whole granules, an allocation is mapped as a whole and
+// unmapped as it was mapped, there is no access before cuMemSetAccess, and physical memory is freed with its last handle
+// and mapping. Exported memory is a file; its last page identifies it to the process that imports it.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -27,8 +26,8 @@ struct Physical {
   std::byte* at = nullptr;
   std::size_t bytes = 0;
   int device = 0;
-  int fd = -1;            // of memory that can be exported
-  bool imported = false;  // its bytes are counted by whoever made it
+  int fd = -1;            // of exportable memory
+  bool imported = false;  // the exporting process counts its bytes
   unsigned handles = 0;
   unsigned mappings = 0;
 
@@ -44,10 +43,10 @@ struct Physical {
 struct Mapping {
   std::size_t bytes = 0;
   MemoryHandle physical = 0;
-  std::vector<bool> access;  // of each device
+  std::vector<bool> access;  // for each device
 };
 
-// Guarded by the one lock, and never destroyed: pools may go after static objects.
+// Guarded by the one lock. Never destroyed, because pools may be destroyed after static objects.
 auto& ranges = *new std::map<DevicePointer, std::size_t>;
 auto& mappings = *new std::map<DevicePointer, Mapping>;
 auto& memory = *new std::map<MemoryHandle, std::unique_ptr<Physical>>;
@@ -55,7 +54,7 @@ MemoryHandle next_handle = 0x5a0000000001;
 
 bool whole(std::uint64_t value) { return value % kGranule == 0; }
 
-// The range that holds all these bytes.
+// The range that contains all these bytes.
 bool in_a_range(DevicePointer address, std::size_t bytes) {
   auto next = ranges.upper_bound(address);
   if (next == ranges.begin()) return false;
@@ -72,7 +71,7 @@ bool anything_mapped(DevicePointer address, std::size_t bytes) {
   return address - next->first < next->second.bytes;
 }
 
-// Handles are given out by the driver: others' are none.
+// Only values that the stand-in has returned are handles.
 Physical* physical_of(MemoryHandle handle) {
   const auto found = memory.find(handle);
   return found != memory.end() && found->second->handles > 0 ? found->second.get() : nullptr;
@@ -234,7 +233,7 @@ STANDIN_DRIVER cuMemCreate(MemoryHandle* handle, std::size_t bytes, const MemAll
   made->imported = false;
   made->handles = 1;
   record.used += bytes;
-  // Not zero: device memory holds what was there before.
+  // Not zero: device memory has the bytes of its previous user.
   std::memset(made->at, 0xA5, kPage);
   *handle = next_handle++;
   memory[*handle] = std::move(made);
@@ -269,7 +268,7 @@ STANDIN_DRIVER cuMemMap(DevicePointer address, std::size_t bytes, std::size_t of
 
 STANDIN_DRIVER cuMemUnmap(DevicePointer address, std::size_t bytes) {
   STANDIN_CONTEXT_CALL(cuMemUnmap);
-  // One mapping, whole: the reference has it that no part of one can be unmapped, and is silent on several.
+  // Exactly one whole mapping: the reference forbids unmapping a part of one, and does not mention several.
   const auto found = mappings.find(address);
   if (found == mappings.end() || found->second.bytes != bytes)
     return complain("cuMemUnmap of %zu bytes at 0x%" PRIx64 ", not mapped so", bytes, address);

@@ -1,0 +1,70 @@
+// Figures of a pool from the counters of its thread caches: sums, and the peak of live bytes.
+#include <algorithm>
+#include <mutex>
+
+#include "slabpool/slab/thread_cache.hpp"
+
+namespace slabpool {
+
+CacheSet::Sums CacheSet::sums() const noexcept {
+  const std::lock_guard lock(revokers_);
+  // The counters only grow, so two equal passes in a row are sums of one instant. After four passes the last one is
+  // returned; it may be off by the operations of other threads during the call.
+  Sums sums{};
+  for (int round = 0; round < 4; ++round) {
+    const std::uint64_t before = sums.counts[0] + sums.counts[1];
+    sums = Sums{};
+    for (const auto& cache : caches_) {
+      for (unsigned i = 0; i < kCounts; ++i)
+        sums.counts[i] += cache->counts_[i].load(std::memory_order_acquire);
+      sums.live += cache->live_.load(std::memory_order_acquire);
+    }
+    if (round > 0 && before == sums.counts[0] + sums.counts[1]) break;
+  }
+  // The sum was higher than now if one thread's live bytes were, and no other thread has done anything since.
+  const std::uint64_t all = sums.counts[0] + sums.counts[1];
+  std::int64_t above = 0;
+  for (const auto& cache : caches_) {
+    if (cache->others_operations_.load(std::memory_order_relaxed) + cache->operations() != all) continue;
+    above = std::max(above, cache->highest_live_.load(std::memory_order_relaxed) -
+                                cache->live_.load(std::memory_order_relaxed));
+  }
+  raise_peak(sums.live + above);
+  sums.peak_live = peak_live_.load(std::memory_order_relaxed);
+  return sums;
+}
+
+void CacheSet::raise_peak(std::int64_t live) const noexcept {
+  // Relaxed: for reports; written under revokers_.
+  if (live > peak_live_.load(std::memory_order_relaxed))
+    peak_live_.store(live, std::memory_order_relaxed);
+}
+
+// A thread updates the peak when its own live bytes have risen by peak_step_ since the last update by any thread. So
+// the peak is exact while one thread works. While several work it is never too high, and at most one step per thread
+// too low.
+void ThreadCache::update_peak() noexcept {
+  const std::int64_t live = live_.load(std::memory_order_relaxed);
+  const std::unique_lock lock(set_.revokers_, std::try_to_lock);
+  // try_to_lock: the thread that has the mutex is updating the peak itself, or collecting all caches.
+  if (lock.owns_lock()) {
+    std::int64_t others_live = 0;
+    std::uint64_t others_operations = 0;
+    for (const auto& cache : set_.caches_) {
+      if (cache.get() == this) continue;
+      const std::int64_t its = cache->live_.load(std::memory_order_relaxed);
+      others_live += its;
+      others_operations += cache->operations();
+      // The other thread may have been higher, but not at the same time as this one. Relaxed: for reports.
+      cache->highest_live_.store(its, std::memory_order_relaxed);
+      cache->update_above_.store(its + set_.peak_step_, std::memory_order_relaxed);
+    }
+    const bool alone = others_operations == others_operations_.load(std::memory_order_relaxed);
+    set_.raise_peak(others_live + (alone ? highest_live_.load(std::memory_order_relaxed) : live));
+    others_operations_.store(others_operations, std::memory_order_relaxed);
+  }
+  highest_live_.store(live, std::memory_order_relaxed);
+  update_above_.store(live + set_.peak_step_, std::memory_order_relaxed);
+}
+
+}  // namespace slabpool
