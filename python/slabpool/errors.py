@@ -1,7 +1,7 @@
-"""The exceptions of slabpool, under one base.
+"""All errors that slabpool raises, with one base class.
 
-Each is also the built-in exception that callers catch already: running out is a MemoryError, a bad argument a
-ValueError or TypeError. After an exception the pool is as it was before the call.
+Each class also derives from the built-in error for its case: exhaustion from MemoryError, a bad argument from
+ValueError or TypeError. When an error is raised, the pool is as it was before the call.
 """
 
 
@@ -10,27 +10,27 @@ class SlabpoolError(Exception):
 
 
 class InvalidArgumentError(SlabpoolError, ValueError):
-    """An argument has the right type and an invalid value."""
+    """An argument has the right type but a value that is not allowed."""
 
 
 class InvalidTypeError(SlabpoolError, TypeError):
-    """An argument has the wrong type."""
+    """An argument has a type that is not allowed."""
 
 
 class TooManyDevicesError(InvalidArgumentError):
-    """More device names than a pool can have (4,096)."""
+    """The pool already knows 4,096 device names, which is the limit."""
 
 
 class DuplicateDeviceError(InvalidArgumentError):
-    """A device is named twice for one request."""
+    """The same device is named twice for one request."""
 
 
 class PoolExhausted(SlabpoolError, MemoryError):
-    """The pool has no room now, or had none within the timeout. No live memory was taken."""
+    """The pool has no memory for this now, or got none within the timeout. No live memory was evicted."""
 
 
 class TensorTooLargeError(PoolExhausted, ValueError):
-    """The tensor is larger than the capacity, so waiting cannot help."""
+    """The pool can never serve this, because it is larger than the capacity."""
 
 
 class QuotaExceededError(SlabpoolError, MemoryError):
@@ -38,19 +38,19 @@ class QuotaExceededError(SlabpoolError, MemoryError):
 
 
 class UnknownDeviceError(SlabpoolError, LookupError):
-    """The device was never named for the request. Nothing changed."""
+    """The device was never named for the request. Nothing was changed."""
 
 
 class AmbiguousRequestError(SlabpoolError, LookupError):
-    """Several generations of one request id wait for this device, and the call names none."""
+    """Several generations of the request id wait for this device. Give the generation."""
 
 
 class RequestClosedError(SlabpoolError, RuntimeError):
-    """The host has closed this request: nothing more can be allocated for it or changed."""
+    """The host has closed this request, so nothing more can be allocated or changed on it."""
 
 
 class SessionLostError(SlabpoolError, RuntimeError):
-    """The session was closed, has expired, or was evicted. Open its id again for a new one."""
+    """The session was closed, has expired, or was evicted. Open its id again to get a new session."""
 
 
 class PoolClosedError(SlabpoolError, RuntimeError):
@@ -58,23 +58,23 @@ class PoolClosedError(SlabpoolError, RuntimeError):
 
 
 class PoolBusyError(SlabpoolError, RuntimeError):
-    """The pool cannot be closed, because memory is still held. The message names the holders."""
+    """The pool cannot be closed, because some of its memory is held. The message names the holders."""
 
 
 class ForkedPoolError(SlabpoolError, RuntimeError):
-    """The pool was inherited through ``fork``: its views may only be read. Make a new pool."""
+    """The pool was inherited through ``fork``. The child may only read views; it needs a pool of its own."""
 
 
 class NameInUseError(InvalidArgumentError):
-    """A shared pool of this name exists already, in this process or another."""
+    """A shared pool with this name exists already, in this process or in another one."""
 
 
 class DeviceAttachedError(SlabpoolError, RuntimeError):
-    """The device's process is attached and alive, so its memory cannot be returned."""
+    """The device's process is attached and alive, so the device cannot be reported as lost."""
 
 
 class AttachError(SlabpoolError, ConnectionError):
-    """A shared pool has no owner, or the owner refuses this process."""
+    """The owner of the shared pool is not running, or refuses this process."""
 
 
 class OwnerLostError(SlabpoolError, ConnectionError):
@@ -82,16 +82,16 @@ class OwnerLostError(SlabpoolError, ConnectionError):
 
 
 class InvalidReferenceError(InvalidArgumentError):
-    """A reference is truncated, forged, out of range, or to another pool."""
+    """The reference is not valid for this pool: truncated, forged, out of range, or of another pool."""
 
 
 class StaleReferenceError(InvalidReferenceError):
-    """A reference to a request that is released, or that this device has acknowledged."""
+    """The request of the reference is over, or this device has already acknowledged it."""
 
 
 class DeviceUnavailableError(SlabpoolError, RuntimeError):
-    """The kind of memory is not available on this machine."""
+    """This kind of memory is not available on this machine."""
 
 
 class DeviceLostError(SlabpoolError, RuntimeError):
-    """The GPU has failed, and CUDA refuses all further work on it in this process."""
+    """The GPU has failed, and nothing on it works any more in this process."""

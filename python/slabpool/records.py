@@ -1,6 +1,6 @@
-"""What a pool reports: plain, immutable records.
+"""The pool's reports: plain, immutable records.
 
-They are copies of one instant, and keep no memory alive.
+They are copies of the pool's state at one instant. They keep no memory alive.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class Ack(enum.Enum):
     (<Ack.RELEASED: 'released'>, <Ack.LATE: 'late'>)
     """
 
-    #: Counted; the request still has holders.
+    #: It counted; the host or other devices still hold the request.
     PENDING = "pending"
-    #: Counted, and the device was the last holder: the memory was returned.
+    #: It counted and ended the last hold: the memory is back.
     RELEASED = "released"
-    #: The device had acknowledged before; nothing changed.
+    #: The device had already acknowledged; nothing changed.
     DUPLICATE = "duplicate"
-    #: The request was released before; nothing changed.
+    #: The request is already released; nothing changed.
     LATE = "late"
 
 
@@ -49,15 +49,15 @@ class RequestState(enum.Enum):
     ['open', 'draining', 'released']
     """
 
-    #: The host is a holder: memory can be allocated.
+    #: The host holds it, so it can still allocate memory.
     OPEN = "open"
-    #: The host has left; devices still have to acknowledge.
+    #: The host has closed it; some devices have not yet acknowledged.
     DRAINING = "draining"
-    #: A device that has to acknowledge has been silent for longer than the lease.
+    #: A device that has not acknowledged has been silent for longer than its lease.
     IN_DOUBT = "in_doubt"
-    #: It has no holder. Bytes that live views keep count as retained.
+    #: It has no holder. If live views keep some of its bytes, these count as retained.
     RELEASED = "released"
-    #: Memory that a session keeps; no request holds it.
+    #: Its request is over; a session keeps the memory for the next request.
     KEPT = "kept"
 
 
@@ -78,51 +78,51 @@ class Stats(NamedTuple):
     (4096, 1, 0, 4096)
     """
 
-    #: Most bytes that are ever committed.
+    #: Limit of ``committed``, in bytes.
     capacity: int
-    #: Bytes of the pool's address range (costs no memory).
+    #: Bytes of the pool's address range. They cost no memory.
     address_space: int
-    #: Bytes backed by memory.
+    #: Bytes of memory that the pool has from the memory resource.
     committed: int
     #: Bytes of blocks held by an open or draining request, or by a view without a request.
     live: int
     #: Bytes of released requests that live views still keep.
     retained: int
-    #: Bytes of requests with a device that is silent for longer than its lease.
+    #: Bytes of requests with a device that has been silent for longer than its lease.
     in_doubt: int
-    #: Committed bytes without a holder, which can be allocated or trimmed.
+    #: Committed bytes without a holder. They can be allocated or trimmed.
     cached: int
-    #: Bytes promised by ``reserve=`` and not drawn yet. Not part of ``committed``.
+    #: Bytes promised by ``reserve=`` and not yet allocated. They are not part of ``committed``.
     reserved: int
-    #: Highest sum of live, retained and in-doubt bytes so far. Exact while one thread allocates and
-    #: frees; with several it may be too low, by less than 1/256 of the capacity for each thread.
+    #: Highest sum of live, retained and in-doubt bytes so far. It is exact while only one thread allocates
+    #: and frees. With several threads it may be too low, by less than 1/256 of the capacity for each thread.
     peak_live: int
     #: Highest ``committed`` so far.
     peak_committed: int
     #: Blocks allocated so far.
     allocations: int
-    #: Blocks returned so far.
+    #: Blocks freed so far.
     frees: int
     #: Requests that the host holds.
     requests_open: int
-    #: Requests that only devices hold, those in doubt included.
+    #: Requests that the host has closed and some device still holds (those in doubt included).
     requests_draining: int
     #: Requests with a device that has been silent for longer than its lease.
     requests_in_doubt: int
-    #: Acks that counted.
+    #: Acknowledgements that counted.
     acks: int
-    #: Acks of devices that had acknowledged before.
+    #: Acknowledgements by a device that had already acknowledged the request.
     duplicate_acks: int
-    #: Acks of released requests.
+    #: Acknowledgements of a request that was already released.
     late_acks: int
-    #: Acks that wait for work on a stream (``ack(device, stream=)``) and do not count yet.
+    #: Acknowledgements that wait for work on a stream (``ack(device, stream=)``) and do not count yet.
     stream_acks: int
-    #: Allocations and reservations that failed because memory ran out.
+    #: Allocations and reservations that failed for lack of memory.
     exhaustions: int
 
 
 class NumpyUsage(NamedTuple):
-    """Memory of a pool held by arrays that numpy made under `numpy_handler`. Part of ``Stats.live``.
+    """Memory of a pool in arrays that numpy made under `numpy_handler`. It is part of ``Stats.live``.
 
     Examples
     --------
@@ -154,22 +154,22 @@ class RequestRecord:
     request_id: str | int | bytes
     generation: int
     state: RequestState
-    #: Bytes of the blocks it holds; of a released request, of those that views retain.
+    #: Bytes of the request, in whole blocks. For a released request: the bytes that views retain.
     nbytes: int
     #: Seconds since the request was opened.
     age: float
     #: Devices that have not acknowledged.
     pending: frozenset[str | int]
-    #: Arrays that point into its memory; an array and its slices count as one.
+    #: Arrays that still point into its memory. An array and its slices count as one.
     live_views: int
     #: ``file:line`` that opened it.
     opened_at: str
     #: Generation of its parent request; None if it has none.
     parent: int | None
-    #: Name under which the session `request_id` keeps it, or kept it until the requests that read it are
-    #: released; None for a request.
+    #: For memory that a session keeps: its name in the session `request_id`. (A tensor that the session has
+    #: dropped is listed until the requests that read it are over.) None for a request.
     kept_as: str | None = None
-    #: Those of `pending` whose ack waits for work on a stream.
+    #: Devices in `pending` that have acknowledged, but whose ack waits for work on a stream.
     behind_stream: frozenset[str | int] = frozenset()
 
     def __str__(self) -> str:
@@ -188,7 +188,7 @@ class RequestRecord:
 
 
 def waits_for(pending: frozenset[str | int], behind_stream: frozenset[str | int]) -> str:
-    """Names of devices for a message; those whose ack waits for a stream are marked."""
+    """List devices for a message; mark those whose ack waits for work on a stream."""
     return ", ".join(
         sorted(f"{one} (its stream's work)" if one in behind_stream else str(one) for one in pending)
     )
@@ -196,7 +196,7 @@ def waits_for(pending: frozenset[str | int], behind_stream: frozenset[str | int]
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """One live session, as `Pool.sessions` reports it.
+    """One open session, as `Pool.sessions` reports it.
 
     Examples
     --------
@@ -217,14 +217,13 @@ class SessionRecord:
     nbytes: int
     #: Names of the tensors that it keeps.
     names: tuple[str, ...]
-    #: Seconds since the last request that used it was released, or since it was opened; None while it is in
-    #: use.
+    #: Seconds since its last request was released, or since it was opened; None while a request uses it.
     idle: float | None
-    #: Requests that use it.
+    #: Number of unreleased requests that use it.
     requests: int
     #: Largest number of bytes that it may keep; None for no limit.
     budget: int | None
-    #: Seconds after which it expires if idle, or None.
+    #: Seconds of idle time after which it expires; None for never.
     ttl: float | None
     #: Seconds since it was opened.
     age: float
@@ -255,7 +254,7 @@ class Event:
 
     #: Nanoseconds of the system's monotonic clock.
     time_ns: int
-    #: The kernel's id of the thread.
+    #: The system's id of the thread.
     thread: int
     #: One of open, allocate, free, ack, close, lost, release, retain, exhausted, keep.
     kind: str
@@ -263,13 +262,13 @@ class Event:
     generation: int
     #: The device that acknowledged or was lost; None for other events.
     device: str | int | None
-    #: Bytes allocated, freed, released, retained or kept; of an exhaustion, the bytes asked for.
+    #: Bytes that were allocated, freed, released, retained or kept, or whose allocation failed.
     nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Corruption:
-    """A write past the end of a block, found by a pool with ``debug`` on when the block was returned.
+    """A write past the end of a block. A pool with ``debug`` on finds it when the block is freed.
 
     Examples
     --------

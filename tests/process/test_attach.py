@@ -155,7 +155,7 @@ def test_more_devices_than_a_word_holds(shared_pool: slabpool.Pool) -> None:
 
 def test_a_name_has_one_owner(meeting_place: Path) -> None:
     with slabpool.Pool("1MiB", memory="shared", name="one"):
-        with pytest.raises(NameInUseError, match="'one' lives already"):
+        with pytest.raises(NameInUseError, match="'one' exists already"):
             slabpool.Pool("1MiB", memory="shared", name="one")
         assert in_child(_claims_one) == "NameInUseError"
         with slabpool.Pool("1MiB", memory="shared", name="two"), slabpool.Pool("1MiB", memory="shared"):
@@ -239,7 +239,7 @@ def test_another_user_is_refused_by_its_credentials(shared_pool: slabpool.Pool, 
 
 
 def test_attaching_without_an_owner() -> None:
-    with pytest.raises(AttachError, match="no shared pool named 'engine' lives here"):
+    with pytest.raises(AttachError, match="there is no shared pool named 'engine'"):
         slabpool.attach("engine", device="gpu0")
     with pytest.raises(AttachError, match="no shared pool"):
         slabpool.attach("engine", device="gpu0", timeout=0.05)
@@ -530,7 +530,7 @@ def test_a_lost_device_that_is_alive_keeps_its_requests(shared_pool: slabpool.Po
         device.pipe.close()
     with (
         slabpool.attach("engine", device="gpu0"),
-        pytest.raises(DeviceAttachedError, match="this very process"),
+        pytest.raises(DeviceAttachedError, match="in this process"),
     ):
         shared_pool.device_lost("gpu0", kill=True)
     with pytest.raises(UnknownDeviceError):

@@ -28,9 +28,6 @@ from slabpool.errors import InvalidArgumentError, InvalidTypeError
 
 cnp.import_array()
 
-cdef extern from "slabpool/pool/pool.hpp":
-    pass
-
 include "shape.pxi"
 
 

@@ -1,14 +1,14 @@
 # The C++ pool as the Cython modules hold it, and what all of them need: names, waiting for room, locations.
 #
-# Cimporting this does not include pool.hpp: a module that calls the pool says so with
-# `cdef extern from "slabpool/pool/pool.hpp": pass`, so that only those modules are rebuilt when the header changes.
+# Cimporting this does not include pool.hpp: a module that calls the pool cimports cpp_pool, so that only such modules are
+# rebuilt when the header changes.
 
 cimport numpy as cnp
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from slabpool._core.cpp_block cimport Block
 from slabpool._core.cpp_memory cimport MemoryKind
-from slabpool._core.cpp_pool cimport Pool as CppPool
+from slabpool._core.cpp_pool_declared cimport Pool as CppPool
 from slabpool._core.cpp_request cimport Handle, SourceLocation
 from slabpool._core.cpp_status cimport Status
 

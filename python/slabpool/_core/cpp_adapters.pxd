@@ -6,7 +6,7 @@ from libcpp.memory cimport unique_ptr
 
 from slabpool._core.cpp_block cimport Block
 from slabpool._core.cpp_cuda cimport Stream
-from slabpool._core.cpp_pool cimport Pool
+from slabpool._core.cpp_pool_declared cimport Pool
 from slabpool._core.cpp_request cimport Handle
 from slabpool._core.cpp_status cimport Error
 

@@ -36,9 +36,6 @@ from slabpool.arguments.pool_options import parse_options
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 from slabpool.records import RequestState
 
-cdef extern from "slabpool/pool/pool.hpp":
-    pass
-
 include "inspection.pxi"
 include "pool_link.pxi"
 

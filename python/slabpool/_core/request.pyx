@@ -34,9 +34,6 @@ from slabpool.arguments.sizes import parse_size
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 from slabpool.records import Ack, RequestState, waits_for
 
-cdef extern from "slabpool/pool/pool.hpp":
-    pass
-
 cdef object PENDING = Ack.PENDING
 cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
 

@@ -32,9 +32,6 @@ from slabpool.errors import InvalidArgumentError, InvalidTypeError, RequestClose
 
 cnp.import_array()
 
-cdef extern from "slabpool/pool/pool.hpp":
-    pass
-
 cdef uint64_t NO_LIMIT = 1 << 62
 
 

@@ -28,9 +28,6 @@ from slabpool.errors import (
 
 cnp.import_array()
 
-cdef extern from "slabpool/pool/pool.hpp":
-    pass
-
 include "growable.pxi"
 
 cdef uint64_t ALIGN = 64

@@ -1,1 +1,1 @@
-"""Code that several drop-ins share. The drop-ins themselves are `slabpool.numba`, `slabpool.cupy`, …"""
+"""Code that drop-ins share. The drop-ins themselves are `slabpool.numba`, `slabpool.cupy` and so on."""

@@ -1,7 +1,8 @@
-"""`numpy_handler`: arrays that numpy itself makes are allocated from a pool (NEP 49).
+"""`numpy_handler`: arrays that numpy itself makes have their memory in a pool (NEP 49).
 
-Invariants: a handler is in force in the context that entered it and in copies of that context, and in no
-other; once its block has ended, no array gets pool memory through it, also in contexts that still have it.
+Invariants:
+- A handler is in force in the context that entered it and in copies of that context, never in others.
+- After its block has ended, no allocation uses it, even in a context that still has it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from slabpool.records import NumpyUsage
 if TYPE_CHECKING:
     from typing_extensions import CapsuleType, Self
 
-#: The capsule that threads started by this context inherit.
+#: The handler for threads that this context starts.
 _for_threads: ContextVar[CapsuleType | None] = ContextVar("slabpool_numpy_for_threads", default=None)
 
 _install_lock = threading.Lock()
@@ -31,31 +32,31 @@ _installed = False
 class numpy_handler:
     """Inside the block, every array that numpy makes has its memory in a pool.
 
-    The arrays are ordinary: they can outlive the block, and each returns its memory when it dies. They belong
-    to no request; `numpy_usage` counts them. If the pool has no room, numpy raises ``MemoryError``. Tasks
-    started inside (`asyncio.create_task`, `asyncio.to_thread`) inherit the handler, as they inherit numpy's
-    own settings. After the block has ended, and in the child of a fork, arrays are allocated from ordinary
-    memory.
+    The arrays are ordinary ones: they may outlive the block, and each frees its memory when it is destroyed.
+    They belong to no request; `numpy_usage` counts them. If the pool has no room, numpy raises
+    ``MemoryError``. Tasks started inside the block (`asyncio.create_task`, `asyncio.to_thread`) inherit the
+    handler. After the block has ended, arrays that these tasks make are in ordinary memory again. So are
+    arrays in the child of a fork.
 
     Parameters
     ----------
     pool : Pool
     threads : bool, default False
-        Also in threads that `threading` starts inside, and in those that they start. (Before Python 3.14 a
-        new thread does not inherit the context of its starter.) The first use wraps `threading.Thread.start`
-        for good; the wrapper does nothing for other threads.
+        Whether threads that are started inside the block, and threads that these start, use the handler too.
+        (Before Python 3.14 a new thread does not inherit the context.) The first use wraps
+        `threading.Thread.start` for good; the wrapper does nothing for other threads.
 
     Raises
     ------
     PoolClosedError, ForkedPoolError
-        On entering: the pool is closed, or was inherited from the parent process.
+        On entering: the pool is closed, or belongs to the parent process.
     InvalidArgumentError
         On entering: this object is already in use. Make one for each ``with``.
 
     Notes
     -----
-    As with `numpy.errstate`, a generator that is suspended inside the block leaves the handler in force in
-    the code that runs the generator.
+    As with `numpy.errstate`, if a generator is suspended inside the block, the handler stays in force in the
+    code that runs the generator.
 
     Examples
     --------
@@ -73,8 +74,8 @@ class numpy_handler:
     def __init__(self, pool: Pool, *, threads: bool = False) -> None:
         if not isinstance(pool, Pool):
             raise InvalidTypeError(
-                f"numpy_handler needs a Pool, got {pool!r} of type {type(pool).__name__}. A request cannot "
-                "serve numpy: memory of dropped arrays would be returned only when the request is released"
+                f"numpy_handler needs a Pool, got {pool!r} of type {type(pool).__name__}. A Request cannot "
+                "serve numpy, because its memory returns only when the request ends"
             )
         self._pool = pool
         self._threads = bool(threads)
@@ -110,10 +111,10 @@ class numpy_handler:
 
 
 def numpy_usage(pool: Pool) -> NumpyUsage:
-    """How much memory of a pool is held by arrays that numpy made under `numpy_handler`.
+    """Count the arrays in a pool that numpy made under `numpy_handler`.
 
-    It reads every block of the pool: use it for reports, not in every step. `tracemalloc`, to which numpy
-    reports its arrays, knows where they were made.
+    This walks every block of the pool, so use it for reports and not in a hot loop. To see where the arrays
+    were made use `tracemalloc`: numpy reports each allocation to it.
 
     Parameters
     ----------
@@ -141,7 +142,7 @@ def numpy_usage(pool: Pool) -> NumpyUsage:
 
 
 def _install() -> None:
-    """Wraps `Thread.start` once. It is never unwrapped, because other code may have wrapped it since."""
+    """Wrap `Thread.start` once. It stays wrapped, because other code may have wrapped it in the meantime."""
     global _installed
     with _install_lock:
         if not _installed:
@@ -165,7 +166,7 @@ def _carrying(start: Callable[..., None]) -> Callable[..., None]:
                 self.run = own  # type: ignore[method-assign]
 
         def run() -> None:
-            restore()  # also breaks the cycle from the thread to this function
+            restore()  # also breaks the reference cycle between the thread and this function
             heaps.adopt(capsule)
             _for_threads.set(capsule)
             self.run()

@@ -1,0 +1,144 @@
+# The C++ core's Pool and the plain values that its calls take and return, declared without their header.
+#
+# core.pxd uses this, so that modules which only pass a pool on are not rebuilt when pool.hpp changes. A module that calls
+# the pool cimports cpp_pool, which includes the header.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libcpp cimport bool
+from libcpp.memory cimport unique_ptr
+from libcpp.optional cimport optional
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+from slabpool._core.cpp_block cimport Block
+from slabpool._core.cpp_memory cimport MemoryKind
+from slabpool._core.cpp_cuda cimport StreamName
+from slabpool._core.cpp_request cimport (
+    AckResult, DeviceRegistry, Handle, OpenSpec, SourceLocation, handle_span, string_view,
+)
+from slabpool._core.cpp_observe cimport Corruption, Event, RequestInfo, Stats
+from slabpool._core.cpp_shared cimport PeerFiles
+from slabpool._core.cpp_status cimport Error, Status
+
+
+cdef extern from * namespace "slabpool" nogil:
+    """
+    namespace slabpool { class Pool; }
+    """
+    const size_t kDefaultAlign
+    const size_t kMaxAlign
+
+    cdef cppclass PoolOptions:
+        uint64_t capacity
+        bool scrub_on_release
+        int debug
+        size_t events
+        bool huge_pages
+        int numa_node
+        bool shared
+        MemoryKind memory
+        int device
+
+    cdef cppclass Allocation:
+        Block* block
+        Status status
+
+    cdef cppclass AllocateSpec:
+        AllocateSpec()
+        uint64_t nbytes
+        uint64_t align
+        Handle request
+        bool view
+        bool zero
+        SourceLocation where
+
+    cdef cppclass KeepSpec:
+        KeepSpec()
+        string_view id
+        Block* block
+        Handle from_ "from"
+        Handle session
+        optional[Handle] instead_of
+        SourceLocation where
+
+    cdef cppclass Kept "slabpool::Pool::Kept":
+        uint64_t bytes
+        uint64_t quota
+        uint32_t pins
+        int64_t idle_since_ns
+
+    cdef cppclass Acked "slabpool::Pool::Acked":
+        Status status
+        AckResult result
+
+    cdef cppclass Tagged "slabpool::Depot::Tagged":
+        uint64_t blocks
+        uint64_t bytes
+
+    cdef cppclass Pool:
+        @staticmethod
+        unique_ptr[Pool] create(const PoolOptions& options, Error& error)
+        Allocation allocate(const AllocateSpec& spec)
+        Block* allocate_quickly(uint64_t nbytes)
+        Allocation allocate_until(const AllocateSpec& spec, int64_t deadline_ns)
+        void note_exhausted(Handle request, uint64_t nbytes)
+        Allocation open_growing(Handle request, uint64_t most)
+        Status grow(Block& block, Handle request, uint64_t nbytes, uint64_t& usable)
+        Status grow_until(Block& block, Handle request, uint64_t nbytes, uint64_t& usable, int64_t deadline_ns)
+        void cancel_growing(Block& block, Handle request)
+        void hold_view(Block& block)
+        Status open_view(Block& block, uint32_t serial, Handle request)
+        void drop_view(Block& block)
+        Block* find(const void* address)
+        Block* find_held(const void* address)
+        Status open(const OpenSpec& spec, Handle& handle)
+        Status open_until(const OpenSpec& spec, Handle& handle, int64_t deadline_ns)
+        Acked ack(Handle handle, uint32_t device)
+        Acked ack_id(const string& id, uint32_t device, optional[uint64_t] generation)
+        Acked ack_after(Handle handle, uint32_t device, const StreamName& on, Error& error)
+        Acked ack_id_after(const string& id, uint32_t device, optional[uint64_t] generation, const StreamName& on,
+                           Error& error)
+        uint64_t stream_acks()
+        void close_request(Handle handle, bool cancel)
+        Status add_device(Handle handle, uint32_t device)
+        uint64_t device_lost(uint32_t device)
+        void heartbeat(uint32_t device)
+        bool released(Handle handle)
+        bool is_open(Handle handle)
+        bool cancelled(Handle handle)
+        bool wait_released(Handle handle, int64_t deadline_ns)
+        bool describe(Handle handle, RequestInfo& info) except +
+        DeviceRegistry& devices()
+        Status open_session(string_view id, uint64_t quota, SourceLocation where, Handle& session)
+        Status keep(const KeepSpec& spec, Handle& kept)
+        Handle owner_of(const Block& block)
+        Status pin(Handle by, handle_span kept)
+        bool kept(Handle session, Kept& figures)
+        Status set_quota(Handle session, uint64_t quota)
+        void set_kept_quota(uint64_t quota)
+        uint64_t kept_bytes()
+        bool shared()
+        uint64_t shared_id()
+        bool attach_peer(uint32_t device, PeerFiles& files, Error& error)
+        int writable_data()
+        uint64_t detach_peer(uint32_t device)
+        void dismiss_peers()
+        Status refer(Handle handle, const void* data, uint64_t nbytes, uint64_t& offset, uint64_t& seal)
+        int bell()
+        void answer_bell()
+        MemoryKind memory()
+        bool host_reaches()
+        Error refusal() except +
+        int device()
+        Stats stats()
+        vector[RequestInfo] requests(int64_t older_than_ns) except +
+        vector[Event] events() except +
+        vector[Corruption] corruptions() except +
+        Tagged tagged(uint8_t tag)
+        const char* verify()
+        uint64_t trim()
+        Status close(bool force)
+        bool closed()
+        bool usable_here()
+        void add_wakeup(int fd) except +
+        void remove_wakeup(int fd)
