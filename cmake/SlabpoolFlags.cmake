@@ -40,7 +40,7 @@ if(SLABPOOL_WERROR)
   target_compile_options(slabpool_core_flags INTERFACE -Werror)
 endif()
 
-if(SLABPOOL_UNITY AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # gcc takes every included file for a header, where types of anonymous namespaces would be wrong.
   target_compile_options(slabpool_core_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-subobject-linkage>)
 endif()
