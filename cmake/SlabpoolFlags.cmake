@@ -52,7 +52,7 @@ if(SLABPOOL_UNITY AND SLABPOOL_USE_LTO AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     "SHELL:$<$<COMPILE_LANGUAGE:CXX>:--param inline-unit-growth=60>")
 endif()
 
-# Exported functions may be inlined inside the core: nobody is meant to interpose them.
+# Exported functions may be inlined inside the core, because no other library is meant to interpose them.
 check_cxx_compiler_flag(-fno-semantic-interposition SLABPOOL_HAS_NO_INTERPOSITION)
 if(SLABPOOL_HAS_NO_INTERPOSITION)
   target_compile_options(slabpool_core_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fno-semantic-interposition>)

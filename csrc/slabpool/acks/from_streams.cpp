@@ -69,15 +69,15 @@ bool FromStreams::pending(bool all) noexcept {
 
 void FromStreams::collect(AckSink& sink, bool all) noexcept {
   polled_ns_.store(now_ns(), std::memory_order_relaxed);
-  marks_.collect(all, [&](const cuda::StreamMarks::Completed& told) {
-    const auto slot = static_cast<std::uint32_t>(told.payload.words[1] >> 32);
-    const auto device = static_cast<std::uint32_t>(told.payload.words[1]);
-    const Handle handle{slot, told.payload.words[0]};
-    const bool counts = end({handle.generation, device}, told.payload.words[2]);
-    if (told.lost != nullptr) sink.context_lost(told.lost);
+  marks_.collect(all, [&](const cuda::StreamMarks::Completed& completed) {
+    const auto slot = static_cast<std::uint32_t>(completed.payload.words[1] >> 32);
+    const auto device = static_cast<std::uint32_t>(completed.payload.words[1]);
+    const Handle handle{slot, completed.payload.words[0]};
+    const bool counts = end({handle.generation, device}, completed.payload.words[2]);
+    if (completed.lost != nullptr) sink.context_lost(completed.lost);
     if (counts)
       sink.count_polled(handle, device,
-                        told.lost != nullptr ? AckOrigin::context_lost : AckOrigin::stream);
+                        completed.lost != nullptr ? AckOrigin::context_lost : AckOrigin::stream);
   });
 }
 

@@ -146,9 +146,9 @@ void StreamHeap::send(std::unique_ptr<Batch> owned) noexcept {
 void StreamHeap::take_back(bool all) noexcept {
   if (marks_.pending() != 0) {
     const RelaxedCapture relaxed(driver_);
-    marks_.collect(all, [&](const StreamMarks::Completed& told) {
-      auto* batch = reinterpret_cast<Batch*>(static_cast<std::uintptr_t>(told.payload.words[0]));
-      if (told.lost != nullptr) note_lost(told.lost);
+    marks_.collect(all, [&](const StreamMarks::Completed& completed) {
+      auto* batch = reinterpret_cast<Batch*>(static_cast<std::uintptr_t>(completed.payload.words[0]));
+      if (completed.lost != nullptr) note_lost(completed.lost);
       {
         const std::lock_guard lock(mutex_);
         if (--batch->waits != 0) return;
