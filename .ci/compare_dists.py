@@ -1,7 +1,7 @@
 """Compares what the sdist and the wheels hold, for .ci/run.
 
 The sdist must hold every file of the tree but those of CI, byte for byte; the wheel, which is built from it,
-every file of the Python package but the .pyx; and a repaired wheel must not have had to take in a library.
+every file of the Python package but the .pyx and .pxi; and a repaired wheel must not have had to take in a library.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def main() -> int:
         bad = True
     first = wheel_files(wheel)
     package = {path.removeprefix("python/") for path in tree_files(Path(root)) if path.startswith("python/")}
-    for name in sorted(name for name in package - first if not name.endswith(".pyx")):
+    for name in sorted(name for name in package - first if not name.endswith((".pyx", ".pxi"))):
         print(f"wheel: lacks {name}", file=sys.stderr)
         bad = True
-    strays = sorted(name for name in first if name.endswith((".pyx", ".cpp", ".pyc")))
+    strays = sorted(name for name in first if name.endswith((".pyx", ".pxi", ".cpp", ".pyc")))
     for name in strays:
         print(f"wheel: has no use for {name}", file=sys.stderr)
     if bad or strays:

@@ -6,7 +6,7 @@ beside=
 kept=${SLABPOOL_CI_WORK:-}
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_INPUT=1 PIP_PROGRESS_BAR=off
 export PIP_NO_COMPILE=0  # i.e. --no-compile: bytecode is made when it is first needed
-export SLABPOOL_TESTS_REQUIRE_ALL=1
+export SLABPOOL_TESTS_REQUIRE_ALL=1 RUFF_NO_CACHE=true
 unset PYTHONPATH VIRTUAL_ENV || true
 exec </dev/null
 
