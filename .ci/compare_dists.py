@@ -1,7 +1,7 @@
 """Compares what the sdist and the wheels hold, for .ci/run.
 
 The sdist must hold every file of the tree but those of CI, byte for byte; the wheel, which is built from it,
-every file of the Python package but the .pyx and .pxi; a repaired wheel must not have had to take in a library.
+every file of the Python package but the .pyx and .pxi. A repaired wheel must not have taken in a library.
 """
 
 from __future__ import annotations
