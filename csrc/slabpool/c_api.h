@@ -25,7 +25,7 @@ extern "C" {
 #endif
 
 /* Raised by one when a function changes its meaning; new functions do not raise it. */
-#define SLABPOOL_C_API_VERSION 1
+#define SLABPOOL_C_API_VERSION 2 /* 2: stats.reserved is what requests were promised */
 
 /* The numbers of slabpool::Status. */
 typedef int32_t slabpool_status;

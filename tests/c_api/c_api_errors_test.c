@@ -1,5 +1,7 @@
 /* Wrong and impossible calls of the C API: each has its own status and changes nothing. So do callers
  * that were built against an older or a newer header. */
+#include <errno.h>
+
 #include "check.h"
 
 static void test_bad_arguments(void) {
@@ -183,7 +185,9 @@ static void test_newer_callers(void) {
   newer.options.numa_node = -1;
   CHECK(slabpool_pool_create(&newer.options, &pool) == SLABPOOL_INVALID_ARGUMENT);
   newer.options.numa_node = 1001;
+  errno = 0;
   CHECK(slabpool_pool_create(&newer.options, &pool) == SLABPOOL_SYSTEM_REFUSED);
+  CHECK(errno != 0);
   newer.options.numa_node = 0;
   newer.options.debug = 3;
   CHECK(slabpool_pool_create(&newer.options, &pool) == SLABPOOL_INVALID_ARGUMENT);

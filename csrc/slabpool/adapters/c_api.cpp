@@ -2,6 +2,7 @@
 #include "slabpool/c_api.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <limits>
 #include <new>
@@ -163,7 +164,11 @@ slabpool_status slabpool_pool_create(const slabpool_pool_options* options, slabp
     native.numa_node = o.numa_node - 1;
     slabpool::Error error;
     auto made = Pool::create(native, error);
-    if (made != nullptr) *pool = reinterpret_cast<slabpool_pool*>(made.release());
+    if (made != nullptr) {
+      *pool = reinterpret_cast<slabpool_pool*>(made.release());
+    } else if (error.system_errno != 0) {
+      errno = error.system_errno;
+    }
     return error.status;
   });
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cerrno>
+#include <cstring>
 #include <new>
 #include <string>
 #include <string_view>
@@ -23,11 +24,16 @@ struct Error {
     say(what);
     return false;
   }
-  // Of a system call that failed just now, or with the errno `number`.
+  // Of a system call that failed just now, or with the errno `number`. The text becomes "what: the system's words", or
+  // stays empty without `what`.
   bool fail_errno(std::string_view what = {}, int number = errno) noexcept {
     status = Status::system_refused;
     system_errno = number;
     say(what);
+    if (!what.empty()) {
+      say_more(": ");
+      say_more(std::strerror(number));
+    }
     return false;
   }
 
@@ -37,6 +43,12 @@ struct Error {
       text.assign(what);
     } catch (const std::bad_alloc&) {
       text.clear();
+    }
+  }
+  void say_more(const char* what) noexcept {
+    try {
+      text += what;
+    } catch (const std::bad_alloc&) {  // a shorter text
     }
   }
 };

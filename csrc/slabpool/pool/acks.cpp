@@ -17,12 +17,13 @@ namespace slabpool {
 
 inline Pool::Counted Pool::count_ack(Handle handle, std::uint32_t device, AckOrigin origin) noexcept {
   RequestRecord* record = table_.record(handle.slot);
-  if (table_.any_lease() && (origin == AckOrigin::call || origin == AckOrigin::stream))
-    devices_.heard(device, now_ns());
+  // Every call is a sign of life, but of work on a stream only an ack that counts: the device may have been lost since.
+  if (origin == AckOrigin::call && table_.any_lease()) devices_.heard(device, now_ns());
   const HolderSet::Left left = record == nullptr
                                    ? HolderSet::Left::gone
                                    : table_.holders(handle.slot).leave(handle.tag(), device_bit(device));
   if (left != HolderSet::Left::others_hold && left != HolderSet::Left::last) return {left, false};
+  if (origin == AckOrigin::stream && table_.any_lease()) devices_.heard(device, now_ns());
   const bool acknowledged = origin == AckOrigin::call || origin == AckOrigin::stream;
   if (origin != AckOrigin::device_lost) caches_.mine().count(Count::acks);
   log(acknowledged ? EventKind::ack : EventKind::lost, handle.generation, device, 0);

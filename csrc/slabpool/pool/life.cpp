@@ -35,8 +35,14 @@ std::unique_ptr<SharedOwner> share_device_memory(const MemoryResource& memory, i
   const cuda::Driver* driver = cuda::Driver::get(error);
   if (driver == nullptr || !cuda::describe_device(*driver, device, info, error)) return nullptr;
   const int fd = cuda::shareable_fd(memory, error);
-  if (fd < 0) return nullptr;
-  return SharedOwner::create({fd, fd, memory.address_space(), info.pci, true}, error);
+  if (fd < 0) {
+    error.status = Status::system_refused;
+    return nullptr;
+  }
+  auto shared = SharedOwner::create({fd, fd, memory.address_space(), info.pci, true}, error);
+  if (shared == nullptr && error.text.empty())
+    (void)error.fail_errno("the files of a shared pool", error.system_errno);
+  return shared;
 }
 
 Sources cuda_sources(const PoolOptions& options, std::uint64_t reserve, Error& error) {
@@ -158,8 +164,9 @@ Status Pool::close(bool force) noexcept {
   }
   // Every holder leaves, and pages go back to the system, but not while queued work of a GPU may touch them.
   wait_for_streams();
-  // Release: a thread that learns of the closing finds the pool closed.
-  slow_path_flags_.fetch_or(kClosed, std::memory_order_release);
+  // Release: a thread that learns of the closing finds the pool closed. Sequentially consistent, as in notify(): a waiter
+  // that registers now either is woken at the end of this call, or finds the pool closed.
+  slow_path_flags_.fetch_or(kClosed, std::memory_order_seq_cst);
   std::vector<Handle> all;
   std::vector<Handle> over;
   try {

@@ -190,7 +190,7 @@ cdef Status find_room(Core core, Status status, Attempt attempt, void* job, int6
     """Other memory gives way as long as there is some; then the caller waits, in slices, until the deadline."""
     cdef int64_t until = 0
     while _room_may_come(status):
-        if deadline and until == deadline:
+        if deadline and until and (until == deadline or now_ns() >= deadline):
             break
         if core.give_way is not None and core.give_way(core, status == Status.too_many_requests):
             status = attempt(core, job, 0)

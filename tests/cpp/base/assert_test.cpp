@@ -63,7 +63,10 @@ TEST(Error, KeepsStatusErrnoAndText) {
   EXPECT_FALSE(error.fail_errno("the file", ENOSPC));
   EXPECT_EQ(error.status, Status::system_refused);
   EXPECT_EQ(error.system_errno, ENOSPC);
-  EXPECT_EQ(error.text, "the file");
+  EXPECT_EQ(error.text, "the file: No space left on device");
+  EXPECT_FALSE(error.fail_errno({}, EMFILE));
+  EXPECT_EQ(error.system_errno, EMFILE);
+  EXPECT_EQ(error.text, "");
   EXPECT_FALSE(error.fail(Status::forked));
   EXPECT_EQ(error.status, Status::forked);
   EXPECT_EQ(error.system_errno, 0);

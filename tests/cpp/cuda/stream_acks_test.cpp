@@ -405,6 +405,25 @@ TEST_F(StreamAcks, AreSignsOfLife) {
   close(handle);
 }
 
+// Work may finish long after the device was reported lost. A request opened on the device since then must not take that
+// for a sign of life.
+TEST_F(StreamAcks, ThatCountForNothingAreNoSignsOfLife) {
+  const Handle lost = opened({gpu0});
+  standin_hold(0, stream);
+  queue_work(stream);
+  EXPECT_EQ(ack_after(lost, gpu0, stream), AckResult::pending);
+  EXPECT_EQ(pool->device_lost(gpu0), 1U);
+  const Handle later = opened({gpu0}, 1'000'000'000);
+  const std::int64_t heard = pool->devices().last_heard(gpu0);
+  let_go();
+  (void)pool->stats();
+  EXPECT_EQ(pool->stream_acks(), 0U);
+  EXPECT_EQ(pool->devices().last_heard(gpu0), heard);
+  close(lost);
+  close(later);
+  (void)pool->ack(later, gpu0);
+}
+
 TEST_F(StreamAcks, OfALostGpuCountAndSaySo) {
   PoolOptions options;
   options.capacity = kCapacity;

@@ -284,5 +284,19 @@ TEST_F(SharedPool, ADeviceIsAttachedOnceAndItsBoardGoesWithIt) {
   EXPECT_EQ(next->ack(second).status, PeerStatus::closed);
 }
 
+TEST_F(SharedPool, AFileThatIsNotThePoolsIsRefusedWithTheReason) {
+  const std::uint32_t gpu = device("sgpu0");
+  PeerFiles files;
+  Error error;
+  ASSERT_TRUE(pool->attach_peer(gpu, files, error)) << error.text;
+  EXPECT_EQ(
+      SharedPeer::create(gpu, files.data, files.board, files.board, files.tally, files.bell, error),
+      nullptr);
+  EXPECT_EQ(error.status, Status::system_refused);
+  EXPECT_EQ(error.system_errno, EPROTO);
+  EXPECT_EQ(error.text, std::string("the table: ") + strerror(EPROTO));
+  EXPECT_EQ(pool->detach_peer(gpu), 0U);
+}
+
 }  // namespace
 }  // namespace slabpool::test
