@@ -358,6 +358,8 @@ STANDIN_DRIVER cuCtxPopCurrent(Context* context) {
 #define STANDIN_DECLARE(name, version, need, ...) extern "C" std::type_identity_t<__VA_ARGS__> name;
 SLABPOOL_CUDA_FUNCTIONS(STANDIN_DECLARE)
 #undef STANDIN_DECLARE
+// slabpool does not call it: it keeps a primary context for the whole process. cuda.core and Numba do.
+extern "C" Result cuDevicePrimaryCtxRelease(Device device);
 
 STANDIN_DRIVER cuGetProcAddress(const char* name, void** function, int version, std::uint64_t flags) {
   if (function == nullptr || name == nullptr) return kInvalidValue;
@@ -376,6 +378,7 @@ STANDIN_DRIVER cuGetProcAddress(const char* name, void** function, int version, 
 #define STANDIN_FOUND(symbol, since, need, ...) \
   if (std::strcmp(name, #symbol) == 0) *function = reinterpret_cast<void*>(&::symbol);
   SLABPOOL_CUDA_FUNCTIONS(STANDIN_FOUND)
+  STANDIN_FOUND(cuDevicePrimaryCtxRelease, 11000, optional, )
 #undef STANDIN_FOUND
   return *function != nullptr ? kSuccess : kNotFound;
 }
