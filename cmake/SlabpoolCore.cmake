@@ -43,7 +43,7 @@ target_include_directories(slabpool INTERFACE
   $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/csrc>
   $<INSTALL_INTERFACE:${SLABPOOL_INSTALL_INCLUDEDIR}>)
 target_link_libraries(slabpool PRIVATE slabpool_core_flags Threads::Threads ${CMAKE_DL_LIBS})
-if(CMAKE_SYSTEM_NAME STREQUAL "Linux" AND NOT SLABPOOL_SANITIZE)
+if(NOT SLABPOOL_SANITIZE)
   # nodelete: threads run our thread-local destructors at their end, which may come after a dlclose.
   target_link_options(slabpool PRIVATE -Wl,--no-undefined -Wl,-z,nodelete)
 endif()

@@ -25,7 +25,7 @@ if(SLABPOOL_SANITIZE)
   if(SLABPOOL_SANITIZE MATCHES "undefined")
     add_compile_options(-fno-sanitize-recover=undefined)
   endif()
-elseif(NOT APPLE)
+else()
   # Calls between the modules and the core go straight through the GOT, without the PLT's extra jump.
   check_cxx_compiler_flag(-fno-plt SLABPOOL_HAS_NO_PLT)
   if(SLABPOOL_HAS_NO_PLT)
@@ -58,9 +58,7 @@ if(SLABPOOL_HAS_NO_INTERPOSITION)
   target_compile_options(slabpool_core_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fno-semantic-interposition>)
 endif()
 
-if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
-  # One instruction to reach a thread-local instead of a call. The price is room in glibc's small static
-  # TLS surplus, shared by all libraries loaded with dlopen, so the core's thread-locals must stay tiny
-  # (tests/packaging checks the size).
-  target_compile_options(slabpool_core_flags INTERFACE -ftls-model=initial-exec)
-endif()
+# One instruction to reach a thread-local instead of a call. The price is room in glibc's small static
+# TLS surplus, shared by all libraries loaded with dlopen, so the core's thread-locals must stay tiny
+# (tests/packaging checks the size).
+target_compile_options(slabpool_core_flags INTERFACE -ftls-model=initial-exec)

@@ -16,8 +16,6 @@ import slabpool
 from slabpool import Ack, DeviceArray
 from tests.process.devices import Device, ack
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="shared pools need Linux")
-
 
 @pytest.fixture
 def pool(cuda: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[slabpool.Pool]:

@@ -3,15 +3,12 @@ requests."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from slabpool.errors import InvalidArgumentError
 from tests.demo.test_command import figures, parse, run
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="shared pools need Linux")
 
 
 @pytest.fixture(autouse=True)

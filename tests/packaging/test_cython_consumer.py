@@ -65,10 +65,9 @@ def test_pxd_files_serve_an_engine(
     # No -I, because Cython finds the .pxd files of installed packages.
     run(sys.executable, "-m", "cython", "--cplus", "-3", "engine.pyx", "-o", "engine.cpp")
     includes = [sysconfig.get_path("include"), np.get_include(), slabpool.get_include()]
-    bundle = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
     run(
         compiler,
-        *("-std=c++20", "-fPIC", *bundle, "-DNPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION"),
+        *("-std=c++20", "-fPIC", "-shared", "-DNPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION"),
         *(f"-I{path}" for path in includes),
         *("engine.cpp", "-o", f"engine{sysconfig.get_config_var('EXT_SUFFIX')}"),
         *(f"-L{slabpool.get_lib()}", "-lslabpool", f"-Wl,-rpath,{slabpool.get_lib()}"),

@@ -27,7 +27,6 @@ EXTENSIONS = sorted(
 )
 HEADERS = sorted(Path(slabpool.get_include()).rglob("*.h*"))
 LIBRARY = next(Path(slabpool.get_lib()).glob("libslabpool.*"))
-linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files and /proc")
 
 
 def test_every_public_header_of_the_tree_is_installed() -> None:
@@ -110,7 +109,6 @@ def test_console_script_is_declared() -> None:
     assert [(script.name, script.value) for script in scripts] == [("slabpool", "slabpool.cli:main")]
 
 
-@linux_only
 def test_one_copy_of_the_core_per_process() -> None:
     modules = [f"slabpool._core.{path.name.split('.')[0]}" for path in EXTENSIONS]
     code = (
@@ -121,7 +119,6 @@ def test_one_copy_of_the_core_per_process() -> None:
     assert output.strip() == "1"
 
 
-@linux_only
 def test_modules_find_the_library_beside_them(require_program: Callable[..., str]) -> None:
     readelf = require_program("readelf")
     needing = 0
@@ -136,7 +133,6 @@ def test_modules_find_the_library_beside_them(require_program: Callable[..., str
     assert needing > 0
 
 
-@linux_only
 def test_thread_locals_leave_room_for_others(require_program: Callable[..., str]) -> None:
     # Thread-locals with the initial-exec model are in glibc's static TLS surplus (about 1.6 KiB by default),
     # which all libraries loaded by dlopen share. A library that finds no room there fails to load.
@@ -153,7 +149,6 @@ def test_thread_locals_leave_room_for_others(require_program: Callable[..., str]
         assert not re.search(r"^\s*TLS\s", program_headers, re.MULTILINE), extension.name
 
 
-@linux_only
 def test_the_library_exports_only_its_own_names(require_program: Callable[..., str]) -> None:
     symbols = subprocess.run(
         [require_program("nm"), "-D", "--defined-only", "-C", str(LIBRARY)],

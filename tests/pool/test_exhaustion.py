@@ -263,7 +263,6 @@ def test_all_waiters_are_served_in_the_end(pool: Pool) -> None:
 # ---- when the system refuses memory
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_DATA to count mappings, as Linux does")
 def test_the_systems_refusal_is_distinguished_from_exhaustion() -> None:
     code = """
         import resource, slabpool

@@ -17,7 +17,6 @@ CALLS = [
 ]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 @pytest.mark.parametrize("call", CALLS)
 def test_ctrl_c_ends_the_wait(call: str) -> None:
     code = f"""

@@ -37,7 +37,6 @@ from tests.process.test_fork import in_child
 from tests.waiting import until, waits
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="shared pools need Linux"),
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # with threads, from Python 3.12 on
 ]
 

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,7 +20,6 @@ from tests.process import devices
 from tests.waiting import until
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="shared pools need Linux"),
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # with threads, from Python 3.12 on
 ]
 

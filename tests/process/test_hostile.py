@@ -11,7 +11,6 @@ import mmap
 import os
 import random
 import socket
-import sys
 import threading
 import time
 
@@ -26,7 +25,6 @@ from tests.process.devices import Device, ack, attached, total
 from tests.waiting import until
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="shared pools need Linux"),
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # with threads, from Python 3.12 on
 ]
 

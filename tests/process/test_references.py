@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import random
-import sys
 import zlib
 
 import numpy as np
@@ -21,8 +20,6 @@ from slabpool import (
     TensorRef,
     UnknownDeviceError,
 )
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="shared pools need Linux")
 
 DTYPES = ["u1", "<f2", ">i8", "c16", "S5", "U3", "M8[ns]", "?", "V6"]
 STRUCTURE = np.dtype([("token", "<u4"), ("logit", "<f4", (2,))], align=True)

@@ -13,8 +13,6 @@ import pytest
 
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="shared pools need Linux")
-
 
 @pytest.mark.parametrize("folder", ["laws", "request", "pool"])
 def test_on_shared_memory(folder: str) -> None:

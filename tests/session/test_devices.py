@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from tests.process.devices import ack, attached, fill, total
 from tests.session.conftest import turn_with
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="shared pools need Linux"),
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
 

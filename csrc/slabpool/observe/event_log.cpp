@@ -1,29 +1,15 @@
 #include "slabpool/observe/event_log.hpp"
 
-#include <pthread.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "slabpool/base/clock.hpp"
-
-#if defined(__linux__)
-#include <sys/syscall.h>
-#endif
 
 namespace slabpool {
 namespace {
 
 std::uint64_t thread_id() noexcept {
-  thread_local const std::uint64_t id = [] {
-#if defined(__linux__)
-    return static_cast<std::uint64_t>(syscall(SYS_gettid));
-#elif defined(__APPLE__)
-    std::uint64_t tid = 0;
-    (void)pthread_threadid_np(nullptr, &tid);
-    return tid;
-#else
-    return reinterpret_cast<std::uint64_t>(pthread_self());
-#endif
-  }();
+  thread_local const auto id = static_cast<std::uint64_t>(syscall(SYS_gettid));
   return id;
 }
 

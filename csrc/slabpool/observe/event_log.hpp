@@ -1,4 +1,4 @@
-// What happened lately: a ring of fixed size that overwrites its oldest entries.
+// The latest events: a ring of fixed size that overwrites its oldest entries.
 //
 // Off unless the pool was made with one; then `if (log)` is all it costs. Writers never wait: an entry
 // is claimed by its sequence number (odd while it is written), and one whose place is still being

@@ -44,7 +44,7 @@ class AckTally {
     std::atomic<std::uint64_t>& word = left(slot, bit.word);
     std::uint64_t now = word.load(std::memory_order_relaxed);
     // Relaxed: the device learns of it through the holders' words, which are written after this.
-    while (now >> 32 == static_cast<std::uint32_t>(generation) && (now & bit.mask) != 0 &&
+    while (now >> 32 == Handle{slot, generation}.tag() && (now & bit.mask) != 0 &&
            !word.compare_exchange_weak(now, now & ~std::uint64_t{bit.mask}, std::memory_order_relaxed)) {
     }
   }

@@ -35,7 +35,7 @@ class _Wakeup:
         self._loop = loop
         self._waiters: set[asyncio.Future[bool]] = set()
         self._count = 0
-        self._read = self._write = -1
+        self._fd = -1
 
     def __enter__(self) -> _Wakeup:
         if self._count == 0:
@@ -44,15 +44,10 @@ class _Wakeup:
         return self
 
     def _open(self) -> None:
-        if hasattr(os, "eventfd"):
-            self._read = self._write = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        else:
-            self._read, self._write = os.pipe()
-            os.set_blocking(self._read, False)
-            os.set_blocking(self._write, False)
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
-            self._loop.add_reader(self._read, self._wake)
-            self._pool._add_wakeup(self._write)
+            self._loop.add_reader(self._fd, self._wake)
+            self._pool._add_wakeup(self._fd)
             if self._pool._bell >= 0:
                 # Collecting the acks of peers wakes the waiters of what they release.
                 self._loop.add_reader(self._pool._bell, self._pool._answer_bell)
@@ -63,12 +58,11 @@ class _Wakeup:
 
     def _close(self) -> None:
         # First remove it from the pool: after close() another file may have the same number.
-        self._pool._remove_wakeup(self._write)
-        self._loop.remove_reader(self._read)
+        self._pool._remove_wakeup(self._fd)
+        self._loop.remove_reader(self._fd)
         if self._pool._bell >= 0:
             self._loop.remove_reader(self._pool._bell)
-        for fd in {self._read, self._write}:
-            os.close(fd)
+        os.close(self._fd)
 
     def __exit__(self, *exc: object) -> None:
         self._count -= 1
@@ -78,7 +72,7 @@ class _Wakeup:
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # another wake-up has read it
-            os.read(self._read, 4096)
+            os.eventfd_read(self._fd)
         waiters, self._waiters = self._waiters, set()
         for waiter in waiters:
             _answer(waiter, True)

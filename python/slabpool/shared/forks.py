@@ -57,5 +57,4 @@ def _close_in_child() -> None:
     lock.release()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=_close_in_child)
+os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=_close_in_child)
