@@ -124,6 +124,10 @@ class HolderSet {
   }
 
   bool holds(std::uint32_t tag, HolderBit bit) const noexcept { return has(pending_, tag, bit); }
+  // The same, sequentially consistent: for a caller that has published something a holder looks for after it leaves.
+  bool holds_now(std::uint32_t tag, HolderBit bit) const noexcept {
+    return has(pending_, tag, bit, std::memory_order_seq_cst);
+  }
   bool was_named(std::uint32_t tag, HolderBit bit) const noexcept { return has(named_, tag, bit); }
 
   // Calls f(word, bits) for each word of holders while it is of this generation; false if a word was not. For peers,
@@ -161,9 +165,10 @@ class HolderSet {
   }
   static std::uint32_t bits_of(std::uint64_t word) noexcept { return static_cast<std::uint32_t>(word); }
 
-  bool has(const std::atomic<std::uint64_t>* set, std::uint32_t tag, HolderBit bit) const noexcept {
+  bool has(const std::atomic<std::uint64_t>* set, std::uint32_t tag, HolderBit bit,
+           std::memory_order order = std::memory_order_acquire) const noexcept {
     if (bit.word >= words_.load(std::memory_order_acquire)) return false;
-    const std::uint64_t now = set[bit.word].load(std::memory_order_acquire);
+    const std::uint64_t now = set[bit.word].load(order);
     return tag_of(now) == tag && (now & bit.mask) != 0;
   }
 

@@ -144,7 +144,7 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   if (parent != nullptr) {
     link_child(*r, *parent, spec.parent->generation);
     for (const std::uint32_t device : spec.devices) {
-      if (!holders(parent->slot).holds(spec.parent->tag(), device_bit(device)))
+      if (!holders(parent->slot).holds_now(spec.parent->tag(), device_bit(device)))
         (void)set.leave(made.tag(), device_bit(device));  // never the last: the host holds
     }
   }
