@@ -1,5 +1,5 @@
-// malloc, calloc, realloc and free over a pool, for libraries that let their allocator be exchanged and hand back nothing
-// but an address.
+// malloc, calloc, realloc and free over a pool, for libraries whose allocator can be replaced and which pass only an
+// address to free.
 //
 // While the heap is on, in the process that made the pool, all memory is the pool's, and running out is null. Once it is
 // off, and in a fork's child, new memory is the system's. Invariant: the address says which of the two it is, because the
@@ -31,7 +31,7 @@ class SLABPOOL_API RawHeap {
   void* resize(void* address, std::size_t nbytes) noexcept;
   void release(void* address) noexcept;
 
-  // For good.
+  // Turns the heap off; it cannot be turned on again.
   void turn_off() noexcept { on_.store(false, std::memory_order_relaxed); }
   bool on() const noexcept { return on_.load(std::memory_order_relaxed); }
 

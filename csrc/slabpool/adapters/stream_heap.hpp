@@ -2,8 +2,8 @@
 // on it.
 //
 // Memory that was freed on the stream that it was allocated on is parked for that stream and may be handed out there again
-// at once, because what the stream does next it does later. That pair calls neither the driver nor the pool. Anything else
-// waits until the work is done: an event is recorded then, and the block goes back to the pool behind it.
+// at once, because the stream runs later work after earlier work. That pair calls neither the driver nor the pool. Anything
+// else waits until the work is done: an event is recorded then, and the block goes back to the pool behind it.
 // Invariant: memory reaches another stream, or the pool, only behind the work of every stream it was used on.
 // A stream is known by its handle: before a stream is destroyed the caller calls forget(), or its handle is not used again.
 // `mutex_` is a leaf: neither the pool nor the driver is called with it.
@@ -34,7 +34,7 @@ class SLABPOOL_API StreamHeap {
   // `device`: the device of the default streams 0, 1 and 2; -1: the pool's device, otherwise 0. Null without a driver or
   // that device; `error` says which. Throws std::bad_alloc.
   static std::unique_ptr<StreamHeap> create(Pool& pool, int device, Error& error);
-  // Waits for the GPU where blocks wait for it. Memory that is handed out keeps its holds for good.
+  // Waits for the GPU if freed blocks still wait for its work. Blocks still handed out are never returned.
   ~StreamHeap();
   StreamHeap(const StreamHeap&) = delete;
   StreamHeap& operator=(const StreamHeap&) = delete;
@@ -44,7 +44,7 @@ class SLABPOOL_API StreamHeap {
   // `waits`: before it answers null it waits for the work that freed memory is behind, as the caches of array libraries
   // do. The caller holds no lock that queued work may need, such as Python's.
   void* allocate(std::size_t nbytes, Stream stream, bool waits = false) noexcept;
-  // Returns when the work that freed memory is behind now is done, and that memory is back. For callers that cannot wait in
+  // Returns when all work that freed memory waits for now is done, and that memory is back. For callers that cannot wait in
   // allocate().
   void wait() noexcept;
   // Freed in the order of `stream`. False, and nothing has happened, for an address that is not handed out.

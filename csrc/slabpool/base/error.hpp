@@ -24,7 +24,7 @@ struct Error {
     say(what);
     return false;
   }
-  // Of a system call that failed just now, or with the errno `number`. The text becomes "what: the system's words", or
+  // For a system call that has just failed, or with the errno `number`. The text becomes "what: the system's words", or
   // stays empty without `what`.
   bool fail_errno(std::string_view what = {}, int number = errno) noexcept {
     status = Status::system_refused;

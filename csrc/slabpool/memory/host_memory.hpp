@@ -1,6 +1,6 @@
 // Host memory: anonymous private pages of this process.
 //
-// Reserved with no access, and opened by mprotect as it is committed. So an access outside committed memory faults,
+// The range is reserved without access; commit() opens it with mprotect. So an access outside committed memory faults,
 // resident bytes never exceed committed bytes, and a system with strict overcommit charges only what is committed.
 #pragma once
 

@@ -20,7 +20,7 @@ class VirtualArray {
 
  public:
   explicit VirtualArray(std::size_t count) : count_(count) { reserve(); }
-  // Over `borrowed`, zero bytes as well, which the caller keeps alive; over memory of its own if that is null.
+  // Over `borrowed` (zeroed, kept alive by the caller); null: the array maps its own memory.
   VirtualArray(std::size_t count, T* borrowed) : data_(borrowed), count_(count) {
     if (borrowed == nullptr) reserve();
   }

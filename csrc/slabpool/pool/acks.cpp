@@ -17,7 +17,8 @@ namespace slabpool {
 
 inline Pool::Counted Pool::count_ack(Handle handle, std::uint32_t device, AckOrigin origin) noexcept {
   RequestRecord* record = table_.record(handle.slot);
-  // Every call is a sign of life, but of work on a stream only an ack that counts: the device may have been lost since.
+  // An ack by a call is always a sign of life. An ack behind a stream is one only if it counts, because the device may
+  // have been lost since it was queued.
   if (origin == AckOrigin::call && table_.any_lease()) devices_.heard(device, now_ns());
   const HolderSet::Left left = record == nullptr
                                    ? HolderSet::Left::gone
@@ -75,7 +76,7 @@ Pool::Named Pool::named(std::string_view id, std::uint32_t device,
       [&](std::uint64_t of, std::uint32_t by) { return polled_->is_queued(of, by); });
   if (waiting.count > 1) return {false, {}, {Status::ambiguous, AckResult::late}};
   if (waiting.count == 1) return {true, waiting.handle, {}};
-  // The generation whose ack is queued behind a stream: acknowledged again, or now at once.
+  // Only a generation whose ack is queued behind a stream matches: this call repeats that ack, or counts it at once.
   if (waiting.queued > 1) return {false, {}, {Status::ambiguous, AckResult::late}};
   if (waiting.queued == 1) return {true, waiting.acknowledged, {}};
   if (waiting.found && !waiting.named) return {false, {}, {Status::unknown_device, AckResult::late}};
@@ -187,7 +188,8 @@ Status Pool::add_device(Handle handle, std::uint32_t device) noexcept {
     if (device < kMaxDevices && !table_.is_over(handle) && !held())
       shared_->forget_ack(device, handle.slot, handle.generation);
   }
-  // The device has acknowledged otherwise meanwhile, or was lost; an ack that is still queued is not about the new hold.
+  // If the device no longer holds the request (it acknowledged in another way, or was lost), a queued ack must not count
+  // for the new hold.
   if (FromStreams* streams = polled_->streams(); streams != nullptr && !held())
     streams->forget(handle.generation, device);
   return table_.add_device(handle, device);

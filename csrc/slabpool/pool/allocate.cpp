@@ -140,7 +140,7 @@ Allocation Pool::allocate_slowly(const AllocateSpec& spec) noexcept {
     }
   }
   Allocation result{nullptr, Status::request_closed};
-  // Checked before anything is taken from other threads for it.
+  // Checked before take(), which may empty other threads' caches.
   if (record == nullptr || table_.is_open(spec.request)) result = take(p, spec.align, reserve, budget);
   if (result.block != nullptr) {
     result = hand_out(*result.block, spec.request, record, holds_of(spec),

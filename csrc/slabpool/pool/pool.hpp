@@ -49,12 +49,12 @@ struct PoolOptions {
   bool scrub_on_release = false;  // zero every block before it can be handed out again
   int debug = 0;           // 1: guards and poison; 2: also check every invariant at each slow step
   std::size_t events = 0;  // entries of the event log, 0: none
-  bool huge_pages = true;  // of host memory, as is the next
+  bool huge_pages = true;  // host memory only; so is numa_node
   int numa_node = -1;
   // Other processes may map the memory (Linux): host or device memory.
   bool shared = false;
   MemoryKind memory = MemoryKind::host;  // or device, pinned, managed
-  int device = -1;                       // CUDA device of these three; -1: pinned memory near none
+  int device = -1;  // for device, pinned and managed memory; -1: pinned memory that is near no GPU
 };
 
 // A block handed out; `status` says why it is null.
@@ -101,7 +101,7 @@ class SLABPOOL_API Pool final : public AckSink {
   // The first lines of allocate(), for bindings that count instructions: `nbytes` without a request, from this thread's
   // list. Null where that takes more; allocate() then says why.
   Block* allocate_quickly(std::uint64_t nbytes) noexcept;
-  // The answer to a caller is that memory ran out: counts it and logs it. `nbytes`: what was asked for.
+  // Counts and logs one exhaustion. Called once by the caller that gives up; `nbytes`: the size it wanted.
   void note_exhausted(Handle request, std::uint64_t nbytes) noexcept;
 
   // Tensors that grow (growing.cpp). A block of a request for up to `most` bytes of addresses that never move; the caller
@@ -170,7 +170,8 @@ class SLABPOOL_API Pool final : public AckSink {
   void context_lost(void* context) noexcept override;
 
   // ---- what sessions keep (sessions.cpp)
-  // A kept request without memory of its own: `quota` bounds what is kept in it. close_request() closes it and all that.
+  // A kept request without memory of its own: `quota` bounds what is kept in it. close_request() closes the session and
+  // everything kept in it.
   Status open_session(std::string_view id, std::uint64_t quota, SourceLocation where,
                       Handle& session) noexcept;
   // Moves a block, without a copy, from its request to a new one, `kept`; the rest of the old request stays with its
@@ -209,7 +210,7 @@ class SLABPOOL_API Pool final : public AckSink {
   // ---- looking inside (look.cpp)
   MemoryKind memory() const noexcept { return memory_->kind(); }
   bool host_reaches() const noexcept { return memory_->host_reaches(); }
-  // Behind the last system_refused: the system's errno, or the driver's call, its answer, and what is free.
+  // Why the last call returned system_refused: the system's errno, or the driver's call, its answer, and what is free.
   Error refusal() const { return memory_->refusal(); }
   int device() const noexcept { return options_.device; }  // CUDA device, -1 for none
   std::uint64_t capacity() const noexcept { return options_.capacity; }

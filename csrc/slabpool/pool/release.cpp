@@ -31,7 +31,7 @@ void Pool::hold_view(Block& block) noexcept {
   block.hold();
 }
 
-// The record of the request that retained block belongs to. It stays that request's while the block is retained, so only
+// The record of the request that a retained block belongs to. It stays that request's while the block is retained, so only
 // the holder of a view may ask.
 RequestRecord& Pool::retaining(const Block& block) const noexcept {
   return *table_.record(block.request.load(std::memory_order_relaxed) - 1);

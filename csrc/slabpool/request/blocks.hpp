@@ -25,7 +25,7 @@ class RequestBlocks {
   // For a new request in a free slot.
   void reset() noexcept;
 
-  // Attaches a block if `accepts()` holds under the lock. The lock makes that exact: a claim of the request that comes
+  // Attaches a block if `accepts()` holds under the lock. The lock makes that safe: a claim of the request that comes
   // after the check takes the block along.
   template <typename Accepts>
   Status attach(Block& block, Accepts&& accepts) noexcept {
@@ -87,8 +87,8 @@ class RequestBlocks {
   // The size of a block while it is this request's (its slot is `slot`); false once it moved.
   bool size_of(const Block& block, std::uint32_t slot, std::uint64_t& bytes) const noexcept;
 
-  // Of the one thread that claimed the request: blocks without views, as a chain for the caller to give back; the
-  // others are retained, and counted in `all_retained` too, before the request's hold on them ends.
+  // Called by the one thread that claimed the request. Returns blocks without views, as a chain for the caller to give
+  // back; the others are retained, and counted in `all_retained` too, before the request's hold on them ends.
   struct Released {
     Block* chain = nullptr;
     std::uint64_t freed = 0;     // bytes of the chain

@@ -6,7 +6,7 @@
 //   generation == g            the request g is not over
 //   generation == g|kReleased  g is over: its blocks are going back, or views retain some of them
 //   generation == 0            the slot is free
-//   a request that is not over has a child's parent != 0 only while that parent is not retired
+//   `parent` != 0 only while the parent is not retired
 //   used == sum of `charged` over the request and its descendants (only where charged_for != 0)
 #pragma once
 
@@ -103,8 +103,8 @@ struct alignas(64) RequestRecord {
   Handle handle() const noexcept {
     return {slot, generation.load(std::memory_order_acquire) & ~kReleased};
   }
-  // Whether blocks may be attached to this generation: it is not over, and the host holds it. Exact under the lock of
-  // `blocks`.
+  // Whether blocks may be attached to this generation: it is not over, and the host holds it. Under the lock of
+  // `blocks` the first is exact. The host may just have left, which is harmless: see RequestBlocks::attach().
   bool accepts(Handle handle) const noexcept {
     return generation.load(std::memory_order_acquire) == handle.generation &&
            !host_left.load(std::memory_order_relaxed);

@@ -165,7 +165,8 @@ void RequestTable::each_below(RequestRecord& top, F&& f) {
     return r;
   };
   for (RequestRecord* r = deepest(&top); r != &top;) {
-    // Read first: f may make the record another thread's to end, though not before the mutex is free.
+    // Read before f, which may remove the last holder: another thread may then end the record, but not while this one
+    // holds the mutex.
     RequestRecord* next =
         r->next_sibling != 0 ? deepest(record(r->next_sibling - 1)) : record(r->parent - 1);
     f(*r);

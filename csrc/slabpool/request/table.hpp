@@ -76,13 +76,13 @@ class RequestTable {
   // Forgets a claimed request whose blocks went back. Its slot is free once no block is retained. Returns children that
   // were not over yet (their parent's end is theirs), for the caller to finish.
   std::vector<Handle> retire(RequestRecord& record);
-  // Frees the slot; called by the thread to which RequestBlocks::returned_retained() was true.
+  // Frees the slot; called by the thread for which RequestBlocks::returned_retained() returned true.
   void recycle(RequestRecord& record) noexcept;
 
   bool is_open(Handle handle) const noexcept;  // the host holds
   bool is_over(Handle handle) const noexcept;  // every holder has left
-  bool has_ended(
-      Handle handle) const noexcept;  // and its blocks went back, except those that views retain
+  // True once the request is over and its blocks went back, except those that views retain.
+  bool has_ended(Handle handle) const noexcept;
   bool is_cancelled(Handle handle) const noexcept;
 
   // Budget of a request with a quota or reserve (budget.cpp). charge(): ok, quota_exceeded, or request_closed; `reserve`

@@ -46,7 +46,7 @@ class AckBoard {
   std::int64_t heard_ns() const noexcept { return heard_ns_.load(std::memory_order_relaxed); }
 
   // Calls f(slot, generation) for each mark, and takes the mark off first: an ack that comes meanwhile marks again.
-  // Several threads may do this at once, and each mark goes to one of them.
+  // One thread at a time (PolledAcks). Exchanges, because the peer adds marks at the same time.
   template <typename F>
   void collect(F&& f) {
     if (!news()) return;  // an exchange would take the cache line from the peer

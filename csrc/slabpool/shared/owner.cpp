@@ -85,8 +85,8 @@ bool SharedOwner::attach(std::uint32_t device, PeerFiles& files, Error& error) n
     return refused(ENOMEM);
   }
   if (!peer.board->seal(false, error)) return false;
-  // An eventfd for each peer, waited for by its edges and never read: a peer shares the descriptor's flags, and could
-  // otherwise make a reader block, or keep another peer from ringing.
+  // An eventfd for each peer: epoll watches it edge-triggered, and it is never read. A peer shares the
+  // descriptor's flags, and could otherwise make a reader block, or keep another peer from ringing.
   peer.bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (peer.bell < 0) return refused(errno);
   epoll_event event{};

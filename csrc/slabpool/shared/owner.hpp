@@ -59,7 +59,7 @@ class SharedOwner final : public Doorbell {
   // After a last collect(). The peer may keep its map of the board; the owner no longer reads it.
   void detach(std::uint32_t device) noexcept;
 
-  // Whether an ack was posted: one load a device. collect() acquires and releases the same word.
+  // Whether an ack was posted: one load per device. collect() acquires and releases the same word.
   bool news() noexcept {
     const std::uint32_t count = count_.load(std::memory_order_acquire);
     for (std::uint32_t i = 0; i < count; ++i) {

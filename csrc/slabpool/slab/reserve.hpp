@@ -71,8 +71,8 @@ class Reserves {
   };
   Cut cut(ReserveRef ref, unsigned size_class, std::uint64_t align);
 
-  // For a tensor that is a span, or grows: how many of its `pages` new pages the promise has; and, once the span has them,
-  // subtracting them from the promise. A span draws from one promise only.
+  // For a span or growing tensor. prepare(): how many of its `pages` new pages the promise can supply. draw(): subtracts
+  // them, once the span has them. A span draws from one promise only.
   std::uint64_t prepare(ReserveRef ref, std::uint64_t pages) noexcept;
   void draw(ReserveRef ref, std::uint64_t pages, Span* span) noexcept;
   static bool may_draw(ReserveRef ref, const Span& span) noexcept {

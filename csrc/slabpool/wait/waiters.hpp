@@ -1,7 +1,7 @@
 // Threads and event loops that wait for memory, or for the end of a request.
 //
 // A waiter registers, tries, and sleeps until wake() or its deadline; then it tries again. Waiters sleep on a condition
-// variable, or in a pool with a doorbell each on an eventfd of its own and on the bell. Event loops register a descriptor
+// variable, or, in a pool with a doorbell, each on its own eventfd and on the bell. Event loops register a descriptor
 // with add_wakeup(). While no waiter is registered, notify() costs one load.
 // Invariants:
 //   count_ >= number of registered threads + descriptors of event loops;
@@ -31,7 +31,7 @@ class Waiters {
   ~Waiters();
 
   // After memory came back or a request ended. A plain load on x86-64; where the memory went to this thread's own cache,
-  // the barrier in CacheSet::collect() orders the two.
+  // the barrier in CacheSet::collect() orders the return before this load.
   void notify() noexcept {
     if (count_.load(std::memory_order_seq_cst) != 0) [[unlikely]]
       wake();

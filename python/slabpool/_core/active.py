@@ -1,8 +1,8 @@
 """The active request: memory that other libraries allocate belongs to it.
 
 A context variable: each thread has its own, and an asyncio task inherits that of the code that made it.
-Invariants: an activation ends with its ``with`` block, also in tasks made inside; integrations that keep
-memory for reuse within one are called when it ends.
+Invariants: an activation ends with its ``with`` block, also in tasks made inside. When it ends, it
+calls `on_leave`: the integrations that keep memory for reuse within an activation.
 """
 
 from __future__ import annotations

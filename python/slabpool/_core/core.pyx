@@ -187,7 +187,7 @@ cdef bint _room_may_come(Status status) noexcept:
 
 cdef Status find_room(Core core, Status status, Attempt attempt, void* job, int64_t deadline, Handle request,
                       uint64_t nbytes) except *:
-    """Other memory gives way as long as there is some; then the caller waits, in slices, until the deadline."""
+    """Asks the policy to free memory until it finds none; then waits, in slices, until the deadline."""
     cdef int64_t until = 0
     while _room_may_come(status):
         if deadline and until and (until == deadline or now_ns() >= deadline):

@@ -143,7 +143,7 @@ cdef class Devices:
         return number
 
     cdef bint room_for(self, tuple devices) except -1:
-        """Raises if the pool cannot tell these names and those it knows apart; else returns True."""
+        """Raises TooManyDevicesError if these names would exceed the pool's limit; else returns True."""
         for device in devices:
             name_key(device, "device")
         known = len(self.numbers)

@@ -149,12 +149,12 @@ cdef class Peer:
         Parameters
         ----------
         ref : TensorRef
-            Any reference to the request (of a child, to the child).
+            Any reference to the request. To acknowledge a child, a reference to the child.
 
         Returns
         -------
         Ack
-            ``RELEASED`` if no holder is left, by what the owner has published and the other devices have acknowledged.
+            ``RELEASED`` if this was the last holder, as far as the shared tables show.
 
         Raises
         ------

@@ -123,7 +123,7 @@ cdef class Shelf:
         return kept.bytes, None if kept.quota == NO_LIMIT else kept.quota, kept.pins, kept.idle_since_ns
 
     def set_budget(self, budget):
-        """False, and no change, if it keeps more."""
+        """Returns False, and changes nothing, if the session keeps more than that."""
         return self.core.pool.set_quota(self.handle, NO_LIMIT if budget is None else budget) == Status.ok
 
     def close(self):
@@ -131,8 +131,8 @@ cdef class Shelf:
             self.core.pool.close_request(self.handle, False)
 
     def pin(self, Request request not None, list kept):
-        """Keeps the session and these blocks until the request is released. False if the request is, or the session is
-        over."""
+        """Keeps the session and these blocks until the request is released. Returns False if the request or
+        the session is over."""
         cdef vector[Handle] handles
         cdef Kept one
         handles.push_back(self.handle)

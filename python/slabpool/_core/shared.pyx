@@ -3,8 +3,8 @@
 """Tensors of a shared pool in other processes: references to them, and the peers that open them.
 
 A reference is a small value that any process may carry and none can forge. Invariant: the shape and strides of a
-TensorRef stay within the bytes that its seal covers. Whether those bytes belong to a live request, only the pool's
-owner or a peer can say.
+TensorRef stay within the bytes that its seal covers. Only the owner or a peer can say whether those bytes belong
+to a live request.
 """
 
 cimport cython
@@ -141,7 +141,7 @@ cdef class TensorRef:
         Returns
         -------
         bytes
-            80 to 100 bytes for a plain tensor.
+            67 bytes and 16 for each dimension, for a plain dtype.
         """
         text = _dtype_text(self.descr)
         body = _HEAD.pack(_MAGIC, self.target.pool_id, self.target.generation, self.target.seal,

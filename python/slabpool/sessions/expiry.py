@@ -1,7 +1,7 @@
 """The thread that ends sessions whose ttl has passed, also if no call reaches the pool.
 
 One for each pool that has sessions with a ttl. It sleeps until the first session may expire or `news` is set.
-It keeps neither the pool nor its sessions alive, and ends with either.
+It keeps neither the pool nor its sessions alive. It ends when the pool or its sessions are gone.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def give_way(core: Core, needs_slot: bool) -> bool:
-    """Frees something of the pool, the cheapest first. The core calls it after each failed attempt.
+    """Frees some memory of the pool, the cheapest to free first. The core calls it after each failed attempt.
 
     The order: memory that finished copies keep, then memory that stream-ordered heaps keep for reuse, then
     the session that has been idle longest.

@@ -59,7 +59,7 @@ class Sessions:
         self._lock = Lock()
         self._live: dict[bytes, State] = {}
         self._blocks: dict[int, Block] = {}  # by the generation of what keeps them
-        # Each live session by an instant at which it was not idle yet, or at which it became idle.
+        # Live sessions by a time that is not later than the time since which each is idle; see _oldest_idle.
         self._idle = Queue()
         # Each session with a ttl by an instant before which it does not expire.
         self._deadlines = Queue()
@@ -228,7 +228,7 @@ class Sessions:
             return view
 
     def names(self, state: State) -> tuple[str, ...]:
-        """In the order in which they were first kept."""
+        """The names, in the order in which they were first kept."""
         self._pool_here()
         with self._lock:
             self._check(state)

@@ -26,7 +26,7 @@ POOL_CLOSED = "closed with its pool"
 
 #: File and line of the user's program.
 Where = tuple[str, int]
-#: Of a turn: devices, reserve, quota, lease, timeout.
+#: The arguments of a turn's request: devices, reserve, quota, lease, timeout.
 Options = tuple[Any, Any, Any, Any, Any]
 
 
@@ -59,7 +59,7 @@ class Block:
     """A block that a session keeps, under one name or more."""
 
     kept: Kept
-    shelf: Shelf  # and not the State, which leads here
+    shelf: Shelf  # the Shelf and not the State, which refers to this block (a cycle)
     names: int = 0
 
 
@@ -80,7 +80,7 @@ class State:
     face: weakref.ref[Any] | None = None  # the Session object that users have, if any
 
     def blocks(self) -> list[Block]:
-        """Each once."""
+        """The blocks that it keeps, each once."""
         return list({id(block): block for block, _ in self.tensors.values()}.values())
 
     def idle_since(self) -> int | None:
@@ -122,7 +122,7 @@ class State:
 
 
 class Queue:
-    """Sessions ordered by an instant of each, the earliest first. Pushing a session again moves it."""
+    """Sessions, each with a time; earliest first. Pushing a session again moves it."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, State]] = []

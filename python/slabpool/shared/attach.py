@@ -124,8 +124,8 @@ def attach(name: str, device: str | int, *, timeout: float | None = None) -> Pee
         try:
             return _attach(name, device, deadline if timeout is not None else None)
         except (AttachError, DeviceAttachedError):
-            # No descriptor to wait for: there is no owner, or the owner does not report the end of the other
-            # process.
+            # Nothing can be waited for here: there is no owner, or the owner does not report the end of the
+            # other process.
             if time.monotonic() + pause >= deadline:
                 raise
         time.sleep(pause)

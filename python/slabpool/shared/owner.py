@@ -218,7 +218,7 @@ class Service:
         return True
 
     def _is_gone(self, client: _Client) -> bool:
-        """Whether the kernel reports its end, before this thread has handled it."""
+        """Whether the client's process or connection has ended, even if this thread has not handled that."""
         look = select.poll()
         look.register(client.connection, _GONE)
         if client.process is not None:
