@@ -17,11 +17,16 @@ class AckBoard {
  public:
   // ---- the peer
 
-  // False if this very generation was posted before; else publish() must follow.
+  // True for one caller; publish() must follow. False if this generation was posted before, or a later request has the
+  // slot. A post only ever raises the generation: a thread that was asleep cannot overwrite the ack of a later request.
   bool post(std::uint32_t slot, std::uint64_t generation) noexcept {
-    // An exchange, because several threads of the peer may acknowledge at once and only one is first. Release: what the
-    // peer did with the memory comes before.
-    return acked_[slot].exchange(generation, std::memory_order_release) != generation;
+    std::uint64_t now = acked_[slot].load(std::memory_order_relaxed);
+    do {
+      if (now >= generation) return false;
+      // Release: what the peer did with the memory comes before.
+    } while (!acked_[slot].compare_exchange_weak(now, generation, std::memory_order_release,
+                                                 std::memory_order_relaxed));
+    return true;
   }
   bool posted(std::uint32_t slot, std::uint64_t generation) const noexcept {
     return acked_[slot].load(std::memory_order_relaxed) == generation;

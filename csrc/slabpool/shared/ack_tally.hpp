@@ -23,9 +23,10 @@ class AckTally {
     std::uint64_t now = word.load(std::memory_order_relaxed);
     // Sequentially consistent, here and in the read below: of two devices that leave at once, in different words, the
     // later one sees the earlier one.
-    while (!word.compare_exchange_weak(now, of_tag(now, tag) | bit.mask, std::memory_order_seq_cst,
-                                       std::memory_order_relaxed)) {
-    }
+    do {
+      if (is_later(now, tag)) return false;  // this thread was asleep, and another request has the slot
+    } while (!word.compare_exchange_weak(now, of_tag(now, tag) | bit.mask, std::memory_order_seq_cst,
+                                         std::memory_order_relaxed));
     bool held = false;
     const bool current = holders.each_word(tag, [&](std::uint32_t w, std::uint32_t bits) {
       const std::uint64_t gone = of_tag(left(slot, w).load(std::memory_order_seq_cst), tag);
@@ -35,7 +36,7 @@ class AckTally {
     // Several threads may come here; one of them answers. Relaxed: only that answer depends on it.
     std::atomic<std::uint64_t>& answered = first_[slot].answered;
     std::uint64_t last = answered.load(std::memory_order_relaxed);
-    return last != generation &&
+    return last < generation &&
            answered.compare_exchange_strong(last, generation, std::memory_order_relaxed);
   }
 
@@ -53,6 +54,12 @@ class AckTally {
   // The word's holders if it is of this generation, else none.
   static std::uint64_t of_tag(std::uint64_t word, std::uint32_t tag) noexcept {
     return word >> 32 == tag ? word : std::uint64_t{tag} << 32;
+  }
+
+  // Whether the word is of a later generation than this tag. Tags are the low halves of generations, so the difference
+  // decides, also where they wrap.
+  static bool is_later(std::uint64_t word, std::uint32_t tag) noexcept {
+    return word != 0 && static_cast<std::int32_t>(static_cast<std::uint32_t>(word >> 32) - tag) > 0;
   }
 
   std::atomic<std::uint64_t>& left(std::uint32_t slot, std::uint32_t word) noexcept {
