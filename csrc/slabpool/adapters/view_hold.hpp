@@ -22,6 +22,9 @@ class ViewHold {
     block_ = &block;
   }
 
+  // Null: empty.
+  const Block* block() const noexcept { return block_; }
+
  private:
   Pool* pool_ = nullptr;
   Block* block_ = nullptr;

@@ -7,6 +7,7 @@ exists, and dropped once, when the owner dies. An owner keeps the `Core`, and wi
 
 cimport cython
 cimport numpy as cnp
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
@@ -16,6 +17,7 @@ from slabpool._core.c_arrays cimport (
     as_dim, holds_objects, mul_overflows, new_over, new_strided, plain_shape, set_base,
 )
 from slabpool._core.core cimport BULK, MAX_DIMS, caller, deadline_of, failed, find_room
+from slabpool._core.cpp_block cimport Block
 from slabpool._core.cpp_pool cimport AllocateSpec, Allocation, kMaxAlign
 from slabpool._core.cpp_status cimport Status
 from slabpool._core.cpp_view_hold cimport ViewHold
@@ -33,6 +35,11 @@ include "shape.pxi"
 
 # ---- owners
 
+cdef int _fill_buffer(Py_buffer* buffer, object owner, const Block* block, int flags) except -1:
+    """Exports a block. numpy asks the base of an array for a writable buffer before `flags.writeable` may be set again."""
+    return PyBuffer_FillInfo(buffer, owner, block.data, <Py_ssize_t>block.bytes, 0, flags)
+
+
 @cython.final
 @cython.no_gc
 @cython.freelist(256)
@@ -44,6 +51,9 @@ cdef class _Owner:
     cdef ViewHold hold
     cdef Core core
 
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        _fill_buffer(buffer, self, self.hold.block(), flags)
+
 
 @cython.final
 @cython.no_gc
@@ -52,6 +62,9 @@ cdef class _BulkOwner:
 
     cdef Core core
     cdef Block* block
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        _fill_buffer(buffer, self, self.block, flags)
 
     def __dealloc__(self):
         with nogil:

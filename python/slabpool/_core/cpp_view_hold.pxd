@@ -8,3 +8,4 @@ cdef extern from "slabpool/adapters/view_hold.hpp" namespace "slabpool" nogil:
     cdef cppclass ViewHold:
         ViewHold()
         void take(Pool& pool, Block& block)
+        const Block* block()

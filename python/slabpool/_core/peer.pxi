@@ -53,6 +53,21 @@ def new_peer(name, device, number, files, connect):
 
 
 @cython.final
+@cython.no_gc
+@cython.auto_pickle(False)
+cdef class _WritableMaps:
+    """The base of an array that `Peer.open(writable=True)` made. Of a read-only array the base is `Maps`, which exports no
+    buffer, so numpy refuses to make it writable."""
+
+    cdef Maps maps
+    cdef void* data
+    cdef uint64_t nbytes
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.data, <Py_ssize_t>self.nbytes, 0, flags)
+
+
+@cython.final
 cdef class Peer:
     """A device of a shared pool, in another process than the pool's owner. Made by `attach`.
 
@@ -138,7 +153,14 @@ cdef class Peer:
         shape.nd = target.nd
         for i in range(target.nd):
             shape.dims[i] = target.dims[i]
-        return wrap_strided(self.maps, data + target.first, target.descr, &shape, target.steps, write)
+        cdef _WritableMaps base
+        if not write:
+            return wrap_strided(self.maps, data + target.first, target.descr, &shape, target.steps, False)
+        base = _WritableMaps.__new__(_WritableMaps)
+        base.maps = self.maps
+        base.data = data
+        base.nbytes = target.target.nbytes
+        return wrap_strided(base, data + target.first, target.descr, &shape, target.steps, True)
 
     def ack(self, ref):
         """This device is done with the request of a reference: it will not access its memory again.

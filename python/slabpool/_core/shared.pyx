@@ -9,6 +9,7 @@ to a live request.
 
 cimport cython
 cimport numpy as cnp
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.object cimport Py_EQ, Py_NE
 from libc.errno cimport errno
 from libc.stdint cimport uint64_t, uintptr_t
