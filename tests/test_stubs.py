@@ -149,4 +149,4 @@ def test_all_lists_every_public_name() -> None:
         for name, value in vars(slabpool).items()
         if not name.startswith("_") and not isinstance(value, ModuleType)
     }
-    assert public | {"__version__"} == set(slabpool.__all__)
+    assert public | {"__version__", "attach"} == set(slabpool.__all__)

@@ -11,9 +11,11 @@ it has acknowledged.
 """
 
 from importlib import import_module as _import_module
-from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
+from slabpool import messages as _messages
+from slabpool import sessions as _sessions
 from slabpool._core import hooks as _hooks
 from slabpool._core.active import active_request
 from slabpool._core.device_array import DeviceArray, device_pointer
@@ -59,13 +61,17 @@ from slabpool.records import (
     Stats,
 )
 from slabpool.sessions import Session
-from slabpool.shared.attach import attach
 
-__version__ = _version("slabpool")
+if _TYPE_CHECKING:
+    from slabpool.shared.attach import attach
 
-# What the core calls in the layers above it.
-_hooks.register("messages", lambda: _import_module("slabpool.messages"))
-_hooks.register("sessions", lambda: _import_module("slabpool.sessions"))
+    __version__: str
+
+# What the core calls in the layers above it. Messages and sessions are loaded with the package, because they
+# are needed when memory or descriptors have run out, and an import needs both. The owner of a shared pool
+# needs sockets and JSON, so the first shared pool loads it.
+_hooks.register("messages", lambda: _messages)
+_hooks.register("sessions", lambda: _sessions)
 _hooks.register("owner", lambda: _import_module("slabpool.shared.owner"))
 
 # Modules that need another library: imported on first use, so that slabpool itself needs numpy only.
@@ -85,11 +91,19 @@ _LAZY: tuple[str, ...] = (
 def __getattr__(name: str) -> _Any:
     if name in _LAZY:
         return _import_module(f"slabpool.{name}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return globals().setdefault(name, version("slabpool"))
+    if name == "attach":
+        from slabpool.shared.attach import attach
+
+        return globals().setdefault(name, attach)
     raise AttributeError(f"module 'slabpool' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *__all__})
 
 
 __all__ = [

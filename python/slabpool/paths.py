@@ -6,17 +6,17 @@ those of the installed package, also in an editable install, whose Python files 
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 
 
 def _installed(*parts: str) -> str:
     # The package of an editable install has two folders; CMake's files are only in the installed one.
     roots = sys.modules["slabpool"].__path__
     for root in roots:
-        path = Path(root, *parts)
-        if path.is_dir():
-            return str(path)
+        path = os.path.join(root, *parts)
+        if os.path.isdir(path):
+            return path
     looked = ", ".join(roots)
     raise FileNotFoundError(f"the installed slabpool has no folder {'/'.join(parts)!r} (looked in {looked})")
 

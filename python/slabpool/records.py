@@ -9,6 +9,8 @@ import enum
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from slabpool.arguments.texts import few, short
+
 
 class Ack(enum.Enum):
     """The answer to an acknowledgement.
@@ -172,16 +174,26 @@ class RequestRecord:
     #: Devices in `pending` that have acknowledged, but whose ack waits for work on a stream.
     behind_stream: frozenset[str | int] = frozenset()
 
+    def __repr__(self) -> str:
+        return (
+            f"RequestRecord(request_id={short(repr(self.request_id))}, generation={self.generation}, "
+            f"state={self.state!r}, nbytes={self.nbytes}, age={self.age!r}, "
+            f"pending={_few_names(self.pending)}, live_views={self.live_views}, "
+            f"opened_at={self.opened_at!r}, parent={self.parent}, "
+            f"kept_as={None if self.kept_as is None else short(repr(self.kept_as))}, "
+            f"behind_stream={_few_names(self.behind_stream)})"
+        )
+
     def __str__(self) -> str:
         if self.kept_as is not None:
             return (
-                f"session {self.request_id!r} keeps {self.kept_as!r} (generation {self.generation}, "
-                f"{self.state.value}): {self.nbytes} bytes for {self.age:.1f} s, "
-                f"{self.live_views} live views, kept at {self.opened_at}"
+                f"session {short(repr(self.request_id))} keeps {short(repr(self.kept_as))} "
+                f"(generation {self.generation}, {self.state.value}): {self.nbytes} bytes for "
+                f"{self.age:.1f} s, {self.live_views} live views, kept at {self.opened_at}"
             )
         waiting = waits_for(self.pending, self.behind_stream) or "no device"
         return (
-            f"request {self.request_id!r} generation {self.generation} ({self.state.value}): "
+            f"request {short(repr(self.request_id))} generation {self.generation} ({self.state.value}): "
             f"{self.nbytes} bytes for {self.age:.1f} s, waits for {waiting}, "
             f"{self.live_views} live views, opened at {self.opened_at}"
         )
@@ -189,9 +201,15 @@ class RequestRecord:
 
 def waits_for(pending: frozenset[str | int], behind_stream: frozenset[str | int]) -> str:
     """List devices for a message; mark those whose ack waits for work on a stream."""
-    return ", ".join(
-        sorted(f"{one} (its stream's work)" if one in behind_stream else str(one) for one in pending)
+    return few(
+        f"{short(name, 20)} (its stream's work)" if behind else name
+        for name, behind in sorted((str(one), one in behind_stream) for one in pending)
     )
+
+
+def _few_names(devices: frozenset[str | int]) -> str:
+    """A set of devices for a repr."""
+    return f"frozenset({{{few(sorted(map(repr, devices)))}}})" if devices else "frozenset()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +248,19 @@ class SessionRecord:
     #: ``file:line`` that opened it.
     opened_at: str
 
+    def __repr__(self) -> str:
+        names = few(map(repr, self.names)) + ("," if len(self.names) == 1 else "")
+        return (
+            f"SessionRecord(session_id={short(repr(self.session_id))}, nbytes={self.nbytes}, "
+            f"names=({names}), idle={self.idle!r}, requests={self.requests}, "
+            f"budget={self.budget}, ttl={self.ttl!r}, age={self.age!r}, opened_at={self.opened_at!r})"
+        )
+
     def __str__(self) -> str:
         state = f"used by {self.requests} requests" if self.idle is None else f"idle for {self.idle:.1f} s"
-        names = ", ".join(self.names) or "nothing"
+        names = few(self.names) or "nothing"
         return (
-            f"session {self.session_id!r}: {state}, {self.nbytes} bytes ({names}), opened at "
+            f"session {short(repr(self.session_id))}: {state}, {self.nbytes} bytes ({names}), opened at "
             f"{self.opened_at} {self.age:.1f} s ago"
         )
 

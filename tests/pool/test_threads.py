@@ -6,6 +6,7 @@ cannot use; the GIL is released where C++ waits or does bulk work, so that the r
 
 from __future__ import annotations
 
+import itertools
 import queue
 import sys
 import threading
@@ -294,16 +295,21 @@ def test_every_waiter_is_woken(pool: Pool) -> None:
 # ---- bulk work
 
 
-def others_run_during(call: Callable[[], object]) -> bool:
+def others_run_during(call: Callable[[], object], attempts: int | None = None) -> bool:
     """Whether another thread that is ready to run gets to run while this one is in `call`.
 
-    Python's switch interval is set very long, so only `call` can let the other thread run. The system may not
-    have a free processor for it at that moment, so several attempts are made.
+    Python's switch interval is set very long, so only `call` can let the other thread run. On a busy machine
+    the system may not have a processor for it at that moment. Attempts are therefore made until one succeeds
+    or TIMEOUT has passed. Where none should succeed, give their number. `call` must leave nothing behind,
+    because it is made many times.
     """
+    deadline = time.monotonic() + TIMEOUT
     before = sys.getswitchinterval()
     sys.setswitchinterval(1000)
     try:
-        for _ in range(30):
+        for attempt in itertools.count():
+            if attempt == attempts or time.monotonic() > deadline:
+                break
             gate, ran, done = threading.Lock(), threading.Event(), threading.Event()
             gate.acquire()
 
@@ -331,14 +337,20 @@ def test_the_gil_is_released_for_big_fills() -> None:
     pool = Pool(2 * big, huge_pages=False)
     pool.full(big, 1, "u1")  # so the memory is no longer known to be zero
     assert others_run_during(lambda: pool.zeros(big, "u1"))
-    with pool.request("r") as request:
-        assert others_run_during(lambda: request.zeros(big, "u1")), "in a request"
+
+    def in_a_request(make: str) -> None:
+        with pool.request("r") as request:  # its memory returns when the request is released
+            getattr(request, make)(big, "u1")
+
+    assert others_run_during(lambda: in_a_request("zeros")), "in a request"
     source = np.ones(big, "u1")
     assert others_run_during(lambda: pool.copy(source)), "numpy's own copy"
     # A short call keeps the GIL, because releasing it would cost more. This also shows that the check can
     # fail.
-    assert not others_run_during(lambda: pool.empty(big, "u1"))
-    assert not others_run_during(lambda: pool.zeros(1000, "u1"))
+    assert not others_run_during(lambda: pool.empty(big, "u1"), 30)
+    assert not others_run_during(lambda: in_a_request("empty"), 30)
+    assert not others_run_during(lambda: pool.zeros(1000, "u1"), 30)
+    assert pool.stats().live == 0
 
 
 @pytest.mark.parametrize("options", [{"scrub": "release"}, {"debug": 1}], ids=["scrub", "debug"])

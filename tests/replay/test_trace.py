@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slabpool.cli import main
 from slabpool.errors import InvalidArgumentError
 from slabpool.replay.trace import Trace, TraceFormatError, read_trace
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 GOOD_AZURE = "2023-11-16 18:15:46.6805900,374,44\n"
 GOOD_MOONCAKE = '{"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": [0]}\n'
+DEEP = 100_000  # far more than any JSON reader's limit
+NESTED = "[" * DEEP + "]" * DEEP
 
 
 def written(folder: Path, text: str | bytes) -> Path:
@@ -115,6 +118,11 @@ def test_arrays_are_integers(trace: Trace) -> None:
         ('{"timestamp": 1, "input_length": true, "output_length": 2}', "line 1: input_length"),
         ('{"timestamp": 1, "input_length": 2, "output_length": 2.5}', "line 1: output_length"),
         ('{"timestamp": 1, "input_length": 2, "output_length": null}', "line 1: output_length"),
+        (GOOD_MOONCAKE + '{"timestamp": ' + NESTED + "}", "line 2: nested too deeply"),
+        (GOOD_MOONCAKE + '{"input_length": 2, "x": ' + '{"x": ' * DEEP, "line 2: nested too deeply"),
+        ("{" + GOOD_MOONCAKE[1:-2] + ', "hash_ids": ' + NESTED + "}", "line 1: nested too deeply"),
+        ('{"timestamp": [[1]], "input_length": 2, "output_length": 2}', "line 1: timestamp"),
+        ('{"timestamp": 1, "input_length": {"a": 1}, "output_length": 2}', "line 1: input_length"),
         (b"TIMESTAMP\xff\xfe\x00\x81", "not a text file"),
     ],
 )
@@ -124,6 +132,27 @@ def test_bad_traces_are_named(tmp_path: Path, text: str | bytes, said: str) -> N
         read_trace(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert said in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("depth", [1, 10, 100, 300, 900, DEEP])
+def test_a_bad_value_of_any_depth_and_length_is_one_short_error(tmp_path: Path, depth: int) -> None:
+    nested = "[" * depth + "1" * depth + "]" * depth
+    mooncake = GOOD_MOONCAKE + '{"timestamp": %s, "input_length": 2, "output_length": 2}'
+    for text in (mooncake, AZURE + "2023-11-16 18:15:46,3,%s\n"):
+        path = written(tmp_path, text % nested)
+        with pytest.raises(TraceFormatError, match=r": line 2: ") as caught:
+            read_trace(path)
+        assert len(str(caught.value)) < 1000
+
+
+def test_the_command_names_a_row_that_is_nested_too_deeply(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, GOOD_MOONCAKE + '{"timestamp": 0, "x": ' + NESTED + "}\n")
+    assert main(["replay", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"slabpool replay: {path}: line 2: nested too deeply")
 
 
 def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ is not kept alive.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import Callable
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING
 from slabpool.errors import InvalidArgumentError, InvalidTypeError, PoolExhausted, TensorTooLargeError
 
 if TYPE_CHECKING:
+    import asyncio
+
     from slabpool._core.pool import Pool
     from slabpool._core.request import Request
 
@@ -108,6 +109,8 @@ async def until(pool: Pool, done: Callable[[], bool], timeout: float | None = No
     """
     if done():
         return True
+    import asyncio  # here, because `import slabpool` must not load it; a coroutine that runs has loaded it
+
     loop = asyncio.get_running_loop()
     deadline = None if timeout is None else loop.time() + timeout
     with _wakeups(pool).get(loop) or _Wakeup(pool, loop) as wakeup:

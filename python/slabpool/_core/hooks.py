@@ -2,7 +2,7 @@
 
 There are three hooks: `messages` raises the exception for a failed call, `sessions` has the policy of
 sessions and of what gives way, `owner` serves peers in other processes. `slabpool` registers a function that
-loads each of them. It is called once, when the hook is first used.
+returns each of them. It is called once, when the hook is first used; only that of `owner` imports something.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import re
-from fractions import Fraction
 
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 
@@ -14,7 +13,7 @@ _UNITS = {
     "kib": 1024, "mib": 1024**2, "gib": 1024**3, "tib": 1024**4,
     "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4,
 }  # fmt: skip
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*")
+_SIZE = re.compile(r"\s*([0-9]+)(?:\.([0-9]+))?\s*([a-zA-Z]*)\s*")
 
 
 def parse_size(value: object, what: str, *, least: int, most: int) -> int:
@@ -47,10 +46,12 @@ def parse_size(value: object, what: str, *, least: int, most: int) -> int:
     if isinstance(value, str):
         # Python limits the length of numbers that it converts.
         match = _SIZE.fullmatch(value) if len(value) < 100 else None
-        unit = _UNITS.get(match[2].lower()) if match else None
+        unit = _UNITS.get(match[3].lower()) if match else None
         if match is None or unit is None:
             raise InvalidArgumentError(f"{what} must be bytes or a size such as '2GiB', got {value[:100]!r}")
-        size = int(Fraction(match[1]) * unit)
+        decimals = match[2] or ""
+        scale: int = 10 ** len(decimals)
+        size = int(match[1] + decimals) * unit // scale
     else:
         if isinstance(value, bool):
             raise InvalidTypeError(f"{what} must be bytes or a size such as '2GiB', got {value!r}")

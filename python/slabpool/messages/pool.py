@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 from slabpool._core import heaps
 from slabpool._core.core import StatusCode
 from slabpool.arguments.sizes import show_size
+from slabpool.arguments.texts import SHOWN, few
 from slabpool.errors import (
     DeviceLostError,
     DeviceUnavailableError,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from slabpool._core.request import Request
     from slabpool.arguments.pool_options import Options
     from slabpool.records import RequestRecord
-
-_SHOWN = 5  # devices and requests in one message
 
 
 def no_pool(wanted: Options, capacity: object, why: str, error: int) -> NoReturn:
@@ -67,18 +66,16 @@ def host_only(what: str) -> NoReturn:
 
 def names(devices: Iterable[object]) -> str:
     """Device names for a message, a few of them."""
-    known = sorted(map(repr, devices))
-    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
-    return (", ".join(known[:_SHOWN]) + more) or "no device"
+    return few(sorted(map(repr, devices))) or "no device"
 
 
 def holders(pool: Pool) -> str:
     """A line for each of the requests that hold most, and one for numpy."""
     records = sorted(pool.requests(), key=lambda r: r.nbytes, reverse=True)
     idle = {record.session_id: record.idle for record in pool.sessions()}
-    lines = [f"\n  {record}{_idle(record, idle)}" for record in records[:_SHOWN]]
-    if len(records) > _SHOWN:
-        lines.append(f"\n  and {len(records) - _SHOWN} more requests")
+    lines = [f"\n  {record}{_idle(record, idle)}" for record in records[:SHOWN]]
+    if len(records) > SHOWN:
+        lines.append(f"\n  and {len(records) - SHOWN} more requests")
     arrays, nbytes = heaps.usage(pool)
     if arrays:
         lines.append(f"\n  {arrays} arrays that numpy made under numpy_handler: {show_size(nbytes)}")

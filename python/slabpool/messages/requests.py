@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from slabpool._core.core import StatusCode
 from slabpool.arguments.sizes import show_size
+from slabpool.arguments.texts import few
 from slabpool.errors import (
     AmbiguousRequestError,
     DeviceLostError,
@@ -66,9 +67,9 @@ def open_failed(
         )
     if parent is not None and status == StatusCode.UNKNOWN_DEVICE:
         waiting = parent.pending
-        wrong = next((d for d in devices if d not in waiting), devices)
+        wrong = next((repr(d) for d in devices if d not in waiting), names(devices))
         raise UnknownDeviceError(
-            f"device {wrong!r} cannot hold a child: request {parent.id!r} generation {parent.generation} "
+            f"device {wrong} cannot hold a child: request {parent.id!r} generation {parent.generation} "
             f"waits for {names(waiting)}"
         )
     if parent is not None and status == StatusCode.REQUEST_CLOSED:
@@ -95,7 +96,7 @@ def ack_failed(pool: Pool, status: StatusCode, request_id: object, device: objec
     if status == StatusCode.AMBIGUOUS:
         waiting = [str(r.generation) for r in live if device in r.pending and r.parent is None]
         raise AmbiguousRequestError(
-            f"generations {', '.join(waiting)} of request {request_id!r} all wait for device {device!r}; "
+            f"generations {few(waiting)} of request {request_id!r} all wait for device {device!r}; "
             "say which with generation="
         )
     raise UnknownDeviceError(

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from slabpool.arguments.sizes import show_size
+from slabpool.arguments.texts import few, short
 from slabpool.errors import (
     InvalidArgumentError,
     PoolClosedError,
@@ -70,8 +71,9 @@ def budget_exceeded(state: State, name: str, nbytes: int) -> NoReturn:
     """Raises for a tensor that the session's own budget does not allow."""
     figures = state.shelf.figures()
     budget = 0 if figures is None else figures[1] or 0
-    kept = ", ".join(
-        f"{other!r} {show_size(block.kept.nbytes)}" for other, (block, _) in list(state.tensors.items())[:5]
+    kept = few(
+        f"{short(repr(other), 20)} {show_size(block.kept.nbytes)}"
+        for other, (block, _) in list(state.tensors.items())
     )
     raise QuotaExceededError(
         f"session {state.id!r} cannot keep {name!r} of {show_size(nbytes)}: it keeps "

@@ -161,6 +161,8 @@ def _azure_row(number: int, line: str) -> _Row:
 def _mooncake_row(number: int, line: str) -> _Row:
     try:
         row = json.loads(line)
+    except RecursionError:
+        raise _RowError(f"line {number}: nested too deeply for a row: {line[:40]!r}") from None
     except ValueError as error:
         raise _RowError(f"line {number}: not JSON ({error})") from None
     if not isinstance(row, dict):
@@ -170,7 +172,7 @@ def _mooncake_row(number: int, line: str) -> _Row:
             raise _RowError(f"line {number}: no {name!r}")
     stamp = row["timestamp"]
     if isinstance(stamp, bool) or not isinstance(stamp, (int, float)) or not 0 <= stamp < 1e15:
-        raise _RowError(f"line {number}: timestamp must be a number of milliseconds, got {stamp!r}")
+        raise _RowError(f"line {number}: timestamp must be a number of milliseconds, got {_shown(stamp)}")
     return (
         round(stamp * 1000),
         _tokens(number, "input_length", row["input_length"]),
@@ -184,5 +186,10 @@ def _tokens(number: int, name: str, value: object) -> int:
     if isinstance(text, str) and text.isascii() and text.isdigit():
         text = int(text) if len(text) <= 12 else _MAX_TOKENS + 1
     if isinstance(text, bool) or not isinstance(text, int) or not 0 <= text <= _MAX_TOKENS:
-        raise _RowError(f"line {number}: {name} must be a number of tokens, got {value!r}")
+        raise _RowError(f"line {number}: {name} must be a number of tokens, got {_shown(value)}")
     return text
+
+
+def _shown(value: object) -> str:
+    """A value for a message. The repr of a list or an object of JSON has no limit of length and depth."""
+    return f"a {type(value).__name__}" if isinstance(value, (list, dict)) else repr(value)[:60]

@@ -11,14 +11,15 @@ from collections.abc import Coroutine, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-import numpy.typing as npt
-
 from slabpool._core import async_wait
 from slabpool._core.tensors import GrowableTensor, Tensors
+from slabpool.arguments.texts import few
 from slabpool.errors import InvalidTypeError
 from slabpool.sessions import state as states
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from slabpool._core.pool import Pool
     from slabpool._core.request import Request
     from slabpool.sessions.registry import Sessions
@@ -303,7 +304,7 @@ class Session:
         self._sessions.look(state)
         if state.lost is not None:
             return f"<Session {state.id!r}: {state.lost}>"
-        names = ", ".join(self) or "nothing"
+        names = few(self) or "nothing"
         return (
             f"<Session {state.id!r}: keeps {names} in {self.nbytes} bytes{', in use' if self.in_use else ''}>"
         )
