@@ -1,4 +1,4 @@
-"""`flags.writeable` of a pool's arrays may be cleared and set again, as in numpy; a read-only view stays so."""
+"""`flags.writeable` of a pool's arrays may be cleared and set again; a read-only view stays read-only."""
 
 from __future__ import annotations
 
