@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import slabpool
+from tests.conftest import _missing
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +27,14 @@ def shared_pool(meeting_place: Path) -> Iterator[slabpool.Pool]:
     assert pool._verify() is None
     pool.close(force=True)
     assert list(meeting_place.iterdir()) == []
+
+
+@pytest.fixture(scope="session")
+def pid_namespace(require_program: Callable[..., str]) -> list[str]:
+    """A command line that runs a program in a new PID namespace; skips or fails if that is refused."""
+    command = [require_program("unshare"), "--pid", "--fork", "--mount-proc", "--kill-child"]
+    for more in ([], ["--user", "--map-root-user"]):
+        if subprocess.run([*command, *more, "true"], capture_output=True).returncode == 0:
+            return [*command, *more]
+    _missing("needs the right to make PID namespaces")
+    raise AssertionError("not reached")

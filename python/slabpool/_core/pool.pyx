@@ -419,7 +419,8 @@ cdef class Pool:
         UnknownDeviceError
             No request ever named it.
         DeviceAttachedError
-            Its process is attached and alive, and `kill` is false; or it is this process.
+            Its process is attached and alive, and `kill` is false; or it is this process; or it cannot be killed from
+            here, as in another PID namespace; or it has not ended within 30 seconds after it was killed.
         """
         cdef uint32_t number
         cdef uint64_t lost

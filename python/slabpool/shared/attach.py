@@ -173,9 +173,11 @@ def _attach(name: str, device: str | int, deadline: float | None) -> Peer:
 def _raise_refusal(name: str, device: str | int, message: dict[str, object]) -> None:
     error = message.get("error")
     if error == "attached":
+        pid = message.get("pid")
+        holder = f"process {pid}" if pid else "a process in another PID namespace than the owner's"
         raise DeviceAttachedError(
-            f"device {device!r} of pool {name!r} is attached already, as process {message.get('pid')}; one "
-            "process at a time can be a device. End that process, or close its peer"
+            f"device {device!r} of pool {name!r} is attached already, as {holder}; one process at a time can "
+            "be a device. End that process, or close its peer"
         )
     if error == "version":
         raise AttachError(

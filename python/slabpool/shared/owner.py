@@ -2,13 +2,13 @@
 
 It sleeps until a peer connects, asks or dies; acks do not use the connection. Invariants: an attached device
 is one live process, whose connection is open; when the process dies or the connection closes, the device
-releases everything that it holds, once. The thread keeps the pool's core alive, and not the `Pool`; it ends
-when the pool is closed or dropped.
+releases everything that it holds, once. A process is signalled by its pidfd, never by its number, because the
+number may be another process's by then, and is 0 for a process of another PID namespace. The thread keeps the
+pool's core alive, and not the `Pool`; it ends when the pool is closed or dropped.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import select
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 _STRANGERS = 64
 # Milliseconds for which no connection is accepted after the process ran out of descriptors.
 _PAUSE = 100
+# Seconds that a process may take to end once it is killed, and this file's thread to detach a dead one.
+_PATIENCE = 30.0
+# The option of a socket that gives a pidfd of the process which connected; Linux 6.5 and later.
+_SO_PEERPIDFD = 77
+_BOARD = 2  # place of the device's acks among the files that a peer gets
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
 
 
@@ -40,11 +45,77 @@ class _Client:
 
     connection: socket.socket
     pid: int
-    process: forks.Descriptor | None  # readable once the process has ended
+    process: forks.Descriptor | None  # a pidfd, readable once the process has ended
+    certain: bool  # the kernel gave the pidfd for this connection; otherwise it was opened by number
     device: str | int | None = None
     number: int = -1
+    board: tuple[int, int] = (0, 0)  # file system and inode of its acks, which the process maps
     lost: int = 0  # requests that it held when it was dropped
     gone: threading.Event = field(default_factory=threading.Event)
+
+
+def _named(client: _Client) -> str:
+    """The client's process, for a message."""
+    return f"process {client.pid}" if client.pid > 0 else "a process in another PID namespace"
+
+
+def _process(connection: socket.socket, pid: int) -> tuple[forks.Descriptor | None, bool]:
+    """A pidfd of the process that connected, and whether the kernel gave it for this connection.
+
+    It is None if there is none: the kernel is old, or the process has no number here, or this one has no free
+    descriptor. Raises ProcessLookupError if the process has ended.
+    """
+    with forks.lock:
+        certain = True
+        try:
+            fd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+        except ProcessLookupError:
+            raise
+        except OSError:  # before Linux 6.5
+            if pid <= 0:
+                return None, False
+            certain = False
+            try:
+                fd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                raise
+            except (OSError, AttributeError):  # before Linux 5.3
+                return None, False
+        process = forks.Descriptor(fd)
+        forks.held.add(process)
+    return process, certain
+
+
+def _unnamed(client: _Client) -> str | None:
+    """Why no process is known for certain to be the client's; None if its pidfd is."""
+    if client.process is None:
+        if client.pid == 0:
+            return "it is in another PID namespace"
+        return (
+            f"there is no pidfd of it, and its number {client.pid} may be another process's by now, or of "
+            "another PID namespace"
+        )
+    if not client.certain and not _maps_board(client):
+        return (
+            f"process {client.pid} of this PID namespace does not map the device's memory, so it may be "
+            "another one"
+        )
+    return None
+
+
+def _maps_board(client: _Client) -> bool:
+    """Whether the process with the client's number maps the client's board.
+
+    If it does not, the device's process ended before its pidfd was opened by number, and another process has
+    the number. If it does, and the pidfd's process is alive after this, both are the same process.
+    """
+    device, inode = client.board
+    wanted = [f"{os.major(device):02x}:{os.minor(device):02x}", str(inode)]
+    try:
+        with open(f"/proc/{client.pid}/maps", encoding="utf-8", errors="replace") as maps:
+            return any(line.split(maxsplit=5)[3:5] == wanted for line in maps)
+    except OSError:
+        return False
 
 
 class Service:
@@ -86,31 +157,52 @@ class Service:
         """Requests that an attached device held, once its process is dead; None if it is not attached."""
         with self._mutex:  # the descriptors of an attached client are open
             client = self._attached.get(device)
-            gone = client is not None and self._is_gone(client)
-        if client is None:
-            return None
-        if gone:  # the thread is about to drop it
-            client.gone.wait()
-            return client.lost
-        if not kill:
+            if client is None:
+                return None
+            gone = self._is_gone(client)
+        if not gone:
+            self._kill(device, client, kill)
+        if not client.gone.wait(_PATIENCE):
+            what = "has ended, but was not detached" if gone else "was killed, but has not ended"
             raise DeviceAttachedError(
-                f"device {device!r} is attached to pool {self._name!r} as process {client.pid}, which is "
-                "alive and may be using its memory; pass kill=True to end that process, or close its peer "
-                "there"
+                f"the process of device {device!r} of pool {self._name!r} ({_named(client)}) {what} within "
+                f"{_PATIENCE:g} s, and its memory is still held. It is released once the kernel has ended "
+                "the process; call device_lost again to wait for that"
+            )
+        return client.lost
+
+    def _kill(self, device: str | int, client: _Client, allowed: bool) -> None:
+        """Sends SIGKILL by the pidfd; raises if that is not allowed or not possible."""
+        attached = f"device {device!r} is attached to pool {self._name!r}"
+        if not allowed:
+            raise DeviceAttachedError(
+                f"{attached} as {_named(client)}, which is alive and may be using its memory; pass kill=True "
+                "to end that process, or close its peer there"
             )
         if client.pid == os.getpid():
-            raise DeviceAttachedError(
-                f"device {device!r} is attached to pool {self._name!r} in this process; close its peer "
-                "instead of killing it"
-            )
-        with contextlib.suppress(ProcessLookupError):
-            if client.process is not None:
-                # By the descriptor, because another process may have the number by now.
-                signal.pidfd_send_signal(client.process.fileno(), signal.SIGKILL)
-            else:
-                os.kill(client.pid, signal.SIGKILL)
-        client.gone.wait()
-        return client.lost
+            raise DeviceAttachedError(f"{attached} in this process; close its peer instead of killing it")
+        why = _unnamed(client)
+        if why is None:
+            with self._mutex:  # its descriptors are open, and stay so, only while it is attached
+                if self._attached.get(device) is not client or self._is_gone(client):
+                    return
+                assert client.process is not None
+                try:
+                    signal.pidfd_send_signal(client.process.fileno(), signal.SIGKILL)
+                    return
+                except ProcessLookupError:  # it has just ended
+                    return
+                except OSError as error:
+                    # EINVAL: the process is neither in this PID namespace nor in one below it.
+                    why = (
+                        "it is in another PID namespace"
+                        if error.errno == errno.EINVAL
+                        else f"the kernel refuses to signal it ({error.strerror})"
+                    )
+        raise DeviceAttachedError(
+            f"{attached} by a process that cannot be named from here, so it was not killed: {why}. End that "
+            "process where it runs, or close its peer there"
+        )
 
     # ---- the thread
 
@@ -151,11 +243,12 @@ class Service:
         if uid != os.geteuid():
             forks.release(connection)
             return
-        process = None
-        with forks.lock, contextlib.suppress(OSError, AttributeError):
-            process = forks.Descriptor(os.pidfd_open(pid))
-            forks.held.add(process)
-        client = _Client(connection, pid, process)
+        try:
+            process, certain = _process(connection, pid)
+        except ProcessLookupError:  # it has ended; a process that it forked may keep the connection open
+            forks.release(connection)
+            return
+        client = _Client(connection, pid, process, certain)
         with self._mutex:
             strangers = [c for fd, c in self._clients.items() if c.number < 0 and fd == c.connection.fileno()]
             self._clients[connection.fileno()] = client
@@ -211,8 +304,10 @@ class Service:
         except (AttachError, SlabpoolError) as error:
             wire.send(client.connection, {"error": "refused", "text": str(error)})
             return False
+        found = os.fstat(files[_BOARD])
         with self._mutex:
             client.device, client.number = device, number
+            client.board = (found.st_dev, found.st_ino)
             self._attached[device] = client
         wire.send(client.connection, {"number": number}, files)
         return True
