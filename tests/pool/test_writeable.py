@@ -90,3 +90,4 @@ def test_a_devices_view_is_writable_only_if_it_was_opened_so(
             frozen_and_thawed(peer.open(ref, writable=True))
             with pytest.raises(ValueError, match="WRITEABLE"):
                 read_only.flags.writeable = True
+            assert peer.ack(ref) is slabpool.Ack.PENDING  # the host still holds the request

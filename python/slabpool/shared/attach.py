@@ -11,6 +11,7 @@ import math
 import os
 import select
 import socket
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -75,7 +76,8 @@ class Connection:
         """Closes the connection. The device then holds nothing."""
         with contextlib.suppress(OSError):  # it is closed already
             self._line.shutdown(socket.SHUT_RDWR)
-        if threading.current_thread() is not self._thread:
+        # When the interpreter ends, daemon threads no longer run, and waiting for one would never return.
+        if threading.current_thread() is not self._thread and not sys.is_finalizing():
             self._thread.join()
         forks.release(self._line)
 

@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import weakref
 from dataclasses import dataclass, field
@@ -150,7 +151,8 @@ class Service:
         self._link.dismiss()
         self._ring.send(b"x")
         # The garbage collector may drop the pool on any thread.
-        if threading.current_thread() is not self._thread:
+        # When the interpreter ends, daemon threads no longer run, and waiting for one would never return.
+        if threading.current_thread() is not self._thread and not sys.is_finalizing():
             self._thread.join()
 
     def device_lost(self, device: str | int, kill: bool) -> int | None:
