@@ -217,7 +217,8 @@ void Pool::context_lost(void* context) noexcept {
   const cuda::Driver* driver = cuda::Driver::get();
   cuda::Result result = cuda::kSuccess;
   if (driver == nullptr || driver->context(options_.device, result) != context) return;
-  if ((slow_path_flags_.fetch_or(kLost, std::memory_order_relaxed) & kLost) != 0) return;
+  // Sequentially consistent, as in notify(): a waiter that registers now either is woken, or finds the device lost.
+  if ((slow_path_flags_.fetch_or(kLost, std::memory_order_seq_cst) & kLost) != 0) return;
   waiters_.notify();  // no memory will come back
 }
 
