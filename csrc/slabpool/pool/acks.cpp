@@ -20,10 +20,12 @@ inline Pool::Counted Pool::count_ack(Handle handle, std::uint32_t device, AckOri
   // An ack by a call is always a sign of life. An ack behind a stream is one only if it counts, because the device may
   // have been lost since it was queued.
   if (origin == AckOrigin::call && table_.any_lease()) devices_.heard(device, now_ns());
-  const HolderSet::Left left = record == nullptr
-                                   ? HolderSet::Left::gone
-                                   : table_.holders(handle.slot).leave(handle.tag(), device_bit(device));
-  if (left != HolderSet::Left::others_hold && left != HolderSet::Left::last) return {left, false};
+  if (record == nullptr) [[unlikely]]
+    return {HolderSet::Left::absent, false};
+  const HolderSet::Left left =
+      table_.holders(handle.slot).try_leave(handle.generation, device_bit(device));
+  if (left == HolderSet::Left::absent) [[unlikely]]
+    return {left, false};
   if (origin == AckOrigin::stream && table_.any_lease()) devices_.heard(device, now_ns());
   const bool acknowledged = origin == AckOrigin::call || origin == AckOrigin::stream;
   if (origin != AckOrigin::device_lost) caches_.mine().count(Count::acks);
@@ -41,21 +43,18 @@ Pool::Acked Pool::ack(Handle handle, std::uint32_t device) noexcept {
   if (!usable_here()) [[unlikely]]
     return {Status::forked, AckResult::late};
   const Counted counted = count_ack(handle, device, AckOrigin::call);
-  switch (counted.left) {
-    case HolderSet::Left::never:
-    case HolderSet::Left::gone:
-    case HolderSet::Left::before:
-      return not_held(counted.left, handle);
-    case HolderSet::Left::others_hold:
-    case HolderSet::Left::last:
-      break;
-  }
+  if (counted.left == HolderSet::Left::absent) [[unlikely]]
+    return not_held(handle, device);
   return {Status::ok, counted.released ? AckResult::released : AckResult::pending};
 }
 
 // The answer to an ack that changes nothing.
-Pool::Acked Pool::not_held(HolderSet::Left left, Handle handle) noexcept {
+Pool::Acked Pool::not_held(Handle handle, std::uint32_t device) noexcept {
   ThreadCache& cache = caches_.mine();
+  const HolderSet::Left left =
+      table_.record(handle.slot) == nullptr
+          ? HolderSet::Left::gone
+          : table_.holders(handle.slot).why_absent(handle.generation, device_bit(device));
   // A slot that was not used again still has the bits of a request that is over, and the answer must not depend on that.
   if (left == HolderSet::Left::gone || table_.is_over(handle)) {
     cache.count(Count::late_acks);
@@ -101,10 +100,9 @@ Pool::Acked Pool::ack_after(Handle handle, std::uint32_t device, const cuda::Str
   };
   if (!usable_here()) return failed(Status::forked);
   // Answers that need no stream come first, as in ack(), whatever the driver says of the stream.
-  const HolderSet::Left now = table_.record(handle.slot) == nullptr
-                                  ? HolderSet::Left::gone
-                                  : table_.holders(handle.slot).look(handle.tag(), device_bit(device));
-  if (now != HolderSet::Left::others_hold) return not_held(now, handle);
+  if (table_.record(handle.slot) == nullptr ||
+      !table_.holders(handle.slot).holds(handle.generation, device_bit(device)))
+    return not_held(handle, device);
   FromStreams* streams = polled_->make_streams(error);
   if (streams == nullptr) return failed(Status::system_refused);
   cuda::StreamName name = on;
@@ -182,7 +180,9 @@ void Pool::set_polling(bool on) noexcept {
 
 Status Pool::add_device(Handle handle, std::uint32_t device) noexcept {
   if (!usable_here()) return Status::forked;
-  const auto held = [&] { return table_.holders(handle.slot).holds(handle.tag(), device_bit(device)); };
+  const auto held = [&] {
+    return table_.holders(handle.slot).holds(handle.generation, device_bit(device));
+  };
   if (shared_ != nullptr) {
     collect_acks();
     if (device < kMaxDevices && !table_.is_over(handle) && !held())
@@ -205,8 +205,7 @@ std::uint64_t Pool::device_lost(std::uint32_t device) noexcept {
   std::sort(held.begin(), held.end(),
             [](const Handle& a, const Handle& b) { return a.generation > b.generation; });
   return static_cast<std::uint64_t>(std::count_if(held.begin(), held.end(), [&](Handle handle) {
-    const HolderSet::Left left = count_ack(handle, device, AckOrigin::device_lost).left;
-    return left == HolderSet::Left::others_hold || left == HolderSet::Left::last;
+    return count_ack(handle, device, AckOrigin::device_lost).left != HolderSet::Left::absent;
   }));
 }
 

@@ -170,7 +170,7 @@ Status Pool::close(bool force) noexcept {
   std::vector<Handle> all;
   std::vector<Handle> over;
   try {
-    table_.each([&](const RequestRecord& r, const HolderSet&) {
+    table_.each([&](const RequestRecord& r, const HolderView&) {
       const std::uint64_t generation = r.generation.load(std::memory_order_relaxed);
       if (!RequestRecord::is_released(generation)) all.push_back({r.slot, generation});
     });

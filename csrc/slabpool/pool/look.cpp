@@ -36,7 +36,7 @@ Stats Pool::stats() noexcept {
   std::uint64_t in_doubt = 0;
   if (table_.any_lease()) {
     const std::int64_t now = now_ns();
-    table_.each([&](const RequestRecord& r, const HolderSet& set) {
+    table_.each([&](const RequestRecord& r, const HolderView& set) {
       if (!table_.in_doubt(r, set, now)) return;
       ++s.requests_in_doubt;
       in_doubt += r.blocks.bytes();
@@ -61,7 +61,7 @@ std::vector<Event> Pool::events() const { return log_ != nullptr ? log_->read() 
 
 namespace {
 
-RequestState state_of(const RequestTable& table, const RequestRecord& r, const HolderSet& set,
+RequestState state_of(const RequestTable& table, const RequestRecord& r, const HolderView& set,
                       std::int64_t now) {
   if (RequestRecord::is_released(r.generation.load(std::memory_order_acquire)))
     return RequestState::released;
@@ -71,7 +71,7 @@ RequestState state_of(const RequestTable& table, const RequestRecord& r, const H
 }
 
 RequestInfo info_of(const RequestTable& table, const PolledAcks& polled, const RequestRecord& r,
-                    const HolderSet& set, std::int64_t now) {
+                    const HolderView& set, std::int64_t now) {
   RequestInfo info;
   info.id = r.id;
   info.handle = r.handle();
@@ -79,7 +79,7 @@ RequestInfo info_of(const RequestTable& table, const PolledAcks& polled, const R
   info.state = state_of(table, r, set, now);
   info.nbytes = r.blocks.bytes();
   info.age_ns = now - r.opened_ns;
-  set.each_device(info.handle.tag(), [&](std::uint32_t device) {
+  set.each_device(info.handle.generation, [&](std::uint32_t device) {
     info.pending.push_back(device);
     if (polled.is_queued(info.handle.generation, device)) info.behind_stream.push_back(device);
   });
@@ -95,7 +95,7 @@ bool Pool::describe(Handle handle, RequestInfo& info) {
   bool found = false;
   collect_acks();
   const std::int64_t now = now_ns();
-  table_.at(handle, [&](const RequestRecord& r, const HolderSet& set) {
+  table_.at(handle, [&](const RequestRecord& r, const HolderView& set) {
     info = info_of(table_, *polled_, r, set, now);
     found = true;
   });
@@ -106,7 +106,7 @@ std::vector<RequestInfo> Pool::requests(std::int64_t older_than_ns) {
   std::vector<RequestInfo> all;
   collect_acks();
   const std::int64_t now = now_ns();
-  table_.each([&](const RequestRecord& r, const HolderSet& set) {
+  table_.each([&](const RequestRecord& r, const HolderView& set) {
     if (now - r.opened_ns >= older_than_ns) all.push_back(info_of(table_, *polled_, r, set, now));
   });
   std::sort(all.begin(), all.end(), [](const RequestInfo& a, const RequestInfo& b) {

@@ -301,7 +301,7 @@ class SLABPOOL_API Pool final : public AckSink {
   // acks.cpp
   [[gnu::always_inline]] Counted count_ack(Handle handle, std::uint32_t device,
                                            AckOrigin origin) noexcept;
-  [[gnu::noinline]] Acked not_held(HolderSet::Left left, Handle handle) noexcept;
+  [[gnu::noinline]] Acked not_held(Handle handle, std::uint32_t device) noexcept;
   Named named(std::string_view id, std::uint32_t device,
               std::optional<std::uint64_t> generation) noexcept;
   // `all` false: for callers that come often; see PolledAcks::collect().

@@ -8,9 +8,6 @@ namespace slabpool {
 struct Handle {
   std::uint32_t slot = 0;
   std::uint64_t generation = 0;  // 0: no request. A pool never uses a generation twice
-
-  // The part of the generation that each word of a HolderSet carries.
-  std::uint32_t tag() const noexcept { return static_cast<std::uint32_t>(generation); }
 };
 
 }  // namespace slabpool

@@ -1,10 +1,13 @@
-// Who still holds a request: one bit for the host, one for each device.
+// The holders of a request: one bit for the host, one for each device.
 //
-// Each word carries 32 holders and, in its upper half, the *tag* of the generation it belongs to. A holder leaves by a
-// compare-and-swap that checks both, so an ack that comes late, twice, or from two threads at once can never clear a bit of
-// the next request in the same slot. Plain atomic words and no pointers: the same code works on shared memory.
+// Each word carries the bits of 16 holders and above them the generation that it belongs to, whole: a pool has 2^48 - 1
+// generations and uses none twice (RequestTable::open). A holder leaves by a compare-and-swap that checks both, so an ack
+// that is late, repeated, or made by two threads at once can never clear a bit of another request in the same slot. Plain
+// atomic words and no pointers: the same code works on shared memory.
+// The first word of each request is beside those of other requests, the others are far away, because few requests have
+// more than 15 devices: an open request then costs 64 bytes and not a page.
 // Invariants:
-//   a bit of pending_ is set only if the bit of named_ is set in the same generation;
+//   a bit of `pending` is set only if the bit of `named` is set in the same generation;
 //   of the holders that leave a request, at least one is answered `last`; with several words more than one may be, and
 //   RequestTable::claim() decides between them.
 #pragma once
@@ -12,99 +15,205 @@
 #include <atomic>
 #include <cstdint>
 
+#include "slabpool/base/assert.hpp"
+
 namespace slabpool {
 
 inline constexpr std::uint32_t kMaxDevices = 4096;
+inline constexpr std::uint32_t kHoldersPerWord = 16;
+// 77 years at 115,000 requests a second, which is what one thread opens from Python.
+inline constexpr std::uint64_t kMaxGeneration = (std::uint64_t{1} << (64 - kHoldersPerWord)) - 1;
 
 struct HolderBit {
-  std::uint32_t word;
-  std::uint32_t mask;
+  std::uint64_t word;
+  std::uint64_t mask;
 };
 inline constexpr HolderBit kHost{0, 1};
 constexpr HolderBit device_bit(std::uint32_t device) noexcept {
   // In 64 bits, or the largest number would be the host's.
   const std::uint64_t bit = std::uint64_t{device} + 1;
-  return {static_cast<std::uint32_t>(bit / 32), std::uint32_t{1} << (bit % 32)};
+  return {bit / kHoldersPerWord, std::uint64_t{1} << (bit % kHoldersPerWord)};
 }
 
-class HolderSet {
+// Generation and holders, as one word of a set or of the acks that peers publish to each other.
+class HolderWord {
  public:
-  static constexpr std::uint32_t kWords = (1 + kMaxDevices + 31) / 32;
+  constexpr HolderWord(std::uint64_t generation, std::uint64_t bits) noexcept
+      : word_(generation << kHoldersPerWord | bits) {}
+  explicit constexpr HolderWord(std::uint64_t word) noexcept : word_(word) {}
+  // Of all 64 bits, so an integer that is no generation equals none.
+  constexpr std::uint64_t generation() const noexcept { return word_ >> kHoldersPerWord; }
+  constexpr std::uint64_t bits() const noexcept {
+    return word_ & ((std::uint64_t{1} << kHoldersPerWord) - 1);
+  }
+  constexpr std::uint64_t value() const noexcept { return word_; }
 
+ private:
+  std::uint64_t word_;
+};
+
+struct HolderWords {
+  std::atomic<std::uint64_t> pending;
+  std::atomic<std::uint64_t> named;
+};
+struct FirstHolders {
+  HolderWords word;
+  std::atomic<std::uint32_t> words;  // in use; the words beyond are of older generations
+};
+struct MoreHolders {
+  static constexpr std::uint32_t kWords = (1 + kMaxDevices + kHoldersPerWord - 1) / kHoldersPerWord - 1;
+  HolderWords word[kWords];
+};
+
+// The holders of one slot, for a process that may read them.
+class HolderView {
+ public:
+  static constexpr std::uint32_t kWords = 1 + MoreHolders::kWords;
+
+  HolderView(const FirstHolders& first, const MoreHolders& more) noexcept : first_(first), more_(more) {}
+
+  // True if the set is of this generation and has no holder.
+  bool empty(std::uint64_t generation) const noexcept {
+    const std::uint32_t words = first_.words.load(std::memory_order_acquire);
+    for (std::uint32_t w = 0; w < words; ++w) {
+      if (at(w).pending.load(std::memory_order_seq_cst) != HolderWord(generation, 0).value())
+        return false;
+    }
+    return true;
+  }
+
+  bool holds(std::uint64_t generation, HolderBit bit) const noexcept {
+    return has(&HolderWords::pending, generation, bit, std::memory_order_acquire);
+  }
+  // The same, sequentially consistent: for a caller that has published something a holder looks for after it leaves.
+  bool holds_now(std::uint64_t generation, HolderBit bit) const noexcept {
+    return has(&HolderWords::pending, generation, bit, std::memory_order_seq_cst);
+  }
+  bool was_named(std::uint64_t generation, HolderBit bit) const noexcept {
+    return has(&HolderWords::named, generation, bit, std::memory_order_acquire);
+  }
+
+  // Calls f(word, bits) for each word of holders while it is of this generation; false if a word was not. For peers,
+  // which compare the holders with the acks in the tally.
+  template <typename F>
+  bool each_word(std::uint64_t generation, F&& f) const {
+    const std::uint32_t words = first_.words.load(std::memory_order_acquire);
+    for (std::uint32_t w = 0; w < words && w < kWords; ++w) {
+      const HolderWord now(at(w).pending.load(std::memory_order_seq_cst));
+      if (now.generation() != generation) return false;
+      f(w, now.bits());
+    }
+    return true;
+  }
+
+  // Calls f(device) for each device that holds, in order of their numbers.
+  template <typename F>
+  void each_device(std::uint64_t generation, F&& f) const {
+    const std::uint32_t words = first_.words.load(std::memory_order_acquire);
+    for (std::uint32_t w = 0; w < words; ++w) {
+      const HolderWord now(at(w).pending.load(std::memory_order_acquire));
+      if (now.generation() != generation) return;
+      for (std::uint64_t bits = now.bits() & ~(w == 0 ? kHost.mask : 0); bits != 0; bits &= bits - 1) {
+        f(w * kHoldersPerWord + static_cast<std::uint32_t>(__builtin_ctzll(bits)) - 1);
+      }
+    }
+  }
+
+ private:
+  const HolderWords& at(std::uint64_t word) const noexcept {
+    return word == 0 ? first_.word : more_.word[word - 1];
+  }
+  bool has(std::atomic<std::uint64_t> HolderWords::*which, std::uint64_t generation, HolderBit bit,
+           std::memory_order order) const noexcept {
+    if (bit.word >= first_.words.load(std::memory_order_acquire)) return false;
+    const HolderWord now((at(bit.word).*which).load(order));
+    return now.generation() == generation && (now.bits() & bit.mask) != 0;
+  }
+
+  const FirstHolders& first_;
+  const MoreHolders& more_;
+};
+
+class HolderSet : public HolderView {
+ public:
   enum class Left {
     others_hold,  // the bit is cleared, others hold on
     last,         // the bit is cleared, and none is left
+    absent,       // the bit was not set; why_absent() says why
     before,       // this holder had left before
     never,        // this holder was never named
     gone,         // another generation has the slot
   };
 
-  // For a free slot: a set of this generation that only the host holds. Release: a thread that reads a word with the new
-  // tag sees the set as it was opened.
-  void open(std::uint32_t tag, std::uint32_t words) noexcept {
-    for (std::uint32_t w = 0; w < words; ++w) {
-      const std::uint64_t host = w == kHost.word ? kHost.mask : 0;
-      named_[w].store(pack(tag, 0) | host, std::memory_order_relaxed);
-      pending_[w].store(pack(tag, 0) | host, std::memory_order_release);
-    }
-    words_.store(words, std::memory_order_release);
+  HolderSet(FirstHolders& first, MoreHolders& more) noexcept
+      : HolderView(first, more), first_(first), more_(more) {}
+
+  // For a free slot: a set of this generation that only the host holds. Release: a thread that reads a word of this
+  // generation sees the set as it was opened.
+  void open(std::uint64_t generation) noexcept {
+    SLABPOOL_ASSERT(generation != 0 && generation <= kMaxGeneration,
+                    "a generation fits a word of holders", generation);
+    const std::uint64_t host = HolderWord(generation, kHost.mask).value();
+    first_.word.named.store(host, std::memory_order_relaxed);
+    first_.word.pending.store(host, std::memory_order_release);
+    first_.words.store(1, std::memory_order_release);
   }
 
   // Names a holder. Only while the host holds and cannot leave meanwhile (under the table's mutex).
-  void add(std::uint32_t tag, HolderBit bit) noexcept {
-    const std::uint32_t words = words_.load(std::memory_order_relaxed);
-    for (std::uint32_t w = words; w <= bit.word; ++w) {
-      named_[w].store(pack(tag, 0), std::memory_order_relaxed);
-      pending_[w].store(pack(tag, 0), std::memory_order_relaxed);
+  void add(std::uint64_t generation, HolderBit bit) noexcept {
+    const std::uint32_t words = first_.words.load(std::memory_order_relaxed);
+    for (std::uint64_t w = words; w <= bit.word; ++w) {
+      at(w).named.store(HolderWord(generation, 0).value(), std::memory_order_relaxed);
+      at(w).pending.store(HolderWord(generation, 0).value(), std::memory_order_relaxed);
     }
-    if (bit.word >= words) words_.store(bit.word + 1, std::memory_order_release);
-    named_[bit.word].fetch_or(bit.mask, std::memory_order_relaxed);
+    if (bit.word >= words)
+      first_.words.store(static_cast<std::uint32_t>(bit.word + 1), std::memory_order_release);
+    at(bit.word).named.fetch_or(bit.mask, std::memory_order_relaxed);
     // Release: an ack that sees the bit sees it named.
-    pending_[bit.word].fetch_or(bit.mask, std::memory_order_release);
+    at(bit.word).pending.fetch_or(bit.mask, std::memory_order_release);
   }
 
-  // Inlined by force, because it is most of an ack, and the compiler's choice changes with the number of callers.
-  [[gnu::always_inline]] Left leave(std::uint32_t tag, HolderBit bit) noexcept {
-    const std::uint32_t words = words_.load(std::memory_order_acquire);
-    if (bit.word >= words)
-      return tag_of(pending_[0].load(std::memory_order_acquire)) == tag ? Left::never : Left::gone;
-    std::atomic<std::uint64_t>& word = pending_[bit.word];
-    std::uint64_t now = word.load(std::memory_order_acquire);
+  // others_hold, last or absent. Inlined by force, because it is most of an ack, and the compiler's choice changes with the
+  // number of callers.
+  [[gnu::always_inline]] Left try_leave(std::uint64_t generation, HolderBit bit) noexcept {
+    std::atomic<std::uint64_t>& pending = at(bit.word).pending;
+    std::uint64_t now = pending.load(std::memory_order_acquire);
     do {
-      if (tag_of(now) != tag) return Left::gone;
-      if ((now & bit.mask) == 0) {
-        const std::uint64_t named = named_[bit.word].load(std::memory_order_acquire);
-        if (tag_of(named) != tag) return Left::gone;
-        return (named & bit.mask) != 0 ? Left::before : Left::never;
-      }
+      if (HolderWord(now).generation() != generation || (now & bit.mask) == 0) [[unlikely]]
+        return Left::absent;
       // Release publishes what this holder did with the memory; acquire lets the last holder see what the others did.
       // Sequentially consistent, because with several words two holders that leave at once must not each see the
       // other's bit still set.
-    } while (!word.compare_exchange_weak(now, now & ~std::uint64_t{bit.mask}, std::memory_order_seq_cst,
-                                         std::memory_order_acquire));
-    if (bits_of(now) != bit.mask) return Left::others_hold;
+    } while (!pending.compare_exchange_weak(now, now ^ bit.mask, std::memory_order_seq_cst,
+                                            std::memory_order_acquire));
+    if (HolderWord(now).bits() != bit.mask) return Left::others_hold;
     // Read again: the host may have named a device in another word and left before this holder did.
-    if (words_.load(std::memory_order_acquire) == 1) return Left::last;
-    return empty(tag) ? Left::last : Left::others_hold;
+    if (first_.words.load(std::memory_order_acquire) == 1) return Left::last;
+    return empty(generation) ? Left::last : Left::others_hold;
+  }
+  // The same with the reason.
+  Left leave(std::uint64_t generation, HolderBit bit) noexcept {
+    const Left left = try_leave(generation, bit);
+    return left == Left::absent ? why_absent(generation, bit) : left;
   }
 
-  // The answer of leave() to a device that does not hold; others_hold to one that does. Changes nothing.
-  Left look(std::uint32_t tag, HolderBit bit) const noexcept {
-    if (holds(tag, bit)) return Left::others_hold;
-    if (tag_of(pending_[0].load(std::memory_order_acquire)) != tag) return Left::gone;
-    return was_named(tag, bit) ? Left::before : Left::never;
+  // The answer to a holder whose bit is not set. A bit that has been set since belongs to a hold that began later.
+  Left why_absent(std::uint64_t generation, HolderBit bit) const noexcept {
+    // The first word: those beyond the ones in use are of older generations.
+    if (HolderWord(first_.word.pending.load(std::memory_order_acquire)).generation() != generation)
+      return Left::gone;
+    return was_named(generation, bit) ? Left::before : Left::never;
   }
-
   // Every holder leaves; true if there was any.
-  bool cut(std::uint32_t tag) noexcept {
+  bool cut(std::uint64_t generation) noexcept {
     bool any = false;
-    const std::uint32_t words = words_.load(std::memory_order_acquire);
+    const std::uint32_t words = first_.words.load(std::memory_order_acquire);
     for (std::uint32_t w = 0; w < words; ++w) {
-      std::uint64_t now = pending_[w].load(std::memory_order_acquire);
-      while (tag_of(now) == tag && bits_of(now) != 0) {
+      std::uint64_t now = at(w).pending.load(std::memory_order_acquire);
+      while (HolderWord(now).generation() == generation && HolderWord(now).bits() != 0) {
         // As in leave().
-        if (pending_[w].compare_exchange_weak(now, pack(tag, 0), std::memory_order_seq_cst,
-                                              std::memory_order_acquire)) {
+        if (at(w).pending.compare_exchange_weak(now, HolderWord(generation, 0).value(),
+                                                std::memory_order_seq_cst, std::memory_order_acquire)) {
           any = true;
           break;
         }
@@ -113,68 +222,11 @@ class HolderSet {
     return any;
   }
 
-  // True if the set is of this generation and has no holder.
-  bool empty(std::uint32_t tag) const noexcept {
-    const std::uint32_t words = words_.load(std::memory_order_acquire);
-    for (std::uint32_t w = 0; w < words; ++w) {
-      const std::uint64_t now = pending_[w].load(std::memory_order_seq_cst);
-      if (tag_of(now) != tag || bits_of(now) != 0) return false;
-    }
-    return true;
-  }
-
-  bool holds(std::uint32_t tag, HolderBit bit) const noexcept { return has(pending_, tag, bit); }
-  // The same, sequentially consistent: for a caller that has published something a holder looks for after it leaves.
-  bool holds_now(std::uint32_t tag, HolderBit bit) const noexcept {
-    return has(pending_, tag, bit, std::memory_order_seq_cst);
-  }
-  bool was_named(std::uint32_t tag, HolderBit bit) const noexcept { return has(named_, tag, bit); }
-
-  // Calls f(word, bits) for each word of holders while it is of this generation; false if a word was not. For peers,
-  // which compare the holders with the acks in the tally.
-  template <typename F>
-  bool each_word(std::uint32_t tag, F&& f) const {
-    const std::uint32_t words = words_.load(std::memory_order_acquire);
-    for (std::uint32_t w = 0; w < words && w < kWords; ++w) {
-      const std::uint64_t now = pending_[w].load(std::memory_order_seq_cst);
-      if (tag_of(now) != tag) return false;
-      f(w, bits_of(now));
-    }
-    return true;
-  }
-
-  // Calls f(device) for each device that holds, in order of their numbers.
-  template <typename F>
-  void each_device(std::uint32_t tag, F&& f) const {
-    const std::uint32_t words = words_.load(std::memory_order_acquire);
-    for (std::uint32_t w = 0; w < words; ++w) {
-      const std::uint64_t now = pending_[w].load(std::memory_order_acquire);
-      if (tag_of(now) != tag) return;
-      for (std::uint32_t bits = bits_of(now) & ~(w == 0 ? kHost.mask : 0); bits != 0; bits &= bits - 1) {
-        f(w * 32 + static_cast<std::uint32_t>(__builtin_ctz(bits)) - 1);
-      }
-    }
-  }
-
  private:
-  static std::uint64_t pack(std::uint32_t tag, std::uint32_t bits) noexcept {
-    return std::uint64_t{tag} << 32 | bits;
-  }
-  static std::uint32_t tag_of(std::uint64_t word) noexcept {
-    return static_cast<std::uint32_t>(word >> 32);
-  }
-  static std::uint32_t bits_of(std::uint64_t word) noexcept { return static_cast<std::uint32_t>(word); }
+  HolderWords& at(std::uint64_t word) noexcept { return word == 0 ? first_.word : more_.word[word - 1]; }
 
-  bool has(const std::atomic<std::uint64_t>* set, std::uint32_t tag, HolderBit bit,
-           std::memory_order order = std::memory_order_acquire) const noexcept {
-    if (bit.word >= words_.load(std::memory_order_acquire)) return false;
-    const std::uint64_t now = set[bit.word].load(order);
-    return tag_of(now) == tag && (now & bit.mask) != 0;
-  }
-
-  std::atomic<std::uint32_t> words_;  // in use; the words beyond are of older generations
-  std::atomic<std::uint64_t> pending_[kWords];
-  std::atomic<std::uint64_t> named_[kWords];
+  FirstHolders& first_;
+  MoreHolders& more_;
 };
 
 }  // namespace slabpool

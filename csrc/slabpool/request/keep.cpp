@@ -88,7 +88,7 @@ void RequestTable::unpin_all(RequestRecord& by, std::vector<Handle>& over) noexc
     kept.idle_since_ns = now;
     // Clears the host's bit if the host left while there were pins. (Pool::close(force) has cleared all bits already.)
     if (kept.host_left.load(std::memory_order_relaxed) &&
-        holders(handle.slot).leave(handle.tag(), kHost) == HolderSet::Left::last) {
+        holders(handle.slot).leave(handle.generation, kHost) == HolderSet::Left::last) {
       over.push_back(handle);
     }
   }

@@ -20,12 +20,12 @@ constexpr std::uint64_t mix_bits(std::uint64_t x) noexcept {
   return x ^ (x >> 31);
 }
 
-struct RequestSlot {
+struct alignas(64) RequestSlot {
   // 0 while no request has the slot, and from the moment its request is over.
   std::atomic<std::uint64_t> generation;
   // Of this request alone. Written before the generation, whose release publishes it.
   std::atomic<std::uint64_t> nonce;
-  HolderSet holders;
+  FirstHolders holders;
 
   // A reference to bytes of this request carries this seal. It cannot be made without the nonce, and a change of any field
   // of the reference is noticed.
@@ -33,6 +33,14 @@ struct RequestSlot {
                                       std::uint64_t offset, std::uint64_t nbytes) noexcept {
     return mix_bits(mix_bits(mix_bits(nonce ^ generation) + offset) + nbytes);
   }
+};
+static_assert(sizeof(RequestSlot) == 64, "one cache line a request");
+
+struct SlotTable {
+  RequestSlot slots[kMaxRequests];
+  MoreHolders more[kMaxRequests];
+
+  HolderView holders(std::uint32_t slot) const noexcept { return {slots[slot].holders, more[slot]}; }
 };
 
 }  // namespace slabpool

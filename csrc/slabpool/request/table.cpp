@@ -7,14 +7,16 @@
 
 namespace slabpool {
 
-RequestTable::RequestTable(Depot& depot, DeviceRegistry& devices, RequestSlot* slots,
-                           std::uint64_t secret)
+RequestTable::RequestTable(Depot& depot, DeviceRegistry& devices, SlotTable* slots, std::uint64_t secret,
+                           std::uint64_t first_generation)
     : depot_(depot),
       devices_(devices),
-      slots_(kMaxRequests, slots),
+      slots_(kMaxRequests, slots != nullptr ? slots->slots : nullptr),
+      more_(kMaxRequests, slots != nullptr ? slots->more : nullptr),
       secret_(secret),
       chunks_(new std::atomic<RequestRecord*>[kMaxRequests / kChunk] {}),
-      buckets_(8192) {}
+      buckets_(8192),
+      next_generation_(first_generation) {}
 
 RequestTable::~RequestTable() {
   for (std::uint32_t i = 0; i < kMaxRequests / kChunk; ++i)
@@ -111,23 +113,24 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
     parent = live_record(*spec.parent);
     if (parent == nullptr || parent->host_left) return Status::request_closed;
     for (const std::uint32_t device : spec.devices) {
-      if (!holders(parent->slot).holds(spec.parent->tag(), device_bit(device)))
+      if (!holders(parent->slot).holds(spec.parent->generation, device_bit(device)))
         return Status::unknown_device;
     }
   }
+  if (next_generation_ > kMaxGeneration) return Status::too_many_requests;  // never one twice
   RequestRecord* r = new_slot();
   if (r == nullptr) return Status::too_many_requests;
   undo.slot = r;
   r->reset(spec, parent);
   const Handle made{r->slot, next_generation_++};
-  HolderSet& set = holders(r->slot);
-  set.open(made.tag(), 1);
+  HolderSet set = holders(r->slot);
+  set.open(made.generation);
   for (const std::uint32_t device : spec.devices) {
-    if (set.was_named(made.tag(), device_bit(device))) {
-      set.cut(made.tag());
+    if (set.was_named(made.generation, device_bit(device))) {
+      set.cut(made.generation);
       return Status::duplicate_device;
     }
-    set.add(made.tag(), device_bit(device));
+    set.add(made.generation, device_bit(device));
   }
   undo.reserve = {};
   undo.slot = nullptr;
@@ -144,8 +147,8 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   if (parent != nullptr) {
     link_child(*r, *parent, spec.parent->generation);
     for (const std::uint32_t device : spec.devices) {
-      if (!holders(parent->slot).holds_now(spec.parent->tag(), device_bit(device)))
-        (void)set.leave(made.tag(), device_bit(device));  // never the last: the host holds
+      if (!holders(parent->slot).holds_now(spec.parent->generation, device_bit(device)))
+        (void)set.leave(made.generation, device_bit(device));  // never the last: the host holds
     }
   }
   if (r->lease_ns != 0) leased_.fetch_add(1, std::memory_order_relaxed);
@@ -178,7 +181,7 @@ void RequestTable::bit_leaves_below(RequestRecord& r, HolderBit bit, std::vector
   each_below(r, [&](RequestRecord& child) {
     const Handle own{child.slot, child.generation.load(std::memory_order_relaxed)};
     if (!RequestRecord::is_released(own.generation) &&
-        holders(child.slot).leave(own.tag(), bit) == HolderSet::Left::last) {
+        holders(child.slot).leave(own.generation, bit) == HolderSet::Left::last) {
       over.push_back(own);
     }
   });
@@ -202,7 +205,7 @@ void RequestTable::host_leaves_one(RequestRecord& r, bool cancel, std::vector<Ha
     open_.fetch_sub(1, std::memory_order_relaxed);
     draining_.fetch_add(1, std::memory_order_relaxed);
   }
-  if (holders(r.slot).leave(own.tag(), kHost) == HolderSet::Left::last) over.push_back(own);
+  if (holders(r.slot).leave(own.generation, kHost) == HolderSet::Left::last) over.push_back(own);
 }
 
 bool RequestTable::close(Handle handle, bool cancel, std::vector<Handle>& over) {
@@ -218,7 +221,7 @@ void RequestTable::cut_one(RequestRecord& r, std::vector<Handle>& over) {
   const Handle own{r.slot, r.generation.load(std::memory_order_relaxed)};
   if (own.generation == 0 || RequestRecord::is_released(own.generation)) return;
   host_leaves_one(r, true, over);
-  (void)holders(r.slot).cut(own.tag());
+  (void)holders(r.slot).cut(own.generation);
   over.push_back(own);  // maybe twice; claim() succeeds once
 }
 
@@ -237,23 +240,23 @@ Status RequestTable::add_device(Handle handle, std::uint32_t device) {
   const std::lock_guard lock(mutex_);
   RequestRecord* r = live_record(handle);
   if (r == nullptr || r->host_left) return Status::request_closed;
-  HolderSet& set = holders(handle.slot);
-  if (set.holds(handle.tag(), device_bit(device))) return Status::duplicate_device;
+  HolderSet set = holders(handle.slot);
+  if (set.holds(handle.generation, device_bit(device))) return Status::duplicate_device;
   const auto holds_parent = [&] {
     if (r->parent == 0) return true;
     const RequestRecord& parent = *record(r->parent - 1);
-    return holders(parent.slot).holds(parent.handle().tag(), device_bit(device));
+    return holders(parent.slot).holds(parent.handle().generation, device_bit(device));
   };
   if (!holds_parent()) return Status::unknown_device;
-  set.add(handle.tag(), device_bit(device));
+  set.add(handle.generation, device_bit(device));
   // As in open(): the device may have left the parent meanwhile.
-  if (!holds_parent()) (void)set.leave(handle.tag(), device_bit(device));
+  if (!holds_parent()) (void)set.leave(handle.generation, device_bit(device));
   return Status::ok;
 }
 
 bool RequestTable::claim(Handle handle) noexcept {
   RequestRecord* r = record(handle.slot);
-  if (r == nullptr || !holders(handle.slot).empty(handle.tag())) return false;
+  if (r == nullptr || !holders(handle.slot).empty(handle.generation)) return false;
   std::uint64_t expected = handle.generation;
   // Acquire and release: the winner sees everything that the holders did; is_over() sees the request as over.
   if (!r->generation.compare_exchange_strong(expected, handle.generation | RequestRecord::kReleased,
@@ -313,7 +316,7 @@ bool RequestTable::is_open(Handle handle) const noexcept {
   const RequestRecord* r = live_record(handle);
   // The host's bit of a kept request stays set until the last pin goes.
   return r != nullptr && !r->host_left.load(std::memory_order_relaxed) &&
-         holders(handle.slot).holds(handle.tag(), kHost);
+         holders(handle.slot).holds(handle.generation, kHost);
 }
 
 bool RequestTable::is_over(Handle handle) const noexcept { return live_record(handle) == nullptr; }
@@ -330,9 +333,9 @@ bool RequestTable::has_ended(Handle handle) const noexcept {
 
 RequestTable::Holds RequestTable::holds() {
   Holds found = Holds::none;
-  each([&](const RequestRecord& r, const HolderSet& set) {
+  each([&](const RequestRecord& r, const HolderView& set) {
     const Handle own = r.handle();
-    if (!is_over(own) && !set.empty(own.tag())) {
+    if (!is_over(own) && !set.empty(own.generation)) {
       found = Holds::some;
     } else if (found == Holds::none && r.ended.load(std::memory_order_acquire) != own.generation) {
       found = Holds::ending;
@@ -347,13 +350,13 @@ bool RequestTable::is_cancelled(Handle handle) const noexcept {
   return r != nullptr && r->cancelled;
 }
 
-bool RequestTable::in_doubt(const RequestRecord& r, const HolderSet& set,
+bool RequestTable::in_doubt(const RequestRecord& r, const HolderView& set,
                             std::int64_t now_ns) const noexcept {
   if (r.lease_ns == 0) return false;
   const Handle own = r.handle();
   if (is_over(own)) return false;
   bool silent = false;
-  set.each_device(own.tag(), [&](std::uint32_t device) {
+  set.each_device(own.generation, [&](std::uint32_t device) {
     const std::int64_t since = std::max(r.opened_ns, devices_.last_heard(device));
     silent = silent || now_ns - since > r.lease_ns;
   });
@@ -362,9 +365,9 @@ bool RequestTable::in_doubt(const RequestRecord& r, const HolderSet& set,
 
 std::vector<Handle> RequestTable::held_by(std::uint32_t device) {
   std::vector<Handle> found;
-  each([&](const RequestRecord& r, const HolderSet& set) {
+  each([&](const RequestRecord& r, const HolderView& set) {
     const Handle own{r.slot, r.generation.load(std::memory_order_relaxed)};
-    if (set.holds(own.tag(), device_bit(device))) found.push_back(own);
+    if (set.holds(own.generation, device_bit(device))) found.push_back(own);
   });
   return found;
 }

@@ -34,10 +34,9 @@ enum class AckResult : std::int32_t { pending = 0, released = 1, duplicate = 2, 
 
 class RequestTable {
  public:
-  // `slots`, if given, are kMaxRequests zeroed slots that peers may read; the caller keeps them. Nonces are made from
-  // `secret`.
-  RequestTable(Depot& depot, DeviceRegistry& devices, RequestSlot* slots = nullptr,
-               std::uint64_t secret = 0);
+  // `slots`, if given, are zeroed and may be read by peers; the caller keeps them. Nonces are made from `secret`.
+  RequestTable(Depot& depot, DeviceRegistry& devices, SlotTable* slots = nullptr,
+               std::uint64_t secret = 0, std::uint64_t first_generation = 1);
   RequestTable(const RequestTable&) = delete;
   RequestTable& operator=(const RequestTable&) = delete;
   ~RequestTable();
@@ -49,8 +48,8 @@ class RequestTable {
     RequestRecord* chunk = chunks_[slot / kChunk].load(std::memory_order_acquire);
     return chunk != nullptr ? &chunk[slot % kChunk] : nullptr;
   }
-  HolderSet& holders(std::uint32_t slot) noexcept { return slots_[slot].holders; }
-  const HolderSet& holders(std::uint32_t slot) const noexcept { return slots_[slot].holders; }
+  HolderSet holders(std::uint32_t slot) noexcept { return {slots_[slot].holders, more_[slot]}; }
+  HolderView holders(std::uint32_t slot) const noexcept { return {slots_[slot].holders, more_[slot]}; }
   // The seal of a reference to bytes of a request that is not over; see RequestSlot.
   std::uint64_t seal(Handle handle, std::uint64_t offset, std::uint64_t nbytes) const noexcept {
     return RequestSlot::seal(nonce(handle.generation), handle.generation, offset, nbytes);
@@ -149,7 +148,7 @@ class RequestTable {
       f(*r, holders(handle.slot));
   }
   // Whether a device that holds the request has been silent for longer than the request's lease.
-  bool in_doubt(const RequestRecord& record, const HolderSet& holders,
+  bool in_doubt(const RequestRecord& record, const HolderView& holders,
                 std::int64_t now_ns) const noexcept;
 
   struct Counts {
@@ -193,13 +192,14 @@ class RequestTable {
   Depot& depot_;
   DeviceRegistry& devices_;
   VirtualArray<RequestSlot> slots_;
+  VirtualArray<MoreHolders> more_;
   const std::uint64_t secret_;
   std::unique_ptr<std::atomic<RequestRecord*>[]> chunks_;
   mutable std::mutex mutex_;
   std::uint32_t slots_made_ = 0;
   std::vector<std::uint32_t> free_slots_;
   std::vector<std::uint32_t> buckets_;  // slot + 1, by hash of the id
-  std::uint64_t next_generation_ = 1;
+  std::uint64_t next_generation_;
   mutable std::mutex budget_mutex_;
   std::uint64_t kept_quota_ = ~std::uint64_t{0};  // under the budget mutex, as is the next
   std::uint64_t kept_bytes_ = 0;
@@ -222,9 +222,9 @@ RequestTable::Waiting RequestTable::find_waiting(std::string_view id, std::uint3
     if (r.hash != hash || r.id != id || RequestRecord::is_released(own.generation)) continue;
     if (generation ? own.generation != *generation : r.parent_generation != 0) continue;
     waiting.found = true;
-    const HolderSet& set = holders(r.slot);
-    waiting.named = waiting.named || set.was_named(own.tag(), device_bit(device));
-    if (!generation && !set.holds(own.tag(), device_bit(device))) continue;
+    const HolderSet set = holders(r.slot);
+    waiting.named = waiting.named || set.was_named(own.generation, device_bit(device));
+    if (!generation && !set.holds(own.generation, device_bit(device))) continue;
     if (!generation && is_queued(own.generation, device)) {
       ++waiting.queued;
       waiting.acknowledged = own;

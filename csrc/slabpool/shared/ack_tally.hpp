@@ -7,7 +7,6 @@
 #include <atomic>
 #include <cstdint>
 
-#include "slabpool/request/handle.hpp"
 #include "slabpool/request/slot.hpp"
 
 namespace slabpool {
@@ -16,21 +15,21 @@ class AckTally {
  public:
   // Device `bit` acknowledges the request in `slot`. True for the one caller that leaves no holder behind, by the owner's
   // words and the other devices' acks.
-  bool leave(std::uint32_t slot, const HolderSet& holders, std::uint64_t generation,
+  bool leave(std::uint32_t slot, const HolderView& holders, std::uint64_t generation,
              HolderBit bit) noexcept {
-    const std::uint32_t tag = Handle{slot, generation}.tag();
     std::atomic<std::uint64_t>& word = left(slot, bit.word);
     std::uint64_t now = word.load(std::memory_order_relaxed);
     // Sequentially consistent, here and in the read below: of two devices that leave at once, in different words, the
     // later one sees the earlier one.
     do {
-      if (is_later(now, tag)) return false;  // this thread was asleep, and another request has the slot
-    } while (!word.compare_exchange_weak(now, of_tag(now, tag) | bit.mask, std::memory_order_seq_cst,
+      if (HolderWord(now).generation() > generation)
+        return false;  // this thread was asleep, and another request has the slot
+    } while (!word.compare_exchange_weak(now, of(generation, now) | bit.mask, std::memory_order_seq_cst,
                                          std::memory_order_relaxed));
     bool held = false;
-    const bool current = holders.each_word(tag, [&](std::uint32_t w, std::uint32_t bits) {
-      const std::uint64_t gone = of_tag(left(slot, w).load(std::memory_order_seq_cst), tag);
-      held = held || (bits & ~static_cast<std::uint32_t>(gone)) != 0;
+    const bool current = holders.each_word(generation, [&](std::uint32_t w, std::uint64_t bits) {
+      const HolderWord gone(of(generation, left(slot, w).load(std::memory_order_seq_cst)));
+      held = held || (bits & ~gone.bits()) != 0;
     });
     if (!current || held) return false;
     // Several threads may come here; one of them answers. Relaxed: only that answer depends on it.
@@ -45,24 +44,18 @@ class AckTally {
     std::atomic<std::uint64_t>& word = left(slot, bit.word);
     std::uint64_t now = word.load(std::memory_order_relaxed);
     // Relaxed: the device learns of it through the holders' words, which are written after this.
-    while (now >> 32 == Handle{slot, generation}.tag() && (now & bit.mask) != 0 &&
-           !word.compare_exchange_weak(now, now & ~std::uint64_t{bit.mask}, std::memory_order_relaxed)) {
+    while (HolderWord(now).generation() == generation && (now & bit.mask) != 0 &&
+           !word.compare_exchange_weak(now, now & ~bit.mask, std::memory_order_relaxed)) {
     }
   }
 
  private:
-  // The word's holders if it is of this generation, else none.
-  static std::uint64_t of_tag(std::uint64_t word, std::uint32_t tag) noexcept {
-    return word >> 32 == tag ? word : std::uint64_t{tag} << 32;
+  // The word if it is of this generation, else one without holders.
+  static std::uint64_t of(std::uint64_t generation, std::uint64_t word) noexcept {
+    return HolderWord(word).generation() == generation ? word : HolderWord(generation, 0).value();
   }
 
-  // Whether the word is of a later generation than this tag. Tags are the low halves of generations, so the difference
-  // decides, also where they wrap.
-  static bool is_later(std::uint64_t word, std::uint32_t tag) noexcept {
-    return word != 0 && static_cast<std::int32_t>(static_cast<std::uint32_t>(word >> 32) - tag) > 0;
-  }
-
-  std::atomic<std::uint64_t>& left(std::uint32_t slot, std::uint32_t word) noexcept {
+  std::atomic<std::uint64_t>& left(std::uint32_t slot, std::uint64_t word) noexcept {
     return word == 0 ? first_[slot].left : more_[slot][word - 1];
   }
 
@@ -72,7 +65,7 @@ class AckTally {
     std::atomic<std::uint64_t> left;      // the first word of devices that have left
   };
   First first_[kMaxRequests];
-  std::atomic<std::uint64_t> more_[kMaxRequests][HolderSet::kWords - 1];
+  std::atomic<std::uint64_t> more_[kMaxRequests][MoreHolders::kWords];
 };
 
 }  // namespace slabpool

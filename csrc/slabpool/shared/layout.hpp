@@ -2,7 +2,7 @@
 //
 //   data   the reserved range                       owner writes; peers read, or write if they ask to;
 //          of device memory a handle of the driver's: its holder may write
-//   table  SharedHeader, then kMaxRequests slots    owner writes, sealed; peers read
+//   table  SharedHeader, then the SlotTable        owner writes, sealed; peers read
 //   board  AckBoard, one file for each peer         that peer writes; the owner reads
 //   tally  AckTally                                 peers write; no decision of the owner depends on it
 //   bell   eventfd, one for each peer               that peer writes while the owner has waiters
@@ -20,7 +20,7 @@
 namespace slabpool {
 
 inline constexpr std::uint64_t kSharedMagic = 0x6c6f6f7062616c73ULL;  // "slabpool"
-inline constexpr std::uint32_t kSharedVersion = 2;
+inline constexpr std::uint32_t kSharedVersion = 3;
 
 struct SharedHeader {
   std::uint64_t magic;
@@ -40,8 +40,7 @@ constexpr std::size_t round_to_pages(std::size_t bytes) noexcept {
 }
 inline constexpr std::size_t kSlotsOffset = kPageSize;
 static_assert(sizeof(SharedHeader) <= kSlotsOffset);
-inline constexpr std::size_t kTableBytes =
-    kSlotsOffset + round_to_pages(kMaxRequests * sizeof(RequestSlot));
+inline constexpr std::size_t kTableBytes = kSlotsOffset + round_to_pages(sizeof(SlotTable));
 inline constexpr std::size_t kBoardBytes = round_to_pages(sizeof(AckBoard));
 inline constexpr std::size_t kTallyBytes = round_to_pages(sizeof(AckTally));
 

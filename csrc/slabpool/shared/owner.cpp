@@ -48,7 +48,7 @@ std::unique_ptr<SharedOwner> SharedOwner::create(const SharedData& data, Error& 
       SharedHeader{kSharedMagic, kSharedVersion, kMaxRequests, random[1], data.bytes, {}, {0}, {0}};
   data.pci.copy(owner->header_->pci, sizeof owner->header_->pci - 1);
   // Zero bytes are a slot without a request; as in VirtualArray, none is constructed.
-  owner->slots_ = reinterpret_cast<RequestSlot*>(owner->table_map_ + kSlotsOffset);
+  owner->slots_ = reinterpret_cast<SlotTable*>(owner->table_map_ + kSlotsOffset);
   return owner;
 }
 

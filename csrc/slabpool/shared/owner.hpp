@@ -49,7 +49,7 @@ class SharedOwner final : public Doorbell {
   SharedOwner& operator=(const SharedOwner&) = delete;
   ~SharedOwner() override;
 
-  RequestSlot* slots() noexcept { return slots_; }
+  SlotTable* slots() noexcept { return slots_; }
   std::uint64_t pool_id() const noexcept { return header_->pool_id; }
   std::uint64_t secret() const noexcept { return secret_; }
   int writable_data() const noexcept { return data_.writable; }
@@ -123,7 +123,7 @@ class SharedOwner final : public Doorbell {
   std::unique_ptr<SharedFile> tally_;
   std::byte* table_map_ = nullptr;
   SharedHeader* header_ = nullptr;
-  RequestSlot* slots_ = nullptr;
+  SlotTable* slots_ = nullptr;
   AckTally* tally_map_ = nullptr;
   std::byte* boards_ = nullptr;  // kMaxDevices mappings of kBoardBytes
   int bells_ = -1;               // epoll over the peers' bells

@@ -74,7 +74,7 @@ std::unique_ptr<SharedPeer> SharedPeer::create(std::uint32_t device, int data, i
   peer->epoch_ = fork_epoch();
   if (!peer->map(table, kTableBytes, PROT_READ, peer->table_map_)) return refused("the table", errno);
   peer->header_ = reinterpret_cast<const SharedHeader*>(peer->table_map_);
-  peer->slots_ = reinterpret_cast<const RequestSlot*>(peer->table_map_ + kSlotsOffset);
+  peer->slots_ = reinterpret_cast<const SlotTable*>(peer->table_map_ + kSlotsOffset);
   if (peer->header_->magic != kSharedMagic || peer->header_->version != kSharedVersion ||
       peer->header_->slots != kMaxRequests)
     return refused("the table's version", EPROTO);
@@ -103,7 +103,8 @@ SharedPeer::~SharedPeer() {
 }
 
 const RequestSlot* SharedPeer::slot_of(const Reference& reference) const noexcept {
-  return reference.slot < kMaxRequests && reference.generation != 0 ? &slots_[reference.slot] : nullptr;
+  return reference.slot < kMaxRequests && reference.generation != 0 ? &slots_->slots[reference.slot]
+                                                                    : nullptr;
 }
 
 PeerStatus SharedPeer::open(const Reference& reference, bool writable, std::byte*& data) noexcept {
@@ -122,9 +123,9 @@ PeerStatus SharedPeer::open(const Reference& reference, bool writable, std::byte
   if (reference.offset > reserved_ || reference.nbytes > reserved_ - reference.offset) {
     return PeerStatus::out_of_range;
   }
-  const std::uint32_t tag = Handle{reference.slot, reference.generation}.tag();
-  if (!slot->holders.holds(tag, bit_)) {
-    if (slot->holders.was_named(tag, bit_)) return PeerStatus::acknowledged;
+  const HolderView holders = slots_->holders(reference.slot);
+  if (!holders.holds(reference.generation, bit_)) {
+    if (holders.was_named(reference.generation, bit_)) return PeerStatus::acknowledged;
     return slot->generation.load(std::memory_order_acquire) == reference.generation
                ? PeerStatus::unknown_device
                : PeerStatus::over;
@@ -149,17 +150,17 @@ SharedPeer::Acked SharedPeer::ack(const Reference& reference) noexcept {
   };
   const auto again = [&] { return over() ? AckResult::late : AckResult::duplicate; };
   if (over()) return {PeerStatus::ok, AckResult::late};
-  const std::uint32_t tag = Handle{reference.slot, reference.generation}.tag();
-  if (!slot->holders.holds(tag, bit_)) {
+  const HolderView holders = slots_->holders(reference.slot);
+  if (!holders.holds(reference.generation, bit_)) {
     // `named` is read first: a request that ends in between is answered as over, and not as unknown_device.
-    const bool named = slot->holders.was_named(tag, bit_);
+    const bool named = holders.was_named(reference.generation, bit_);
     const AckResult result = again();
     if (!named && result != AckResult::late) return {PeerStatus::unknown_device, AckResult::late};
     return {PeerStatus::ok, result};
   }
   if (!board_->post(reference.slot, reference.generation)) return {PeerStatus::ok, again()};
   // Before the owner can see the ack: once it does, the slot may be another request's.
-  const bool last = tally_->leave(reference.slot, slot->holders, reference.generation, bit_);
+  const bool last = tally_->leave(reference.slot, holders, reference.generation, bit_);
   board_->publish(reference.slot);
   // Sequentially consistent: see AckBoard::publish().
   if (header_->waiting.load(std::memory_order_seq_cst) != 0) {

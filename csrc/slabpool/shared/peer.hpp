@@ -86,7 +86,7 @@ class SLABPOOL_API SharedPeer {
   std::uint32_t epoch_ = 0;
   std::uint64_t reserved_ = 0;
   const SharedHeader* header_ = nullptr;
-  const RequestSlot* slots_ = nullptr;
+  const SlotTable* slots_ = nullptr;
   AckBoard* board_ = nullptr;
   AckTally* tally_ = nullptr;
   std::byte* data_ = nullptr;

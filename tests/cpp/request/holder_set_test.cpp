@@ -1,4 +1,4 @@
-// Holders: each leaves once, the last one is recognised, and a tag keeps generations apart.
+// Holders: each leaves once, the last one is recognised, and every word keeps generations apart.
 #include "slabpool/request/holder_set.hpp"
 
 #include <gtest/gtest.h>
@@ -18,15 +18,23 @@ namespace {
 
 using Left = HolderSet::Left;
 
-std::vector<std::uint32_t> pending(const HolderSet& set, std::uint32_t tag) {
+// The words of one slot, as a table keeps them.
+struct Words {
+  FirstHolders first{};
+  MoreHolders more{};
+  HolderSet set{first, more};
+};
+
+std::vector<std::uint32_t> pending(const HolderView& set, std::uint64_t generation) {
   std::vector<std::uint32_t> devices;
-  set.each_device(tag, [&](std::uint32_t device) { devices.push_back(device); });
+  set.each_device(generation, [&](std::uint32_t device) { devices.push_back(device); });
   return devices;
 }
 
 TEST(HolderSet, TheHostHoldsFromTheStart) {
-  HolderSet set;
-  set.open(7, 1);
+  const auto words = std::make_unique<Words>();
+  HolderSet& set = words->set;
+  set.open(7);
   EXPECT_TRUE(set.holds(7, kHost));
   EXPECT_FALSE(set.empty(7));
   EXPECT_TRUE(pending(set, 7).empty());
@@ -35,8 +43,9 @@ TEST(HolderSet, TheHostHoldsFromTheStart) {
 }
 
 TEST(HolderSet, EachLeavesOnceAndTheLastIsRecognised) {
-  HolderSet set;
-  set.open(1, 1);
+  const auto words = std::make_unique<Words>();
+  HolderSet& set = words->set;
+  set.open(1);
   set.add(1, device_bit(0));
   set.add(1, device_bit(5));
   EXPECT_EQ(set.leave(1, device_bit(5)), Left::others_hold);
@@ -50,12 +59,13 @@ TEST(HolderSet, EachLeavesOnceAndTheLastIsRecognised) {
 }
 
 TEST(HolderSet, AnotherGenerationsAckChangesNothing) {
-  HolderSet set;
-  set.open(1, 1);
+  const auto words = std::make_unique<Words>();
+  HolderSet& set = words->set;
+  set.open(1);
   set.add(1, device_bit(3));
   (void)set.leave(1, device_bit(3));
   (void)set.leave(1, kHost);
-  set.open(2, 1);
+  set.open(2);
   set.add(2, device_bit(3));
   EXPECT_EQ(set.leave(1, device_bit(3)), Left::gone);
   EXPECT_EQ(set.leave(1, kHost), Left::gone);
@@ -68,12 +78,13 @@ TEST(HolderSet, AnotherGenerationsAckChangesNothing) {
 }
 
 TEST(HolderSet, AnAckForAWordOfAnOlderGenerationIsGone) {
-  HolderSet set;
-  set.open(1, 1);
+  const auto words = std::make_unique<Words>();
+  HolderSet& set = words->set;
+  set.open(1);
   set.add(1, device_bit(1000));
   (void)set.leave(1, device_bit(1000));
   (void)set.leave(1, kHost);
-  set.open(2, 1);  // uses one word only
+  set.open(2);  // uses one word only
   EXPECT_EQ(set.leave(1, device_bit(1000)), Left::gone);
   EXPECT_EQ(set.leave(2, device_bit(1000)), Left::never);
   EXPECT_FALSE(set.was_named(2, device_bit(1000)));
@@ -83,9 +94,38 @@ TEST(HolderSet, AnAckForAWordOfAnOlderGenerationIsGone) {
   EXPECT_EQ(pending(set, 2), std::vector<std::uint32_t>{1001});
 }
 
+// Every bit of a generation is compared: the low 16, 32 and 47 bits of these are alike.
+TEST(HolderSet, GenerationsThatDifferInAnyBitAreKeptApart) {
+  const auto words = std::make_unique<Words>();
+  HolderSet& set = words->set;
+  const std::uint64_t old = 5;
+  for (const int bit : {16, 31, 32, 33, 47}) {
+    const std::uint64_t now = old + (std::uint64_t{1} << bit);
+    set.open(now);
+    for (const std::uint32_t device : {3U, 40U}) {
+      set.add(now, device_bit(device));
+      EXPECT_EQ(set.leave(old, device_bit(device)), Left::gone) << bit;
+      EXPECT_EQ(set.why_absent(old, device_bit(device)), Left::gone) << bit;
+      EXPECT_FALSE(set.holds(old, device_bit(device))) << bit;
+      EXPECT_FALSE(set.was_named(old, device_bit(device))) << bit;
+      EXPECT_TRUE(set.holds(now, device_bit(device))) << bit;
+    }
+    EXPECT_FALSE(set.cut(old)) << bit;
+    EXPECT_FALSE(set.empty(old)) << bit;
+  }
+  // Integers of more than 48 bits are no generation, whatever their low bits are.
+  set.open(kMaxGeneration);
+  set.add(kMaxGeneration, device_bit(0));
+  EXPECT_EQ(set.leave(~std::uint64_t{0}, device_bit(0)), Left::gone);
+  EXPECT_EQ(set.leave(kMaxGeneration | std::uint64_t{1} << 48, device_bit(0)), Left::gone);
+  EXPECT_EQ(set.leave(kMaxGeneration, device_bit(0)), Left::others_hold);
+  EXPECT_EQ(set.leave(kMaxGeneration, kHost), Left::last);
+}
+
 TEST(HolderSet, ADeviceMayBeNamedAgainAfterItLeft) {
-  HolderSet set;
-  set.open(1, 1);
+  const auto words = std::make_unique<Words>();
+  HolderSet& set = words->set;
+  set.open(1);
   set.add(1, device_bit(2));
   EXPECT_EQ(set.leave(1, device_bit(2)), Left::others_hold);
   set.add(1, device_bit(2));
@@ -94,8 +134,9 @@ TEST(HolderSet, ADeviceMayBeNamedAgainAfterItLeft) {
 }
 
 TEST(HolderSet, HoldsEveryDeviceThereCanBe) {
-  const auto set = std::make_unique<HolderSet>();
-  set->open(9, 1);
+  const auto words = std::make_unique<Words>();
+  HolderSet* const set = &words->set;
+  set->open(9);
   std::vector<std::uint32_t> order(kMaxDevices);
   for (std::uint32_t d = 0; d < kMaxDevices; ++d) {
     set->add(9, device_bit(d));
@@ -113,8 +154,9 @@ TEST(HolderSet, HoldsEveryDeviceThereCanBe) {
 }
 
 TEST(HolderSet, CutRemovesEveryHolder) {
-  HolderSet set;
-  set.open(4, 1);
+  const auto words = std::make_unique<Words>();
+  HolderSet& set = words->set;
+  set.open(4);
   for (const std::uint32_t device : {0U, 31U, 64U, 4095U}) set.add(4, device_bit(device));
   EXPECT_TRUE(set.cut(4));
   EXPECT_TRUE(set.empty(4));
@@ -128,23 +170,24 @@ TEST(HolderSet, CutRemovesEveryHolder) {
 TEST(HolderSet, EveryRaceHasALastHolder) {
   constexpr int kThreads = 3;
   const int total = test::rounds(30'000);
-  const auto set = std::make_unique<HolderSet>();
+  const auto words = std::make_unique<Words>();
+  HolderSet* const set = &words->set;
   const std::vector<std::uint32_t> devices{0, 1, 30, 31, 32, 62, 63, 64, 200};
   std::atomic<int> left{0};
   std::atomic<int> last{0};
   int round = 0;
   int wrong = 0;
-  const auto tag = [](int r) { return static_cast<std::uint32_t>(r + 1); };
+  const auto generation = [](int r) { return static_cast<std::uint64_t>(r + 1); };
   test::Meeting start(kThreads, [&] {
     if (round > 0) {
       // With several words, more than one call may be answered that it was the last.
-      if (left != static_cast<int>(devices.size()) + 1 || last < 1 || !set->empty(tag(round - 1)))
+      if (left != static_cast<int>(devices.size()) + 1 || last < 1 || !set->empty(generation(round - 1)))
         ++wrong;
     }
     left = last = 0;
     // Small and large sets alternate, so that words of older generations remain.
-    set->open(tag(round), 1);
-    for (const std::uint32_t device : devices) set->add(tag(round), device_bit(device));
+    set->open(generation(round));
+    for (const std::uint32_t device : devices) set->add(generation(round), device_bit(device));
     ++round;
   });
   std::vector<std::thread> threads;
@@ -161,9 +204,9 @@ TEST(HolderSet, EveryRaceHasALastHolder) {
           if (how == Left::gone || how == Left::never) ADD_FAILURE() << "not this generation";
         };
         for (std::size_t i = 0; i < mine.size(); ++i) {
-          if (i == static_cast<std::size_t>(t)) count(set->leave(tag(r), kHost));
-          count(set->leave(tag(r), device_bit(mine[i])));
-          if (r > 0 && set->leave(tag(r - 1), device_bit(mine[i])) != Left::gone)
+          if (i == static_cast<std::size_t>(t)) count(set->leave(generation(r), kHost));
+          count(set->leave(generation(r), device_bit(mine[i])));
+          if (r > 0 && set->leave(generation(r - 1), device_bit(mine[i])) != Left::gone)
             ADD_FAILURE() << "a late ack counted";
         }
       }

@@ -300,7 +300,7 @@ TEST_F(RequestTableTest, ARetainedRequestKeepsItsSlot) {
   EXPECT_TRUE(table.is_over(handle));
   EXPECT_EQ(retained.load(), block->bytes);
   int seen = 0;
-  table.at(handle, [&](const RequestRecord& r, const HolderSet&) {
+  table.at(handle, [&](const RequestRecord& r, const HolderView&) {
     ++seen;
     EXPECT_EQ(r.id, "sa");
   });
@@ -312,7 +312,7 @@ TEST_F(RequestTableTest, ARetainedRequestKeepsItsSlot) {
   ASSERT_TRUE(record.blocks.returned_retained());
   table.recycle(record);
   EXPECT_EQ(retained.load(), 0U);
-  table.at(handle, [&](const RequestRecord&, const HolderSet&) { ++seen; });
+  table.at(handle, [&](const RequestRecord&, const HolderView&) { ++seen; });
   EXPECT_EQ(seen, 1);
   EXPECT_EQ(open("sc").slot, handle.slot);
 }
@@ -364,6 +364,28 @@ TEST_F(RequestTableTest, SilentDevicesPutARequestInDoubt) {
   EXPECT_FALSE(in_doubt(5000)) << "only a silent holder puts a request in doubt";
   close(handle);
   EXPECT_FALSE(table.any_lease());
+}
+
+// The last generations there are: an ack of a request 2^32 opens ago is late, and no generation is used twice.
+TEST_F(RequestTableTest, AGenerationIsNeverUsedTwice) {
+  Handle handle;
+  OpenSpec spec;
+  spec.id = "a";
+  const std::vector<std::uint32_t> on{0};
+  spec.devices = on;
+  RequestTable last{depot, devices, nullptr, 0, kMaxGeneration};
+  ASSERT_EQ(last.open(spec, handle), Status::ok);
+  EXPECT_EQ(handle.generation, kMaxGeneration);
+  HolderSet holders = last.holders(handle.slot);
+  for (const int bit : {16, 32, 47}) {
+    const std::uint64_t before = kMaxGeneration - (std::uint64_t{1} << bit);
+    EXPECT_EQ(holders.leave(before, device_bit(0)), Left::gone) << bit;
+    EXPECT_TRUE(last.is_over({handle.slot, before})) << bit;
+  }
+  EXPECT_EQ(holders.leave(handle.generation, device_bit(0)), Left::others_hold);
+  Handle refused;
+  EXPECT_EQ(last.open(spec, refused), Status::too_many_requests);
+  EXPECT_EQ(last.counts().open, 1U);
 }
 
 }  // namespace

@@ -58,16 +58,38 @@ TEST(AckBoard, OfThreadsThatPostAtOnceTheLatestGenerationStays) {
 
 TEST(AckTally, ALateThreadDoesNotUndoWhatALaterRequestsDevicesLeft) {
   const auto tally = std::make_unique<AckTally>();
-  const auto holders = std::make_unique<HolderSet>();
+  FirstHolders first_word{};
+  const auto more = std::make_unique<MoreHolders>();
+  HolderSet holders(first_word, *more);
   const HolderBit first = device_bit(0), second = device_bit(1);
-  holders->open(8, 1);
-  holders->add(8, first);
-  holders->add(8, second);
-  (void)holders->leave(8, kHost);
-  EXPECT_FALSE(tally->leave(3, *holders, 8, first)) << "the second device still holds";
-  EXPECT_FALSE(tally->leave(3, *holders, 7, second)) << "late, of the request before";
-  EXPECT_TRUE(tally->leave(3, *holders, 8, second)) << "the last: it is answered RELEASED";
-  EXPECT_FALSE(tally->leave(3, *holders, 8, second)) << "once";
+  holders.open(8);
+  holders.add(8, first);
+  holders.add(8, second);
+  (void)holders.leave(8, kHost);
+  EXPECT_FALSE(tally->leave(3, holders, 8, first)) << "the second device still holds";
+  EXPECT_FALSE(tally->leave(3, holders, 7, second)) << "late, of the request before";
+  EXPECT_TRUE(tally->leave(3, holders, 8, second)) << "the last: it is answered RELEASED";
+  EXPECT_FALSE(tally->leave(3, holders, 8, second)) << "once";
+}
+
+// Every bit of a generation is compared: these differ by 2^32 and more.
+TEST(AckTally, AGenerationIsComparedWhole) {
+  const auto tally = std::make_unique<AckTally>();
+  FirstHolders word{};
+  const auto more = std::make_unique<MoreHolders>();
+  HolderSet holders(word, *more);
+  const HolderBit device = device_bit(0);
+  std::uint64_t generation = 1;
+  for (const int bit : {31, 32, 33, 47}) {
+    const std::uint64_t old = generation;
+    generation = 1 + (std::uint64_t{1} << bit);
+    holders.open(generation);
+    holders.add(generation, device);
+    (void)holders.leave(generation, kHost);
+    EXPECT_FALSE(tally->leave(3, holders, old, device)) << bit;
+    EXPECT_TRUE(tally->leave(3, holders, generation, device)) << bit;
+    EXPECT_FALSE(tally->leave(3, holders, old, device)) << bit;
+  }
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ class TableFixture : public testing::Test {
     return handle;
   }
   HolderSet::Left leave(Handle handle, std::uint32_t device) {
-    return table.holders(handle.slot).leave(handle.tag(), device_bit(device));
+    return table.holders(handle.slot).leave(handle.generation, device_bit(device));
   }
   bool finish(Handle handle) {
     if (!table.claim(handle)) return false;
@@ -52,7 +52,7 @@ class TableFixture : public testing::Test {
   }
   std::uint64_t used(Handle handle) { return table.record(handle.slot)->used; }
   bool holds(Handle handle, std::uint32_t device) {
-    return table.holders(handle.slot).holds(handle.tag(), device_bit(device));
+    return table.holders(handle.slot).holds(handle.generation, device_bit(device));
   }
 
   // As Pool::named() asks, without acks queued behind streams.
