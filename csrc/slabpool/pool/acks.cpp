@@ -16,11 +16,10 @@
 namespace slabpool {
 
 inline Pool::Counted Pool::count_ack(Handle handle, std::uint32_t device, AckOrigin origin) noexcept {
-  RequestRecord* record = table_.record(handle.slot);
   // An ack by a call is always a sign of life. An ack behind a stream is one only if it counts, because the device may
   // have been lost since it was queued.
   if (origin == AckOrigin::call && table_.any_lease()) devices_.heard(device, now_ns());
-  if (record == nullptr) [[unlikely]]
+  if (handle.slot >= kMaxRequests) [[unlikely]]
     return {HolderSet::Left::absent, false};
   const HolderSet::Left left =
       table_.holders(handle.slot).try_leave(handle.generation, device_bit(device));
@@ -31,7 +30,7 @@ inline Pool::Counted Pool::count_ack(Handle handle, std::uint32_t device, AckOri
   if (origin != AckOrigin::device_lost) caches_.mine().count(Count::acks);
   log(acknowledged ? EventKind::ack : EventKind::lost, handle.generation, device, 0);
   // Sequentially consistent, as is the clearing of the bit: see RequestTable::link_child().
-  if (record->first_child.load(std::memory_order_seq_cst) != 0) [[unlikely]] {
+  if (table_.first_child(handle.slot).load(std::memory_order_seq_cst) != 0) [[unlikely]] {
     std::vector<Handle> over;
     table_.leave_children(handle, device_bit(device), over);
     finish_all(over);

@@ -176,7 +176,13 @@ class HolderSet : public HolderView {
   // others_hold, last or absent. Inlined by force, because it is most of an ack, and the compiler's choice changes with the
   // number of callers.
   [[gnu::always_inline]] Left try_leave(std::uint64_t generation, HolderBit bit) noexcept {
-    std::atomic<std::uint64_t>& pending = at(bit.word).pending;
+    std::atomic<std::uint64_t>* word = &first_.word.pending;
+    if (bit.word != 0) {
+      if (bit.word >= kWords) [[unlikely]]
+        return Left::absent;
+      word = &more_.word[bit.word - 1].pending;
+    }
+    std::atomic<std::uint64_t>& pending = *word;
     std::uint64_t now = pending.load(std::memory_order_acquire);
     do {
       if (HolderWord(now).generation() != generation || (now & bit.mask) == 0) [[unlikely]]

@@ -4,7 +4,6 @@ namespace slabpool {
 
 void RequestRecord::reset(const OpenSpec& spec, const RequestRecord* of_parent) {
   id.assign(spec.id);  // the one step that may fail
-  first_child.store(0, std::memory_order_relaxed);
   blocks.reset();
   opened_ns = spec.now_ns;
   lease_ns = of_parent != nullptr ? of_parent->lease_ns : spec.lease_ns;

@@ -46,8 +46,6 @@ struct alignas(64) RequestRecord {
 
   // Changed by RequestTable::claim() once for each request, otherwise under the table's mutex.
   std::atomic<std::uint64_t> generation{0};
-  // Slot + 1 of a child while there are any, so that an ack finds without the mutex that there are none.
-  std::atomic<std::uint32_t> first_child{0};
   RequestBlocks blocks;
   // Generation of the last request here whose blocks went back, except those that views retain.
   std::atomic<std::uint64_t> ended{0};

@@ -79,11 +79,11 @@ void RequestTable::link_child(RequestRecord& child, RequestRecord& parent,
                               std::uint64_t parent_generation) noexcept {
   child.parent = parent.slot + 1;
   child.parent_generation = parent_generation;
-  child.next_sibling = parent.first_child.load(std::memory_order_relaxed);
+  child.next_sibling = first_child(parent.slot).load(std::memory_order_relaxed);
   if (child.next_sibling != 0) record(child.next_sibling - 1)->prev_sibling = child.slot + 1;
   // Sequentially consistent, as are the check of the parent's bits after it and both in an ack: an ack of the parent that
   // does not see this child is seen by that check.
-  parent.first_child.store(child.slot + 1, std::memory_order_seq_cst);
+  first_child(parent.slot).store(child.slot + 1, std::memory_order_seq_cst);
 }
 
 Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
@@ -163,7 +163,7 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
 template <typename F>
 void RequestTable::each_below(RequestRecord& top, F&& f) {
   const auto deepest = [&](RequestRecord* r) {
-    while (const std::uint32_t child = r->first_child.load(std::memory_order_relaxed))
+    while (const std::uint32_t child = first_child(r->slot).load(std::memory_order_relaxed))
       r = record(child - 1);
     return r;
   };
@@ -274,7 +274,7 @@ void RequestTable::unlink_child(RequestRecord& r) noexcept {
   if (r.prev_sibling != 0) {
     record(r.prev_sibling - 1)->next_sibling = r.next_sibling;
   } else {
-    parent.first_child.store(r.next_sibling, std::memory_order_relaxed);
+    first_child(parent.slot).store(r.next_sibling, std::memory_order_relaxed);
   }
   if (r.next_sibling != 0) record(r.next_sibling - 1)->prev_sibling = r.prev_sibling;
   r.parent = r.next_sibling = r.prev_sibling = 0;
@@ -287,7 +287,7 @@ std::vector<Handle> RequestTable::retire(RequestRecord& r) {
                   "only a claimed request is retired", r.slot);
   // Every holder of this request has left, and a child's holders are among them: an ack of the parent that has not
   // reached the child yet finds the child over.
-  while (const std::uint32_t child = r.first_child.load(std::memory_order_relaxed)) {
+  while (const std::uint32_t child = first_child(r.slot).load(std::memory_order_relaxed)) {
     RequestRecord& c = *record(child - 1);
     cut_locked(c, over);
     unlink_child(c);

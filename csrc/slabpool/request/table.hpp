@@ -50,6 +50,10 @@ class RequestTable {
   }
   HolderSet holders(std::uint32_t slot) noexcept { return {slots_[slot].holders, more_[slot]}; }
   HolderView holders(std::uint32_t slot) const noexcept { return {slots_[slot].holders, more_[slot]}; }
+  // Of the request in a slot; see RequestSlot.
+  std::atomic<std::uint32_t>& first_child(std::uint32_t slot) noexcept {
+    return slots_[slot].first_child;
+  }
   // The seal of a reference to bytes of a request that is not over; see RequestSlot.
   std::uint64_t seal(Handle handle, std::uint64_t offset, std::uint64_t nbytes) const noexcept {
     return RequestSlot::seal(nonce(handle.generation), handle.generation, offset, nbytes);

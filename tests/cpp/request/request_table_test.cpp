@@ -257,7 +257,7 @@ TEST_F(RequestTableTest, ChildrenEndInAnyOrder) {
   children.push_back(open("sa", {}, parent));
   close(children[2]);
   close(children[4]);
-  EXPECT_EQ(table.record(parent.slot)->first_child.load(), 0U);
+  EXPECT_EQ(table.first_child(parent.slot).load(), 0U);
   EXPECT_EQ(table.counts().open, 1U);
   EXPECT_EQ(table.counts().draining, 0U);
 }
