@@ -137,12 +137,16 @@ PageHeap::Result PageHeap::allocate(std::uint64_t pages, std::uint64_t align_pag
   if (spares_ < 8) add_spares();
   Result result;
   Span* span = committed_spans_.best_fit(pages + align_pages - 1);
-  if (span != nullptr) {
-    unlist(span);
-    result.span = carve(span, pages, align_pages);
-  } else {
+  if (span == nullptr) {
     result = commit_more(pages, align_pages, commit_limit, true);
-    if (result.span == nullptr) return result;
+    // Pages that left quarantine in the meantime may do.
+    if (result.system_refused) span = committed_spans_.best_fit(pages + align_pages - 1);
+    if (result.span == nullptr && span == nullptr) return result;
+  }
+  if (span != nullptr) {
+    if (spares_ < 8) add_spares();  // commit_more() may have used some
+    unlist(span);
+    result = {carve(span, pages, align_pages), false};
   }
   result.span->kind = SpanKind::large;
   mark_ends(result.span);

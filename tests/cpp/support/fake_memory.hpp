@@ -37,7 +37,7 @@ class FakeMemory final : public MemoryResource {
 
   bool commit(std::size_t offset, std::size_t bytes) noexcept override {
     expect_all(offset, bytes, Page::uncommitted);
-    if (refuses(refuse_commits_after)) {
+    if (refuses(refuse_commits_after, offset)) {
       // The first half is open, and the rest is not.
       (void)mprotect(base_ + offset, half(bytes), PROT_READ | PROT_WRITE);
       mark(offset, bytes, Page::undefined);
@@ -50,7 +50,7 @@ class FakeMemory final : public MemoryResource {
 
   bool decommit(std::size_t offset, std::size_t bytes) noexcept override {
     expect_all(offset, bytes, Page::committed);
-    if (refuses(refuse_decommits_after)) {
+    if (refuses(refuse_decommits_after, offset)) {
       (void)mprotect(base_ + offset, bytes, PROT_READ | PROT_WRITE);
       std::memset(base_ + offset, 0xEE, bytes);
       (void)mprotect(base_ + offset, half(bytes), PROT_NONE);
@@ -90,6 +90,9 @@ class FakeMemory final : public MemoryResource {
   // Number of calls that succeed before all further ones are refused; negative: none is refused.
   int refuse_commits_after = -1;
   int refuse_decommits_after = -1;
+  // The offset of calls that are never refused.
+  std::size_t accepts_at = ~std::size_t{0};
+  int refused = 0;
   // Bytes that the system keeps for an uncommitted part of the range, and the offset of one of them.
   std::uint64_t strays = 0;
   std::size_t stray_at = 0;
@@ -97,11 +100,14 @@ class FakeMemory final : public MemoryResource {
   int decommits = 0;
 
  private:
-  static bool refuses(int& left) {
-    if (left < 0) return false;
-    if (left == 0) return true;
-    --left;
-    return false;
+  bool refuses(int& left, std::size_t offset) {
+    if (left < 0 || offset == accepts_at) return false;
+    if (left > 0) {
+      --left;
+      return false;
+    }
+    ++refused;
+    return true;
   }
   static std::size_t half(std::size_t bytes) { return (bytes / 2 + kPageSize - 1) & ~(kPageSize - 1); }
   // Either call may cover pages that a refused call left undefined, with what is around them.
