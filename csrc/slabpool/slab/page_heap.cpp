@@ -132,9 +132,8 @@ Span* PageHeap::carve(Span* span, std::uint64_t pages, std::uint64_t align_pages
 PageHeap::Result PageHeap::allocate(std::uint64_t pages, std::uint64_t align_pages,
                                     std::uint64_t commit_limit) {
   SLABPOOL_ASSERT(pages != 0, "an allocation has pages");
-  // Records for every split below, and for the one split that a later decommit() may need. Only here can the heap run
-  // out of memory for records, and nothing has changed yet.
-  if (spares_ < 8) add_spares();
+  // Records for every split below. Only here can the heap run out of memory for records, and nothing has changed yet.
+  ready_records();
   Result result;
   Span* span = committed_spans_.best_fit(pages + align_pages - 1);
   if (span == nullptr) {
@@ -144,7 +143,7 @@ PageHeap::Result PageHeap::allocate(std::uint64_t pages, std::uint64_t align_pag
     if (result.span == nullptr && span == nullptr) return result;
   }
   if (span != nullptr) {
-    if (spares_ < 8) add_spares();  // commit_more() may have used some
+    ready_records();  // commit_more() may have used some
     unlist(span);
     result = {carve(span, pages, align_pages), false};
   }
@@ -185,7 +184,7 @@ PageHeap::Result PageHeap::commit_more(std::uint64_t pages, std::uint64_t align_
       result.system_refused = refused;
       return result;
     }
-    if (spares_ < 8) add_spares();  // as in allocate(): decommit() may have used some
+    ready_records();  // as in allocate(): decommit() may have used some
     return commit_more(pages, align_pages, commit_limit, join);  // the holes it made may fit better
   }
   // More than needed, if the limit allows, so that several small slabs share one system call.
@@ -231,8 +230,7 @@ std::uint64_t PageHeap::decommit_from(Span* span, std::uint64_t want) noexcept {
   std::uint64_t first = granule_up(span->first_page);
   if (first < last && last - first > want) first = last - granule_up(want);
   const std::uint64_t end = span->first_page + span->pages;
-  // With granules of one page, allocate() has provided the records for these splits.
-  if (first >= last || ((span->first_page != first || end != last) && granule_ != 1 && !can_split())) {
+  if (first >= last || ((span->first_page != first || end != last) && !can_split())) {
     make_free(span);
     return 0;
   }
@@ -314,6 +312,7 @@ const char* PageHeap::verify() const noexcept {
   std::uint64_t ahead = 0;
   std::uint64_t quarantined = 0;
   std::uint64_t free_spans = 0;
+  std::size_t ranges = 0;
   const Span* last = nullptr;
   for (std::uint64_t page = 0; page < total_pages();) {
     const Span* span = at(page);
@@ -339,6 +338,7 @@ const char* PageHeap::verify() const noexcept {
     }
     free_spans += is_free ? 1 : 0;
     if (span->kind == SpanKind::arena || span->kind == SpanKind::growing) {
+      ++ranges;
       committed -= span->pages - span->committed;
       if (span->committed != span->pages && ((span->first_page + span->committed) & (granule_ - 1)) != 0)
         return "a granule of a range is committed in part";
@@ -362,6 +362,7 @@ const char* PageHeap::verify() const noexcept {
       quarantined -= span->committed;
   }
   if (quarantined != 0) return "a quarantined span is on no list";
+  if (ranges != ranges_ || spares_ < ranges_) return "records set aside for ranges do not add up";
   std::uint64_t listed = 0;
   if (const char* wrong = committed_spans_.verify(listed)) return wrong;
   if (const char* wrong = uncommitted_spans_.verify(listed)) return wrong;

@@ -25,6 +25,7 @@
 //   cached_    = sum of pages over committed_free, and of committed over quarantined spans
 //   A quarantined span is on quarantined_ or on retried_; its first `committed` pages end like a range's.
 //   quarantined_pages_ = sum of committed over quarantined spans
+//   spares_ >= ranges_: freeing a range splits it once, and must not allocate a record.
 //   idle_      = sum of committed - drawn over ranges;   ahead_ = the part of growing spans
 //   in_use_pages() = committed_ - cached_ - idle_;   ahead_ <= idle_;   committed_ <= peak_committed_
 //   A growing span is on ahead_spans_                 <=>  drawn < committed
@@ -249,6 +250,10 @@ class PageHeap {
 
   Span* new_span(std::uint64_t first, std::uint64_t pages, SpanKind kind, bool zero);
   void add_spares();
+  // Records for what an allocation splits, beside those that are set aside. Throws std::bad_alloc.
+  void ready_records() {
+    while (spares_ < 8 + ranges_) add_spares();
+  }
   void retire(Span* span) noexcept;
   FreeSpans& list_for(SpanKind kind) noexcept {
     return kind == SpanKind::committed_free ? committed_spans_ : uncommitted_spans_;
@@ -298,6 +303,7 @@ class PageHeap {
   std::atomic<std::uint64_t> quarantined_pages_{0};  // relaxed: a figure for reports
   Span* spare_ = nullptr;  // records without a span
   std::size_t spares_ = 0;
+  std::size_t ranges_ = 0;                    // spans of kind arena or growing
   std::vector<std::unique_ptr<Span[]>> all_;  // owns every record until the pool ends
   const std::uint64_t granule_;               // in pages; a power of two
   const std::uint64_t grow_step_;

@@ -30,7 +30,7 @@ void PageHeap::set_ahead(Span* growing, std::uint64_t committed, std::uint64_t d
 }
 
 Span* PageHeap::take_growing(std::uint64_t pages) {
-  if (spares_ < 8) add_spares();
+  ready_records();
   // Often an earlier tensor of this kind has left cached pages with free addresses behind them.
   Span* rest = nullptr;
   Span* span = committed_spans_.search(kTries, [&](const Span& cached) {
@@ -58,6 +58,7 @@ Span* PageHeap::take_growing(std::uint64_t pages) {
     unlist(span);
     span = carve(span, granule_up(pages), 1);
   }
+  ++ranges_;
   span->kind = SpanKind::growing;
   span->committed = span->drawn = span->sound = 0;
   set_ahead(span, committed, 0, committed);

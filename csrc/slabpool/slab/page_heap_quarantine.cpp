@@ -61,7 +61,7 @@ void PageHeap::quarantine(Span* span, std::uint64_t committed) noexcept {
 
 void PageHeap::quarantine_tail(Span* range) noexcept {
   const std::uint64_t sound = range->sound;
-  if (sound == 0 || !can_split()) return quarantine(range, range->committed);
+  if (sound == 0) return quarantine(range, range->committed);
   Span* tail = split_tail(range, range->pages - sound);
   quarantine(tail, range->committed - sound);
   range->kind = SpanKind::committed_free;

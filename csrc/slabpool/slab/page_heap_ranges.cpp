@@ -7,9 +7,9 @@
 namespace slabpool {
 
 bool PageHeap::can_split() noexcept {
-  if (spares_ >= 4) return true;
+  if (spares_ >= 4 + ranges_) return true;
   try {
-    add_spares();
+    ready_records();
     return true;
   } catch (const std::bad_alloc&) {
     return false;
@@ -17,7 +17,7 @@ bool PageHeap::can_split() noexcept {
 }
 
 Span* PageHeap::take_range(std::uint64_t pages) {
-  if (spares_ < 8) add_spares();
+  ready_records();
   Span* span = committed_spans_.best_fit(pages);
   const bool committed = span != nullptr;
   if (!committed) {
@@ -27,6 +27,7 @@ Span* PageHeap::take_range(std::uint64_t pages) {
   if (span == nullptr) return nullptr;
   unlist(span);
   span = carve(span, pages, 1);
+  ++ranges_;
   span->kind = SpanKind::arena;
   span->count = 0;
   span->committed = span->sound = committed ? pages : 0;
@@ -89,6 +90,7 @@ void PageHeap::shrink_range(Span* range, std::uint64_t pages) noexcept {
   range->committed -= tail->committed;
   range->sound -= tail->sound;
   assert_range(range);
+  ++ranges_;
   free_range(tail);
 }
 
@@ -96,6 +98,9 @@ void PageHeap::free_range(Span* range) noexcept {
   assert_range(range);
   SLABPOOL_ASSERT(range->kind == SpanKind::arena && range->committed - range->drawn <= idle_,
                   "a range is freed once", range->kind, range->committed, range->drawn, idle_);
+  SLABPOOL_ASSERT(ranges_ != 0 && spares_ >= ranges_, "a record is set aside for each range", spares_,
+                  ranges_);
+  --ranges_;
   idle_ -= range->committed - range->drawn;
   std::uint64_t committed = range->committed;
   if (range->sound != committed) {
@@ -103,13 +108,6 @@ void PageHeap::free_range(Span* range) noexcept {
     const PageState state = uncommit(range->first_page + range->sound, bad);
     if (state == PageState::undefined) return quarantine_tail(range);
     if (state == PageState::uncommitted) committed = range->sound;
-  }
-  if (committed != 0 && committed != range->pages && !can_split()) {
-    // There is no record for a second span, so all of the range becomes address space, or is tried again later.
-    if (granule_up(range->first_page) != range->first_page ||
-        uncommit(range->first_page, committed) != PageState::uncommitted)
-      return quarantine(range, committed);
-    committed = 0;
   }
   if (committed == 0) {
     range->kind = SpanKind::uncommitted_free;
@@ -133,6 +131,7 @@ Span* PageHeap::split_range(Span* range, std::uint64_t pages) noexcept {
   SLABPOOL_ASSERT(range->drawn == range->pages, "all of the range is drawn", range->drawn,
                   range->committed, range->pages);
   Span* rest = split_tail(range, range->pages - pages);
+  ++ranges_;
   rest->arena = range->arena;
   rest->count = 0;
   rest->committed = rest->drawn = rest->sound = rest->pages;
