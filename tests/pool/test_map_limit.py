@@ -1,7 +1,7 @@
-"""A process without a free memory mapping (vm.max_map_count): the kernel changes a part of a range and then refuses.
+"""A process without a free memory mapping: the kernel changes a part of a range and then refuses.
 
-Every tensor that is handed out can be written, figures add up, and all of the pool can be used again once there are
-mappings.
+Every tensor that is handed out can be written, figures add up, and all of the pool can be used again once
+there are mappings (vm.max_map_count).
 """
 
 from __future__ import annotations

@@ -127,7 +127,8 @@ bool PinnedMemory::decommit(std::size_t offset, std::size_t bytes) noexcept {
   if (!current.ok()) return driver_refused("cuCtxPushCurrent", kInvalidContext, bytes);
   const std::size_t first = offset / granule_;
   const std::size_t end = first + bytes / granule_;
-  const std::size_t known = std::min(end, pinned_.size());  // shorter if a commit() found no memory for the entries
+  // Shorter if a commit() found no memory for the entries.
+  const std::size_t known = std::min(end, pinned_.size());
   Result result = kSuccess;
   for (std::size_t i = first; i < known && result == kSuccess; ++i) {
     if (pinned_[i]) result = unpin(i);

@@ -106,7 +106,8 @@ bool SharedMemory::decommit(std::size_t offset, std::size_t bytes) noexcept {
 std::uint64_t SharedMemory::held_bytes() const noexcept {
   struct stat about {};
   if (fstat(file_->fd(), &about) != 0) return 0;
-  return static_cast<std::uint64_t>(about.st_blocks) * 512;  // the unit of st_blocks, whatever st_blksize is
+  constexpr std::uint64_t kUnit = 512;  // of st_blocks, whatever st_blksize is
+  return static_cast<std::uint64_t>(about.st_blocks) * kUnit;
 }
 
 // No access is taken away: the range has none, because it is not committed.

@@ -332,7 +332,8 @@ const char* PageHeap::verify() const noexcept {
       committed -= span->pages - span->committed;
       cached += span->committed;
       if (span->committed > span->pages ||
-          (span->committed != span->pages && ((span->first_page + span->committed) & (granule_ - 1)) != 0))
+          (span->committed != span->pages &&
+           ((span->first_page + span->committed) & (granule_ - 1)) != 0))
         return "a granule of a quarantined span is counted in part";
       quarantined += span->committed;
     }

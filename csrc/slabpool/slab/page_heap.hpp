@@ -282,7 +282,8 @@ class PageHeap {
   Span* split_tail(Span* span, std::uint64_t pages);
   Result commit_more(std::uint64_t pages, std::uint64_t align_pages, std::uint64_t commit_limit,
                      bool join);
-  void set_ahead(Span* growing, std::uint64_t committed, std::uint64_t drawn, std::uint64_t sound) noexcept;
+  void set_ahead(Span* growing, std::uint64_t committed, std::uint64_t drawn,
+                 std::uint64_t sound) noexcept;
   std::uint64_t decommit_ahead(std::uint64_t pages) noexcept;
 
   // The map has an entry for the first and the last page of each span, which is what merging needs. starts_ finds the
@@ -299,9 +300,9 @@ class PageHeap {
   FreeSpans committed_spans_;
   FreeSpans uncommitted_spans_;
   SpanList quarantined_;
-  SpanList retried_;                                  // quarantined spans that had their turn
+  SpanList retried_;                                 // quarantined spans that had their turn
   std::atomic<std::uint64_t> quarantined_pages_{0};  // relaxed: a figure for reports
-  Span* spare_ = nullptr;  // records without a span
+  Span* spare_ = nullptr;                            // records without a span
   std::size_t spares_ = 0;
   std::size_t ranges_ = 0;                    // spans of kind arena or growing
   std::vector<std::unique_ptr<Span[]>> all_;  // owns every record until the pool ends

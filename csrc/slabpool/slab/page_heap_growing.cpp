@@ -86,7 +86,8 @@ bool PageHeap::grow(Span* growing, std::uint64_t pages, std::uint64_t commit_lim
   const bool room = make_room(need, commit_limit);
   set_ahead(growing, committed, drawn, sound);
   if (!room) return false;
-  const PageState state = commit(growing->first_page + sound, committed - sound + need, committed - sound);
+  const PageState state =
+      commit(growing->first_page + sound, committed - sound + need, committed - sound);
   const bool grown = state == PageState::committed;
   const std::uint64_t now = state == PageState::uncommitted ? sound : committed + need;
   set_ahead(growing, now, grown ? pages : drawn, grown ? now : sound);

@@ -111,7 +111,8 @@ std::uint64_t PageHeap::retry_quarantined(std::uint64_t pages) noexcept {
       release_from_quarantine(span, counted, span->pages);
     } else {
       done += last - first;
-      release_from_quarantine(span, first - span->first_page, all ? last - span->first_page : span->pages);
+      release_from_quarantine(span, first - span->first_page,
+                              all ? last - span->first_page : span->pages);
     }
   }
   system_refused_ = refused;

@@ -151,7 +151,8 @@ TEST_F(DeviceMemoryTest, ADecommitThatIsNotUndoneIsRepairedByEitherCall) {
   for (const char* call : {"cuMemMap", "cuMemSetAccess"}) {
     for (const int nth : {1, 2}) {
       for (const bool commits : {false, true}) {
-        SCOPED_TRACE(std::string(call) + " " + std::to_string(nth) + (commits ? " commit" : " decommit"));
+        SCOPED_TRACE(std::string(call) + " " + std::to_string(nth) +
+                     (commits ? " commit" : " decommit"));
         auto memory = make();
         ASSERT_TRUE(memory->commit(0, 4 * kGranule));
         standin_fail("cuMemUnmap", 3, kUnknown, 1);

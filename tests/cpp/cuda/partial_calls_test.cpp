@@ -149,15 +149,15 @@ TEST_P(PartialDriverCalls, EveryCallMayBeRefused) {
   EXPECT_GT(most, 3);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Device, PartialDriverCalls,
-    testing::Values(Refused{{"cuMemCreate"}, MemoryKind::device}, Refused{{"cuMemMap"}, MemoryKind::device},
-                    Refused{{"cuMemSetAccess"}, MemoryKind::device},
-                    Refused{{"cuMemUnmap"}, MemoryKind::device},
-                    Refused{{"cuMemUnmap", "cuMemMap"}, MemoryKind::device},
-                    Refused{{"cuMemUnmap", "cuMemCreate"}, MemoryKind::device},
-                    Refused{{"cuMemUnmap", "cuMemSetAccess"}, MemoryKind::device},
-                    Refused{{"cuCtxPushCurrent"}, MemoryKind::device}));
+INSTANTIATE_TEST_SUITE_P(Device, PartialDriverCalls,
+                         testing::Values(Refused{{"cuMemCreate"}, MemoryKind::device},
+                                         Refused{{"cuMemMap"}, MemoryKind::device},
+                                         Refused{{"cuMemSetAccess"}, MemoryKind::device},
+                                         Refused{{"cuMemUnmap"}, MemoryKind::device},
+                                         Refused{{"cuMemUnmap", "cuMemMap"}, MemoryKind::device},
+                                         Refused{{"cuMemUnmap", "cuMemCreate"}, MemoryKind::device},
+                                         Refused{{"cuMemUnmap", "cuMemSetAccess"}, MemoryKind::device},
+                                         Refused{{"cuCtxPushCurrent"}, MemoryKind::device}));
 INSTANTIATE_TEST_SUITE_P(Pinned, PartialDriverCalls,
                          testing::Values(Refused{{"cuMemHostRegister"}, MemoryKind::pinned},
                                          Refused{{"cuMemHostUnregister"}, MemoryKind::pinned},

@@ -246,7 +246,8 @@ class PartialCallsOfAPool : public testing::TestWithParam<bool> {
     if (pool->open(Opening{.id = "reserves", .reserve = kMiB}.spec(), reserved) == Status::ok) {
       const std::size_t before = blocks.size();
       for (int i = 0; i < 12; ++i) take(40'000, reserved);
-      pool->close_request(reserved, false);  // before the views, so that each block goes back with its view
+      // Before the views, so that each block goes back with its view.
+      pool->close_request(reserved, false);
       while (blocks.size() > before) drop(blocks.size() - 1);
       check();
     }

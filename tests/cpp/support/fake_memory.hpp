@@ -22,8 +22,7 @@ class FakeMemory final : public MemoryResource {
 
   static constexpr std::size_t kAlign = std::size_t{2} << 20;
 
-  explicit FakeMemory(std::size_t bytes, std::size_t granule = kPageSize)
-      : pages_(bytes >> kPageBits) {
+  explicit FakeMemory(std::size_t bytes, std::size_t granule = kPageSize) : pages_(bytes >> kPageBits) {
     granule_ = granule;
     mapping_bytes_ = bytes + kAlign;
     mapping_ =
