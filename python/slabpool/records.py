@@ -125,8 +125,8 @@ class Stats(NamedTuple):
     #: pool tries it again when it trims or needs room.
     quarantined: int
     #: Bytes that the system keeps for the memory of a shared pool (host memory); 0 for other pools. More
-    #: than ``committed`` if a device wrote or read outside of what it was given. `Pool.trim` gives those bytes
-    #: back.
+    #: than ``committed`` if a device wrote or read outside of what it was given. `Pool.trim` gives those
+    #: bytes back.
     file_bytes: int
 
 

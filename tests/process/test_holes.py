@@ -1,6 +1,7 @@
-"""A device that writes or reads outside of what it was given makes the kernel allocate pages in the shared file.
+"""A device that touches memory outside of what it was given makes the kernel allocate pages in the file.
 
-`stats().file_bytes` shows them, and `trim()` and `close()` give them back, without a change to anything that is held.
+`stats().file_bytes` shows them, and `trim()` and `close()` give them back, without a change to anything that
+is held.
 """
 
 from __future__ import annotations
