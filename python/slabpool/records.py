@@ -121,6 +121,13 @@ class Stats(NamedTuple):
     stream_acks: int
     #: Allocations and reservations that failed for lack of memory.
     exhaustions: int
+    #: The part of ``cached`` that is out of use, because the system refused to commit or to decommit it. The
+    #: pool tries it again when it trims or needs room.
+    quarantined: int
+    #: Bytes that the system keeps for the memory of a shared pool (host memory); 0 for other pools. More
+    #: than ``committed`` if a device wrote or read outside of what it was given. `Pool.trim` gives those
+    #: bytes back.
+    file_bytes: int
 
 
 class NumpyUsage(NamedTuple):

@@ -282,6 +282,8 @@ def read_stats(stats: slabpool.Stats) -> int:
         + stats.address_space
         + stats.committed
         + stats.reserved
+        + stats.quarantined
+        + stats.file_bytes
     )
 
 

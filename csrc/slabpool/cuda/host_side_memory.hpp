@@ -14,7 +14,7 @@ namespace slabpool::cuda {
 // granule is a registration of its own, because the driver unregisters only what was registered as one.
 //
 // Invariants:
-//   granule i is committed  =>  pinned_[i], unless the driver refused to register it again after a failed decommit()
+//   granule i is committed  =>  pinned_[i]
 //   pinned_[i]  =>  granule i is readable and writable: its pages are never decommitted while they are registered.
 class PinnedMemory final : public MemoryResource {
  public:

@@ -151,7 +151,7 @@ bool MappedMemory::commit(std::size_t offset, std::size_t bytes) noexcept {
   handles_end_ = std::max(handles_end_, end);
   for (std::size_t i = first; i < end; ++i) {
     MemoryHandle& handle = (*handles_)[i];
-    if (handle != 0) continue;  // stayed mapped when the driver refused to unmap it; gets access below
+    if (handle != 0) continue;  // undefined: mapped by an earlier call; gets access below
     const char* call = "cuMemCreate";
     MemoryHandle made = 0;
     Result result = driver.cuMemCreate(&made, granule_, &property_, 0);
@@ -187,19 +187,29 @@ bool MappedMemory::decommit(std::size_t offset, std::size_t bytes) noexcept {
   if (!current.ok()) return refusal_.no_context(bytes);
   const std::size_t first = offset / granule_;
   const std::size_t end = first + bytes / granule_;
-  assert_mapped(first, end);
   for (std::size_t i = first; i < end; ++i) {
+    if ((*handles_)[i] == 0) continue;  // undefined: an earlier call did not map it, or unmapped it
     const Result result = driver.cuMemUnmap(address(i * granule_), granule_);
     if (result == kSuccess) continue;
     refusal_.note("cuMemUnmap", result, granule_);
-    // Maps them again from their handles, which allocates no memory. If even that fails, the device is lost.
-    for (std::size_t back = first; back < i; ++back) (void)map(back);
-    if (i != first) (void)set_access(offset, (i - first) * granule_);
+    // Maps them again from their handles, which allocates no memory. A granule that the driver does not map again loses
+    // its memory, so that a later commit() allocates it anew.
+    for (std::size_t back = first; back < i; ++back) {
+      MemoryHandle& handle = (*handles_)[back];
+      if (handle == 0) continue;
+      if (map(back) != kSuccess) {
+        (void)driver.cuMemRelease(handle);
+        handle = 0;
+      } else {
+        (void)set_access(back * granule_, granule_);
+      }
+    }
     return false;
   }
   for (std::size_t i = first; i < end; ++i) {
-    (void)driver.cuMemRelease((*handles_)[i]);
-    (*handles_)[i] = 0;
+    MemoryHandle& handle = (*handles_)[i];
+    if (handle != 0) (void)driver.cuMemRelease(handle);
+    handle = 0;
   }
   return true;
 }

@@ -7,7 +7,7 @@
 //
 // Invariants:
 //   handles_[i] != 0  <=>  granule i is mapped        (between calls)
-//   granule i is committed  =>  handles_[i] != 0
+//   granule i is committed  =>  handles_[i] != 0;   handles_[i] != 0  =>  it is committed, or undefined
 //   i >= handles_end_  =>  handles_[i] = 0
 #pragma once
 

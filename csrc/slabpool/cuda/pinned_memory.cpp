@@ -112,7 +112,7 @@ bool PinnedMemory::commit(std::size_t offset, std::size_t bytes) noexcept {
   if (!current.ok()) return driver_refused("cuCtxPushCurrent", kInvalidContext, bytes);
   if (!host_->commit(offset, bytes)) return note_refusal();
   for (std::size_t i = first; i < end; ++i) {
-    // Stayed registered when an earlier commit was undone; committed bytes must read as zero.
+    // Undefined: stayed registered after an earlier call was refused. Committed bytes must read as zero.
     if (pinned_[i]) std::memset(base_ + i * granule_, 0, granule_);
   }
   if (pin_all(first, end)) return true;
@@ -127,8 +127,10 @@ bool PinnedMemory::decommit(std::size_t offset, std::size_t bytes) noexcept {
   if (!current.ok()) return driver_refused("cuCtxPushCurrent", kInvalidContext, bytes);
   const std::size_t first = offset / granule_;
   const std::size_t end = first + bytes / granule_;
+  // Shorter if a commit() found no memory for the entries.
+  const std::size_t known = std::min(end, pinned_.size());
   Result result = kSuccess;
-  for (std::size_t i = first; i < end && result == kSuccess; ++i) {
+  for (std::size_t i = first; i < known && result == kSuccess; ++i) {
     if (pinned_[i]) result = unpin(i);
   }
   if (result != kSuccess) (void)driver_refused("cuMemHostUnregister", result, granule_);
@@ -136,9 +138,9 @@ bool PinnedMemory::decommit(std::size_t offset, std::size_t bytes) noexcept {
     if (host_->decommit(offset, bytes)) return true;
     (void)note_refusal();
   }
-  // Registers the granules again. Where the driver refuses, copies from and to them still work, but the driver does
-  // them synchronously.
-  (void)pin_all(first, end);
+  // Opens the pages again, because the system may have closed some, and registers the granules. Whatever is refused
+  // here, the page heap's commit() does again.
+  if (known == end && host_->commit(offset, bytes)) (void)pin_all(first, end);
   return false;
 }
 

@@ -5,7 +5,7 @@
 // Invariants:
 //   base() % 2 MiB = 0,  address_space() % kPageSize = 0,  granule() = 2^n * kPageSize
 //   The range never moves while the resource lives.
-//   commits_zero()      =>  a byte reads as zero after each commit().
+//   commits_zero()      =>  a byte that was not committed, nor undefined, reads as zero after each commit().
 //   always_committed()  =>  every byte is committed from the start, decommit() always fails, and the range is no
 //                           longer than the capacity.
 #pragma once
@@ -57,13 +57,20 @@ class MemoryResource {
   bool commits_zero() const noexcept { return commits_zero_; }
   bool always_committed() const noexcept { return always_committed_; }
 
-  // Makes [offset, offset + bytes) readable and writable. False if the system or the driver refuses; nothing has
-  // changed then, and refusal() says why.
-  virtual bool commit(std::size_t offset, std::size_t bytes) noexcept = 0;
+  // Both calls may cover several mappings or driver handles, and the system may refuse after it has changed some of
+  // them. So a call that returns false leaves the range *undefined*: parts of it may be committed, with any contents,
+  // and refusal() says why. A later commit() or decommit() that covers the range and succeeds ends that. Both accept
+  // ranges of which parts are undefined.
 
-  // Returns the bytes to the system. False if the system or the driver refuses; the range is then still committed,
-  // with undefined contents, and refusal() says why.
+  // Makes [offset, offset + bytes) readable and writable.
+  virtual bool commit(std::size_t offset, std::size_t bytes) noexcept = 0;
+  // Returns the bytes to the system.
   virtual bool decommit(std::size_t offset, std::size_t bytes) noexcept = 0;
+
+  // Bytes that the system keeps for the range, committed or not; 0 where the resource cannot tell.
+  virtual std::uint64_t held_bytes() const noexcept { return 0; }
+  // Frees what the system keeps for a part of the range that is not committed.
+  virtual void discard(std::size_t, std::size_t) noexcept {}
 
   // Why the last commit(), decommit() or fill() that failed did so; status ok if none failed. Any thread may call it.
   virtual Error refusal() const {

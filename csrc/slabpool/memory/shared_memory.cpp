@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -100,6 +101,19 @@ bool SharedMemory::decommit(std::size_t offset, std::size_t bytes) noexcept {
   assert_granules(offset, bytes);
   return (punch(file_->fd(), offset, bytes) && mprotect(base_ + offset, bytes, PROT_NONE) == 0) ||
          note_refusal();
+}
+
+std::uint64_t SharedMemory::held_bytes() const noexcept {
+  struct stat about {};
+  if (fstat(file_->fd(), &about) != 0) return 0;
+  constexpr std::uint64_t kUnit = 512;  // of st_blocks, whatever st_blksize is
+  return static_cast<std::uint64_t>(about.st_blocks) * kUnit;
+}
+
+// No access is taken away: the range has none, because it is not committed.
+void SharedMemory::discard(std::size_t offset, std::size_t bytes) noexcept {
+  assert_granules(offset, bytes);
+  (void)punch(file_->fd(), offset, bytes);
 }
 
 }  // namespace slabpool

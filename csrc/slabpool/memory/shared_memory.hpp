@@ -2,8 +2,8 @@
 // offset means the same bytes in every process.
 //
 // commit() allocates the pages, so running out of memory is an answer and not a signal at the first touch.
-// decommit() punches a hole, which reads as zero. A peer that reads memory after its ack may make the kernel
-// allocate pages in a hole; they are freed by the next decommit() there, or with the pool.
+// decommit() punches a hole, which reads as zero. A peer that touches memory after its ack makes the kernel allocate
+// pages in a hole: held_bytes() counts them, and discard() frees them.
 //
 // Invariants:
 //   file().bytes() = address_space(), and byte i of the range is byte i of the file.
@@ -24,6 +24,8 @@ class SharedMemory final : public MemoryResource {
 
   bool commit(std::size_t offset, std::size_t bytes) noexcept override;
   bool decommit(std::size_t offset, std::size_t bytes) noexcept override;
+  std::uint64_t held_bytes() const noexcept override;
+  void discard(std::size_t offset, std::size_t bytes) noexcept override;
 
   const SharedFile& file() const noexcept { return *file_; }
 

@@ -215,6 +215,11 @@ class SLABPOOL_API Pool final : public AckSink {
   int device() const noexcept { return options_.device; }  // CUDA device, -1 for none
   std::uint64_t capacity() const noexcept { return options_.capacity; }
   Stats stats() noexcept;
+  // Not part of stats(), because held_bytes() takes a system call. held_bytes(): what the system keeps for the memory of a
+  // shared pool; 0 for other memory. quarantined_bytes(): the part of cached that cannot be used now, because the system
+  // refused to commit or to decommit it.
+  std::uint64_t held_bytes() const noexcept { return memory_->held_bytes(); }
+  std::uint64_t quarantined_bytes() const noexcept { return depot_.quarantined_bytes(); }
   // Requests that are not over or whose bytes views retain, oldest first, at least `older_than_ns` old.
   std::vector<RequestInfo> requests(std::int64_t older_than_ns);
   std::vector<Event> events() const;

@@ -268,7 +268,7 @@ void Depot::give_one(Block* block) noexcept {
                   "a block returns when it has no holder", block->data,
                   block->state.load(std::memory_order_relaxed));
   SLABPOOL_ASSERT(span != nullptr && span->kind != SpanKind::committed_free &&
-                      span->kind != SpanKind::uncommitted_free,
+                      span->kind != SpanKind::uncommitted_free && span->kind != SpanKind::quarantined,
                   "a block returns once", block->data);
   SLABPOOL_ASSERT(block->tag.load(std::memory_order_relaxed) == 0, "a free block has no tag",
                   block->data);
@@ -340,9 +340,10 @@ std::uint64_t Depot::trim() noexcept {
   const std::lock_guard lock(mutex_);
   drop_empty_slabs();
   const std::uint64_t pages = pages_.decommit(pages_.unused_pages());
+  const std::uint64_t discarded = pages_.discard_uncommitted();
   publish();
   SLABPOOL_VERIFY(false, verify_locked());
-  return pages << kPageBits;
+  return (pages << kPageBits) + discarded;
 }
 
 }  // namespace slabpool

@@ -64,7 +64,8 @@ class Depot {
   // Bytes promised to requests and not drawn yet. Lock-free.
   std::uint64_t reserved_bytes() const noexcept { return reserves_.reserved_pages() << kPageBits; }
 
-  // Returns all cached pages to the system; the result is in bytes.
+  // Returns all cached pages to the system, and frees what it keeps for pages that are not committed; the result is in
+  // bytes.
   std::uint64_t trim() noexcept;
 
   struct Figures {
@@ -75,6 +76,9 @@ class Depot {
   Figures figures() const noexcept {
     return {committed_.load(std::memory_order_acquire), peak_committed_.load(std::memory_order_acquire)};
   }
+
+  // Committed bytes that are out of use because the system refused a call on them. Lock-free.
+  std::uint64_t quarantined_bytes() const noexcept { return pages_.quarantined_pages() << kPageBits; }
 
   std::uint64_t capacity() const noexcept { return capacity_; }
   // Bytes of a new slab of a size class.

@@ -132,17 +132,20 @@ Span* PageHeap::carve(Span* span, std::uint64_t pages, std::uint64_t align_pages
 PageHeap::Result PageHeap::allocate(std::uint64_t pages, std::uint64_t align_pages,
                                     std::uint64_t commit_limit) {
   SLABPOOL_ASSERT(pages != 0, "an allocation has pages");
-  // Records for every split below, and for the one split that a later decommit() may need. Only here can the heap run
-  // out of memory for records, and nothing has changed yet.
-  if (spares_ < 8) add_spares();
+  // Records for every split below. Only here can the heap run out of memory for records, and nothing has changed yet.
+  ready_records();
   Result result;
   Span* span = committed_spans_.best_fit(pages + align_pages - 1);
-  if (span != nullptr) {
-    unlist(span);
-    result.span = carve(span, pages, align_pages);
-  } else {
+  if (span == nullptr) {
     result = commit_more(pages, align_pages, commit_limit, true);
-    if (result.span == nullptr) return result;
+    // Pages that left quarantine in the meantime may do.
+    if (result.system_refused) span = committed_spans_.best_fit(pages + align_pages - 1);
+    if (result.span == nullptr && span == nullptr) return result;
+  }
+  if (span != nullptr) {
+    ready_records();  // commit_more() may have used some
+    unlist(span);
+    result = {carve(span, pages, align_pages), false};
   }
   result.span->kind = SpanKind::large;
   mark_ends(result.span);
@@ -151,17 +154,6 @@ PageHeap::Result PageHeap::allocate(std::uint64_t pages, std::uint64_t align_pag
                   pages, result.span->first_page, align_pages);
   assert_figures();
   return result;
-}
-
-// Commits whole granules and counts their pages.
-bool PageHeap::commit(std::uint64_t first, std::uint64_t pages) noexcept {
-  SLABPOOL_ASSERT(((first | pages) & (granule_ - 1)) == 0, "whole granules are committed", first, pages,
-                  granule_);
-  system_refused_ = !memory_.commit(first << kPageBits, pages << kPageBits);
-  if (system_refused_) return false;
-  committed_ += pages;
-  peak_committed_ = std::max(peak_committed_, committed_);
-  return true;
 }
 
 // `join`: joins the new pages to the cached pages just below them, so that a pool that grows leaves no holes behind.
@@ -192,7 +184,7 @@ PageHeap::Result PageHeap::commit_more(std::uint64_t pages, std::uint64_t align_
       result.system_refused = refused;
       return result;
     }
-    if (spares_ < 8) add_spares();  // as in allocate(): decommit() may have used some
+    ready_records();  // as in allocate(): decommit() may have used some
     return commit_more(pages, align_pages, commit_limit, join);  // the holes it made may fit better
   }
   // More than needed, if the limit allows, so that several small slabs share one system call.
@@ -202,9 +194,9 @@ PageHeap::Result PageHeap::commit_more(std::uint64_t pages, std::uint64_t align_
           : need;
   unlist(fresh);
   Span* span = carve(fresh, commits, std::max(align_pages, granule_));
-  if (!commit(span->first_page, commits)) {
-    span->kind = SpanKind::uncommitted_free;
-    make_free(span);
+  const PageState state = commit(span->first_page, commits);
+  if (state != PageState::committed) {
+    free_as(state, span);
     result.system_refused = true;
     return result;
   }
@@ -238,8 +230,7 @@ std::uint64_t PageHeap::decommit_from(Span* span, std::uint64_t want) noexcept {
   std::uint64_t first = granule_up(span->first_page);
   if (first < last && last - first > want) first = last - granule_up(want);
   const std::uint64_t end = span->first_page + span->pages;
-  // With granules of one page, allocate() has provided the records for these splits.
-  if (first >= last || ((span->first_page != first || end != last) && granule_ != 1 && !can_split())) {
+  if (first >= last || ((span->first_page != first || end != last) && !can_split())) {
     make_free(span);
     return 0;
   }
@@ -259,34 +250,42 @@ std::uint64_t PageHeap::decommit_from(Span* span, std::uint64_t want) noexcept {
   SLABPOOL_ASSERT(
       span->first_page == first && ((first | pages) & (granule_ - 1)) == 0 && pages <= committed_,
       "whole granules are decommitted", first, pages, granule_, committed_);
-  const bool done = memory_.decommit(first << kPageBits, pages << kPageBits);
-  system_refused_ = !done;
-  if (done) committed_ -= pages;
-  span->kind = done ? SpanKind::uncommitted_free : SpanKind::committed_free;
-  span->zero = done && memory_.commits_zero();
-  make_free(span);
-  return done ? pages : 0;
+  const PageState state = uncommit(first, pages);
+  free_as(state, span);
+  return state == PageState::uncommitted ? pages : 0;
 }
 
 std::uint64_t PageHeap::decommit(std::uint64_t pages, const Span* keep) noexcept {
-  std::uint64_t done = 0;
+  system_refused_ = false;
+  std::uint64_t done = retry_quarantined(pages);
+  bool refused = system_refused_;
   // Spans that stay cached. They are unlisted until the end, so that the next largest span comes to the front.
   Span* kept = nullptr;
-  system_refused_ = false;
-  while (done < pages && !system_refused_) {
+  const auto set_aside = [&](Span* span) {
+    committed_spans_.remove(span);
+    span->next = kept;
+    kept = span;
+  };
+  for (int refusals = 0; done < pages && refusals < kRefusals;) {
     Span* span = committed_spans_.largest();
     if (span == nullptr || span->pages < granule_) break;
     const bool whole = granule_up(span->first_page) < granule_down(span->first_page + span->pages);
     if (span == keep || !whole) {
-      committed_spans_.remove(span);
-      span->next = kept;
-      kept = span;
+      set_aside(span);
       continue;
     }
+    const std::uint64_t first = span->first_page;
     const std::uint64_t given = decommit_from(span, std::max(pages - done, kDecommitStep));
-    if (given == 0) break;
     done += given;
+    if (given != 0) continue;
+    if (!system_refused_) break;  // there is no record for a split
+    // The system may refuse one span, because it would split a mapping, and accept the next.
+    refused = true;
+    ++refusals;
+    Span* left = at(starts_.floor(first));
+    if (left->kind == SpanKind::committed_free) set_aside(left);
   }
+  system_refused_ = false;
   while (kept != nullptr) {
     Span* span = kept;
     kept = span->next;
@@ -294,6 +293,7 @@ std::uint64_t PageHeap::decommit(std::uint64_t pages, const Span* keep) noexcept
     committed_spans_.insert(span);
   }
   if (done < pages) done += decommit_ahead(pages - done);
+  system_refused_ = system_refused_ || refused;
   assert_figures();
   return done;
 }
@@ -310,7 +310,9 @@ const char* PageHeap::verify() const noexcept {
   std::uint64_t cached = 0;
   std::uint64_t idle = 0;
   std::uint64_t ahead = 0;
+  std::uint64_t quarantined = 0;
   std::uint64_t free_spans = 0;
+  std::size_t ranges = 0;
   const Span* last = nullptr;
   for (std::uint64_t page = 0; page < total_pages();) {
     const Span* span = at(page);
@@ -326,12 +328,24 @@ const char* PageHeap::verify() const noexcept {
       return "a granule is committed in part";
     if (span->kind != SpanKind::uncommitted_free) committed += span->pages;
     if (span->kind == SpanKind::committed_free) cached += span->pages;
+    if (span->kind == SpanKind::quarantined) {
+      committed -= span->pages - span->committed;
+      cached += span->committed;
+      if (span->committed > span->pages ||
+          (span->committed != span->pages &&
+           ((span->first_page + span->committed) & (granule_ - 1)) != 0))
+        return "a granule of a quarantined span is counted in part";
+      quarantined += span->committed;
+    }
     free_spans += is_free ? 1 : 0;
     if (span->kind == SpanKind::arena || span->kind == SpanKind::growing) {
+      ++ranges;
       committed -= span->pages - span->committed;
       if (span->committed != span->pages && ((span->first_page + span->committed) & (granule_ - 1)) != 0)
         return "a granule of a range is committed in part";
-      if (span->drawn > span->committed || span->committed > span->pages)
+      if (span->sound != span->pages && ((span->first_page + span->sound) & (granule_ - 1)) != 0)
+        return "a granule of a range is undefined in part";
+      if (span->drawn > span->sound || span->sound > span->committed || span->committed > span->pages)
         return "a range has drawn pages that are not committed";
       idle += span->committed - span->drawn;
       if (span->kind == SpanKind::growing) ahead += span->committed - span->drawn;
@@ -343,6 +357,13 @@ const char* PageHeap::verify() const noexcept {
   if (cached != cached_) return "cached pages do not add up";
   if (idle != idle_) return "committed pages of ranges that are not drawn do not add up";
   if (ahead != ahead_) return "pages that tensors may grow into do not add up";
+  if (quarantined != quarantined_pages()) return "quarantined pages do not add up";
+  for (const SpanList* list : {&quarantined_, &retried_}) {
+    for (const Span* span = list->front(); span != nullptr; span = span->next)
+      quarantined -= span->committed;
+  }
+  if (quarantined != 0) return "a quarantined span is on no list";
+  if (ranges != ranges_ || spares_ < ranges_) return "records set aside for ranges do not add up";
   std::uint64_t listed = 0;
   if (const char* wrong = committed_spans_.verify(listed)) return wrong;
   if (const char* wrong = uncommitted_spans_.verify(listed)) return wrong;

@@ -8,16 +8,24 @@
 // committed as a whole or not at all. So of the cached pages, only granules that are free from end to end can be
 // returned to the system.
 //
+// A commit or decommit that the system refuses leaves pages undefined (memory_resource.hpp). The heap then tries the
+// opposite call once. If that fails too, the pages are *quarantined*: they count as committed and cached, because the
+// system may keep memory for them, and they are not handed out. decommit() tries quarantined pages again.
+//
 // Not thread-safe: the depot's mutex guards every call except lookup() of an address in a block that the caller holds.
 //
 // Invariants:
 //   Every page belongs to exactly one span:           sum of span.pages = total_pages()
 //   Free neighbours of one kind are merged, and each free span is on the list of its size.
 //   uncommitted_free:                                 first_page and pages are multiples of granule_
-//   ranges (arena, growing):                          drawn <= committed <= pages, and first_page + committed is a
-//                                                     multiple of granule_ or the end of the span
-//   committed_ = sum of pages (of ranges: committed) over all spans that are not uncommitted_free
-//   cached_    = sum of pages over committed_free
+//   ranges (arena, growing):                          drawn <= sound <= committed <= pages, and first_page + committed
+//                                                     and first_page + sound are multiples of granule_ or the end of
+//                                                     the span; pages from sound to committed are undefined
+//   committed_ = sum of pages (of ranges and quarantined spans: committed) over all spans that are not uncommitted_free
+//   cached_    = sum of pages over committed_free, and of committed over quarantined spans
+//   A quarantined span is on quarantined_ or on retried_; its first `committed` pages end like a range's.
+//   quarantined_pages_ = sum of committed over quarantined spans
+//   spares_ >= ranges_: freeing a range splits it once, and must not allocate a record.
 //   idle_      = sum of committed - drawn over ranges;   ahead_ = the part of growing spans
 //   in_use_pages() = committed_ - cached_ - idle_;   ahead_ <= idle_;   committed_ <= peak_committed_
 //   A growing span is on ahead_spans_                 <=>  drawn < committed
@@ -37,7 +45,15 @@
 
 namespace slabpool {
 
-enum class SpanKind : std::uint8_t { committed_free, uncommitted_free, slab, large, arena, growing };
+enum class SpanKind : std::uint8_t {
+  committed_free,
+  uncommitted_free,
+  slab,
+  large,
+  arena,
+  growing,
+  quarantined,
+};
 
 struct Arena;
 struct Reserve;
@@ -62,10 +78,12 @@ struct Span {
   Block* free_list = nullptr;
 
   // Of a range (an arena, or a tensor that grows): the first `committed` pages are committed, and the first `drawn` of
-  // those count as in use.
+  // those count as in use. Only the first `sound` of them are usable: a refused call left the others undefined, and
+  // they must be committed again. Of a quarantined span: the first `committed` pages count as committed.
   Arena* arena = nullptr;
   std::uint64_t committed = 0;
   std::uint64_t drawn = 0;
+  std::uint64_t sound = 0;
 
   // Of a tensor: the promise that `reserve_pages` of its pages were drawn from.
   Reserve* reserve = nullptr;
@@ -182,6 +200,8 @@ class PageHeap {
   // Returns at least `pages` unused pages to the system if it can, but none of `keep`: cached pages first, then
   // committed pages that tensors have not grown into. The result is the number of pages.
   std::uint64_t decommit(std::uint64_t pages, const Span* keep = nullptr) noexcept;
+  // Frees what the system keeps for pages that are not committed. The result is the number of bytes.
+  std::uint64_t discard_uncommitted() noexcept;
 
   // The span that contains an address, null if that is outside the range. Needs no lock if the caller holds a block of
   // the span and the span is a slab or a tensor: until that block is returned, the span's record, its entries in the
@@ -199,6 +219,10 @@ class PageHeap {
   }                                                            // the most that decommit() returns
   std::uint64_t idle_pages() const noexcept { return idle_; }  // committed in ranges, not drawn
   std::uint64_t arena_idle_pages() const noexcept { return idle_ - ahead_; }
+  // Lock-free.
+  std::uint64_t quarantined_pages() const noexcept {
+    return quarantined_pages_.load(std::memory_order_relaxed);
+  }
   std::uint64_t in_use_pages() const noexcept { return committed_ - cached_ - idle_; }
   std::uint64_t peak_committed_pages() const noexcept { return peak_committed_; }
   std::byte* address(const Span* span) const noexcept {
@@ -218,9 +242,18 @@ class PageHeap {
   // Fewest pages (1 MiB) returned to the system at a time when an allocation needs room: with fewer, each tensor would
   // repeat the system call.
   static constexpr std::uint64_t kDecommitStep = 64;
+  // Spans that one decommit() tries after the system refused the first one. Bounded, so that refusing takes constant time.
+  static constexpr int kRefusals = 4;
+
+  // What pages are after commit() or uncommit() (page_heap_quarantine.cpp).
+  enum class PageState : std::uint8_t { committed, uncommitted, undefined };
 
   Span* new_span(std::uint64_t first, std::uint64_t pages, SpanKind kind, bool zero);
   void add_spares();
+  // Records for what an allocation splits, beside those that are set aside. Throws std::bad_alloc.
+  void ready_records() {
+    while (spares_ < 8 + ranges_) add_spares();
+  }
   void retire(Span* span) noexcept;
   FreeSpans& list_for(SpanKind kind) noexcept {
     return kind == SpanKind::committed_free ? committed_spans_ : uncommitted_spans_;
@@ -230,7 +263,17 @@ class PageHeap {
   void assert_figures() const noexcept;
   void assert_range(const Span* range) const noexcept;
   std::uint64_t granule_down(std::uint64_t page) const noexcept { return page & ~(granule_ - 1); }
-  bool commit(std::uint64_t first, std::uint64_t pages) noexcept;
+  // Commit or decommit whole granules and update committed_. A refusal is undone if possible; undefined pages all count as
+  // committed. `counted` of the pages to commit are undefined, so they count already.
+  PageState commit(std::uint64_t first, std::uint64_t pages, std::uint64_t counted = 0) noexcept;
+  PageState uncommit(std::uint64_t first, std::uint64_t pages) noexcept;
+  void free_as(PageState state, Span* span) noexcept;  // lists a span of which all pages have this state
+  void quarantine(Span* span, std::uint64_t committed) noexcept;
+  void quarantine_tail(Span* range) noexcept;  // of a range that is freed: the pages that are not sound
+  // Adds to the counts of cached and of quarantined pages, or takes away.
+  void count_quarantined(std::int64_t pages) noexcept;
+  void release_from_quarantine(Span* span, std::uint64_t from, std::uint64_t to) noexcept;
+  std::uint64_t retry_quarantined(std::uint64_t pages) noexcept;
   bool make_room(std::uint64_t pages, std::uint64_t commit_limit) noexcept;
   std::uint64_t decommit_from(Span* span, std::uint64_t want) noexcept;
   void unlist(Span* span) noexcept;
@@ -239,7 +282,8 @@ class PageHeap {
   Span* split_tail(Span* span, std::uint64_t pages);
   Result commit_more(std::uint64_t pages, std::uint64_t align_pages, std::uint64_t commit_limit,
                      bool join);
-  void set_ahead(Span* growing, std::uint64_t committed, std::uint64_t drawn) noexcept;
+  void set_ahead(Span* growing, std::uint64_t committed, std::uint64_t drawn,
+                 std::uint64_t sound) noexcept;
   std::uint64_t decommit_ahead(std::uint64_t pages) noexcept;
 
   // The map has an entry for the first and the last page of each span, which is what merging needs. starts_ finds the
@@ -255,8 +299,12 @@ class PageHeap {
   PageBits starts_;
   FreeSpans committed_spans_;
   FreeSpans uncommitted_spans_;
-  Span* spare_ = nullptr;  // records without a span
+  SpanList quarantined_;
+  SpanList retried_;                                 // quarantined spans that had their turn
+  std::atomic<std::uint64_t> quarantined_pages_{0};  // relaxed: a figure for reports
+  Span* spare_ = nullptr;                            // records without a span
   std::size_t spares_ = 0;
+  std::size_t ranges_ = 0;                    // spans of kind arena or growing
   std::vector<std::unique_ptr<Span[]>> all_;  // owns every record until the pool ends
   const std::uint64_t granule_;               // in pages; a power of two
   const std::uint64_t grow_step_;
@@ -281,8 +329,13 @@ inline void PageHeap::assert_figures() const noexcept {
 }
 
 inline void PageHeap::assert_range([[maybe_unused]] const Span* range) const noexcept {
-  SLABPOOL_ASSERT(range->drawn <= range->committed && range->committed <= range->pages,
-                  "drawn <= committed <= pages", range->drawn, range->committed, range->pages);
+  SLABPOOL_ASSERT(range->drawn <= range->sound && range->sound <= range->committed &&
+                      range->committed <= range->pages,
+                  "drawn <= sound <= committed <= pages", range->drawn, range->sound, range->committed,
+                  range->pages);
+  SLABPOOL_ASSERT(
+      range->sound == range->pages || ((range->first_page + range->sound) & (granule_ - 1)) == 0,
+      "a range is sound up to the end of a granule", range->first_page, range->sound, granule_);
   SLABPOOL_ASSERT(
       range->committed == range->pages || ((range->first_page + range->committed) & (granule_ - 1)) == 0,
       "a range is committed up to the end of a granule", range->first_page, range->committed, granule_);

@@ -12,14 +12,16 @@ constexpr int kTries = 16;
 
 }  // namespace
 
-// Sets both counts of a growing span, and updates the heap's figures and the list of spans with pages ahead.
-void PageHeap::set_ahead(Span* growing, std::uint64_t committed, std::uint64_t drawn) noexcept {
+// Sets the counts of a growing span, and updates the heap's figures and the list of spans with pages ahead.
+void PageHeap::set_ahead(Span* growing, std::uint64_t committed, std::uint64_t drawn,
+                         std::uint64_t sound) noexcept {
   const std::uint64_t before = growing->committed - growing->drawn;
   const std::uint64_t after = committed - drawn;
   SLABPOOL_ASSERT(growing->kind == SpanKind::growing && before <= ahead_,
                   "pages ahead include every growing span", growing->kind, before, ahead_);
   growing->committed = committed;
   growing->drawn = drawn;
+  growing->sound = sound;
   idle_ = idle_ - before + after;
   ahead_ = ahead_ - before + after;
   if (before == 0 && after != 0) ahead_spans_.push(growing);
@@ -28,7 +30,7 @@ void PageHeap::set_ahead(Span* growing, std::uint64_t committed, std::uint64_t d
 }
 
 Span* PageHeap::take_growing(std::uint64_t pages) {
-  if (spares_ < 8) add_spares();
+  ready_records();
   // Often an earlier tensor of this kind has left cached pages with free addresses behind them.
   Span* rest = nullptr;
   Span* span = committed_spans_.search(kTries, [&](const Span& cached) {
@@ -56,9 +58,10 @@ Span* PageHeap::take_growing(std::uint64_t pages) {
     unlist(span);
     span = carve(span, granule_up(pages), 1);
   }
+  ++ranges_;
   span->kind = SpanKind::growing;
-  span->committed = span->drawn = 0;
-  set_ahead(span, committed, 0);
+  span->committed = span->drawn = span->sound = 0;
+  set_ahead(span, committed, 0, committed);
   mark_ends(span);
   assert_figures();
   return span;
@@ -69,24 +72,36 @@ bool PageHeap::grow(Span* growing, std::uint64_t pages, std::uint64_t commit_lim
   const std::uint64_t committed = growing->committed;
   SLABPOOL_ASSERT(drawn < pages && pages <= growing->pages, "a tensor grows within its addresses", drawn,
                   pages, growing->pages);
-  set_ahead(growing, committed, std::min(pages, committed));
-  if (pages <= committed) return true;
-  const std::uint64_t from = growing->first_page + committed;
-  const std::uint64_t need = granule_up(growing->first_page + pages) - from;
-  if (!make_room(need, commit_limit) || !commit(from, need)) {
-    set_ahead(growing, committed, drawn);
-    return false;
+  const std::uint64_t sound = growing->sound;
+  if (pages <= sound) {
+    system_refused_ = false;
+    set_ahead(growing, committed, pages, sound);
+    return true;
   }
-  set_ahead(growing, committed + need, pages);
+  const std::uint64_t end = growing->first_page + committed;
+  const std::uint64_t wanted = granule_up(growing->first_page + pages);
+  const std::uint64_t need = wanted > end ? wanted - end : 0;
+  // While room is made, the tensor's own pages are not returned to the system.
+  set_ahead(growing, committed, committed, committed);
+  const bool room = make_room(need, commit_limit);
+  set_ahead(growing, committed, drawn, sound);
+  if (!room) return false;
+  const PageState state =
+      commit(growing->first_page + sound, committed - sound + need, committed - sound);
+  const bool grown = state == PageState::committed;
+  const std::uint64_t now = state == PageState::uncommitted ? sound : committed + need;
+  set_ahead(growing, now, grown ? pages : drawn, grown ? now : sound);
   assert_figures();
-  return true;
+  return grown;
 }
 
 void PageHeap::free_growing(Span* growing) noexcept {
   // From here on it is a range like any other, with no pages ahead.
   const std::uint64_t drawn = growing->drawn;
-  set_ahead(growing, growing->committed, growing->committed);
+  const std::uint64_t sound = growing->sound;
+  set_ahead(growing, growing->committed, growing->committed, growing->committed);
   growing->drawn = drawn;
+  growing->sound = sound;
   idle_ += growing->committed - drawn;
   growing->kind = SpanKind::arena;
   free_range(growing);
@@ -95,6 +110,8 @@ void PageHeap::free_growing(Span* growing) noexcept {
 // Returns committed pages that tensors have not grown into to the system. The result is the number of pages.
 std::uint64_t PageHeap::decommit_ahead(std::uint64_t pages) noexcept {
   std::uint64_t done = 0;
+  int refusals = 0;
+  system_refused_ = false;
   for (Span* span = ahead_spans_.front(); span != nullptr && done < pages;) {
     Span* next = span->next;  // set_ahead() may take this span off the list
     const std::uint64_t end = span->first_page + span->committed;
@@ -103,11 +120,17 @@ std::uint64_t PageHeap::decommit_ahead(std::uint64_t pages) noexcept {
     if (first < last && last == end) {
       const std::uint64_t give =
           std::min(last - first, granule_up(std::max(pages - done, kDecommitStep)));
-      system_refused_ = !memory_.decommit((last - give) << kPageBits, give << kPageBits);
-      if (system_refused_) break;
-      committed_ -= give;
-      done += give;
-      set_ahead(span, span->committed - give, span->drawn);
+      const std::uint64_t left = span->committed - give;
+      const PageState state = uncommit(last - give, give);
+      if (state == PageState::uncommitted) {
+        done += give;
+        set_ahead(span, left, span->drawn, std::min(span->sound, left));
+      } else {
+        // Pages that are committed again are usable if all pages before them are.
+        if (state == PageState::undefined) span->sound = std::min(span->sound, left);
+        if (state == PageState::committed && span->sound >= left) span->sound = span->committed;
+        if (++refusals == kRefusals) break;
+      }
     }
     span = next;
   }

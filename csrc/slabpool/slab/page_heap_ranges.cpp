@@ -7,9 +7,9 @@
 namespace slabpool {
 
 bool PageHeap::can_split() noexcept {
-  if (spares_ >= 4) return true;
+  if (spares_ >= 4 + ranges_) return true;
   try {
-    add_spares();
+    ready_records();
     return true;
   } catch (const std::bad_alloc&) {
     return false;
@@ -17,7 +17,7 @@ bool PageHeap::can_split() noexcept {
 }
 
 Span* PageHeap::take_range(std::uint64_t pages) {
-  if (spares_ < 8) add_spares();
+  ready_records();
   Span* span = committed_spans_.best_fit(pages);
   const bool committed = span != nullptr;
   if (!committed) {
@@ -27,9 +27,10 @@ Span* PageHeap::take_range(std::uint64_t pages) {
   if (span == nullptr) return nullptr;
   unlist(span);
   span = carve(span, pages, 1);
+  ++ranges_;
   span->kind = SpanKind::arena;
   span->count = 0;
-  span->committed = committed ? pages : 0;
+  span->committed = span->sound = committed ? pages : 0;
   span->drawn = 0;
   idle_ += span->committed;
   mark_ends(span);
@@ -41,7 +42,7 @@ Span* PageHeap::take_range(std::uint64_t pages) {
 // Makes room for `pages` more pages below the limit, by returning unused pages to the system. False if that fails.
 bool PageHeap::make_room(std::uint64_t pages, std::uint64_t commit_limit) noexcept {
   system_refused_ = false;
-  if (committed_ + pages <= commit_limit) return true;
+  if (pages == 0 || committed_ + pages <= commit_limit) return true;
   const std::uint64_t excess = committed_ + pages - commit_limit;
   // decommit() may need a record for one split.
   return unused_pages() >= excess && can_split() && decommit(excess) >= excess;
@@ -50,16 +51,23 @@ bool PageHeap::make_room(std::uint64_t pages, std::uint64_t commit_limit) noexce
 bool PageHeap::draw(Span* range, std::uint64_t pages, std::uint64_t commit_limit) noexcept {
   SLABPOOL_ASSERT(range->kind == SpanKind::arena && pages <= range->pages,
                   "a range is drawn within its addresses", range->kind, pages, range->pages);
-  if (pages > range->committed) {
-    // From the end of the committed pages, which is the end of a granule.
-    const std::uint64_t from = range->first_page + range->committed;
-    const std::uint64_t need = granule_up(range->first_page + pages) - from;
+  if (pages > range->sound) {
+    // From the end of the usable pages, which is the end of a granule. Undefined pages behind it are counted already.
+    const std::uint64_t counted = range->committed - range->sound;
+    const std::uint64_t end = range->first_page + range->committed;
+    const std::uint64_t wanted = granule_up(range->first_page + pages);
+    const std::uint64_t need = wanted > end ? wanted - end : 0;
     if (!make_room(need, commit_limit)) return false;
-    const std::uint64_t commits = std::min({std::max(need, grow_step_), range->pages - range->committed,
-                                            granule_down(commit_limit - committed_)});
-    if (!commit(from, commits)) return false;
-    range->committed += commits;
-    idle_ += commits;
+    const std::uint64_t more =
+        need == 0 ? 0
+                  : std::min({std::max(need, grow_step_), range->pages - range->committed,
+                              granule_down(commit_limit - committed_)});
+    const PageState state = commit(range->first_page + range->sound, counted + more, counted);
+    const std::uint64_t now = state == PageState::uncommitted ? range->sound : range->committed + more;
+    idle_ = idle_ - range->committed + now;
+    range->committed = now;
+    if (state != PageState::committed) return false;
+    range->sound = now;
   }
   idle_ += range->drawn;
   idle_ -= pages;
@@ -72,14 +80,17 @@ bool PageHeap::draw(Span* range, std::uint64_t pages, std::uint64_t commit_limit
 void PageHeap::shrink_range(Span* range, std::uint64_t pages) noexcept {
   SLABPOOL_ASSERT(pages != 0 && pages >= range->drawn && pages <= range->pages,
                   "drawn pages stay in the range", pages, range->drawn, range->pages);
-  // A granule that is not committed stays with the range as a whole.
-  if (pages > range->committed) pages = granule_up(range->first_page + pages) - range->first_page;
+  // A granule that is not usable stays with the range as a whole.
+  if (pages > range->sound) pages = granule_up(range->first_page + pages) - range->first_page;
   if (pages == range->pages || !can_split()) return;
   Span* tail = split_tail(range, range->pages - pages);
   tail->committed = range->committed > pages ? range->committed - pages : 0;
   tail->drawn = 0;
+  tail->sound = range->sound > pages ? range->sound - pages : 0;
   range->committed -= tail->committed;
+  range->sound -= tail->sound;
   assert_range(range);
+  ++ranges_;
   free_range(tail);
 }
 
@@ -87,14 +98,16 @@ void PageHeap::free_range(Span* range) noexcept {
   assert_range(range);
   SLABPOOL_ASSERT(range->kind == SpanKind::arena && range->committed - range->drawn <= idle_,
                   "a range is freed once", range->kind, range->committed, range->drawn, idle_);
+  SLABPOOL_ASSERT(ranges_ != 0 && spares_ >= ranges_, "a record is set aside for each range", spares_,
+                  ranges_);
+  --ranges_;
   idle_ -= range->committed - range->drawn;
   std::uint64_t committed = range->committed;
-  if (committed != 0 && committed != range->pages && !can_split()) {
-    // There is no record for a second span, so all of the range becomes address space.
-    if (memory_.decommit(range->first_page << kPageBits, committed << kPageBits)) {
-      committed_ -= committed;
-      committed = 0;
-    }
+  if (range->sound != committed) {
+    const std::uint64_t bad = committed - range->sound;
+    const PageState state = uncommit(range->first_page + range->sound, bad);
+    if (state == PageState::undefined) return quarantine_tail(range);
+    if (state == PageState::uncommitted) committed = range->sound;
   }
   if (committed == 0) {
     range->kind = SpanKind::uncommitted_free;
@@ -115,13 +128,14 @@ void PageHeap::free_range(Span* range) noexcept {
 }
 
 Span* PageHeap::split_range(Span* range, std::uint64_t pages) noexcept {
-  SLABPOOL_ASSERT(range->drawn == range->pages && range->committed == range->pages,
-                  "all of the range is drawn", range->drawn, range->committed, range->pages);
+  SLABPOOL_ASSERT(range->drawn == range->pages, "all of the range is drawn", range->drawn,
+                  range->committed, range->pages);
   Span* rest = split_tail(range, range->pages - pages);
+  ++ranges_;
   rest->arena = range->arena;
   rest->count = 0;
-  rest->committed = rest->drawn = rest->pages;
-  range->committed = range->drawn = pages;
+  rest->committed = rest->drawn = rest->sound = rest->pages;
+  range->committed = range->drawn = range->sound = pages;
   return rest;
 }
 

@@ -131,6 +131,8 @@ cdef extern from * namespace "slabpool" nogil:
         Error refusal() except +
         int device()
         Stats stats()
+        uint64_t held_bytes()
+        uint64_t quarantined_bytes()
         vector[RequestInfo] requests(int64_t older_than_ns) except +
         vector[Event] events() except +
         vector[Corruption] corruptions() except +

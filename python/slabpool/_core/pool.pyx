@@ -545,12 +545,13 @@ cdef class Pool:
     # ---- giving back
 
     def trim(self):
-        """Decommits memory that is committed and unused.
+        """Decommits memory that is committed and unused. Of a shared pool it also frees what devices that touched memory
+        outside of what they were given made the system allocate (``stats().file_bytes``).
 
         Returns
         -------
         int
-            Bytes decommitted.
+            Bytes given back to the system.
         """
         cdef uint64_t freed
         check_here(self.core)

@@ -146,6 +146,33 @@ TEST_F(DeviceMemoryTest, EveryCallOfADecommitMayFail) {
   EXPECT_EQ(lost, 3);
 }
 
+// The driver refuses to unmap the third granule, and then to map one of the others again or to give access to it.
+TEST_F(DeviceMemoryTest, ADecommitThatIsNotUndoneIsRepairedByEitherCall) {
+  for (const char* call : {"cuMemMap", "cuMemSetAccess"}) {
+    for (const int nth : {1, 2}) {
+      for (const bool commits : {false, true}) {
+        SCOPED_TRACE(std::string(call) + " " + std::to_string(nth) +
+                     (commits ? " commit" : " decommit"));
+        auto memory = make();
+        ASSERT_TRUE(memory->commit(0, 4 * kGranule));
+        standin_fail("cuMemUnmap", 3, kUnknown, 1);
+        standin_fail(call, nth, kUnknown, 1);
+        EXPECT_FALSE(memory->decommit(0, 4 * kGranule));
+        EXPECT_EQ(standin_faults_left(), 0u);
+        standin_clear_faults();
+        if (commits) {
+          ASSERT_TRUE(memory->commit(0, 4 * kGranule));
+          EXPECT_EQ(standin_used(0), 4 * kGranule);
+          fill(*memory, 0, 4 * kGranule, 6);
+          EXPECT_EQ(at(*memory, 4 * kGranule - 1), 6);
+        }
+        ASSERT_TRUE(memory->decommit(0, 4 * kGranule));
+        EXPECT_EQ(standin_used(0), 0u);
+      }
+    }
+  }
+}
+
 TEST_F(DeviceMemoryTest, EveryCallOfACreationMayFail) {
   for (const bool shared : {false, true}) {
     int failures = 0;

@@ -1,8 +1,8 @@
 // A memory resource that checks its caller: each commit() must be of uncommitted pages, each decommit() of committed
-// ones. Both can be made to refuse.
+// ones. Both can be made to refuse, and then leave pages undefined.
 //
-// A refused decommit() overwrites the bytes, as the contract of MemoryResource permits, so that a test detects a heap
-// that still treats those pages as zero.
+// A refused call leaves half of its range without access, so that a test crashes if the heap hands it out. A refused
+// decommit() also overwrites the bytes, so that a test detects a heap that still treats those pages as zero.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -18,10 +18,11 @@ namespace slabpool::test {
 
 class FakeMemory final : public MemoryResource {
  public:
+  enum class Page : std::uint8_t { uncommitted, committed, undefined };
+
   static constexpr std::size_t kAlign = std::size_t{2} << 20;
 
-  explicit FakeMemory(std::size_t bytes, std::size_t granule = kPageSize)
-      : committed_(bytes >> kPageBits) {
+  explicit FakeMemory(std::size_t bytes, std::size_t granule = kPageSize) : pages_(bytes >> kPageBits) {
     granule_ = granule;
     mapping_bytes_ = bytes + kAlign;
     mapping_ =
@@ -34,62 +35,99 @@ class FakeMemory final : public MemoryResource {
   ~FakeMemory() override { (void)munmap(mapping_, mapping_bytes_); }
 
   bool commit(std::size_t offset, std::size_t bytes) noexcept override {
-    expect_all(offset, bytes, false);
-    if (refuses(refuse_commits_after)) return false;
+    expect_all(offset, bytes, Page::uncommitted);
+    if (refuses(refuse_commits_after, offset)) {
+      // The first half is open, and the rest is not.
+      (void)mprotect(base_ + offset, half(bytes), PROT_READ | PROT_WRITE);
+      mark(offset, bytes, Page::undefined);
+      return false;
+    }
     ++commits;
-    mark(offset, bytes, true);
+    mark(offset, bytes, Page::committed);
     return mprotect(base_ + offset, bytes, PROT_READ | PROT_WRITE) == 0;
   }
 
   bool decommit(std::size_t offset, std::size_t bytes) noexcept override {
-    expect_all(offset, bytes, true);
-    if (refuses(refuse_decommits_after)) {
+    expect_all(offset, bytes, Page::committed);
+    if (refuses(refuse_decommits_after, offset)) {
+      (void)mprotect(base_ + offset, bytes, PROT_READ | PROT_WRITE);
       std::memset(base_ + offset, 0xEE, bytes);
+      (void)mprotect(base_ + offset, half(bytes), PROT_NONE);
+      mark(offset, bytes, Page::undefined);
       return false;
     }
     ++decommits;
-    mark(offset, bytes, false);
+    mark(offset, bytes, Page::uncommitted);
     return madvise(base_ + offset, bytes, MADV_DONTNEED) == 0 &&
            mprotect(base_ + offset, bytes, PROT_NONE) == 0;
   }
 
-  bool committed(std::uint64_t page) const { return committed_[page]; }
+  std::uint64_t held_bytes() const noexcept override {
+    return (committed_pages() << kPageBits) + strays;
+  }
+  // Frees `strays` if the page that they belong to is in the range.
+  void discard(std::size_t offset, std::size_t bytes) noexcept override {
+    expect_all(offset, bytes, Page::uncommitted);
+    for (std::size_t page = offset >> kPageBits; page < (offset + bytes) >> kPageBits; ++page)
+      EXPECT_EQ(pages_[page], Page::uncommitted) << "page " << page;
+    if (offset <= stray_at && stray_at < offset + bytes) strays = 0;
+  }
+
+  bool committed(std::uint64_t page) const { return pages_[page] == Page::committed; }
+  // Those that the system may keep memory for: committed or undefined.
   std::uint64_t committed_pages() const {
     std::uint64_t n = 0;
-    for (const bool c : committed_) n += c ? 1 : 0;
+    for (const Page page : pages_) n += page != Page::uncommitted ? 1 : 0;
+    return n;
+  }
+  std::uint64_t undefined_pages() const {
+    std::uint64_t n = 0;
+    for (const Page page : pages_) n += page == Page::undefined ? 1 : 0;
     return n;
   }
 
   // Number of calls that succeed before all further ones are refused; negative: none is refused.
   int refuse_commits_after = -1;
   int refuse_decommits_after = -1;
+  // The offset of calls that are never refused.
+  std::size_t accepts_at = ~std::size_t{0};
+  int refused = 0;
+  // Bytes that the system keeps for an uncommitted part of the range, and the offset of one of them.
+  std::uint64_t strays = 0;
+  std::size_t stray_at = 0;
   int commits = 0;
   int decommits = 0;
 
  private:
-  static bool refuses(int& left) {
-    if (left < 0) return false;
-    if (left == 0) return true;
-    --left;
-    return false;
+  bool refuses(int& left, std::size_t offset) {
+    if (left < 0 || offset == accepts_at) return false;
+    if (left > 0) {
+      --left;
+      return false;
+    }
+    ++refused;
+    return true;
   }
-  void expect_all(std::size_t offset, std::size_t bytes, bool state) const {
+  static std::size_t half(std::size_t bytes) { return (bytes / 2 + kPageSize - 1) & ~(kPageSize - 1); }
+  // Either call may cover pages that a refused call left undefined, with what is around them.
+  void expect_all(std::size_t offset, std::size_t bytes, Page state) const {
     EXPECT_EQ(offset % granule_, 0U);
     EXPECT_EQ(bytes % granule_, 0U);
     EXPECT_GT(bytes, 0U);
     ASSERT_LE(offset + bytes, address_space_);
     for (std::size_t page = offset >> kPageBits; page < (offset + bytes) >> kPageBits; ++page) {
-      EXPECT_EQ(committed_[page], state) << "page " << page;
+      if (pages_[page] == Page::undefined) continue;
+      EXPECT_EQ(pages_[page], state) << "page " << page;
     }
   }
-  void mark(std::size_t offset, std::size_t bytes, bool state) {
+  void mark(std::size_t offset, std::size_t bytes, Page state) {
     for (std::size_t page = offset >> kPageBits; page < (offset + bytes) >> kPageBits; ++page)
-      committed_[page] = state;
+      pages_[page] = state;
   }
 
   void* mapping_ = nullptr;
   std::size_t mapping_bytes_ = 0;
-  std::vector<bool> committed_;
+  std::vector<Page> pages_;
 };
 
 // True if all of [data, data + bytes) is `value`.
