@@ -2,6 +2,7 @@
 #include "slabpool/request/table.hpp"
 
 #include <algorithm>
+#include <new>
 
 #include "slabpool/base/assert.hpp"
 
@@ -39,6 +40,8 @@ RequestRecord* RequestTable::new_slot() {
   if (slots_made_ % kChunk == 0) {
     // Room for every slot made, so that giving one back never allocates.
     if (free_slots_.capacity() < slots_made_ + kChunk) free_slots_.reserve(2 * (slots_made_ + kChunk));
+    // A refusal leaves the table as it was: chunks of slots may be open without a record.
+    if (!slots_.open(slots_made_, slots_made_ + kChunk)) throw std::bad_alloc();
     auto* chunk = new RequestRecord[kChunk];
     chunks_[slots_made_ / kChunk].store(chunk, std::memory_order_release);
   }

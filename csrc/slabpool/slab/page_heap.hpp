@@ -21,6 +21,8 @@
 //   idle_      = sum of committed - drawn over ranges;   ahead_ = the part of growing spans
 //   in_use_pages() = committed_ - cached_ - idle_;   ahead_ <= idle_;   committed_ <= peak_committed_
 //   A growing span is on ahead_spans_                 <=>  drawn < committed
+//   The tables are open for the pages of every span that is or ever was something else than uncommitted_free, and for the
+//   pages beside it. So a span can be split and merged at any page when it is freed.
 #pragma once
 
 #include <atomic>
@@ -221,6 +223,8 @@ class PageHeap {
 
   Span* new_span(std::uint64_t first, std::uint64_t pages, SpanKind kind, bool zero);
   void add_spares();
+  // Opens the tables for a span of these pages and its two neighbours. Throws std::bad_alloc if the system refuses.
+  void open_tables(std::uint64_t first, std::uint64_t pages);
   void retire(Span* span) noexcept;
   FreeSpans& list_for(SpanKind kind) noexcept {
     return kind == SpanKind::committed_free ? committed_spans_ : uncommitted_spans_;
