@@ -33,6 +33,10 @@ class TensorTooLargeError(PoolExhausted, ValueError):
     """The pool can never serve this, because it is larger than the capacity."""
 
 
+class MemoryLimitError(SlabpoolError, MemoryError):
+    """A limit of this process or of its control group is lower than what a new pool needs. The message has the numbers."""
+
+
 class QuotaExceededError(SlabpoolError, MemoryError):
     """The allocation would exceed the request's own budget."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn
 
@@ -16,6 +17,7 @@ from slabpool.errors import (
     DuplicateDeviceError,
     ForkedPoolError,
     InvalidArgumentError,
+    MemoryLimitError,
     PoolBusyError,
     PoolClosedError,
     PoolExhausted,
@@ -42,7 +44,7 @@ def no_pool(wanted: Options, capacity: object, why: str, error: int) -> NoReturn
     capacity : object
         As the caller gave it.
     why : str
-        For CUDA memory: the driver's text.
+        For CUDA memory: the driver's text. For host memory: the limits of the process or its control group, or "".
     error : int
         For host memory: the errno.
     """
@@ -50,10 +52,17 @@ def no_pool(wanted: Options, capacity: object, why: str, error: int) -> NoReturn
         raise DeviceUnavailableError(
             f"cannot make a pool of {capacity!r} with memory={str(wanted.memory)!r}: {why}"
         )
+    if why:
+        raise MemoryLimitError(f"cannot make a {wanted.memory} pool of {capacity!r}: {why}")
     node = f" on NUMA node {wanted.numa_node}" if wanted.numa_node >= 0 else ""
     raise DeviceUnavailableError(
         f"the system refuses memory for a {wanted.memory} pool of {capacity!r}{node}: {os.strerror(error)}"
     )
+
+
+def warn_of_limit(capacity: object, why: str) -> None:
+    """Warns the caller of `slabpool.Pool` that the kernel may end the process as the pool fills."""
+    warnings.warn(f"slabpool.Pool({capacity!r}): {why}", RuntimeWarning, stacklevel=2)
 
 
 def host_only(what: str) -> NoReturn:
