@@ -61,6 +61,11 @@ class VirtualArray {
   }
   std::size_t size() const noexcept { return count_; }
 
+  // For assertions.
+  bool is_writable(std::size_t index) const noexcept {
+    return !own_ || is_open(index * sizeof(T) / kChunkBytes);
+  }
+
   // Makes entries [first, end) writable. False, with errno set, if the system refuses; chunks that were opened before the
   // refusal stay open, which no entry shows.
   bool open(std::size_t first, std::size_t end) noexcept {

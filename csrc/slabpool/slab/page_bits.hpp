@@ -30,6 +30,8 @@ class PageBits {
   }
   void set(std::uint64_t page) noexcept {
     SLABPOOL_ASSERT(!contains(page), "a page is added once", page);
+    SLABPOOL_ASSERT(words_.is_writable(page / 64) && used_.is_writable(page / 4096),
+                    "a page is added where the set is open", page);
     put(words_[page / 64], get(words_[page / 64]) | bit(page));
     put(used_[page / 4096], get(used_[page / 4096]) | bit(page / 64));
   }

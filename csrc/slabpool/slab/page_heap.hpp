@@ -250,6 +250,7 @@ class PageHeap {
   // first page from any other page, so that a tensor of 64 MiB does not take 4,096 stores. A null entry at each end
   // of the map lets make_free() look up neighbours without a bounds test. Relaxed: see lookup().
   void put(std::uint64_t page, Span* span) noexcept {
+    SLABPOOL_ASSERT(map_.is_writable(page + 1), "the map is open where a span begins or ends", page);
     map_[page + 1].store(span, std::memory_order_relaxed);
   }
   Span* at(std::uint64_t page) const noexcept { return map_[page + 1].load(std::memory_order_relaxed); }
