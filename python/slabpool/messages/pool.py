@@ -108,6 +108,15 @@ def usage(pool: Pool) -> str:
     )
 
 
+def refusal(pool: Pool) -> str:
+    """Why the system or the driver refused the pool's last call."""
+    text, errno = pool._refusal()
+    return text or (
+        f"the system refuses more memory or mappings{f' ({os.strerror(errno)})' if errno else ''}; see "
+        "overcommit_memory and max_map_count in /proc/sys/vm on Linux"
+    )
+
+
 def unusable(pool: Pool, status: StatusCode) -> None:
     """Raises if the status says that the pool cannot be used at all."""
     if status == StatusCode.FORKED:
@@ -170,12 +179,7 @@ def call_failed(
             f"Lower limit=, or make the pool larger. Held by:{holders(pool)}"
         )
     if status == StatusCode.SYSTEM_REFUSED:
-        text, errno = pool._refusal()
-        why = text or (
-            f"the system refuses more memory or mappings{f' ({os.strerror(errno)})' if errno else ''}; see "
-            "overcommit_memory and max_map_count in /proc/sys/vm on Linux"
-        )
-        raise PoolExhausted(f"cannot allocate {what}: {why}; {usage(pool)}")
+        raise PoolExhausted(f"cannot allocate {what}: {refusal(pool)}; {usage(pool)}")
     if status == StatusCode.QUOTA_EXCEEDED:
         assert request is not None
         raise QuotaExceededError(
