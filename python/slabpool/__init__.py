@@ -68,13 +68,14 @@ if _TYPE_CHECKING:
 
     __version__: str
 
+
 def _load_shared(name: str, what: str) -> _Any:
     try:
         return _import_module(f"slabpool.shared.{name}")
     except (ImportError, OSError) as error:
         raise MemoryLimitError(
-            f"cannot load the modules for {what}: {error}. An import needs descriptors and memory; do this for "
-            "the first time before they run out"
+            f"cannot load the modules for {what}: {error}. An import needs descriptors and memory; do this "
+            "for the first time before they run out"
         ) from error
 
 

@@ -34,7 +34,10 @@ class TensorTooLargeError(PoolExhausted, ValueError):
 
 
 class MemoryLimitError(SlabpoolError, MemoryError):
-    """A limit of this process or of its control group is lower than what a new pool needs. The message has the numbers."""
+    """A limit of this process or of its control group is lower than what a new pool needs.
+
+    The message has the numbers, and what to do.
+    """
 
 
 class QuotaExceededError(SlabpoolError, MemoryError):

@@ -1,5 +1,6 @@
-"""Limits below what was asked: of the process (addresses, data, mappings, descriptors), of its control group, and of
-the system calls that it may make. A small pool opens, a refusal names the limit, and the pool stays as it was.
+"""Limits below what was asked: of the process (addresses, data, mappings, descriptors), of its control
+group, and of the system calls that it may make. A small pool opens, a refusal names the limit, and the pool
+stays as it was.
 
 Each test runs in a process of its own, because a limit cannot be raised again, or hits the test runner too.
 """
@@ -20,7 +21,7 @@ from tests.conftest import _missing
 from tests.cuda.fixtures import cuda  # noqa: F401  # a fixture
 from tests.cuda.standin_build import Standin
 
-# What the children have at hand. `attempt` is about errors: each must be one of slabpool's own, and none may import.
+# What the children have at hand.
 HELP = """
 import ctypes, mmap, os, resource, sys, threading, time, warnings
 import numpy as np, slabpool
@@ -28,7 +29,7 @@ import numpy as np, slabpool
 MiB = 1 << 20
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
-libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
@@ -276,9 +277,9 @@ def test_a_pool_larger_than_its_control_group_says_so(group: Path) -> None:
         """
         group = sys.argv[1]
         open(group + "/cgroup.procs", "w").write(str(os.getpid()))
-        for memory in ("shared",):
-            text = refused(lambda: slabpool.Pool("300MiB", memory=memory), slabpool.MemoryLimitError)
-            assert all(part in text for part in ("300 MiB", group, "is 256 MiB", "Make the pool smaller")), text
+        text = refused(lambda: slabpool.Pool("300MiB", memory="shared"), slabpool.MemoryLimitError)
+        for part in ("300 MiB", group, "is 256 MiB", "Make the pool smaller"):
+            assert part in text, (part, text)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             slabpool.Pool("256MiB")

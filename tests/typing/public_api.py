@@ -376,7 +376,11 @@ ERRORS: dict[type[Exception], list[type[slabpool.SlabpoolError]]] = {
     ConnectionError: [slabpool.AttachError, slabpool.OwnerLostError],
     TypeError: [slabpool.InvalidTypeError],
     MemoryError: [
-        slabpool.MemoryLimitError,slabpool.PoolExhausted, slabpool.QuotaExceededError, slabpool.TensorTooLargeError],
+        slabpool.MemoryLimitError,
+        slabpool.PoolExhausted,
+        slabpool.QuotaExceededError,
+        slabpool.TensorTooLargeError,
+    ],
     LookupError: [slabpool.UnknownDeviceError, slabpool.AmbiguousRequestError],
     RuntimeError: [
         slabpool.RequestClosedError,

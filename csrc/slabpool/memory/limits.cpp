@@ -62,7 +62,8 @@ std::string describe_limits(bool locked) {
   if (SystemFile("/proc/sys/vm/overcommit_memory").number() == 2) {
     const SystemFile machine("/proc/meminfo");
     add_limit(text, "vm.overcommit_memory is 2, and CommitLimit",
-              kibibytes(machine.number_of("CommitLimit:")), kibibytes(machine.number_of("Committed_AS:")));
+              kibibytes(machine.number_of("CommitLimit:")),
+              kibibytes(machine.number_of("Committed_AS:")));
   }
   const auto most = SystemFile("/proc/sys/vm/max_map_count").number();
   const std::uint64_t mappings = count_lines("/proc/self/maps");
@@ -82,7 +83,9 @@ void explain_refusal(Error& error, bool locked) noexcept {
   if (number != 0 && number != ENOMEM && number != ENOSPC && number != EAGAIN) return;
   try {
     std::string text = error.text;
-    if (text.empty()) text = std::string("the system refuses more memory or mappings (") + std::strerror(number != 0 ? number : ENOMEM) + ")";
+    if (text.empty())
+      text = std::string("the system refuses more memory or mappings (") +
+             std::strerror(number != 0 ? number : ENOMEM) + ")";
     text += ": " + describe_limits(locked);
     error.text = std::move(text);
   } catch (const std::bad_alloc&) {  // the error keeps what it says

@@ -27,7 +27,8 @@ std::string unescaped(const std::string& text) {
   std::string plain;
   for (std::size_t i = 0; i < text.size(); ++i) {
     if (text[i] == '\\' && i + 3 < text.size()) {
-      plain += static_cast<char>((text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 + (text[i + 3] - '0'));
+      plain +=
+          static_cast<char>((text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 + (text[i + 3] - '0'));
       i += 3;
     } else {
       plain += text[i];
@@ -64,9 +65,9 @@ std::optional<std::string> group_path(const std::vector<std::string>& lines, boo
     const std::size_t second = first == std::string::npos ? first : line.find(':', first + 1);
     if (second == std::string::npos) continue;
     const std::vector<std::string> controllers = split(line.substr(first + 1, second - first - 1), ',');
-    const bool matches = version_2 ? line.substr(0, first) == "0" && controllers.empty()
-                                   : std::find(controllers.begin(), controllers.end(), "memory") !=
-                                         controllers.end();
+    const bool matches =
+        version_2 ? line.substr(0, first) == "0" && controllers.empty()
+                  : std::find(controllers.begin(), controllers.end(), "memory") != controllers.end();
     if (matches) return line.substr(second + 1);
   }
   return std::nullopt;
@@ -119,8 +120,9 @@ MemoryGroups MemoryGroups::find(const std::string& root) {
     for (bool top = false; !top;) {
       top = rest.empty();
       MemoryGroup group{mount->point + rest, mount->version_2, 0};
-      const bool known = std::any_of(groups.limited_.begin(), groups.limited_.end(),
-                                     [&](const MemoryGroup& other) { return other.folder == group.folder; });
+      const bool known =
+          std::any_of(groups.limited_.begin(), groups.limited_.end(),
+                      [&](const MemoryGroup& other) { return other.folder == group.folder; });
       const auto limit = number_at(root, group.folder, group.limit_file());
       if (limit && *limit < kUnlimitedFrom && !known) {
         group.limit = *limit;
@@ -137,11 +139,12 @@ bool MemoryGroups::admits(std::uint64_t bytes, Error& error) const {
       std::min_element(limited_.begin(), limited_.end(),
                        [](const MemoryGroup& a, const MemoryGroup& b) { return a.limit < b.limit; });
   if (tightest == limited_.end() || bytes <= tightest->limit) return true;
-  return error.fail(Status::system_refused,
-                    "a capacity of " + show_bytes(bytes) + " is more than the processes of its control group may have: " +
-                        describe(*tightest) +
-                        ". The kernel ends a process of the group that fills more. Make the pool smaller, or raise "
-                        "the limit of the container");
+  return error.fail(
+      Status::system_refused,
+      "a capacity of " + show_bytes(bytes) +
+          " is more than the processes of its control group may have: " + describe(*tightest) +
+          ". The kernel ends a process of the group that fills more. Make the pool smaller, or raise "
+          "the limit of the container");
 }
 
 // What can be charged to the group. Looks no further once `enough` is found.

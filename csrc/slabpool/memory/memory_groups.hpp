@@ -18,12 +18,10 @@
 namespace slabpool {
 
 struct MemoryGroup {
-  std::string folder;           // "/sys/fs/cgroup/jobs/7"
-  bool version_2 = false;       // which files it has
-  std::uint64_t limit = 0;      // bytes, when it was looked up
-  const char* limit_file() const noexcept {
-    return version_2 ? "memory.max" : "memory.limit_in_bytes";
-  }
+  std::string folder;       // "/sys/fs/cgroup/jobs/7"
+  bool version_2 = false;   // which files it has
+  std::uint64_t limit = 0;  // bytes, when it was looked up
+  const char* limit_file() const noexcept { return version_2 ? "memory.max" : "memory.limit_in_bytes"; }
   const char* usage_file() const noexcept {
     return version_2 ? "memory.current" : "memory.usage_in_bytes";
   }

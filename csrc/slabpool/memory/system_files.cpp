@@ -35,7 +35,8 @@ SystemFile::SystemFile(std::string_view part, std::string_view part2, std::strin
   char path[PATH_MAX];
   if (part.size() + part2.size() + part3.size() >= sizeof path) return;
   char* end = path;
-  for (const std::string_view piece : {part, part2, part3}) end = std::copy(piece.begin(), piece.end(), end);
+  for (const std::string_view piece : {part, part2, part3})
+    end = std::copy(piece.begin(), piece.end(), end);
   *end = '\0';
   const int fd = open(path, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return;

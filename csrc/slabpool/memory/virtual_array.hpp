@@ -41,7 +41,8 @@ class VirtualArray {
         chunks_(new std::uint64_t[(count * sizeof(T) / kChunkBytes) / 64 + 1]{}),
         own_(borrowed == nullptr) {
     if (!own_) return;
-    void* mapping = mmap(nullptr, bytes(), PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* mapping =
+        mmap(nullptr, bytes(), PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapping == MAP_FAILED) throw std::bad_alloc();
     data_ = static_cast<T*>(mapping);
   }

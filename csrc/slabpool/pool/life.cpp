@@ -123,8 +123,8 @@ std::unique_ptr<Pool> Pool::create(const PoolOptions& options, Error& error) {
   const std::uint64_t reserve = reserve_for(options.capacity);
   Error warning;
   try {
-    if (options.memory != MemoryKind::device && !MemoryGroups::find().admits(options.capacity, warning) &&
-        commits_pages(options)) {
+    if (options.memory != MemoryKind::device &&
+        !MemoryGroups::find().admits(options.capacity, warning) && commits_pages(options)) {
       error = std::move(warning);
       return nullptr;
     }
@@ -133,7 +133,8 @@ std::unique_ptr<Pool> Pool::create(const PoolOptions& options, Error& error) {
                       : options.shared                   ? shared_sources(options, reserve, error)
                                                          : host_sources(options, reserve, error);
     if (sources.memory != nullptr) {
-      std::unique_ptr<Pool> pool(new Pool(options, std::move(sources.memory), std::move(sources.shared)));
+      std::unique_ptr<Pool> pool(
+          new Pool(options, std::move(sources.memory), std::move(sources.shared)));
       error = {};
       error.text = std::move(warning.text);
       return pool;

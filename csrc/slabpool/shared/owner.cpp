@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <new>
+#include <thread>
 
 #include <poll.h>
 #include <sys/epoll.h>
@@ -144,8 +146,9 @@ void SharedOwner::listen(int wakeup, std::int64_t ns) noexcept {
   pollfd sources[2] = {{bells_, POLLIN, 0}, {wakeup, POLLIN, 0}};
   ns = std::min(ns, wakeup >= 0 ? 3600 * kSecond : kMoment);
   const timespec timeout{static_cast<time_t>(ns / kSecond), static_cast<long>(ns % kSecond)};
-  // Interrupted or late: the caller tries again in any case.
-  (void)ppoll(sources, wakeup >= 0 ? 2 : 1, &timeout, nullptr);
+  // Interrupted or late: the caller tries again in any case. Where the call is forbidden, it does so by the clock.
+  if (ppoll(sources, wakeup >= 0 ? 2 : 1, &timeout, nullptr) < 0 && errno != EINTR)
+    std::this_thread::sleep_for(std::chrono::nanoseconds(std::min(ns, kMoment)));
   if ((sources[0].revents & POLLIN) != 0) silence();
   std::uint64_t count = 0;
   if (wakeup >= 0 && (sources[1].revents & POLLIN) != 0) (void)!read(wakeup, &count, sizeof count);

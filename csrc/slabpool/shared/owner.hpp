@@ -126,7 +126,7 @@ class SharedOwner final : public Doorbell {
   SharedHeader* header_ = nullptr;
   RequestSlot* slots_ = nullptr;
   AckTally* tally_map_ = nullptr;
-  int bells_ = -1;               // epoll over the peers' bells
+  int bells_ = -1;  // epoll over the peers' bells
   std::uint64_t secret_ = 0;
 
   std::mutex mutex_;

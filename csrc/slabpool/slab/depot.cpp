@@ -55,7 +55,8 @@ PageHeap::Result Depot::take_pages(std::uint64_t pages, std::uint64_t align_page
     result = pages_.allocate(pages, align_pages, commit_limit(pages, effort));
     if (result.span == nullptr && may_pass_commit_limit(effort))
       result = pages_.allocate(pages, align_pages, capacity_ >> kPageBits);
-  } catch (const std::bad_alloc&) {  // of the heap's records and tables; it may have returned pages before
+  } catch (
+      const std::bad_alloc&) {  // of the heap's records and tables; it may have returned pages before
     result.system_refused = true;
   }
   publish();

@@ -60,7 +60,8 @@ bool was_off_processor(int thread) noexcept {
   const auto end = std::to_chars(number, number + sizeof number, thread).ptr;
   // "running" for a thread that runs or waits for a processor. Otherwise the kernel has waited until the thread was off
   // (wait_task_inactive), and prints where.
-  const SystemFile where("/proc/self/task/", {number, static_cast<std::size_t>(end - number)}, "/syscall");
+  const SystemFile where("/proc/self/task/", {number, static_cast<std::size_t>(end - number)},
+                         "/syscall");
   return !where.text().empty() && where.text().substr(0, 7) != "running" && own_numbers();
 }
 

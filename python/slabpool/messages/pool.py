@@ -44,7 +44,8 @@ def no_pool(wanted: Options, capacity: object, why: str, error: int) -> NoReturn
     capacity : object
         As the caller gave it.
     why : str
-        For CUDA memory: the driver's text. For host memory: the limits of the process or its control group, or "".
+        For CUDA memory: the driver's text. For host memory: the limits of the process or its control group,
+        or "".
     error : int
         For host memory: the errno.
     """

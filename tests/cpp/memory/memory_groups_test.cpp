@@ -37,15 +37,17 @@ class MemoryGroupsTest : public ::testing::Test {
   // One mounted hierarchy each, and the group of the process in it.
   void version_2(const std::string& group, const std::string& mount = "/sys/fs/cgroup") {
     put("/proc/self/cgroup", "0::" + group + "\n");
-    put("/proc/self/mountinfo", "25 1 0:22 / /proc rw - proc proc rw\n"
-                                "31 23 0:28 / " + mount + " rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n");
+    put("/proc/self/mountinfo",
+        "25 1 0:22 / /proc rw - proc proc rw\n"
+        "31 23 0:28 / " +
+            mount + " rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n");
   }
   void version_1(const std::string& group, const std::string& mounted = "/") {
     put("/proc/self/cgroup", "9:name=systemd:/\n4:memory:" + group + "\n1:cpu,cpuacct:/x\n0::/\n");
-    put("/proc/self/mountinfo",
-        "35 31 0:32 " + mounted + " /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n"
-        "32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n"
-        "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n");
+    put("/proc/self/mountinfo", "35 31 0:32 " + mounted +
+                                    " /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n"
+                                    "32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n"
+                                    "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n");
   }
   void usage(const std::string& folder, std::uint64_t bytes, const std::string& stat = {}) {
     put(folder + "/memory.current", bytes);
@@ -133,7 +135,8 @@ TEST_F(MemoryGroupsTest, NamesMayHaveSpacesInThem) {
 
 TEST_F(MemoryGroupsTest, ALineOfAnyShapeIsPassedOver) {
   put("/proc/self/cgroup", "\n:\n::\n0\n0::\n7:memory\n");
-  put("/proc/self/mountinfo", "\n-\n- cgroup2\n1 2 3 4 5 6 - cgroup2 x\n1 2 3 / /a b - cgroup2 cgroup2 rw\n");
+  put("/proc/self/mountinfo",
+      "\n-\n- cgroup2\n1 2 3 4 5 6 - cgroup2 x\n1 2 3 / /a b - cgroup2 cgroup2 rw\n");
   put("/a/memory.max", 8 * kMiB);
   EXPECT_EQ(find().limited().size(), 1U);  // "0::" is the group that is mounted
 }
@@ -152,7 +155,8 @@ TEST_F(MemoryGroupsTest, RoomIsTheLimitLessTheUsageLessAMargin) {
 TEST_F(MemoryGroupsTest, PagesOfFilesGiveWay) {
   version_2("/a");
   put("/sys/fs/cgroup/a/memory.max", 64 * kMiB);
-  const std::string stat = "anon 1\nfile 20000000\nshmem 9000000\ninactive_file 8388608\nactive_file 4194304\n";
+  const std::string stat =
+      "anon 1\nfile 20000000\nshmem 9000000\ninactive_file 8388608\nactive_file 4194304\n";
   usage("/sys/fs/cgroup/a", 60 * kMiB, stat);
   EXPECT_EQ(find().full_for(14 * kMiB), nullptr);
   EXPECT_NE(find().full_for(14 * kMiB + 1), nullptr);
@@ -175,7 +179,8 @@ TEST_F(MemoryGroupsTest, VersionOneCountsSwapAndFilesOfTheWholeGroup) {
   const std::string folder = "/sys/fs/cgroup/memory/a";
   put(folder + "/memory.limit_in_bytes", 64 * kMiB);
   put(folder + "/memory.usage_in_bytes", 60 * kMiB);
-  put(folder + "/memory.stat", "inactive_file 1\nactive_file 1\ntotal_inactive_file 3145728\ntotal_active_file 1048576\n");
+  put(folder + "/memory.stat",
+      "inactive_file 1\nactive_file 1\ntotal_inactive_file 3145728\ntotal_active_file 1048576\n");
   put("/proc/meminfo", "SwapFree:   1024 kB\n");
   EXPECT_EQ(find().full_for(7 * kMiB), nullptr);  // 4 + 4 + 1 - 2
   EXPECT_NE(find().full_for(7 * kMiB + 1), nullptr);
@@ -206,7 +211,8 @@ TEST_F(MemoryGroupsTest, SharedMemoryRefusesWhatAFullGroupHasNoRoomFor) {
   EXPECT_FALSE(memory->commit(4 * kMiB, 23 * kMiB));
   const Error why = memory->refusal();
   EXPECT_EQ(why.status, Status::system_refused);
-  EXPECT_NE(why.text.find("memory.max of /sys/fs/cgroup/a is 64 MiB, of which 40 MiB"), std::string::npos)
+  EXPECT_NE(why.text.find("memory.max of /sys/fs/cgroup/a is 64 MiB, of which 40 MiB"),
+            std::string::npos)
       << why.text;
   struct stat file {};
   ASSERT_EQ(fstat(memory->file().fd(), &file), 0);
@@ -220,10 +226,12 @@ TEST(MemoryGroupsOfTheKernel, SharedMemoryIsRefusedBeforeTheKernelKills) {
   std::ifstream mounts("/proc/self/mountinfo");
   const std::string all((std::istreambuf_iterator<char>(mounts)), std::istreambuf_iterator<char>());
   const bool version_1 = all.find("cgroup rw,memory") != std::string::npos;
-  const std::string folder = (version_1 ? "/sys/fs/cgroup/memory/slabpool-test-" : "/sys/fs/cgroup/slabpool-test-") +
-                             std::to_string(getpid());
+  const std::string folder =
+      (version_1 ? "/sys/fs/cgroup/memory/slabpool-test-" : "/sys/fs/cgroup/slabpool-test-") +
+      std::to_string(getpid());
   if (mkdir(folder.c_str(), 0755) != 0) GTEST_SKIP() << "no control group can be made at " << folder;
-  std::ofstream(folder + (version_1 ? "/memory.limit_in_bytes" : "/memory.max")) << 64 * kMiB << std::flush;
+  std::ofstream(folder + (version_1 ? "/memory.limit_in_bytes" : "/memory.max"))
+      << 64 * kMiB << std::flush;
   std::ifstream check(folder + (version_1 ? "/memory.limit_in_bytes" : "/memory.max"));
   std::uint64_t limit = 0;
   check >> limit;

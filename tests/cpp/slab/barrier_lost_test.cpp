@@ -92,7 +92,7 @@ TEST_P(BarrierLost, ALockIsHeldByOneThreadAtATime) {
     while (owner.load() == 0) std::this_thread::yield();
     std::uint64_t mine = 0;
     bool filtered = true;
-    const int rounds = test::rounds(100'000);
+    const int rounds = test::rounds(400'000);
     for (int i = 0; i < rounds && filtered; ++i) {
       if (i == rounds / 4) filtered = filter();
       const std::lock_guard alone(revokers);
@@ -105,7 +105,8 @@ TEST_P(BarrierLost, ALockIsHeldByOneThreadAtATime) {
     thread.join();
     if (!filtered) return kSkipped;
     if (wrong != 0 || a != steps + mine || b != a) return 1;
-    return mine > static_cast<std::uint64_t>(rounds) / 2 ? 0 : 2;  // the owner runs, so it exchanges soon
+    return mine > static_cast<std::uint64_t>(rounds) / 2 ? 0
+                                                         : 2;  // the owner runs, so it exchanges soon
   });
 }
 
