@@ -34,6 +34,7 @@ from slabpool.errors import (
     InvalidArgumentError,
     InvalidReferenceError,
     InvalidTypeError,
+    MemoryLimitError,
     NameInUseError,
     OwnerLostError,
     PoolBusyError,
@@ -67,12 +68,23 @@ if _TYPE_CHECKING:
 
     __version__: str
 
+
+def _load_shared(name: str, what: str) -> _Any:
+    try:
+        return _import_module(f"slabpool.shared.{name}")
+    except (ImportError, OSError) as error:
+        raise MemoryLimitError(
+            f"cannot load the modules for {what}: {error}. An import needs descriptors and memory; do this "
+            "for the first time before they run out"
+        ) from error
+
+
 # What the core calls in the layers above it. Messages and sessions are loaded with the package, because they
 # are needed when memory or descriptors have run out, and an import needs both. The owner of a shared pool
-# needs sockets and JSON, so the first shared pool loads it.
+# needs sockets and JSON, so the first shared pool loads it, before anything else is made for it.
 _hooks.register("messages", lambda: _messages)
 _hooks.register("sessions", lambda: _sessions)
-_hooks.register("owner", lambda: _import_module("slabpool.shared.owner"))
+_hooks.register("owner", lambda: _load_shared("owner", "the first shared pool of this process"))
 
 # Modules that need another library: imported on first use, so that slabpool itself needs numpy only.
 _LAZY: tuple[str, ...] = (
@@ -96,9 +108,7 @@ def __getattr__(name: str) -> _Any:
 
         return globals().setdefault(name, version("slabpool"))
     if name == "attach":
-        from slabpool.shared.attach import attach
-
-        return globals().setdefault(name, attach)
+        return globals().setdefault(name, _load_shared("attach", "attaching to a pool").attach)
     raise AttributeError(f"module 'slabpool' has no attribute {name!r}")
 
 
@@ -123,6 +133,7 @@ __all__ = [
     "InvalidReferenceError",
     "InvalidTypeError",
     "Layout",
+    "MemoryLimitError",
     "NameInUseError",
     "NumpyUsage",
     "OwnerLostError",

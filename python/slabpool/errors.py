@@ -33,6 +33,13 @@ class TensorTooLargeError(PoolExhausted, ValueError):
     """The pool can never serve this, because it is larger than the capacity."""
 
 
+class MemoryLimitError(SlabpoolError, MemoryError):
+    """A limit of this process or of its control group is lower than what a new pool needs.
+
+    The message has the numbers, and what to do.
+    """
+
+
 class QuotaExceededError(SlabpoolError, MemoryError):
     """The allocation would exceed the request's own budget."""
 

@@ -276,6 +276,7 @@ def test_the_systems_refusal_is_distinguished_from_exhaustion() -> None:
                 pool.zeros(256 << 20, "u1", timeout=timeout)
             except slabpool.PoolExhausted as error:
                 assert "256 MiB" in str(error) and "the system refuses more memory" in str(error), error
+                assert "RLIMIT_DATA is " in str(error), error
             else:
                 raise AssertionError("the system served it")
         after = pool.stats()
@@ -286,8 +287,8 @@ def test_the_systems_refusal_is_distinguished_from_exhaustion() -> None:
         try:
             resource.setrlimit(resource.RLIMIT_AS, (1 << 30, resource.RLIM_INFINITY))
             slabpool.Pool("1GiB")
-        except slabpool.DeviceUnavailableError as error:
-            assert "'1GiB'" in str(error), error
+        except slabpool.MemoryLimitError as error:
+            assert "'1GiB'" in str(error) and "RLIMIT_AS is 1 GiB, of which " in str(error), error
         else:
             raise AssertionError("there was address space")
     """

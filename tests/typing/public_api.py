@@ -377,7 +377,12 @@ ERRORS: dict[type[Exception], list[type[slabpool.SlabpoolError]]] = {
     ],
     ConnectionError: [slabpool.AttachError, slabpool.OwnerLostError],
     TypeError: [slabpool.InvalidTypeError],
-    MemoryError: [slabpool.PoolExhausted, slabpool.QuotaExceededError, slabpool.TensorTooLargeError],
+    MemoryError: [
+        slabpool.MemoryLimitError,
+        slabpool.PoolExhausted,
+        slabpool.QuotaExceededError,
+        slabpool.TensorTooLargeError,
+    ],
     LookupError: [slabpool.UnknownDeviceError, slabpool.AmbiguousRequestError],
     RuntimeError: [
         slabpool.RequestClosedError,

@@ -148,6 +148,10 @@ bool MappedMemory::commit(std::size_t offset, std::size_t bytes) noexcept {
   if (!current.ok()) return refusal_.no_context(bytes);
   const std::size_t first = offset / granule_;
   const std::size_t end = first + bytes / granule_;
+  if (!handles_->open(first, end)) {
+    refusal_.note("mprotect of the table of handles", kOutOfMemory, bytes);
+    return false;
+  }
   handles_end_ = std::max(handles_end_, end);
   for (std::size_t i = first; i < end; ++i) {
     MemoryHandle& handle = (*handles_)[i];

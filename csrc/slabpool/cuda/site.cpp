@@ -1,20 +1,8 @@
 #include "slabpool/cuda/site.hpp"
 
-#include <cstdio>
-
 #include "slabpool/cuda/device_info.hpp"
 
 namespace slabpool::cuda {
-
-std::string show_bytes(std::uint64_t bytes) {
-  constexpr const char* kUnits[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};
-  auto value = static_cast<double>(bytes);
-  unsigned unit = 0;
-  for (; value >= 1024 && unit < 4; ++unit) value /= 1024;
-  char text[32];
-  std::snprintf(text, sizeof text, "%.4g %s", value, kUnits[unit]);
-  return text;
-}
 
 bool Site::find(int device, Error& error) {
   driver_ = Driver::get(error);

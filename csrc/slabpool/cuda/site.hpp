@@ -13,6 +13,7 @@
 #include "slabpool/base/error.hpp"
 #include "slabpool/base/fork.hpp"
 #include "slabpool/cuda/driver.hpp"
+#include "slabpool/memory/system_files.hpp"
 
 namespace slabpool::cuda {
 
@@ -70,8 +71,5 @@ class Site {
   int device_ = 0;
   std::uint32_t epoch_ = 0;
 };
-
-// "2 MiB", "1.5 GiB".
-std::string show_bytes(std::uint64_t bytes);
 
 }  // namespace slabpool::cuda

@@ -50,13 +50,14 @@ bool SharedMemory::map(std::size_t bytes, Error& error) {
 }
 
 std::unique_ptr<SharedMemory> SharedMemory::create(std::size_t reserve, std::size_t minimum,
-                                                   Error& error) {
+                                                   Error& error, MemoryGroups groups) {
   if (sysconf(_SC_PAGESIZE) > static_cast<long>(kPageSize)) {
     error.fail_errno({}, ENOTSUP);
     return nullptr;
   }
   std::unique_ptr<SharedMemory> memory(new SharedMemory());
   memory->kind_ = MemoryKind::shared;
+  memory->groups_ = std::move(groups);
   Error refused;
   (void)refused.fail_errno({}, ENOMEM);  // where not even `reserve` is as much as `minimum`
   bool mapped = false;
@@ -79,11 +80,29 @@ SharedMemory::~SharedMemory() {
   if (mapping_ != nullptr) (void)munmap(mapping_, mapping_bytes_);
 }
 
+// Whether the control groups have room for these pages. One reads two small files for each limited group.
+bool SharedMemory::has_room(std::size_t bytes) noexcept {
+  const MemoryGroup* full = groups_.full_for(bytes);
+  full_.store(full, std::memory_order_relaxed);
+  errno = ENOMEM;
+  return full == nullptr;
+}
+
+Error SharedMemory::refusal() const {
+  Error error = MemoryResource::refusal();
+  if (const MemoryGroup* full = full_.load(std::memory_order_relaxed))
+    error.text = groups_.describe(*full) + ", and the kernel would end a process of the group";
+  return error;
+}
+
 bool SharedMemory::commit(std::size_t offset, std::size_t bytes) noexcept {
   assert_granules(offset, bytes);
+  if (!has_room(bytes)) return note_refusal();
   for (std::size_t done = 0; done < bytes;) {
     const std::size_t step = std::min(kStep, bytes - done);
-    if (fallocate(file_->fd(), 0, static_cast<off_t>(offset + done), static_cast<off_t>(step)) == 0) {
+    // Again for each further step, because other processes of the group allocate meanwhile.
+    if ((done == 0 || has_room(bytes - done)) &&
+        fallocate(file_->fd(), 0, static_cast<off_t>(offset + done), static_cast<off_t>(step)) == 0) {
       done += step;
     } else if (errno != EINTR) {
       (void)note_refusal();

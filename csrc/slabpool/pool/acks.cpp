@@ -140,6 +140,7 @@ Pool::Acked Pool::ack_id_after(std::string_view id, std::uint32_t device,
 }
 
 std::uint64_t Pool::stream_acks() const noexcept { return polled_->queued_on_streams(); }
+bool Pool::must_poll() const noexcept { return stream_acks() != 0 || caches_.left_some(); }
 
 void Pool::wait_for_streams() noexcept {
   if (usable_here()) polled_->wait_for_streams();

@@ -10,6 +10,8 @@
 #include "slabpool/cuda/cuda_memory.hpp"
 #include "slabpool/cuda/device_info.hpp"
 #include "slabpool/memory/host_memory.hpp"
+#include "slabpool/memory/limits.hpp"
+#include "slabpool/memory/memory_groups.hpp"
 #include "slabpool/memory/shared_memory.hpp"
 #include "slabpool/pool/pool.hpp"
 #include "slabpool/shared/owner.hpp"
@@ -23,6 +25,20 @@ namespace {
 constexpr std::uint64_t kReserveFactor = 64;
 constexpr std::uint64_t kLeastReserve = std::uint64_t{64} << 30;
 constexpr std::uint64_t kMostReserve = std::uint64_t{16} << 40;
+
+// Address space to reserve for a pool. Under RLIMIT_AS at most a quarter of what is left, so that the pool's tables and
+// the rest of the process have some too.
+std::uint64_t reserve_for(std::uint64_t capacity) noexcept {
+  const std::uint64_t wanted = std::clamp(capacity * kReserveFactor, kLeastReserve, kMostReserve);
+  const std::uint64_t left = addresses_left() / 4 & ~(std::uint64_t{kRangeAlign} - 1);
+  return std::min(wanted, std::max(left, capacity * 2));
+}
+
+// Whether pages are taken from the system at commit, not at the first touch: a limit that is too low then certainly ends
+// the process.
+bool commits_pages(const PoolOptions& options) noexcept {
+  return options.memory == MemoryKind::pinned || (options.memory == MemoryKind::host && options.shared);
+}
 
 struct Sources {
   std::unique_ptr<MemoryResource> memory;
@@ -104,21 +120,37 @@ std::unique_ptr<Pool> Pool::create(const PoolOptions& options, Error& error) {
     error.status = Status::invalid_argument;
     return nullptr;
   }
-  const std::uint64_t reserve =
-      std::clamp(options.capacity * kReserveFactor, kLeastReserve, kMostReserve);
-  error.status = Status::system_refused;  // unless it succeeds
+  const std::uint64_t reserve = reserve_for(options.capacity);
+  Error warning;
   try {
+    if (options.memory != MemoryKind::device &&
+        !MemoryGroups::find().admits(options.capacity, warning) && commits_pages(options)) {
+      error = std::move(warning);
+      return nullptr;
+    }
+    error.status = Status::system_refused;  // unless it succeeds
     Sources sources = options.memory != MemoryKind::host ? cuda_sources(options, reserve, error)
                       : options.shared                   ? shared_sources(options, reserve, error)
                                                          : host_sources(options, reserve, error);
-    if (sources.memory == nullptr) return nullptr;
-    std::unique_ptr<Pool> pool(new Pool(options, std::move(sources.memory), std::move(sources.shared)));
-    error = {};
-    return pool;
+    if (sources.memory != nullptr) {
+      std::unique_ptr<Pool> pool(
+          new Pool(options, std::move(sources.memory), std::move(sources.shared)));
+      error = {};
+      error.text = std::move(warning.text);
+      return pool;
+    }
   } catch (const std::bad_alloc&) {
-    error.system_errno = ENOMEM;
-    return nullptr;
+    (void)error.fail_errno({}, ENOMEM);
   }
+  if (options.memory == MemoryKind::host) explain_refusal(error);
+  return nullptr;
+}
+
+Error Pool::refusal() const {
+  Error error = memory_->refusal();
+  const bool pinned = memory_->kind() == MemoryKind::pinned;
+  if (pinned || error.text.empty()) explain_refusal(error, pinned);
+  return error;
 }
 
 Pool::Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory)

@@ -86,7 +86,8 @@ struct KeepSpec {
 
 class SLABPOOL_API Pool final : public AckSink {
  public:
-  // Null on failure; `error` says why.
+  // Null on failure; `error` says why. On success its status is ok, and a text is a warning: the control group of this
+  // process may have less memory than the capacity.
   static std::unique_ptr<Pool> create(const PoolOptions& options, Error& error);
   Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory);
   Pool(const Pool&) = delete;
@@ -157,6 +158,9 @@ class SLABPOOL_API Pool final : public AckSink {
                      const cuda::StreamName& on, Error& error) noexcept;
   // Acks queued behind work on streams.
   std::uint64_t stream_acks() const noexcept;
+  // Whether memory may come back without a wake-up: from a stream, or from a thread whose cache could not be collected.
+  // Waiters then try again by the clock.
+  bool must_poll() const noexcept;
   // The device leaves every request. Returns how many requests it held.
   std::uint64_t device_lost(std::uint32_t device) noexcept;
   void heartbeat(std::uint32_t device) noexcept;
@@ -210,8 +214,9 @@ class SLABPOOL_API Pool final : public AckSink {
   // ---- looking inside (look.cpp)
   MemoryKind memory() const noexcept { return memory_->kind(); }
   bool host_reaches() const noexcept { return memory_->host_reaches(); }
-  // Why the last call returned system_refused: the system's errno, or the driver's call, its answer, and what is free.
-  Error refusal() const { return memory_->refusal(); }
+  // Why the last call returned system_refused: the system's errno and the limits of the process, or the driver's call,
+  // its answer, and what is free.
+  Error refusal() const;
   int device() const noexcept { return options_.device; }  // CUDA device, -1 for none
   std::uint64_t capacity() const noexcept { return options_.capacity; }
   Stats stats() noexcept;
@@ -300,7 +305,7 @@ class SLABPOOL_API Pool final : public AckSink {
       collect_acks();
       return attempt();
     };
-    return waiters_.wait(deadline_ns, collect_and_try, [&] { return stream_acks() != 0; });
+    return waiters_.wait(deadline_ns, collect_and_try, [&] { return must_poll(); });
   }
 
   // acks.cpp

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdint>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -20,7 +21,10 @@ namespace slabpool {
 
 class DeviceRegistry {
  public:
-  DeviceRegistry() : heard_(kMaxDevices) {}
+  // Throws std::bad_alloc. All of `heard_` is open, because heard() takes any number.
+  DeviceRegistry() : heard_(kMaxDevices) {
+    if (!heard_.open(0, kMaxDevices)) throw std::bad_alloc();
+  }
 
   // The number of a name, a new one if it is not known; empty if there are kMaxDevices names already.
   std::optional<std::uint32_t> add(std::string_view name) {

@@ -2,6 +2,7 @@
 #include "slabpool/request/table.hpp"
 
 #include <algorithm>
+#include <new>
 
 #include "slabpool/base/assert.hpp"
 
@@ -41,6 +42,8 @@ RequestRecord* RequestTable::new_slot() {
   if (slots_made_ % kChunk == 0) {
     // Room for every slot made, so that giving one back never allocates.
     if (free_slots_.capacity() < slots_made_ + kChunk) free_slots_.reserve(2 * (slots_made_ + kChunk));
+    // A refusal leaves the table as it was: chunks of slots may be open without a record.
+    if (!slots_.open(slots_made_, slots_made_ + kChunk)) throw std::bad_alloc();
     auto* chunk = new RequestRecord[kChunk];
     chunks_[slots_made_ / kChunk].store(chunk, std::memory_order_release);
   }
@@ -121,6 +124,9 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   RequestRecord* r = new_slot();
   if (r == nullptr) return Status::too_many_requests;
   undo.slot = r;
+  for (const std::uint32_t device : spec.devices) {
+    if (!open_words(r->slot, device)) throw std::bad_alloc();
+  }
   r->reset(spec, parent);
   const Handle made{r->slot, next_generation_++};
   HolderSet set = holders(r->slot);
@@ -248,6 +254,7 @@ Status RequestTable::add_device(Handle handle, std::uint32_t device) {
     return holders(parent.slot).holds(parent.handle().generation, device_bit(device));
   };
   if (!holds_parent()) return Status::unknown_device;
+  if (!open_words(handle.slot, device)) return Status::system_refused;
   set.add(handle.generation, device_bit(device));
   // As in open(): the device may have left the parent meanwhile.
   if (!holds_parent()) (void)set.leave(handle.generation, device_bit(device));

@@ -177,6 +177,11 @@ class RequestTable {
   RequestRecord* live_record(Handle handle) const noexcept;  // null if the request is over
   RequestRecord* budget_of(Handle root) const noexcept;      // null once the budget was returned
   RequestRecord* new_slot();
+  // Whether the words of holders that a device needs can be written: those beyond the first are opened when a request
+  // names a device that is in them, because few do. False: the system refuses.
+  bool open_words(std::uint32_t slot, std::uint32_t device) noexcept {
+    return device_bit(device).word == 0 || more_.open(slot, slot + 1);
+  }
   void free_slot(RequestRecord& record) noexcept;  // under mutex_
   void index(RequestRecord& record) noexcept;
   void unindex(RequestRecord& record) noexcept;

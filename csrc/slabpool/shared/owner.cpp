@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <new>
+#include <thread>
 
 #include <poll.h>
 #include <sys/epoll.h>
@@ -35,10 +37,6 @@ std::unique_ptr<SharedOwner> SharedOwner::create(const SharedData& data, Error& 
                      owner->tally_->fd(), 0);
   if (tally == MAP_FAILED) return refused();
   owner->tally_map_ = static_cast<AckTally*>(tally);
-  void* boards = mmap(nullptr, kMaxDevices * kBoardBytes, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (boards == MAP_FAILED) return refused();
-  owner->boards_ = static_cast<std::byte*>(boards);
   owner->bells_ = epoll_create1(EPOLL_CLOEXEC);
   if (owner->bells_ < 0) return refused();
   std::uint64_t random[2];
@@ -59,7 +57,10 @@ SharedOwner::~SharedOwner() {
   }
   for (const Peer& peer : peers_) (void)::close(peer.bell);
   if (bells_ >= 0) (void)::close(bells_);
-  if (boards_ != nullptr) (void)munmap(boards_, kMaxDevices * kBoardBytes);
+  for (const auto& board : boards_) {
+    if (board.load(std::memory_order_relaxed) != nullptr)
+      (void)munmap(board.load(std::memory_order_relaxed), kBoardBytes);
+  }
   if (tally_map_ != nullptr) (void)munmap(tally_map_, kTallyBytes);
   if (table_map_ != nullptr) (void)munmap(table_map_, kTableBytes);
 }
@@ -91,17 +92,24 @@ bool SharedOwner::attach(std::uint32_t device, PeerFiles& files, Error& error) n
   if (peer.bell < 0) return refused(errno);
   epoll_event event{};
   event.events = EPOLLIN | EPOLLET;
-  if (epoll_ctl(bells_, EPOLL_CTL_ADD, peer.bell, &event) != 0 ||
-      mmap(&board(device), kBoardBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, peer.board->fd(),
-           0) == MAP_FAILED) {
+  // In place of the empty memory, if the device was attached before.
+  AckBoard* const before = boards_[device].load(std::memory_order_relaxed);
+  void* map = MAP_FAILED;
+  if (epoll_ctl(bells_, EPOLL_CTL_ADD, peer.bell, &event) == 0)
+    map = mmap(before, kBoardBytes, PROT_READ | PROT_WRITE,
+               MAP_SHARED | (before != nullptr ? MAP_FIXED : 0), peer.board->fd(), 0);
+  if (map == MAP_FAILED) {
     const int system_errno = errno;
     (void)::close(peer.bell);
     return refused(system_errno);
   }
+  // Release pairs with forget_ack(); count_ publishes it to the others.
+  boards_[device].store(static_cast<AckBoard*>(map), std::memory_order_release);
   files = {data_.fd, table_->read_only_fd(), peer.board->fd(), tally_->fd(), peer.bell};
   peers_.push_back(std::move(peer));
   const std::uint32_t count = count_.load(std::memory_order_relaxed);
   attached_[count].store(device, std::memory_order_relaxed);
+  polled_[count].store(&board(device), std::memory_order_relaxed);
   count_.store(count + 1, std::memory_order_release);
   return true;
 }
@@ -118,6 +126,7 @@ void SharedOwner::detach(std::uint32_t device) noexcept {
   for (std::uint32_t i = 0; i < count; ++i) {
     if (attached_[i].load(std::memory_order_relaxed) != device) continue;
     attached_[i].store(attached_[count - 1].load(std::memory_order_relaxed), std::memory_order_relaxed);
+    polled_[i].store(polled_[count - 1].load(std::memory_order_relaxed), std::memory_order_relaxed);
     break;
   }
   count_.store(count - 1, std::memory_order_release);
@@ -137,8 +146,9 @@ void SharedOwner::listen(int wakeup, std::int64_t ns) noexcept {
   pollfd sources[2] = {{bells_, POLLIN, 0}, {wakeup, POLLIN, 0}};
   ns = std::min(ns, wakeup >= 0 ? 3600 * kSecond : kMoment);
   const timespec timeout{static_cast<time_t>(ns / kSecond), static_cast<long>(ns % kSecond)};
-  // Interrupted or late: the caller tries again in any case.
-  (void)ppoll(sources, wakeup >= 0 ? 2 : 1, &timeout, nullptr);
+  // Interrupted or late: the caller tries again in any case. Where the call is forbidden, it does so by the clock.
+  if (ppoll(sources, wakeup >= 0 ? 2 : 1, &timeout, nullptr) < 0 && errno != EINTR)
+    std::this_thread::sleep_for(std::chrono::nanoseconds(std::min(ns, kMoment)));
   if ((sources[0].revents & POLLIN) != 0) silence();
   std::uint64_t count = 0;
   if (wakeup >= 0 && (sources[1].revents & POLLIN) != 0) (void)!read(wakeup, &count, sizeof count);

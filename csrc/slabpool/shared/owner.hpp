@@ -3,7 +3,7 @@
 // Invariants:
 //   nothing that a peer can write is used before it is checked;
 //   an address that collect() may read stays mapped while the pool lives: detach() maps empty memory in a board's place;
-//   count_ == number of attached devices, and attached_[0 .. count_) are their numbers.
+//   count_ == number of attached devices, and attached_[0 .. count_) are their numbers, polled_[0 .. count_) their boards.
 // attach() and detach() take mutex_, a leaf in the order of locks; news() and collect() take none. One thread of the pool is
 // in collect() at a time.
 #pragma once
@@ -63,7 +63,7 @@ class SharedOwner final : public Doorbell {
   bool news() noexcept {
     const std::uint32_t count = count_.load(std::memory_order_acquire);
     for (std::uint32_t i = 0; i < count; ++i) {
-      if (board(attached_[i].load(std::memory_order_relaxed)).news()) return true;
+      if (polled_[i].load(std::memory_order_relaxed)->news()) return true;
     }
     return false;
   }
@@ -81,7 +81,7 @@ class SharedOwner final : public Doorbell {
   }
   // Before a device is named again for a request that it may have acknowledged.
   void forget_ack(std::uint32_t device, std::uint32_t slot, std::uint64_t generation) noexcept {
-    board(device).forget(slot, generation);
+    if (AckBoard* of = boards_[device].load(std::memory_order_acquire)) of->forget(slot, generation);
     tally_map_->rejoin(slot, generation, device_bit(device));
   }
   // Calls f(device, ns) with the last sign of life that each attached device claims.
@@ -113,8 +113,9 @@ class SharedOwner final : public Doorbell {
   };
 
   explicit SharedOwner(const SharedData& data) : data_(data) {}
+  // Of a device that is attached, or was.
   AckBoard& board(std::uint32_t device) noexcept {
-    return *reinterpret_cast<AckBoard*>(boards_ + device * kBoardBytes);
+    return *boards_[device].load(std::memory_order_relaxed);
   }
   bool blank(std::uint32_t device) noexcept;
 
@@ -125,14 +126,16 @@ class SharedOwner final : public Doorbell {
   SharedHeader* header_ = nullptr;
   SlotTable* slots_ = nullptr;
   AckTally* tally_map_ = nullptr;
-  std::byte* boards_ = nullptr;  // kMaxDevices mappings of kBoardBytes
-  int bells_ = -1;               // epoll over the peers' bells
+  int bells_ = -1;  // epoll over the peers' bells
   std::uint64_t secret_ = 0;
 
   std::mutex mutex_;
   std::vector<Peer> peers_;  // guarded by mutex_, as are writes of the next two
   std::atomic<std::uint32_t> count_{0};
   std::atomic<std::uint32_t> attached_[kMaxDevices];
+  std::atomic<AckBoard*> polled_[kMaxDevices];  // the boards of attached_[0 .. count_), for news()
+  // By device; null until it attaches for the first time. The address does not change after that.
+  std::atomic<AckBoard*> boards_[kMaxDevices];
 };
 
 }  // namespace slabpool

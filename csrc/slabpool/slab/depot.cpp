@@ -50,9 +50,15 @@ PageHeap::Result Depot::take_pages(std::uint64_t pages, std::uint64_t align_page
                                    std::uint64_t own) {
   if (effort == Effort::hard) drop_empty_slabs();
   if (!has_room(pages, own)) return {};
-  PageHeap::Result result = pages_.allocate(pages, align_pages, commit_limit(pages, effort));
-  if (result.span == nullptr && may_pass_commit_limit(effort))
-    result = pages_.allocate(pages, align_pages, capacity_ >> kPageBits);
+  PageHeap::Result result;
+  try {
+    result = pages_.allocate(pages, align_pages, commit_limit(pages, effort));
+    if (result.span == nullptr && may_pass_commit_limit(effort))
+      result = pages_.allocate(pages, align_pages, capacity_ >> kPageBits);
+  } catch (
+      const std::bad_alloc&) {  // of the heap's records and tables; it may have returned pages before
+    result.system_refused = true;
+  }
   publish();
   return result;
 }

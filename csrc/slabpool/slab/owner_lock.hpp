@@ -5,12 +5,17 @@
 // barrier (membarrier(2)), and waits until the owner is outside. Where the kernel lacks that call, and under
 // ThreadSanitizer, which does not understand it, the owner uses a locked exchange instead.
 //
+// The call may start to fail at any time. The revoker that sees it fail tells the owner to use exchanges from then on
+// (need_exchange()). It may trust the revocation once the owner has entered by an exchange, or was off its processor
+// after revoke(). Until then the lock counts as taken by its owner, and the revoker restores it without waiting.
+//
 // Revokers exclude each other by a mutex of their own. An owner that finds its lock revoked waits on that mutex too.
 // It comes before the depot's mutex in the lock order.
 //
 // Invariants:
 //   revoked_ = 1  =>  a thread holds the revokers' mutex
 //   between the returns of wait() and restore(), the owner is not past enter()
+//   asymmetric_ goes from true to false once, and exchanges_ from false to true after it
 #pragma once
 
 #include <atomic>
@@ -23,11 +28,17 @@
 
 namespace slabpool {
 
-// True if barrier_all_threads() works. Decided once, when the library is loaded.
-SLABPOOL_API extern const bool kAsymmetricBarrier;
+// Whether barrier_all_threads() works, as far as this process knows. Looked up when the library is loaded, and false for
+// ever after a call that failed: a seccomp filter may have been added.
+SLABPOOL_API bool asymmetric_barrier() noexcept;
 
-// When it returns, every running thread of this process has executed a full memory barrier.
-SLABPOOL_API void barrier_all_threads() noexcept;
+// True: every running thread of this process has executed a full memory barrier during the call. False: the kernel
+// refuses that, and nothing is known.
+[[nodiscard]] SLABPOOL_API bool barrier_all_threads() noexcept;
+
+// Whether the thread of this process with this number was off its processor at some moment during the call, or has
+// ended. The kernel executes a full memory barrier when it takes a thread off. False where /proc does not say.
+SLABPOOL_API bool was_off_processor(int thread) noexcept;
 
 class OwnerLock {
  public:
@@ -40,7 +51,8 @@ class OwnerLock {
   bool try_enter() noexcept {
     SLABPOOL_ASSERT(inside_.load(std::memory_order_relaxed) == 0,
                     "the owner enters once before it leaves");
-    if (asymmetric_) [[likely]] {
+    // Relaxed: an owner that reads the old value enters as before, which need_exchange() accounts for.
+    if (asymmetric_.load(std::memory_order_relaxed)) [[likely]] {
       // Relaxed; the compiler fence keeps the order. The processor may still execute the load below before the store,
       // which the revoker's barrier_all_threads() accounts for.
       inside_.store(1, std::memory_order_relaxed);
@@ -48,6 +60,8 @@ class OwnerLock {
     } else {
       // Sequentially consistent, as are the revoker's store and load: one of the two threads sees the other.
       inside_.exchange(1, std::memory_order_seq_cst);
+      // Release: a revoker that reads this sees the exchange, and what the owner did before it.
+      exchanges_.store(true, std::memory_order_release);
     }
     // Acquire pairs with restore(): the revoker's changes of the cache are visible. The stronger order is needed for
     // the exchange above.
@@ -60,7 +74,8 @@ class OwnerLock {
   }
 
   // By a thread that holds the revokers' mutex: revoke() on every lock it needs, barrier_all_threads() once, wait() on
-  // each. It then owns the caches until restore().
+  // each. It then owns the caches until restore(). If the barrier fails: need_exchange() on each, and wait() only on
+  // locks whose owner exchanges() or was_off_processor().
   void revoke() noexcept {
     SLABPOOL_ASSERT(revoked_.load(std::memory_order_relaxed) == 0, "one revoker at a time");
     revoked_.store(1, std::memory_order_seq_cst);
@@ -70,6 +85,9 @@ class OwnerLock {
     // The owner is inside for a few instructions, unless the kernel deschedules it there.
     while (inside_.load(std::memory_order_seq_cst) != 0) std::this_thread::yield();
   }
+  void need_exchange() noexcept { asymmetric_.store(false, std::memory_order_relaxed); }
+  // Whether every entry of the owner from its latest on is an exchange.
+  bool exchanges() const noexcept { return exchanges_.load(std::memory_order_acquire); }
   void restore() noexcept {
     SLABPOOL_ASSERT(revoked_.load(std::memory_order_relaxed) == 1, "only a revoked lock is restored");
     revoked_.store(0, std::memory_order_release);
@@ -85,7 +103,8 @@ class OwnerLock {
 
   std::atomic<std::uint32_t> inside_{0};
   std::atomic<std::uint32_t> revoked_{0};
-  const bool asymmetric_ = kAsymmetricBarrier;  // a copy on the cache line that enter() needs anyway
+  std::atomic<bool> asymmetric_{asymmetric_barrier()};  // on the cache line that enter() needs anyway
+  std::atomic<bool> exchanges_{!asymmetric_.load(std::memory_order_relaxed)};
 };
 
 }  // namespace slabpool

@@ -1,6 +1,8 @@
 // A set of page numbers that finds the largest member up to a page. Two levels of words; one word of the upper level
 // covers 4,096 pages. Memory is used only near pages that were ever in the set. One thread at a time changes it.
 //
+// A page is added only after open() has returned true for it. Every page may be asked for.
+//
 // floor() may run at the same time, without a lock, if its answer cannot change: the answer stays in the set and no page
 // between it and the argument is added or removed. Every word that floor() reads then leads to that answer, whatever
 // other bits of it change. Relaxed loads suffice: the caller learnt of the page after the answer's bit was set.
@@ -22,8 +24,14 @@ class PageBits {
  public:
   explicit PageBits(std::uint64_t pages) : words_(pages / 64 + 1), used_(pages / 4096 + 1) {}
 
+  // Makes room for pages [first, end). False if the system refuses.
+  bool open(std::uint64_t first, std::uint64_t end) noexcept {
+    return words_.open(first / 64, (end - 1) / 64 + 1) && used_.open(first / 4096, (end - 1) / 4096 + 1);
+  }
   void set(std::uint64_t page) noexcept {
     SLABPOOL_ASSERT(!contains(page), "a page is added once", page);
+    SLABPOOL_ASSERT(words_.is_writable(page / 64) && used_.is_writable(page / 4096),
+                    "a page is added where the set is open", page);
     put(words_[page / 64], get(words_[page / 64]) | bit(page));
     put(used_[page / 4096], get(used_[page / 4096]) | bit(page / 64));
   }

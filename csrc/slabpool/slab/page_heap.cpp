@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <new>
 
 namespace slabpool {
 
@@ -13,6 +14,8 @@ PageHeap::PageHeap(MemoryResource& memory, std::uint64_t grow_step)
       grow_step_(granule_up(grow_step)) {
   memory.assert_valid();
   const bool whole = memory.always_committed();
+  open_tables(0, whole ? total_pages() : 1);
+  open_tables(total_pages() - 1, 1);
   Span* all = new_span(0, total_pages(), whole ? SpanKind::committed_free : SpanKind::uncommitted_free,
                        memory.commits_zero());
   starts_.set(0);
@@ -27,6 +30,13 @@ void PageHeap::add_spares() {
   constexpr std::size_t kBatch = 64;
   all_.push_back(std::make_unique<Span[]>(kBatch));
   for (std::size_t i = 0; i < kBatch; ++i) retire(&all_.back()[i]);
+}
+
+void PageHeap::open_tables(std::uint64_t first, std::uint64_t pages) {
+  // The entry of page i is i + 1.
+  if (!map_.open(first, first + pages + 2) ||
+      !starts_.open(first == 0 ? 0 : first - 1, std::min(first + pages + 1, total_pages())))
+    throw std::bad_alloc();
 }
 
 Span* PageHeap::new_span(std::uint64_t first, std::uint64_t pages, SpanKind kind, bool zero) {
@@ -192,8 +202,10 @@ PageHeap::Result PageHeap::commit_more(std::uint64_t pages, std::uint64_t align_
       align_pages == 1
           ? std::min({std::max(need, grow_step_), fresh->pages, granule_down(commit_limit - committed_)})
           : need;
+  const std::uint64_t align = std::max(align_pages, granule_);
+  open_tables((fresh->first_page + align - 1) & ~(align - 1), commits);
   unlist(fresh);
-  Span* span = carve(fresh, commits, std::max(align_pages, granule_));
+  Span* span = carve(fresh, commits, align);
   const PageState state = commit(span->first_page, commits);
   if (state != PageState::committed) {
     free_as(state, span);

@@ -29,6 +29,8 @@
 //   idle_      = sum of committed - drawn over ranges;   ahead_ = the part of growing spans
 //   in_use_pages() = committed_ - cached_ - idle_;   ahead_ <= idle_;   committed_ <= peak_committed_
 //   A growing span is on ahead_spans_                 <=>  drawn < committed
+//   The tables are open for the pages of every span that is or ever was something else than uncommitted_free, and for the
+//   pages beside it. So a span can be split and merged at any page when it is freed.
 #pragma once
 
 #include <atomic>
@@ -254,6 +256,8 @@ class PageHeap {
   void ready_records() {
     while (spares_ < 8 + ranges_) add_spares();
   }
+  // Opens the tables for a span of these pages and its two neighbours. Throws std::bad_alloc if the system refuses.
+  void open_tables(std::uint64_t first, std::uint64_t pages);
   void retire(Span* span) noexcept;
   FreeSpans& list_for(SpanKind kind) noexcept {
     return kind == SpanKind::committed_free ? committed_spans_ : uncommitted_spans_;
@@ -290,6 +294,7 @@ class PageHeap {
   // first page from any other page, so that a tensor of 64 MiB does not take 4,096 stores. A null entry at each end
   // of the map lets make_free() look up neighbours without a bounds test. Relaxed: see lookup().
   void put(std::uint64_t page, Span* span) noexcept {
+    SLABPOOL_ASSERT(map_.is_writable(page + 1), "the map is open where a span begins or ends", page);
     map_[page + 1].store(span, std::memory_order_relaxed);
   }
   Span* at(std::uint64_t page) const noexcept { return map_[page + 1].load(std::memory_order_relaxed); }

@@ -41,6 +41,7 @@ Span* PageHeap::take_growing(std::uint64_t pages) {
   });
   std::uint64_t committed = 0;
   if (span != nullptr) {
+    if (span->pages < pages) open_tables(rest->first_page, granule_up(pages - span->pages));
     unlist(span);
     committed = std::min(span->pages, pages);
     if (span->pages < pages) {
@@ -55,6 +56,7 @@ Span* PageHeap::take_growing(std::uint64_t pages) {
   } else {
     span = uncommitted_spans_.best_fit(granule_up(pages));
     if (span == nullptr) return nullptr;
+    open_tables(span->first_page, granule_up(pages));
     unlist(span);
     span = carve(span, granule_up(pages), 1);
   }

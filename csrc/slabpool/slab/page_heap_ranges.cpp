@@ -25,6 +25,7 @@ Span* PageHeap::take_range(std::uint64_t pages) {
     span = uncommitted_spans_.best_fit(pages);
   }
   if (span == nullptr) return nullptr;
+  if (!committed) open_tables(span->first_page, pages);
   unlist(span);
   span = carve(span, pages, 1);
   ++ranges_;

@@ -1,8 +1,11 @@
 #include "slabpool/slab/thread_cache.hpp"
 
 #include <pthread.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <thread>
 #include <unordered_map>
 
 #include "slabpool/base/fork.hpp"
@@ -15,6 +18,9 @@ namespace {
 
 // Spans of one bin that are compared to find one that is large enough.
 constexpr int kBinSearch = 4;
+
+// How often may_take() looks at a thread that runs.
+constexpr int kLooksAtOwner = 4;
 
 // The pools that exist, for threads that end after a pool.
 struct Registry {
@@ -128,6 +134,7 @@ ThreadCache& CacheSet::attach() {
       caches_.push_back(std::make_unique<ThreadCache>(*this));
       cache = caches_.back().get();
     }
+    cache->owner_ = static_cast<int>(syscall(SYS_gettid));
   }
   if (!t_exited) t_exit.add(serial_, epoch_, cache);
   t_last_cache = {serial_, cache};
@@ -144,12 +151,31 @@ void CacheSet::orphan(ThreadCache& cache) noexcept {
 void CacheSet::collect() noexcept {
   const std::lock_guard lock(revokers_);
   for (const auto& cache : caches_) cache->lock_.revoke();
-  barrier_all_threads();
+  const bool ordered = barrier_all_threads();
+  bool left = false;
   for (const auto& cache : caches_) {
-    cache->lock_.wait();
-    if (Block* chain = cache->take_all()) depot_.give(chain);
+    if (ordered || may_take(*cache)) [[likely]] {
+      cache->lock_.wait();
+      if (Block* chain = cache->take_all()) depot_.give(chain);
+    } else {
+      left = true;
+    }
     cache->lock_.restore();
   }
+  left_some_.store(left, std::memory_order_relaxed);
+}
+
+// Without a barrier: whether the owner of a revoked lock is known to see the revocation.
+bool CacheSet::may_take(ThreadCache& cache) noexcept {
+  cache.lock_.need_exchange();
+  if (cache.lock_.exchanges() || cache.orphan_.load(std::memory_order_relaxed) ||
+      cache.owner_ == static_cast<int>(syscall(SYS_gettid)))
+    return true;
+  for (int left = kLooksAtOwner; left > 0; --left) {
+    if (was_off_processor(cache.owner_) || cache.lock_.exchanges()) return true;
+    std::this_thread::yield();
+  }
+  return false;
 }
 
 // ---- ThreadCache

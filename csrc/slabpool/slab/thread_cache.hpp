@@ -105,6 +105,7 @@ class alignas(64) ThreadCache {
 
   // Written by other threads, therefore on a cache line of its own.
   alignas(64) std::atomic<Block*> inbox_{nullptr};
+  int owner_ = 0;  // number of the thread, in the kernel's words; guarded by the revokers' mutex
   // The thread has ended. A thread that frees a block of this cache keeps it in its own.
   std::atomic<bool> orphan_{false};
 };
@@ -123,8 +124,12 @@ class CacheSet {
   // The calling thread's cache if that is the last one it used, else null. Null in a fork's child.
   ThreadCache* last() const noexcept;
 
-  // Moves every free block of every thread to the depot.
+  // Moves every free block of every thread to the depot. Where membarrier(2) has stopped working, those of a thread that
+  // runs outside the pool may be left.
   void collect() noexcept;
+  // Whether the last collect() left some. Waiters then try again by the clock: the thread that has the blocks may not
+  // have seen that there is a waiter.
+  bool left_some() const noexcept { return left_some_.load(std::memory_order_relaxed); }
 
   struct Sums {
     std::uint64_t counts[kCounts];
@@ -139,6 +144,7 @@ class CacheSet {
   friend struct ThreadExit;
 
   ThreadCache& attach();
+  bool may_take(ThreadCache& cache) noexcept;
   void raise_peak(std::int64_t live) const noexcept;
   void orphan(ThreadCache& cache) noexcept;
 
@@ -150,6 +156,7 @@ class CacheSet {
   mutable std::mutex revokers_;  // guards caches_ and revocation
   std::vector<std::unique_ptr<ThreadCache>> caches_;
   mutable std::atomic<std::int64_t> peak_live_{0};
+  std::atomic<bool> left_some_{false};
 };
 
 // The cache that this thread used last, found again with one comparison.

@@ -120,7 +120,7 @@ async def until(pool: Pool, done: Callable[[], bool], timeout: float | None = No
         pause = FIRST_PAUSE
         while not done():
             until_then = deadline
-            if pool._stream_acks:
+            if pool._must_poll:
                 look = loop.time() + pause
                 until_then = look if deadline is None else min(look, deadline)
                 pause = min(2 * pause, LONGEST_PAUSE)

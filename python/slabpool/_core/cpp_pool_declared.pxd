@@ -98,7 +98,7 @@ cdef extern from * namespace "slabpool" nogil:
         Acked ack_after(Handle handle, uint32_t device, const StreamName& on, Error& error)
         Acked ack_id_after(const string& id, uint32_t device, optional[uint64_t] generation, const StreamName& on,
                            Error& error)
-        uint64_t stream_acks()
+        bint must_poll()
         void close_request(Handle handle, bool cancel)
         Status add_device(Handle handle, uint32_t device)
         uint64_t device_lost(uint32_t device)

@@ -98,6 +98,10 @@ cdef class Pool:
     DeviceUnavailableError
         The kernel refuses the address space, or memory of that NUMA node; there is no such CUDA device, no driver (see
         `slabpool.cuda.why_unavailable`), or not enough memory on the device.
+    MemoryLimitError
+        A limit of this process refuses what the pool needs, or the memory limit of its control group (a container's) is
+        lower than the capacity of a "shared" or pinned pool, whose memory is allocated when it is committed. For other
+        pools that is a RuntimeWarning. The message has the limits and what to do.
     NameInUseError
         A shared pool of this name exists already.
 
@@ -126,10 +130,13 @@ cdef class Pool:
         options.shared = wanted.memory.shared
         options.memory = _kind_of(wanted.memory.kind)
         options.device = wanted.memory.device
+        owner = hooks.owner if wanted.memory.shared else None  # may import it, which needs descriptors
         with nogil:  # the first pool of CUDA memory starts the driver, which takes a while
             made = CppPool.create(options, error)
         if made.get() is NULL:
             hooks.messages.no_pool(wanted, capacity, error.text.decode("utf-8", "replace"), error.system_errno)
+        if not error.text.empty():
+            hooks.messages.warn_of_limit(capacity, error.text.decode("utf-8", "replace"))
         self.core = Core.__new__(Core)
         self.core.pool = made.release()
         self.core.owner = weakref.ref(self)
@@ -150,7 +157,7 @@ cdef class Pool:
         self.capacity = wanted.capacity
         self.devices = Devices(self.core, self.name)
         if wanted.memory.shared:
-            self.service = hooks.owner.serve(self)
+            self.service = owner.serve(self)
 
     # ---- memory that belongs to no request
 
@@ -603,9 +610,9 @@ cdef class Pool:
             self.close(force=kind is not None)
 
     @property
-    def _stream_acks(self):
-        """For event loops: the number of acks that wait for a stream. Streams never wake waiters."""
-        return self.core.pool.stream_acks()
+    def _must_poll(self):
+        """Whether memory may come back without a wake-up."""
+        return self.core.pool.must_poll()
 
     @property
     def _bell(self):

@@ -7,7 +7,15 @@ after failures only, so they may be slow.
 
 from slabpool.messages.cuda import cuda_failed
 from slabpool.messages.peers import peer_failed, peer_unusable
-from slabpool.messages.pool import busy, call_failed, host_only, names, no_pool, unknown_device
+from slabpool.messages.pool import (
+    busy,
+    call_failed,
+    host_only,
+    names,
+    no_pool,
+    unknown_device,
+    warn_of_limit,
+)
 from slabpool.messages.requests import (
     ack_failed,
     not_of_the_request,
@@ -33,4 +41,5 @@ __all__ = [
     "peer_unusable",
     "stream_failed",
     "unknown_device",
+    "warn_of_limit",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn
 
@@ -16,6 +17,7 @@ from slabpool.errors import (
     DuplicateDeviceError,
     ForkedPoolError,
     InvalidArgumentError,
+    MemoryLimitError,
     PoolBusyError,
     PoolClosedError,
     PoolExhausted,
@@ -42,7 +44,8 @@ def no_pool(wanted: Options, capacity: object, why: str, error: int) -> NoReturn
     capacity : object
         As the caller gave it.
     why : str
-        For CUDA memory: the driver's text.
+        For CUDA memory: the driver's text. For host memory: the limits of the process or its control group,
+        or "".
     error : int
         For host memory: the errno.
     """
@@ -50,10 +53,17 @@ def no_pool(wanted: Options, capacity: object, why: str, error: int) -> NoReturn
         raise DeviceUnavailableError(
             f"cannot make a pool of {capacity!r} with memory={str(wanted.memory)!r}: {why}"
         )
+    if why:
+        raise MemoryLimitError(f"cannot make a {wanted.memory} pool of {capacity!r}: {why}")
     node = f" on NUMA node {wanted.numa_node}" if wanted.numa_node >= 0 else ""
     raise DeviceUnavailableError(
         f"the system refuses memory for a {wanted.memory} pool of {capacity!r}{node}: {os.strerror(error)}"
     )
+
+
+def warn_of_limit(capacity: object, why: str) -> None:
+    """Warns the caller of `slabpool.Pool` that the kernel may end the process as the pool fills."""
+    warnings.warn(f"slabpool.Pool({capacity!r}): {why}", RuntimeWarning, stacklevel=2)
 
 
 def host_only(what: str) -> NoReturn:
@@ -96,6 +106,15 @@ def usage(pool: Pool) -> str:
         f"pool {pool.name!r} has {show_size(s.capacity)}: {show_size(s.live)} live, "
         f"{show_size(s.retained)} retained by views, {show_size(s.in_doubt)} in doubt, "
         f"{show_size(s.reserved)} reserved"
+    )
+
+
+def refusal(pool: Pool) -> str:
+    """Why the system or the driver refused the pool's last call."""
+    text, errno = pool._refusal()
+    return text or (
+        f"the system refuses more memory or mappings{f' ({os.strerror(errno)})' if errno else ''}; see "
+        "overcommit_memory and max_map_count in /proc/sys/vm on Linux"
     )
 
 
@@ -161,12 +180,7 @@ def call_failed(
             f"Lower limit=, or make the pool larger. Held by:{holders(pool)}"
         )
     if status == StatusCode.SYSTEM_REFUSED:
-        text, errno = pool._refusal()
-        why = text or (
-            f"the system refuses more memory or mappings{f' ({os.strerror(errno)})' if errno else ''}; see "
-            "overcommit_memory and max_map_count in /proc/sys/vm on Linux"
-        )
-        raise PoolExhausted(f"cannot allocate {what}: {why}; {usage(pool)}")
+        raise PoolExhausted(f"cannot allocate {what}: {refusal(pool)}; {usage(pool)}")
     if status == StatusCode.QUOTA_EXCEEDED:
         assert request is not None
         raise QuotaExceededError(

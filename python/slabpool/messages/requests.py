@@ -19,7 +19,7 @@ from slabpool.errors import (
     TensorTooLargeError,
     UnknownDeviceError,
 )
-from slabpool.messages.pool import holders, names, of_request, unusable, usage
+from slabpool.messages.pool import holders, names, of_request, refusal, unusable, usage
 
 if TYPE_CHECKING:
     from slabpool._core.pool import Pool
@@ -60,6 +60,8 @@ def open_failed(
             f"cannot open request {request_id!r}: pool {pool.name!r} has as many requests as it can hold. "
             f"The largest:{holders(pool)}"
         )
+    if status == StatusCode.SYSTEM_REFUSED:
+        raise PoolExhausted(f"cannot open request {request_id!r}: {refusal(pool)}; {usage(pool)}")
     if status == StatusCode.INVALID_ARGUMENT:
         raise InvalidArgumentError(
             f"reserve ({show_size(reserve)}) must not be larger than quota ({show_size(quota)}) for request "

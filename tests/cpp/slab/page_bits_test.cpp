@@ -14,6 +14,8 @@ namespace {
 
 TEST(PageBits, FindsTheLargestUpToAPage) {
   PageBits bits(1 << 20);
+  ASSERT_TRUE(bits.open(0, 4097));
+  ASSERT_TRUE(bits.open(500'000, 500'001));
   for (const std::uint64_t page : {0U, 63U, 64U, 4095U, 4096U, 500'000U}) bits.set(page);
   EXPECT_EQ(bits.floor(0), 0U);
   EXPECT_EQ(bits.floor(62), 0U);
@@ -21,7 +23,7 @@ TEST(PageBits, FindsTheLargestUpToAPage) {
   EXPECT_EQ(bits.floor(4094), 64U);
   EXPECT_EQ(bits.floor(4095), 4095U);
   EXPECT_EQ(bits.floor(499'999), 4096U);
-  EXPECT_EQ(bits.floor((1 << 20) - 1), 500'000U);
+  EXPECT_EQ(bits.floor((1 << 20) - 1), 500'000U);  // of pages that are not open too
   bits.clear(4096);
   bits.clear(4095);
   EXPECT_EQ(bits.floor(499'999), 64U);
@@ -30,6 +32,7 @@ TEST(PageBits, FindsTheLargestUpToAPage) {
 TEST(PageBits, AtRandomAsASortedSet) {
   constexpr std::uint64_t kPages = 300'000;
   PageBits bits(kPages);
+  ASSERT_TRUE(bits.open(0, kPages));
   std::set<std::uint64_t> known{0};
   bits.set(0);
   std::mt19937_64 random(1);
