@@ -167,20 +167,9 @@ Status Pool::close(bool force) noexcept {
   // Release: a thread that learns of the closing finds the pool closed. Sequentially consistent, as in notify(): a waiter
   // that registers now either is woken at the end of this call, or finds the pool closed.
   slow_path_flags_.fetch_or(kClosed, std::memory_order_seq_cst);
-  std::vector<Handle> all;
-  std::vector<Handle> over;
-  try {
-    table_.each([&](const RequestRecord& r, const HolderSet&) {
-      const std::uint64_t generation = r.generation.load(std::memory_order_relaxed);
-      if (!RequestRecord::is_released(generation)) all.push_back({r.slot, generation});
-    });
-    for (const Handle handle : all) table_.cut(handle, over);
-  } catch (const std::bad_alloc&) {
-    slow_path_flags_.fetch_and(~kClosed, std::memory_order_release);
-    finish_all(over);
-    return Status::system_refused;
-  }
-  finish_all(over);
+  ClaimedList over;
+  table_.cut_all(over);
+  end_all(over);
   (void)trim();
   waiters_.notify();
   return Status::ok;

@@ -288,7 +288,8 @@ class SLABPOOL_API Pool final : public AckSink {
 
   // requests.cpp
   bool finish(Handle handle) noexcept;  // false: another thread does
-  void finish_all(const std::vector<Handle>& over) noexcept;
+  void end(RequestRecord& claimed, ClaimedList& over) noexcept;
+  void end_all(ClaimedList& over) noexcept;
   template <typename Try>
   bool wait_for(std::int64_t deadline_ns, Try&& attempt) noexcept {
     const auto collect_and_try = [&] {
