@@ -30,6 +30,7 @@ class SharedMemory final : public MemoryResource {
  private:
   SharedMemory() = default;
   bool map(std::size_t bytes, Error& error);
+  void unmap() noexcept;
 
   std::unique_ptr<SharedFile> file_;
   void* mapping_ = nullptr;  // what mmap returned; base_ is this, rounded up to 2 MiB

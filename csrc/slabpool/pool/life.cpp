@@ -34,12 +34,14 @@ std::unique_ptr<SharedOwner> share_device_memory(const MemoryResource& memory, i
   cuda::DeviceInfo info;
   const cuda::Driver* driver = cuda::Driver::get(error);
   if (driver == nullptr || !cuda::describe_device(*driver, device, info, error)) return nullptr;
-  const int fd = cuda::shareable_fd(memory, error);
-  if (fd < 0) {
+  Descriptor fd(cuda::shareable_fd(memory, error));
+  if (fd.get() < 0) {
     error.status = Status::system_refused;
     return nullptr;
   }
-  auto shared = SharedOwner::create({fd, fd, memory.address_space(), info.pci, true}, error);
+  const int number = fd.get();
+  auto shared =
+      SharedOwner::create({number, number, memory.address_space(), info.pci, std::move(fd)}, error);
   if (shared == nullptr && error.text.empty())
     (void)error.fail_errno("the files of a shared pool", error.system_errno);
   return shared;
@@ -67,7 +69,7 @@ Sources shared_sources(const PoolOptions& options, std::uint64_t reserve, Error&
   auto data = SharedMemory::create(reserve, options.capacity * 2, error);
   if (data == nullptr) return sources;
   const SharedFile& file = data->file();
-  sources.shared = SharedOwner::create({file.read_only_fd(), file.fd(), file.bytes(), {}, false}, error);
+  sources.shared = SharedOwner::create({file.read_only_fd(), file.fd(), file.bytes(), {}, {}}, error);
   if (sources.shared != nullptr) sources.memory = std::move(data);
   return sources;
 }
