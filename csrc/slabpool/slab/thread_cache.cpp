@@ -111,8 +111,8 @@ CacheSet::CacheSet(Depot& depot, std::uint64_t capacity)
                             std::min<std::uint64_t>(capacity / 16, std::uint64_t{64} << 20))),
       peak_step_(static_cast<std::int64_t>(capacity / 256)),
       epoch_(fork_epoch()) {
-  caches_.push_back(std::make_unique<ThreadCache>(*this));
-  uncached_ = caches_.back().get();
+  caches_.reserve(8);
+  spare_ = std::make_unique<ThreadCache>(*this);
   // The last step: a set whose constructor throws is in no registry.
   Registry& r = registry();
   const std::lock_guard lock(r.mutex);
@@ -136,6 +136,8 @@ ThreadCache* CacheSet::new_or_orphan() noexcept {
     }
   }
   try {
+    // Room for this one and for `spare_`.
+    if (caches_.size() + 2 > caches_.capacity()) caches_.reserve(2 * caches_.size());
     caches_.push_back(std::make_unique<ThreadCache>(*this));
     return caches_.back().get();
   } catch (const std::bad_alloc&) {
@@ -170,14 +172,23 @@ ThreadCache& CacheSet::attach_or_throw() {
 void CacheSet::count_slowly(Count what) noexcept {
   if (ThreadCache* const cache = attach()) return cache->count(what);
   const std::lock_guard lock(revokers_);
-  uncached_->count(what);
+  uncached().count(what);
+}
+
+ThreadCache& CacheSet::uncached() noexcept {
+  if (uncached_ == nullptr) {
+    SLABPOOL_ASSERT(caches_.size() < caches_.capacity(), "there is room for the spare cache", caches_.size());
+    uncached_ = spare_.get();
+    caches_.push_back(std::move(spare_));
+  }
+  return *uncached_;
 }
 
 void CacheSet::give_uncached(Block* chain) noexcept {
   {
     const std::lock_guard lock(revokers_);
     for (const Block* block = chain; block != nullptr; block = block->next)
-      uncached_->count_freed(block->bytes);
+      uncached().count_freed(block->bytes);
   }
   depot_.give(chain);
 }

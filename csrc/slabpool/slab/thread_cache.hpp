@@ -148,6 +148,7 @@ class CacheSet {
 
   ThreadCache* attach() noexcept;
   ThreadCache* new_or_orphan() noexcept;
+  ThreadCache& uncached() noexcept;  // under revokers_
   [[gnu::noinline]] ThreadCache& attach_or_throw();
   [[gnu::noinline]] void count_slowly(Count what) noexcept;
   void raise_peak(std::int64_t live) const noexcept;
@@ -160,7 +161,9 @@ class CacheSet {
   const std::uint32_t epoch_;
   mutable std::mutex revokers_;  // guards caches_ and revocation
   std::vector<std::unique_ptr<ThreadCache>> caches_;
-  // The first of caches_. Has no thread and no blocks: counts operations of threads without a cache, under revokers_.
+  // Has no thread and no blocks: counts operations of threads without a cache, under revokers_. In caches_ once it has
+  // counted one; caches_ always has room for it.
+  std::unique_ptr<ThreadCache> spare_;
   ThreadCache* uncached_ = nullptr;
   mutable std::atomic<std::int64_t> peak_live_{0};
 };
