@@ -440,8 +440,8 @@ cdef class Request:
         check_here(self.core)
         if not self.core.pool.describe(self.handle, info):
             return RequestState.RELEASED, 0, frozenset(), 0, "?", frozenset()
-        pending = frozenset([self.devices.names[number] for number in info.pending])
-        behind = frozenset([self.devices.names[number] for number in info.behind_stream])
+        pending = self.devices.named(info.pending)
+        behind = self.devices.named(info.behind_stream)
         return state_of(<int>info.state), info.nbytes, pending, info.live_views, location(info.opened_at), behind
 
     @property
