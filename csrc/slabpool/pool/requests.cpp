@@ -45,6 +45,13 @@ void Pool::close_request(Handle handle, bool cancel) noexcept {
   waiters_.notify();  // a waiter for memory of this request cannot have it any more
 }
 
+void Pool::discard(Handle handle) noexcept {
+  if (!usable_here()) return;
+  ClaimedList over;
+  table_.cut(handle, over);
+  end_all(over);
+}
+
 bool Pool::finish(Handle handle) noexcept {
   if (!table_.claim(handle)) return false;
   ClaimedList over;

@@ -82,7 +82,10 @@ cdef class Request:
             return
         if not self.core.pool.usable_here() or not self.core.pool.is_open(self.handle):
             return
-        opened_at = self._info()[4]
+        try:
+            opened_at = self._info()[4]
+        except MemoryError:
+            opened_at = "?"
         # Before the warning, which a filter may turn into an exception.
         self._leave(False)
         warnings.warn(
