@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,15 +44,20 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def interposer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def interposer(tmp_path_factory: pytest.TempPathFactory, require_program: Callable[..., str]) -> Path:
     """The library to preload."""
-    compiler = shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no C++ compiler (CXX, c++ or g++) to build the interposer with")
-    if "libasan" in os.environ.get("LD_PRELOAD", ""):
-        pytest.skip("the sanitizer replaces malloc itself")
+    compiler = require_program(os.environ.get("CXX") or "c++", "c++", "g++")
     made = tmp_path_factory.mktemp("faults") / "interpose.so"
-    command = [compiler, "-std=c++17", "-O1", "-fPIC", "-shared", "-o", str(made), str(HERE / "interpose.cpp")]
+    command = [
+        compiler,
+        "-std=c++17",
+        "-O1",
+        "-fPIC",
+        "-shared",
+        "-o",
+        str(made),
+        str(HERE / "interpose.cpp"),
+    ]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     return made
