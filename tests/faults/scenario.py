@@ -1,7 +1,7 @@
 """One scenario over the public interface, and the process that runs it with the k-th call failing.
 
-Run as a program with the interposer preloaded: imports slabpool once, then forks a child for each k. Each line
-that it prints is a JSON object about one k.
+Run as a program with the interposer preloaded: imports slabpool once, then forks a child for each k. Each
+line that it prints is a JSON object about one k.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def scenario(kind: str, steps: Steps, device: Device | None, name: str) -> None:
     turn = steps.forth("a turn", lambda: turn_of.request(devices=["a"]))
     kept = steps.forth("full", lambda: turn.full(5000, 7, "u1"))
     steps.forth("keep", lambda: turn_of.keep("a name", kept))
-    del kept
+    kept = None
     steps.back("close of a turn", turn.close)
     steps.back("ack of a turn", lambda: turn.ack("a"))
     next_turn = steps.forth("the next turn", lambda: turn_of.request(devices=["a"]))

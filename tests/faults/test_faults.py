@@ -1,9 +1,9 @@
 """The k-th call of each function that may fail does fail, for every k, over host and shared pools.
 
-Invariants: no such failure ends the process, loses a byte or a descriptor, or leaves the pool in another state; the call
-that meets it raises an error with a text and succeeds when it is made again; a call that returns memory succeeds. The
-scenario is in scenario.py, and what fails the calls in interpose.cpp. tests/cpp/faults does the same for operator new in
-every function of the core.
+Invariants: no such failure ends the process, loses a byte or a descriptor, or leaves the pool in another
+state. The call that meets it raises an error with a text, and succeeds when it is made again. A call that
+returns memory succeeds. The scenario is in scenario.py, and what fails the calls is in interpose.cpp.
+tests/cpp/faults does the same for operator new in every function of the core.
 
 SLABPOOL_TESTS_FAULTS: the most k of one function; by default 25, evenly spread over all calls.
 """
