@@ -83,6 +83,19 @@ std::int64_t deadline(std::int64_t timeout_ns) {
 // Names as the core knows them: a letter for the kind (text), then the bytes.
 std::string text_key(const char* text) { return "s" + std::string(text); }
 
+// The same for acks: up to this length without an allocation, so that an ack does not fail for lack of host memory.
+constexpr std::size_t kShortText = 1024;
+
+template <typename F>
+auto with_text_key(const char* text, F&& f) {
+  const std::size_t length = std::strlen(text);
+  if (length >= kShortText) return f(std::string_view(text_key(text)));
+  char key[kShortText + 1];
+  key[0] = 's';
+  std::memcpy(key + 1, text, length);
+  return f(std::string_view(key, length + 1));
+}
+
 // The answer to the caller; that memory ran out is counted.
 slabpool_status answer(Pool& pool, Status status, Handle request, std::uint64_t nbytes) {
   if (status == Status::exhausted || status == Status::system_refused)
@@ -361,7 +374,8 @@ slabpool_status slabpool_ack_id(slabpool_pool* pool, const char* id, uint32_t de
   return guarded([&] {
     std::optional<std::uint64_t> wanted;
     if (generation != 0) wanted = generation;
-    const Pool::Acked acked = of(pool).ack_id(text_key(id), device, wanted);
+    const Pool::Acked acked =
+        with_text_key(id, [&](std::string_view key) { return of(pool).ack_id(key, device, wanted); });
     if (acked.status == Status::ok) *result = static_cast<slabpool_ack_result>(acked.result);
     return acked.status;
   });

@@ -175,7 +175,6 @@ bool StreamHeap::release_in_order(void* address, const Stream* stream) noexcept 
     if (marks_.find({*stream, device_}, freed_on, call) != kSuccess) freed_on = {};
   }
   std::unique_ptr<Batch> batch;
-  Place own;
   Held* alone = nullptr;
   {
     const std::lock_guard lock(mutex_);
@@ -185,7 +184,7 @@ bool StreamHeap::release_in_order(void* address, const Stream* stream) noexcept 
       return false;
     }
     Held& held = found->second;
-    own = held.list->place;
+    const Place& own = held.list->place;
     try {
       batch = batch_of(&held, own);
       if (stream != nullptr && freed_on != own) batch->places.push_back(freed_on);
@@ -205,9 +204,9 @@ bool StreamHeap::release_in_order(void* address, const Stream* stream) noexcept 
   }
   if (batch != nullptr) {
     send(std::move(batch));
-  } else if (settled(own) && settled(freed_on)) {
+  } else {
     // The host has no memory for a batch, so it waits for the streams now.
-    give_back(alone);
+    give_back_alone(*alone, freed_on);
   }
   return true;
 }

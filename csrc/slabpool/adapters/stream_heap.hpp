@@ -150,6 +150,7 @@ class SLABPOOL_API StreamHeap {
   bool settled(const Place& place) noexcept;
   void take_back(bool all) noexcept;
   void give_back(Held* chain) noexcept;
+  void give_back_alone(Held& held, const Place& freed_on) noexcept;
   void note_lost(Context context) noexcept;
 
   Pool& pool_;
@@ -164,6 +165,7 @@ class SLABPOOL_API StreamHeap {
   std::unordered_map<Key, List, Hash> lists_;
   List* last_ = nullptr;
   Batch* stuck_ = nullptr;      // the driver refused an event and a wait; take_back() tries again
+  Held* alone_ = nullptr;       // the same for blocks that the host had no memory for a batch of
   std::uint64_t returned_ = 0;  // bytes that went back to the pool, ever
   Figures figures_;
 };

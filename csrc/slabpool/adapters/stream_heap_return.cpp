@@ -43,18 +43,35 @@ template <typename Which>
 void StreamHeap::flush(Which&& which) noexcept {
   for (;;) {
     std::unique_ptr<Batch> batch;
-    try {
+    Held* alone = nullptr;  // the blocks, where the host has no memory for a batch
+    Place place;
+    {
       const std::lock_guard lock(mutex_);
-      for (auto& [key, list] : lists_) {
-        if (list.parked == 0 || !which(list)) continue;
-        batch = batch_of(nullptr, list.place);
-        unpark(list, batch->chain);
-        break;
+      const auto found = std::find_if(lists_.begin(), lists_.end(), [&](const auto& item) {
+        return item.second.parked != 0 && which(item.second);
+      });
+      if (found == lists_.end()) return;
+      place = found->second.place;
+      try {
+        batch = batch_of(nullptr, place);
+      } catch (const std::bad_alloc&) {  // waits for the stream instead
       }
-    } catch (const std::bad_alloc&) {  // the blocks stay parked
+      unpark(found->second, batch != nullptr ? batch->chain : alone);
     }
-    if (batch == nullptr) return;
-    send(std::move(batch));
+    if (batch != nullptr) {
+      send(std::move(batch));
+    } else if (settled(place)) {
+      give_back(alone);
+    } else {
+      const std::lock_guard lock(mutex_);
+      while (Held* held = alone) {
+        alone = held->next;
+        --figures_.waiting_blocks;
+        figures_.waiting_bytes -= held->block->bytes;
+        park(*held);
+      }
+      return;
+    }
   }
 }
 
@@ -88,6 +105,19 @@ bool StreamHeap::settled(const Place& place) noexcept {
   const Progress now = StreamMarks::progress(driver_.cuCtxSynchronize());
   if (now == Progress::lost) note_lost(context);
   return now != Progress::pending;
+}
+
+// Gives back a freed block for which the host had no memory for a batch, once all work of its streams' contexts is done.
+// Where the driver refuses to wait, take_back() tries again.
+void StreamHeap::give_back_alone(Held& held, const Place& freed_on) noexcept {
+  bool done = settled(held.list->place) && settled(freed_on);
+  if (held.others != nullptr) {
+    for (const Place& place : *held.others) done = done && settled(place);
+  }
+  if (done) return give_back(&held);
+  const std::lock_guard lock(mutex_);
+  held.next = alone_;
+  alone_ = &held;
 }
 
 // Puts a mark on each stream of the batch. While this runs, `waits` is one more than the number of marks.
@@ -160,9 +190,17 @@ void StreamHeap::take_back(bool all) noexcept {
   }
   if (!all) return;
   Batch* again = nullptr;
+  Held* alone = nullptr;
   {
     const std::lock_guard lock(mutex_);
     std::swap(again, stuck_);
+    std::swap(alone, alone_);
+  }
+  while (alone != nullptr) {
+    Held& held = *alone;
+    alone = held.next;
+    held.next = nullptr;
+    give_back_alone(held, {});
   }
   while (again != nullptr) {
     std::unique_ptr<Batch> batch(again);

@@ -5,21 +5,21 @@
 #include <cstddef>
 #include <memory>
 
+#include "slabpool/base/descriptor.hpp"
 #include "slabpool/base/error.hpp"
 
 namespace slabpool {
 
 class SharedFile {
  public:
-  // Null if the system refuses. Sparse: a page costs memory once it is touched.
+  // Null if the system refuses. Throws std::bad_alloc. Sparse: a page costs memory once it is touched.
   static std::unique_ptr<SharedFile> create(std::size_t bytes, Error& error);
   SharedFile(const SharedFile&) = delete;
   SharedFile& operator=(const SharedFile&) = delete;
-  ~SharedFile();
 
-  int fd() const noexcept { return fd_; }
+  int fd() const noexcept { return fd_.get(); }
   // A descriptor that maps for reading only; -1 before open_read_only().
-  int read_only_fd() const noexcept { return read_only_; }
+  int read_only_fd() const noexcept { return read_only_.get(); }
   std::size_t bytes() const noexcept { return bytes_; }
 
   // Opens the file once more, for reading only. Its mode is set to 0400 first, so that a process that receives this
@@ -30,10 +30,10 @@ class SharedFile {
   bool seal(bool future_write, Error& error) noexcept;
 
  private:
-  SharedFile(int fd, std::size_t bytes) : fd_(fd), bytes_(bytes) {}
+  SharedFile(Descriptor fd, std::size_t bytes) noexcept : fd_(std::move(fd)), bytes_(bytes) {}
 
-  int fd_ = -1;
-  int read_only_ = -1;
+  Descriptor fd_;
+  Descriptor read_only_;
   std::size_t bytes_ = 0;
 };
 

@@ -33,6 +33,9 @@ bool SharedMemory::map(std::size_t bytes, Error& error) {
   void* mapping =
       mmap(nullptr, bytes + kRangeAlign, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapping == MAP_FAILED) return error.fail_errno();
+  // From here on the destructor or the next attempt unmaps it, also after an exception.
+  mapping_ = mapping;
+  mapping_bytes_ = bytes + kRangeAlign;
   const auto address = reinterpret_cast<std::uintptr_t>(mapping);
   const auto aligned = (address + kRangeAlign - 1) & ~(std::uintptr_t{kRangeAlign} - 1);
   base_ = static_cast<std::byte*>(mapping) + (aligned - address);
@@ -40,11 +43,9 @@ bool SharedMemory::map(std::size_t bytes, Error& error) {
   if (file_ == nullptr || mmap(base_, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
                                file_->fd(), 0) == MAP_FAILED) {
     if (file_ != nullptr) error.fail_errno();
-    (void)munmap(mapping, bytes + kRangeAlign);
+    unmap();
     return false;
   }
-  mapping_ = mapping;
-  mapping_bytes_ = bytes + kRangeAlign;
   address_space_ = bytes;
   return true;
 }
@@ -76,8 +77,11 @@ std::unique_ptr<SharedMemory> SharedMemory::create(std::size_t reserve, std::siz
   return memory;
 }
 
-SharedMemory::~SharedMemory() {
+SharedMemory::~SharedMemory() { unmap(); }
+
+void SharedMemory::unmap() noexcept {
   if (mapping_ != nullptr) (void)munmap(mapping_, mapping_bytes_);
+  mapping_ = nullptr;
 }
 
 // Whether the control groups have room for these pages. One reads two small files for each limited group.

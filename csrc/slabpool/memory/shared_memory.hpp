@@ -37,6 +37,7 @@ class SharedMemory final : public MemoryResource {
   SharedMemory() = default;
   bool map(std::size_t bytes, Error& error);
   bool has_room(std::size_t bytes) noexcept;
+  void unmap() noexcept;
 
   MemoryGroups groups_;
   // The group that was full at the last refusal; null: it had another reason. Relaxed: a report only.

@@ -5,8 +5,6 @@
 //   a queued ack is a hold like any other until its work is done; it counts for the request and the device it was made
 //   for, and for nothing that was opened or named since;
 //   of several callers that may find that they were last, one gives the blocks back (RequestTable::claim).
-#include <algorithm>
-
 #include "slabpool/acks/from_streams.hpp"
 #include "slabpool/acks/polled_acks.hpp"
 #include "slabpool/base/clock.hpp"
@@ -27,13 +25,13 @@ inline Pool::Counted Pool::count_ack(Handle handle, std::uint32_t device, AckOri
     return {left, false};
   if (origin == AckOrigin::stream && table_.any_lease()) devices_.heard(device, now_ns());
   const bool acknowledged = origin == AckOrigin::call || origin == AckOrigin::stream;
-  if (origin != AckOrigin::device_lost) caches_.mine().count(Count::acks);
+  if (origin != AckOrigin::device_lost) caches_.count(Count::acks);
   log(acknowledged ? EventKind::ack : EventKind::lost, handle.generation, device, 0);
   // Sequentially consistent, as is the clearing of the bit: see RequestTable::link_child().
   if (table_.first_child(handle.slot).load(std::memory_order_seq_cst) != 0) [[unlikely]] {
-    std::vector<Handle> over;
+    ClaimedList over;
     table_.leave_children(handle, device_bit(device), over);
-    finish_all(over);
+    end_all(over);
   }
   return {left, left == HolderSet::Left::last && finish(handle)};
 }
@@ -49,18 +47,17 @@ Pool::Acked Pool::ack(Handle handle, std::uint32_t device) noexcept {
 
 // The answer to an ack that changes nothing.
 Pool::Acked Pool::not_held(Handle handle, std::uint32_t device) noexcept {
-  ThreadCache& cache = caches_.mine();
   const HolderSet::Left left =
       table_.record(handle.slot) == nullptr
           ? HolderSet::Left::gone
           : table_.holders(handle.slot).why_absent(handle.generation, device_bit(device));
   // A slot that was not used again still has the bits of a request that is over, and the answer must not depend on that.
   if (left == HolderSet::Left::gone || table_.is_over(handle)) {
-    cache.count(Count::late_acks);
+    caches_.count(Count::late_acks);
     return {Status::ok, AckResult::late};
   }
   if (left == HolderSet::Left::never) return {Status::unknown_device, AckResult::late};
-  cache.count(Count::duplicate_acks);
+  caches_.count(Count::duplicate_acks);
   return {Status::ok, AckResult::duplicate};
 }
 
@@ -78,7 +75,7 @@ Pool::Named Pool::named(std::string_view id, std::uint32_t device,
   if (waiting.queued > 1) return {false, {}, {Status::ambiguous, AckResult::late}};
   if (waiting.queued == 1) return {true, waiting.acknowledged, {}};
   if (waiting.found && !waiting.named) return {false, {}, {Status::unknown_device, AckResult::late}};
-  caches_.mine().count(Count::late_acks);
+  caches_.count(Count::late_acks);
   return {false, {}, {Status::ok, AckResult::late}};
 }
 
@@ -120,7 +117,7 @@ Pool::Acked Pool::ack_after(Handle handle, std::uint32_t device, const cuda::Str
   }
   if (table_.any_lease()) devices_.heard(device, now_ns());
   if (answer.added == FromStreams::Added::duplicate) {
-    caches_.mine().count(Count::duplicate_acks);
+    caches_.count(Count::duplicate_acks);
     return {Status::ok, AckResult::duplicate};
   }
   if (answer.added == FromStreams::Added::done) return ack(handle, device);
@@ -198,15 +195,15 @@ Status Pool::add_device(Handle handle, std::uint32_t device) noexcept {
 std::uint64_t Pool::device_lost(std::uint32_t device) noexcept {
   if (!usable_here()) return 0;
   collect_acks();
-  // A request that is opened on the device while this runs names it anew: the device is back.
-  std::vector<Handle> held = table_.held_by(device);
-  // Children before the request they descend from, which is older: once the device has left that one too, another thread
-  // may end it and its children, and they would not be counted here.
-  std::sort(held.begin(), held.end(),
-            [](const Handle& a, const Handle& b) { return a.generation > b.generation; });
-  return static_cast<std::uint64_t>(std::count_if(held.begin(), held.end(), [&](Handle handle) {
-    return count_ack(handle, device, AckOrigin::device_lost).left != HolderSet::Left::absent;
-  }));
+  // Under one lock of the table: a request that is opened on the device later names it anew, so the device is back.
+  std::uint64_t held = 0;
+  ClaimedList over;
+  table_.leave_all(device_bit(device), over, [&](std::uint64_t generation) {
+    log(EventKind::lost, generation, device, 0);
+    ++held;
+  });
+  end_all(over);
+  return held;
 }
 
 void Pool::heartbeat(std::uint32_t device) noexcept { devices_.heard(device, now_ns()); }

@@ -224,10 +224,7 @@ Allocation Pool::allocate_until(const AllocateSpec& spec, std::int64_t deadline_
 
 void Pool::note_exhausted(Handle request, std::uint64_t nbytes) noexcept {
   if (!usable_here()) return;
-  try {
-    caches_.mine().count(Count::exhaustions);
-  } catch (const std::bad_alloc&) {  // the figure is then one short
-  }
+  caches_.count(Count::exhaustions);
   log(EventKind::exhausted, request.generation, kNoDevice, nbytes);
 }
 

@@ -50,12 +50,14 @@ std::unique_ptr<SharedOwner> share_device_memory(const MemoryResource& memory, i
   cuda::DeviceInfo info;
   const cuda::Driver* driver = cuda::Driver::get(error);
   if (driver == nullptr || !cuda::describe_device(*driver, device, info, error)) return nullptr;
-  const int fd = cuda::shareable_fd(memory, error);
-  if (fd < 0) {
+  Descriptor fd(cuda::shareable_fd(memory, error));
+  if (fd.get() < 0) {
     error.status = Status::system_refused;
     return nullptr;
   }
-  auto shared = SharedOwner::create({fd, fd, memory.address_space(), info.pci, true}, error);
+  const int number = fd.get();
+  auto shared =
+      SharedOwner::create({number, number, memory.address_space(), info.pci, std::move(fd)}, error);
   if (shared == nullptr && error.text.empty())
     (void)error.fail_errno("the files of a shared pool", error.system_errno);
   return shared;
@@ -83,7 +85,7 @@ Sources shared_sources(const PoolOptions& options, std::uint64_t reserve, Error&
   auto data = SharedMemory::create(reserve, options.capacity * 2, error);
   if (data == nullptr) return sources;
   const SharedFile& file = data->file();
-  sources.shared = SharedOwner::create({file.read_only_fd(), file.fd(), file.bytes(), {}, false}, error);
+  sources.shared = SharedOwner::create({file.read_only_fd(), file.fd(), file.bytes(), {}, {}}, error);
   if (sources.shared != nullptr) sources.memory = std::move(data);
   return sources;
 }
@@ -199,20 +201,9 @@ Status Pool::close(bool force) noexcept {
   // Release: a thread that learns of the closing finds the pool closed. Sequentially consistent, as in notify(): a waiter
   // that registers now either is woken at the end of this call, or finds the pool closed.
   slow_path_flags_.fetch_or(kClosed, std::memory_order_seq_cst);
-  std::vector<Handle> all;
-  std::vector<Handle> over;
-  try {
-    table_.each([&](const RequestRecord& r, const HolderView&) {
-      const std::uint64_t generation = r.generation.load(std::memory_order_relaxed);
-      if (!RequestRecord::is_released(generation)) all.push_back({r.slot, generation});
-    });
-    for (const Handle handle : all) table_.cut(handle, over);
-  } catch (const std::bad_alloc&) {
-    slow_path_flags_.fetch_and(~kClosed, std::memory_order_release);
-    finish_all(over);
-    return Status::system_refused;
-  }
-  finish_all(over);
+  ClaimedList over;
+  table_.cut_all(over);
+  end_all(over);
   (void)trim();
   waiters_.notify();
   return Status::ok;

@@ -129,6 +129,8 @@ class SLABPOOL_API Pool final : public AckSink {
   Status open(const OpenSpec& spec, Handle& handle) noexcept;
   Status open_until(const OpenSpec& spec, Handle& handle, std::int64_t deadline_ns) noexcept;
   void close_request(Handle handle, bool cancel) noexcept;
+  // Every holder leaves a request that no other code has yet: its opening is undone.
+  void discard(Handle handle) noexcept;
   Status add_device(Handle handle, std::uint32_t device) noexcept;
   bool released(Handle handle) noexcept;
   bool is_open(Handle handle) const noexcept;  // the host holds it
@@ -298,7 +300,8 @@ class SLABPOOL_API Pool final : public AckSink {
 
   // requests.cpp
   bool finish(Handle handle) noexcept;  // false: another thread does
-  void finish_all(const std::vector<Handle>& over) noexcept;
+  void end(RequestRecord& claimed, ClaimedList& over) noexcept;
+  void end_all(ClaimedList& over) noexcept;
   template <typename Try>
   bool wait_for(std::int64_t deadline_ns, Try&& attempt) noexcept {
     const auto collect_and_try = [&] {

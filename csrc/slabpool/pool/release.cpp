@@ -13,12 +13,14 @@ void Pool::give_back(Block* chain, bool to_depot) noexcept {
   if ((slow_path_flags_.load(std::memory_order_relaxed) & (kScrub | kDebug)) != 0) {
     for (Block* block = chain; block != nullptr; block = block->next) clean(*block);
   }
-  ThreadCache& cache = caches_.mine();
-  if (to_depot) {
-    for (Block* block = chain; block != nullptr; block = block->next) cache.count_freed(block->bytes);
+  ThreadCache* const cache = caches_.mine_or_null();
+  if (cache == nullptr) [[unlikely]] {
+    caches_.give_uncached(chain);
+  } else if (to_depot) {
+    for (Block* block = chain; block != nullptr; block = block->next) cache->count_freed(block->bytes);
     depot_.give(chain);
   } else {
-    cache.push(chain);
+    cache->push(chain);
   }
   waiters_.notify();
 }

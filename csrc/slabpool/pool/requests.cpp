@@ -38,29 +38,45 @@ Status Pool::open_until(const OpenSpec& spec, Handle& handle, std::int64_t deadl
 void Pool::close_request(Handle handle, bool cancel) noexcept {
   if (!usable_here()) return;
   collect_acks();  // otherwise a request whose acks all arrived would stay until the next call
-  std::vector<Handle> over;
+  ClaimedList over;
   if (!table_.close(handle, cancel, over)) return;
   log(EventKind::close, handle.generation, kNoDevice, 0);
-  finish_all(over);
+  end_all(over);
   waiters_.notify();  // a waiter for memory of this request cannot have it any more
+}
+
+void Pool::discard(Handle handle) noexcept {
+  if (!usable_here()) return;
+  ClaimedList over;
+  table_.cut(handle, over);
+  end_all(over);
 }
 
 bool Pool::finish(Handle handle) noexcept {
   if (!table_.claim(handle)) return false;
-  RequestRecord& record = *table_.record(handle.slot);
-  const RequestBlocks::Released back = record.blocks.release(retained_);
-  const bool budget = record.has_budget.load(std::memory_order_relaxed);
-  if (back.chain != nullptr) give_back(back.chain, budget);
-  if (budget) table_.return_budget(record);
-  log(EventKind::release, handle.generation, kNoDevice, back.freed);
-  if (back.retained != 0) log(EventKind::retain, handle.generation, kNoDevice, back.retained);
-  finish_all(table_.retire(record));
-  waiters_.notify();
+  ClaimedList over;
+  end(*table_.record(handle.slot), over);
+  end_all(over);
   return true;
 }
 
-void Pool::finish_all(const std::vector<Handle>& over) noexcept {
-  for (const Handle handle : over) (void)finish(handle);
+// Ends a claimed request. Descendants and pinned requests that are over by it are added to `over`.
+void Pool::end(RequestRecord& claimed, ClaimedList& over) noexcept {
+  const RequestBlocks::Released back = claimed.blocks.release(retained_);
+  const bool budget = claimed.has_budget.load(std::memory_order_relaxed);
+  if (back.chain != nullptr) give_back(back.chain, budget);
+  if (budget) table_.return_budget(claimed);
+  if (log_ != nullptr) [[unlikely]] {
+    const std::uint64_t generation = claimed.handle().generation;
+    log(EventKind::release, generation, kNoDevice, back.freed);
+    if (back.retained != 0) log(EventKind::retain, generation, kNoDevice, back.retained);
+  }
+  table_.retire(claimed, over);
+  waiters_.notify();
+}
+
+void Pool::end_all(ClaimedList& over) noexcept {
+  while (RequestRecord* claimed = over.pop()) end(*claimed, over);
 }
 
 bool Pool::released(Handle handle) noexcept {

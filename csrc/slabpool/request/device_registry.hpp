@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <new>
 #include <optional>
@@ -26,25 +27,28 @@ class DeviceRegistry {
     if (!heard_.open(0, kMaxDevices)) throw std::bad_alloc();
   }
 
-  // The number of a name, a new one if it is not known; empty if there are kMaxDevices names already.
+  // The number of a name, a new one if it is not known; empty if there are kMaxDevices names already. Throws
+  // std::bad_alloc, and then nothing has changed.
   std::optional<std::uint32_t> add(std::string_view name) {
     const std::lock_guard lock(mutex_);
-    const auto found = numbers_.find(std::string(name));
+    const auto found = numbers_.find(name);
     if (found != numbers_.end()) return found->second;
     if (names_.size() == kMaxDevices) return std::nullopt;
     const auto number = static_cast<std::uint32_t>(names_.size());
-    names_.emplace_back(name);
-    numbers_.emplace(names_.back(), number);
+    if (names_.size() == names_.capacity()) names_.reserve(2 * names_.size() + 8);
+    // A node of the map does not move.
+    names_.push_back(&numbers_.emplace(name, number).first->first);
     return number;
   }
-  std::optional<std::uint32_t> find(std::string_view name) const {
+  // Allocates nothing: acks look up the names of devices.
+  std::optional<std::uint32_t> find(std::string_view name) const noexcept {
     const std::lock_guard lock(mutex_);
-    const auto found = numbers_.find(std::string(name));
+    const auto found = numbers_.find(name);
     return found != numbers_.end() ? std::optional(found->second) : std::nullopt;
   }
   std::string name(std::uint32_t device) const {
     const std::lock_guard lock(mutex_);
-    return device < names_.size() ? names_[device] : std::string();
+    return device < names_.size() ? *names_[device] : std::string();
   }
   std::uint32_t size() const {
     const std::lock_guard lock(mutex_);
@@ -61,9 +65,16 @@ class DeviceRegistry {
   }
 
  private:
+  struct Hash {
+    using is_transparent = void;  // finds a string_view without making a string of it
+    std::size_t operator()(std::string_view name) const noexcept {
+      return std::hash<std::string_view>{}(name);
+    }
+  };
+
   mutable std::mutex mutex_;  // a leaf in the order of locks
-  std::unordered_map<std::string, std::uint32_t> numbers_;
-  std::vector<std::string> names_;
+  std::unordered_map<std::string, std::uint32_t, Hash, std::equal_to<>> numbers_;
+  std::vector<const std::string*> names_;  // keys of numbers_
   VirtualArray<std::atomic<std::int64_t>> heard_;
 };
 

@@ -77,7 +77,7 @@ bool RequestTable::pins(Handle by, std::uint32_t slot) const noexcept {
 
 // Called by retire(), under the table's mutex. The last pinned first: a root is pinned before its children, and must not
 // be over before them.
-void RequestTable::unpin_all(RequestRecord& by, std::vector<Handle>& over) noexcept {
+void RequestTable::unpin_all(RequestRecord& by, ClaimedList& over) noexcept {
   const std::int64_t now = now_ns();
   while (!by.pinned.empty()) {
     const Handle handle = by.pinned.back();
@@ -89,7 +89,7 @@ void RequestTable::unpin_all(RequestRecord& by, std::vector<Handle>& over) noexc
     // Clears the host's bit if the host left while there were pins. (Pool::close(force) has cleared all bits already.)
     if (kept.host_left.load(std::memory_order_relaxed) &&
         holders(handle.slot).leave(handle.generation, kHost) == HolderSet::Left::last) {
-      over.push_back(handle);
+      claim_into(handle, over);
     }
   }
 }

@@ -90,6 +90,9 @@ struct alignas(64) RequestRecord {
   std::uint64_t charged = 0;  // by this request alone
   std::uint64_t used = 0;     // by this request and its descendants
 
+  // The link of a ClaimedList. Used only by the thread that claimed the request, until it retires the request.
+  RequestRecord* next_claimed = nullptr;
+
   // Starts a new request in a free slot, not yet visible to any reader of `generation`. `parent` may be null.
   // Throws std::bad_alloc, and then nothing has changed.
   void reset(const OpenSpec& spec, const RequestRecord* of_parent);
@@ -107,6 +110,32 @@ struct alignas(64) RequestRecord {
     return generation.load(std::memory_order_acquire) == handle.generation &&
            !host_left.load(std::memory_order_relaxed);
   }
+};
+
+// Requests that this thread has claimed and has to end, in the order in which they are to end. The links lie in the
+// records, so a list of any length needs no memory.
+class ClaimedList {
+ public:
+  bool empty() const noexcept { return first_ == nullptr; }
+  void push(RequestRecord& record) noexcept {
+    record.next_claimed = nullptr;
+    (first_ == nullptr ? first_ : last_->next_claimed) = &record;
+    last_ = &record;
+  }
+  // Null: the list is empty.
+  RequestRecord* pop() noexcept {
+    RequestRecord* record = first_;
+    if (record != nullptr) first_ = record->next_claimed;
+    return record;
+  }
+
+  ClaimedList() noexcept = default;
+  ClaimedList(const ClaimedList&) = delete;
+  ClaimedList& operator=(const ClaimedList&) = delete;
+
+ private:
+  RequestRecord* first_ = nullptr;
+  RequestRecord* last_ = nullptr;  // of a list that is not empty
 };
 
 }  // namespace slabpool

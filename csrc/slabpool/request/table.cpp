@@ -164,41 +164,27 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   return Status::ok;
 }
 
-// Calls f for every descendant, each before the one it descends from. Without recursion, because users may nest children
-// deeper than a stack.
-template <typename F>
-void RequestTable::each_below(RequestRecord& top, F&& f) {
-  const auto deepest = [&](RequestRecord* r) {
-    while (const std::uint32_t child = first_child(r->slot).load(std::memory_order_relaxed))
-      r = record(child - 1);
-    return r;
-  };
-  for (RequestRecord* r = deepest(&top); r != &top;) {
-    // Read before f, which may remove the last holder: another thread may then end the record, but not while this one
-    // holds the mutex.
-    RequestRecord* next =
-        r->next_sibling != 0 ? deepest(record(r->next_sibling - 1)) : record(r->parent - 1);
-    f(*r);
-    r = next;
-  }
+// Claims a request that has no holder left. Another thread, whose ack was the last, may have claimed it before.
+void RequestTable::claim_into(Handle handle, ClaimedList& over) noexcept {
+  if (claim(handle)) over.push(*record(handle.slot));
 }
 
-void RequestTable::bit_leaves_below(RequestRecord& r, HolderBit bit, std::vector<Handle>& over) {
-  each_below(r, [&](RequestRecord& child) {
-    const Handle own{child.slot, child.generation.load(std::memory_order_relaxed)};
-    if (!RequestRecord::is_released(own.generation) &&
-        holders(child.slot).leave(own.generation, bit) == HolderSet::Left::last) {
-      over.push_back(own);
-    }
-  });
+// True if the holder held the request.
+bool RequestTable::bit_leaves_one(RequestRecord& r, HolderBit bit, ClaimedList& over) noexcept {
+  const Handle own{r.slot, r.generation.load(std::memory_order_relaxed)};
+  if (RequestRecord::is_released(own.generation)) return false;
+  const HolderSet::Left left = holders(r.slot).leave(own.generation, bit);
+  if (left == HolderSet::Left::last) claim_into(own, over);
+  return left == HolderSet::Left::last || left == HolderSet::Left::others_hold;
 }
 
-void RequestTable::leave_children(Handle handle, HolderBit bit, std::vector<Handle>& over) {
+void RequestTable::leave_children(Handle handle, HolderBit bit, ClaimedList& over) noexcept {
   const std::lock_guard lock(mutex_);
-  if (RequestRecord* r = live_record(handle)) bit_leaves_below(*r, bit, over);
+  if (RequestRecord* r = live_record(handle))
+    each_below(*r, [&](RequestRecord& child) { (void)bit_leaves_one(child, bit, over); });
 }
 
-void RequestTable::host_leaves_one(RequestRecord& r, bool cancel, std::vector<Handle>& over) {
+void RequestTable::host_leaves_one(RequestRecord& r, bool cancel, ClaimedList& over) noexcept {
   const Handle own{r.slot, r.generation.load(std::memory_order_relaxed)};
   if (r.host_left || RequestRecord::is_released(own.generation)) return;
   r.host_left.store(true, std::memory_order_relaxed);  // published by the clearing of the bit
@@ -211,10 +197,10 @@ void RequestTable::host_leaves_one(RequestRecord& r, bool cancel, std::vector<Ha
     open_.fetch_sub(1, std::memory_order_relaxed);
     draining_.fetch_add(1, std::memory_order_relaxed);
   }
-  if (holders(r.slot).leave(own.generation, kHost) == HolderSet::Left::last) over.push_back(own);
+  if (holders(r.slot).leave(own.generation, kHost) == HolderSet::Left::last) claim_into(own, over);
 }
 
-bool RequestTable::close(Handle handle, bool cancel, std::vector<Handle>& over) {
+bool RequestTable::close(Handle handle, bool cancel, ClaimedList& over) noexcept {
   const std::lock_guard lock(mutex_);
   RequestRecord* r = live_record(handle);
   if (r == nullptr || r->host_left) return false;
@@ -223,22 +209,27 @@ bool RequestTable::close(Handle handle, bool cancel, std::vector<Handle>& over) 
   return true;
 }
 
-void RequestTable::cut_one(RequestRecord& r, std::vector<Handle>& over) {
+void RequestTable::cut_one(RequestRecord& r, ClaimedList& over) noexcept {
   const Handle own{r.slot, r.generation.load(std::memory_order_relaxed)};
   if (own.generation == 0 || RequestRecord::is_released(own.generation)) return;
   host_leaves_one(r, true, over);
   (void)holders(r.slot).cut(own.generation);
-  over.push_back(own);  // maybe twice; claim() succeeds once
+  claim_into(own, over);
 }
 
-void RequestTable::cut_locked(RequestRecord& r, std::vector<Handle>& over) {
+void RequestTable::cut_locked(RequestRecord& r, ClaimedList& over) noexcept {
   each_below(r, [&](RequestRecord& child) { cut_one(child, over); });
   cut_one(r, over);
 }
 
-void RequestTable::cut(Handle handle, std::vector<Handle>& over) {
+void RequestTable::cut(Handle handle, ClaimedList& over) noexcept {
   const std::lock_guard lock(mutex_);
   if (RequestRecord* r = live_record(handle)) cut_locked(*r, over);
+}
+
+void RequestTable::cut_all(ClaimedList& over) noexcept {
+  const std::lock_guard lock(mutex_);
+  each_top([&](RequestRecord& top) { cut_locked(top, over); });
 }
 
 Status RequestTable::add_device(Handle handle, std::uint32_t device) {
@@ -287,8 +278,7 @@ void RequestTable::unlink_child(RequestRecord& r) noexcept {
   r.parent = r.next_sibling = r.prev_sibling = 0;
 }
 
-std::vector<Handle> RequestTable::retire(RequestRecord& r) {
-  std::vector<Handle> over;
+void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
   const std::lock_guard lock(mutex_);
   SLABPOOL_ASSERT(RequestRecord::is_released(r.generation.load(std::memory_order_relaxed)),
                   "only a claimed request is retired", r.slot);
@@ -309,7 +299,6 @@ std::vector<Handle> RequestTable::retire(RequestRecord& r) {
   if (r.lease_ns != 0) leased_.fetch_sub(1, std::memory_order_relaxed);
   r.ended.store(r.handle().generation, std::memory_order_release);
   if (r.blocks.retire()) free_slot(r);
-  return over;
 }
 
 void RequestTable::recycle(RequestRecord& r) noexcept {
@@ -368,15 +357,6 @@ bool RequestTable::in_doubt(const RequestRecord& r, const HolderView& set,
     silent = silent || now_ns - since > r.lease_ns;
   });
   return silent;
-}
-
-std::vector<Handle> RequestTable::held_by(std::uint32_t device) {
-  std::vector<Handle> found;
-  each([&](const RequestRecord& r, const HolderView& set) {
-    const Handle own{r.slot, r.generation.load(std::memory_order_relaxed)};
-    if (set.holds(own.generation, device_bit(device))) found.push_back(own);
-  });
-  return found;
 }
 
 }  // namespace slabpool

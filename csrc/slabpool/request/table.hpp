@@ -62,23 +62,30 @@ class RequestTable {
   // exhausted: the reserve is not available now. A child has no reserve and no quota. Throws std::bad_alloc.
   Status open(const OpenSpec& spec, Handle& handle);
 
-  // A device that leaves a request leaves its children too. Called after HolderSet::leave() on the request itself; adds
-  // the children that are over by it to `over`.
-  void leave_children(Handle handle, HolderBit bit, std::vector<Handle>& over);
-  // The host leaves the request and all descendants. Requests that are over by it are added to `over`, descendants
-  // first. False if the host had left before or the request is over.
-  bool close(Handle handle, bool cancel, std::vector<Handle>& over);
-  // Every holder leaves at once.
-  void cut(Handle handle, std::vector<Handle>& over);
+  // The calls below claim the requests that are over by them and add them to `over`, descendants first. The caller ends
+  // them: it returns their blocks and calls retire(). None of these calls allocates.
+
+  // A device that leaves a request leaves its children too. Called after HolderSet::leave() on the request itself.
+  void leave_children(Handle handle, HolderBit bit, ClaimedList& over) noexcept;
+  // The host leaves the request and all descendants. False if the host had left before or the request is over.
+  bool close(Handle handle, bool cancel, ClaimedList& over) noexcept;
+  // Every holder of the request and of its descendants leaves at once.
+  void cut(Handle handle, ClaimedList& over) noexcept;
+  // The same for every request.
+  void cut_all(ClaimedList& over) noexcept;
+  // A device leaves every request. Calls left(generation) under the mutex for each request that it held, descendants
+  // first.
+  template <typename Left>
+  void leave_all(HolderBit bit, ClaimedList& over, Left&& left) noexcept;
 
   // unknown_device: a child may name only devices that hold its parent.
   Status add_device(Handle handle, std::uint32_t device);
 
   // True for one caller, once the last holder has left; that caller then returns the blocks and calls retire().
   bool claim(Handle handle) noexcept;
-  // Forgets a claimed request whose blocks went back. Its slot is free once no block is retained. Returns children that
-  // were not over yet (their parent's end is theirs), for the caller to finish.
-  std::vector<Handle> retire(RequestRecord& record);
+  // Forgets a claimed request whose blocks went back. Its slot is free once no block is retained. Children that were not
+  // over yet (their parent's end is theirs) are added to `over`.
+  void retire(RequestRecord& record, ClaimedList& over) noexcept;
   // Frees the slot; called by the thread for which RequestBlocks::returned_retained() returned true.
   void recycle(RequestRecord& record) noexcept;
 
@@ -132,7 +139,6 @@ class RequestTable {
   template <typename IsQueued>
   Waiting find_waiting(std::string_view id, std::uint32_t device,
                        std::optional<std::uint64_t> generation, IsQueued&& is_queued);
-  std::vector<Handle> held_by(std::uint32_t device);
 
   // Calls f(record, holders) under the mutex for every request that is not over or still retains bytes.
   template <typename F>
@@ -189,12 +195,15 @@ class RequestTable {
   void unlink_child(RequestRecord& record) noexcept;
   template <typename F>
   void each_below(RequestRecord& top, F&& f);
-  void host_leaves_one(RequestRecord& record, bool cancel, std::vector<Handle>& over);
-  void bit_leaves_below(RequestRecord& record, HolderBit bit, std::vector<Handle>& over);
-  void cut_one(RequestRecord& record, std::vector<Handle>& over);
-  void cut_locked(RequestRecord& record, std::vector<Handle>& over);  // with its descendants
+  template <typename F>
+  void each_top(F&& f);
+  void claim_into(Handle handle, ClaimedList& over) noexcept;
+  bool bit_leaves_one(RequestRecord& record, HolderBit bit, ClaimedList& over) noexcept;
+  void host_leaves_one(RequestRecord& record, bool cancel, ClaimedList& over) noexcept;
+  void cut_one(RequestRecord& record, ClaimedList& over) noexcept;
+  void cut_locked(RequestRecord& record, ClaimedList& over) noexcept;  // with its descendants
   void pin_locked(RequestRecord& by, RequestRecord& kept) noexcept;
-  void unpin_all(RequestRecord& by, std::vector<Handle>& over) noexcept;
+  void unpin_all(RequestRecord& by, ClaimedList& over) noexcept;
   void charge_kept(RequestRecord& kept, std::uint64_t bytes) noexcept;  // under the budget mutex
   void forget_charge(RequestRecord& kept) noexcept;                     // under the budget mutex
 
@@ -216,6 +225,48 @@ class RequestTable {
   std::atomic<std::uint64_t> draining_{0};
   std::atomic<std::uint64_t> leased_{0};
 };
+
+// Calls f for every descendant, each before the one it descends from. Without recursion, because users may nest children
+// deeper than a stack.
+template <typename F>
+void RequestTable::each_below(RequestRecord& top, F&& f) {
+  const auto deepest = [&](RequestRecord* r) {
+    while (const std::uint32_t child = first_child(r->slot).load(std::memory_order_relaxed))
+      r = record(child - 1);
+    return r;
+  };
+  for (RequestRecord* r = deepest(&top); r != &top;) {
+    // Read before f, which may remove the last holder: another thread may then end the record, but not while this one
+    // holds the mutex.
+    RequestRecord* next =
+        r->next_sibling != 0 ? deepest(record(r->next_sibling - 1)) : record(r->parent - 1);
+    f(*r);
+    r = next;
+  }
+}
+
+// Calls f for every record in use that has no parent. Each other record in use is below one of them, because a parent is
+// not retired before its children are unlinked.
+template <typename F>
+void RequestTable::each_top(F&& f) {
+  for (std::uint32_t slot = 0; slot < slots_made_; ++slot) {
+    RequestRecord& r = *record(slot);
+    if (r.parent == 0 && r.generation.load(std::memory_order_relaxed) != 0) f(r);
+  }
+}
+
+template <typename Left>
+void RequestTable::leave_all(HolderBit bit, ClaimedList& over, Left&& left) noexcept {
+  const std::lock_guard lock(mutex_);
+  const auto leave = [&](RequestRecord& r) {
+    const std::uint64_t generation = r.handle().generation;
+    if (bit_leaves_one(r, bit, over)) left(generation);
+  };
+  each_top([&](RequestRecord& top) {
+    each_below(top, leave);
+    leave(top);
+  });
+}
 
 template <typename IsQueued>
 RequestTable::Waiting RequestTable::find_waiting(std::string_view id, std::uint32_t device,

@@ -16,12 +16,13 @@
 
 namespace slabpool {
 
-std::unique_ptr<SharedOwner> SharedOwner::create(const SharedData& data, Error& error) {
+std::unique_ptr<SharedOwner> SharedOwner::create(SharedData given, Error& error) {
   const auto refused = [&] {
     (void)error.fail_errno("the files of a shared pool");
     return nullptr;
   };
-  std::unique_ptr<SharedOwner> owner(new SharedOwner(data));
+  std::unique_ptr<SharedOwner> owner(new SharedOwner(std::move(given)));
+  const SharedData& data = owner->data_;
   owner->table_ = SharedFile::create(kTableBytes, error);
   if (owner->table_ == nullptr) return nullptr;
   owner->tally_ = SharedFile::create(kTallyBytes, error);
@@ -51,10 +52,6 @@ std::unique_ptr<SharedOwner> SharedOwner::create(const SharedData& data, Error& 
 }
 
 SharedOwner::~SharedOwner() {
-  if (data_.owned) {
-    if (data_.fd >= 0) (void)::close(data_.fd);
-    if (data_.writable >= 0 && data_.writable != data_.fd) (void)::close(data_.writable);
-  }
   for (const Peer& peer : peers_) (void)::close(peer.bell);
   if (bells_ >= 0) (void)::close(bells_);
   for (const auto& board : boards_) {

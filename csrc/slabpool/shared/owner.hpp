@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "slabpool/base/descriptor.hpp"
 #include "slabpool/base/error.hpp"
 #include "slabpool/memory/shared_file.hpp"
 #include "slabpool/request/slot.hpp"
@@ -37,14 +38,14 @@ struct SharedData {
   int fd = -1;        // read-only, where the memory supports that
   int writable = -1;  // may be the same
   std::uint64_t bytes = 0;
-  std::string pci;     // see SharedHeader
-  bool owned = false;  // the SharedOwner closes the descriptors; false: they outlive it
+  std::string pci;   // see SharedHeader
+  Descriptor owned;  // closed with the SharedOwner; without one, the descriptors outlive it
 };
 
 class SharedOwner final : public Doorbell {
  public:
   // Null where the system refuses; `error` says why. Throws std::bad_alloc.
-  static std::unique_ptr<SharedOwner> create(const SharedData& data, Error& error);
+  static std::unique_ptr<SharedOwner> create(SharedData data, Error& error);
   SharedOwner(const SharedOwner&) = delete;
   SharedOwner& operator=(const SharedOwner&) = delete;
   ~SharedOwner() override;
@@ -112,7 +113,7 @@ class SharedOwner final : public Doorbell {
     int bell;
   };
 
-  explicit SharedOwner(const SharedData& data) : data_(data) {}
+  explicit SharedOwner(SharedData data) noexcept : data_(std::move(data)) {}
   // Of a device that is attached, or was.
   AckBoard& board(std::uint32_t device) noexcept {
     return *boards_[device].load(std::memory_order_relaxed);

@@ -50,6 +50,7 @@ PageHeap::Result Depot::take_pages(std::uint64_t pages, std::uint64_t align_page
                                    std::uint64_t own) {
   if (effort == Effort::hard) drop_empty_slabs();
   if (!has_room(pages, own)) return {};
+  const Publishing after(*this);
   PageHeap::Result result;
   try {
     result = pages_.allocate(pages, align_pages, commit_limit(pages, effort));
@@ -59,7 +60,6 @@ PageHeap::Result Depot::take_pages(std::uint64_t pages, std::uint64_t align_page
       const std::bad_alloc&) {  // of the heap's records and tables; it may have returned pages before
     result.system_refused = true;
   }
-  publish();
   return result;
 }
 
@@ -116,14 +116,14 @@ void Depot::ready_array(unsigned size_class) {
   const std::uint32_t count = shapes_[size_class].blocks;
   if (all_arrays_.size() == all_arrays_.capacity()) all_arrays_.reserve(2 * all_arrays_.size() + 16);
   // Room for every array of the class, so that drop_slab() never allocates.
-  if (++arrays_made_[size_class] > arrays_[size_class].capacity()) {
-    arrays_[size_class].reserve(std::size_t{2} * arrays_made_[size_class]);
-  }
+  const std::size_t made = arrays_made_[size_class] + 1;
+  if (made > arrays_[size_class].capacity()) arrays_[size_class].reserve(2 * made);
   auto* blocks =
       static_cast<Block*>(::operator new[](count * sizeof(Block), std::align_val_t{alignof(Block)}));
   for (std::uint32_t i = 0; i < count; ++i) new (&blocks[i]) Block();
   all_arrays_.push_back(blocks);
   arrays_[size_class].push_back(blocks);
+  arrays_made_[size_class] = made;
 }
 
 Span* Depot::new_slab(unsigned size_class, Effort effort, bool& refused) {
@@ -247,8 +247,8 @@ bool Depot::grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef re
 Depot::Taken Depot::take_reserved(ReserveRef reserve, unsigned size_class, std::uint64_t align) {
   Taken taken;
   const std::lock_guard lock(mutex_);
+  const Publishing after(*this);
   const Reserves::Cut cut = reserves_.cut(reserve, size_class, align);
-  publish();
   taken.chain = cut.block;
   taken.count = cut.block != nullptr ? 1 : 0;
   taken.system_refused = cut.system_refused;

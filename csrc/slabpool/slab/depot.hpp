@@ -118,6 +118,14 @@ class Depot {
   void drop_slab(Span* slab) noexcept;
   void drop_empty_slabs() noexcept;
   void publish() noexcept;
+  // Publishes at the end of a scope, also after std::bad_alloc: pages may have been decommitted before it.
+  struct Publishing {
+    explicit Publishing(Depot& depot) noexcept : of(depot) {}
+    Publishing(const Publishing&) = delete;
+    Publishing& operator=(const Publishing&) = delete;
+    ~Publishing() { of.publish(); }
+    Depot& of;
+  };
 
   mutable std::mutex mutex_;
   const std::uint64_t capacity_;

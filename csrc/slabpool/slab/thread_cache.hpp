@@ -5,7 +5,8 @@
 // empty. The bytes in a cache are bounded; further blocks go to the depot. When the pool runs short, collect() moves the
 // blocks of all caches to the depot.
 //
-// Each cache also has counters of its thread's operations, which only that thread writes.
+// Each cache also has counters of its thread's operations, which only that thread writes. A thread that returns blocks and
+// gets no memory for a cache uses the pool's `uncached_`: its blocks go to the depot.
 // Lock order: registry of pools, then revokers, then the depot's mutex.
 //
 // Invariants:
@@ -118,8 +119,15 @@ class CacheSet {
   CacheSet& operator=(const CacheSet&) = delete;
   ~CacheSet();
 
-  // The calling thread's cache, created on first use. Throws std::bad_alloc.
+  // The calling thread's cache, created on first use. Throws std::bad_alloc. For allocating only.
   ThreadCache& mine();
+  // The same for returning memory, which cannot fail: null where there is no memory for a cache. The caller then calls
+  // give_uncached().
+  ThreadCache* mine_or_null() noexcept;
+  // Counts a chain of blocks as freed and moves it to the depot.
+  void give_uncached(Block* chain) noexcept;
+  // Counts one operation of the calling thread.
+  void count(Count what) noexcept;
 
   // The calling thread's cache if that is the last one it used, else null. Null in a fork's child.
   ThreadCache* last() const noexcept;
@@ -141,9 +149,13 @@ class CacheSet {
 
  private:
   friend class ThreadCache;
-  friend struct ThreadExit;
+  friend void end_thread(void* unused) noexcept;
 
-  ThreadCache& attach();
+  ThreadCache* attach() noexcept;
+  ThreadCache* new_or_orphan() noexcept;
+  ThreadCache& uncached() noexcept;  // under revokers_
+  [[gnu::noinline]] ThreadCache& attach_or_throw();
+  [[gnu::noinline]] void count_slowly(Count what) noexcept;
   bool may_take(ThreadCache& cache) noexcept;
   void raise_peak(std::int64_t live) const noexcept;
   void orphan(ThreadCache& cache) noexcept;
@@ -155,6 +167,10 @@ class CacheSet {
   const std::uint32_t epoch_;
   mutable std::mutex revokers_;  // guards caches_ and revocation
   std::vector<std::unique_ptr<ThreadCache>> caches_;
+  // Has no thread and no blocks: counts operations of threads without a cache, under revokers_. In caches_ once it has
+  // counted one; caches_ always has room for it.
+  std::unique_ptr<ThreadCache> spare_;
+  ThreadCache* uncached_ = nullptr;
   mutable std::atomic<std::int64_t> peak_live_{0};
   std::atomic<bool> left_some_{false};
 };
@@ -176,7 +192,21 @@ inline ThreadCache* CacheSet::last() const noexcept {
 inline ThreadCache& CacheSet::mine() {
   if (t_last_cache.serial == serial_) [[likely]]
     return *t_last_cache.cache;
+  return attach_or_throw();
+}
+
+inline ThreadCache* CacheSet::mine_or_null() noexcept {
+  if (t_last_cache.serial == serial_) [[likely]]
+    return t_last_cache.cache;
   return attach();
+}
+
+inline void CacheSet::count(Count what) noexcept {
+  if (t_last_cache.serial == serial_) [[likely]] {
+    t_last_cache.cache->count(what);
+  } else {
+    count_slowly(what);
+  }
 }
 
 inline Block* ThreadCache::pop_first(unsigned bin, std::uint64_t need) noexcept {

@@ -65,14 +65,14 @@ TEST_F(RequestBudget, AChildThatEndsDuringAnAllocationIsUnchargedOnce) {
     RequestRecord& c = *table.record(child.slot);
     ReserveRef reserve;
     ASSERT_EQ(table.charge(c, child, 100, reserve), Status::ok);
-    std::vector<Handle> over;
+    ClaimedList over;
     ASSERT_TRUE(table.close(child, false, over));
-    ASSERT_TRUE(table.claim(child));
+    ASSERT_EQ(over.pop(), &c);
     if (returned_before) table.return_budget(c);
     table.uncharge(c, child, 100);
     if (!returned_before) table.return_budget(c);
     EXPECT_EQ(used(root), 0U) << returned_before;
-    (void)table.retire(c);
+    table.retire(c, over);
     close(root);
   }
 }

@@ -21,7 +21,7 @@ TEST_F(RequestTableTest, OneLife) {
   EXPECT_TRUE(table.is_open(handle));
   EXPECT_FALSE(table.is_over(handle));
   EXPECT_EQ(table.counts().open, 1U);
-  std::vector<Handle> over;
+  ClaimedList over;
   EXPECT_TRUE(table.close(handle, false, over));
   EXPECT_TRUE(over.empty());
   EXPECT_FALSE(table.close(handle, false, over)) << "the host leaves once";
@@ -34,7 +34,8 @@ TEST_F(RequestTableTest, OneLife) {
   EXPECT_TRUE(table.claim(handle));
   EXPECT_FALSE(table.claim(handle)) << "only one caller may claim it";
   EXPECT_TRUE(table.is_over(handle));
-  EXPECT_TRUE(table.retire(*table.record(handle.slot)).empty());
+  table.retire(*table.record(handle.slot), over);
+  EXPECT_TRUE(over.empty());
   EXPECT_EQ(table.counts().draining, 0U);
 }
 
@@ -48,7 +49,7 @@ TEST_F(RequestTableTest, ASlotIsReusedAndOldHandlesAreKnown) {
   EXPECT_TRUE(table.is_open(second));
   EXPECT_EQ(leave(first, 0), Left::gone);
   EXPECT_FALSE(table.claim(first));
-  std::vector<Handle> over;
+  ClaimedList over;
   EXPECT_FALSE(table.close(first, false, over));
   EXPECT_TRUE(table.is_open(second));
 }
@@ -163,16 +164,31 @@ TEST_F(RequestTableTest, DevicesMayBeAddedWhileTheHostHolds) {
   EXPECT_EQ(leave(handle, 4095), Left::last);
 }
 
-TEST_F(RequestTableTest, HeldByFindsEveryRequestOfADevice) {
+TEST_F(RequestTableTest, ADeviceLeavesEveryRequestDescendantsFirst) {
   const Handle a = open("sa", {0, 1});
   const Handle b = open("sb", {1});
+  const Handle c = open("sc", {1});
   const Handle child = open("sa", {1}, a);
-  EXPECT_EQ(table.held_by(1).size(), 3U);
+  const Handle grandchild = open("sa", {1}, child);
   (void)leave(b, 1);
-  EXPECT_EQ(table.held_by(1).size(), 2U);
-  EXPECT_EQ(table.held_by(0).size(), 1U);
-  EXPECT_TRUE(table.held_by(77).empty());
-  EXPECT_TRUE(table.is_open(child));
+  ClaimedList over;
+  close(c);
+  const auto left = [&](std::uint32_t device) {
+    std::vector<std::uint64_t> generations;
+    table.leave_all(device_bit(device), over,
+                    [&](std::uint64_t generation) { generations.push_back(generation); });
+    return generations;
+  };
+  EXPECT_TRUE(left(77).empty());
+  EXPECT_EQ(left(1), (std::vector<std::uint64_t>{grandchild.generation, child.generation, a.generation,
+                                                 c.generation}));
+  EXPECT_EQ(end_all(over).size(), 1U) << "the host had left one of them";
+  EXPECT_TRUE(table.is_over(c));
+  EXPECT_TRUE(left(1).empty());
+  EXPECT_EQ(left(0), std::vector<std::uint64_t>{a.generation});
+  EXPECT_TRUE(over.empty());
+  EXPECT_TRUE(table.is_open(a));
+  EXPECT_TRUE(table.is_open(grandchild));
 }
 
 // ---- children
@@ -212,27 +228,30 @@ TEST_F(RequestTableTest, AnAckOfTheParentCountsForItsChildren) {
   const Handle parent = open("sa", {0, 1});
   const Handle child = open("sa", {0, 1}, parent);
   const Handle grandchild = open("sa", {0}, child);
-  std::vector<Handle> over;
+  ClaimedList over;
   close(grandchild);
   EXPECT_EQ(leave(parent, 0), Left::others_hold);
   table.leave_children(parent, device_bit(0), over);
-  ASSERT_EQ(over.size(), 1U);
-  EXPECT_EQ(over[0].generation, grandchild.generation);
+  EXPECT_TRUE(table.is_over(grandchild));
   EXPECT_FALSE(holds(child, 0));
   EXPECT_TRUE(holds(child, 1));
+  const std::vector<Handle> ended = end_all(over);
+  ASSERT_EQ(ended.size(), 1U);
+  EXPECT_EQ(ended[0].generation, grandchild.generation);
 }
 
 TEST_F(RequestTableTest, ClosingAParentClosesItsChildren) {
   const Handle parent = open("sa", {0});
   const Handle child = open("sa", {0}, parent);
   const Handle grandchild = open("sa", {}, child);
-  std::vector<Handle> over;
+  ClaimedList over;
   EXPECT_TRUE(table.close(parent, false, over));
-  ASSERT_EQ(over.size(), 1U);
-  EXPECT_EQ(over[0].generation, grandchild.generation);
   EXPECT_FALSE(table.is_open(child));
   EXPECT_EQ(table.counts().open, 0U);
   EXPECT_EQ(table.counts().draining, 3U);
+  const std::vector<Handle> ended = end_all(over);
+  ASSERT_EQ(ended.size(), 1U);
+  EXPECT_EQ(ended[0].generation, grandchild.generation);
 }
 
 TEST_F(RequestTableTest, ChildrenEndWithTheirParent) {
@@ -268,10 +287,9 @@ TEST_F(RequestTableTest, DeepFamiliesOfChildrenWork) {
   for (int i = 0; i < 20'000; ++i) last = open("sa", {0}, last);
   close(first);
   EXPECT_EQ(leave(first, 0), Left::last);
-  std::vector<Handle> over;
+  ClaimedList over;
   table.leave_children(first, device_bit(0), over);
-  EXPECT_EQ(over.size(), 20'000U);
-  for (const Handle one : over) (void)finish(one);
+  EXPECT_EQ(end_all(over).size(), 20'000U);
   EXPECT_TRUE(finish(first));
   EXPECT_TRUE(table.is_over(last));
   EXPECT_EQ(table.counts().draining, 0U);
@@ -280,13 +298,38 @@ TEST_F(RequestTableTest, DeepFamiliesOfChildrenWork) {
 TEST_F(RequestTableTest, CutRemovesAllHoldersOfAllDescendants) {
   const Handle parent = open("sa", {0, 100});
   const Handle child = open("sa", {100}, parent);
-  std::vector<Handle> over;
+  ClaimedList over;
   table.cut(parent, over);
-  for (const Handle one : over) (void)finish(one);
   EXPECT_TRUE(table.is_over(parent));
   EXPECT_TRUE(table.is_over(child));
+  const std::vector<Handle> ended = end_all(over);
+  ASSERT_EQ(ended.size(), 2U);
+  EXPECT_EQ(ended[0].generation, child.generation) << "descendants end first";
+  EXPECT_EQ(ended[1].generation, parent.generation);
   EXPECT_EQ(table.counts().open, 0U);
   EXPECT_EQ(table.counts().draining, 0U);
+}
+
+TEST_F(RequestTableTest, CutAllEndsEveryRequestOnce) {
+  const Handle parent = open("sa", {0, 100});
+  const Handle child = open("sa", {100}, parent);
+  const Handle other = open("sb", {3});
+  close(other);
+  const Handle last = open("sc", {3});
+  close(last);
+  EXPECT_EQ(leave(last, 3), Left::last);
+  ASSERT_TRUE(table.claim(last)) << "another thread ends this one";
+  ClaimedList over;
+  table.cut_all(over);
+  const std::vector<Handle> ended = end_all(over);
+  ASSERT_EQ(ended.size(), 3U);
+  EXPECT_EQ(ended[0].generation, child.generation);
+  EXPECT_EQ(ended[1].generation, parent.generation);
+  EXPECT_EQ(ended[2].generation, other.generation);
+  table.cut_all(over);
+  EXPECT_TRUE(over.empty());
+  table.retire(*table.record(last.slot), over);
+  EXPECT_EQ(table.counts().open + table.counts().draining, 0U);
 }
 
 // ---- what remains when a request is over
@@ -325,13 +368,14 @@ TEST_F(RequestTableTest, ARequestHasEndedWhenItsBlocksHaveReturned) {
       ASSERT_NE(attach_viewed(handle), nullptr);
     }
     EXPECT_FALSE(table.has_ended(handle));
-    std::vector<Handle> over;
+    ClaimedList over;
     ASSERT_TRUE(table.close(handle, false, over));
-    ASSERT_TRUE(table.claim(handle));
+    EXPECT_FALSE(table.claim(handle)) << "close() has claimed it";
+    ASSERT_EQ(over.pop(), &record);
     EXPECT_TRUE(table.is_over(handle));
     EXPECT_FALSE(table.has_ended(handle)) << "its blocks are still being returned";
     (void)record.blocks.release(retained);
-    (void)table.retire(record);
+    table.retire(record, over);
     EXPECT_TRUE(table.has_ended(handle));
     EXPECT_EQ(record.generation.load() != 0, viewed);
   }

@@ -39,16 +39,26 @@ class TableFixture : public testing::Test {
   }
   bool finish(Handle handle) {
     if (!table.claim(handle)) return false;
-    RequestRecord& record = *table.record(handle.slot);
-    (void)record.blocks.release(retained);
-    if (record.has_budget.load()) table.return_budget(record);
-    for (const Handle child : table.retire(record)) (void)finish(child);
+    ClaimedList over;
+    over.push(*table.record(handle.slot));
+    (void)end_all(over);
     return true;
   }
+  // Ends the claimed requests, and those that are over by it. Returns them in the order in which they ended.
+  std::vector<Handle> end_all(ClaimedList& over) {
+    std::vector<Handle> ended;
+    while (RequestRecord* record = over.pop()) {
+      ended.push_back(record->handle());
+      (void)record->blocks.release(retained);
+      if (record->has_budget.load()) table.return_budget(*record);
+      table.retire(*record, over);
+    }
+    return ended;
+  }
   void close(Handle handle) {
-    std::vector<Handle> over;
+    ClaimedList over;
     (void)table.close(handle, false, over);
-    for (const Handle one : over) (void)finish(one);
+    (void)end_all(over);
   }
   std::uint64_t used(Handle handle) { return table.record(handle.slot)->used; }
   bool holds(Handle handle, std::uint32_t device) {
