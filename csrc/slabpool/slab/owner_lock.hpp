@@ -13,9 +13,9 @@
 // It comes before the depot's mutex in the lock order.
 //
 // Invariants:
-//   revoked_ = 1  =>  a thread holds the revokers' mutex
+//   kRevoked in word_  =>  a thread holds the revokers' mutex
 //   between the returns of wait() and restore(), the owner is not past enter()
-//   asymmetric_ goes from true to false once, and exchanges_ from false to true after it
+//   kExchange stays in word_ once it is there; exchanges_  =>  kExchange
 #pragma once
 
 #include <atomic>
@@ -51,21 +51,16 @@ class OwnerLock {
   bool try_enter() noexcept {
     SLABPOOL_ASSERT(inside_.load(std::memory_order_relaxed) == 0,
                     "the owner enters once before it leaves");
-    // Relaxed: an owner that reads the old value enters as before, which need_exchange() accounts for.
-    if (asymmetric_.load(std::memory_order_relaxed)) [[likely]] {
-      // Relaxed; the compiler fence keeps the order. The processor may still execute the load below before the store,
-      // which the revoker's barrier_all_threads() accounts for.
-      inside_.store(1, std::memory_order_relaxed);
-      std::atomic_signal_fence(std::memory_order_seq_cst);
-    } else {
-      // Sequentially consistent, as are the revoker's store and load: one of the two threads sees the other.
-      inside_.exchange(1, std::memory_order_seq_cst);
-      // Release: a revoker that reads this sees the exchange, and what the owner did before it.
-      exchanges_.store(true, std::memory_order_release);
-    }
+    // Relaxed; the compiler fence keeps the order. The processor may still execute the load below before the store, which
+    // the revoker's barrier_all_threads() accounts for.
+    inside_.store(1, std::memory_order_relaxed);
+    std::atomic_signal_fence(std::memory_order_seq_cst);
     // Acquire pairs with restore(): the revoker's changes of the cache are visible. The stronger order is needed for
-    // the exchange above.
-    return revoked_.load(std::memory_order_seq_cst) == 0;
+    // enter_by_exchange(). An owner that reads an old word without kExchange enters as before, see need_exchange().
+    const std::uint32_t word = word_.load(std::memory_order_seq_cst);
+    if (word == 0) [[likely]]
+      return true;
+    return word == kExchange && enter_by_exchange();
   }
   // Release: the owner's changes are visible to a revoker that waits for this store.
   void leave() noexcept {
@@ -77,20 +72,22 @@ class OwnerLock {
   // each. It then owns the caches until restore(). If the barrier fails: need_exchange() on each, and wait() only on
   // locks whose owner exchanges() or was_off_processor().
   void revoke() noexcept {
-    SLABPOOL_ASSERT(revoked_.load(std::memory_order_relaxed) == 0, "one revoker at a time");
-    revoked_.store(1, std::memory_order_seq_cst);
+    [[maybe_unused]] const std::uint32_t before = word_.fetch_or(kRevoked, std::memory_order_seq_cst);
+    SLABPOOL_ASSERT((before & kRevoked) == 0, "one revoker at a time");
   }
   void wait() const noexcept {
-    SLABPOOL_ASSERT(revoked_.load(std::memory_order_relaxed) == 1, "a revoker revokes before it waits");
+    SLABPOOL_ASSERT((word_.load(std::memory_order_relaxed) & kRevoked) != 0,
+                    "a revoker revokes before it waits");
     // The owner is inside for a few instructions, unless the kernel deschedules it there.
     while (inside_.load(std::memory_order_seq_cst) != 0) std::this_thread::yield();
   }
-  void need_exchange() noexcept { asymmetric_.store(false, std::memory_order_relaxed); }
+  // From the moment when the owner sees this, it enters by exchanges only. Relaxed: see exchanges().
+  void need_exchange() noexcept { word_.fetch_or(kExchange, std::memory_order_relaxed); }
   // Whether every entry of the owner from its latest on is an exchange.
   bool exchanges() const noexcept { return exchanges_.load(std::memory_order_acquire); }
   void restore() noexcept {
-    SLABPOOL_ASSERT(revoked_.load(std::memory_order_relaxed) == 1, "only a revoked lock is restored");
-    revoked_.store(0, std::memory_order_release);
+    [[maybe_unused]] const std::uint32_t before = word_.fetch_and(~kRevoked, std::memory_order_release);
+    SLABPOOL_ASSERT((before & kRevoked) != 0, "only a revoked lock is restored");
   }
 
  private:
@@ -101,10 +98,22 @@ class OwnerLock {
     } while (!try_enter());
   }
 
+  // Without calls, because it is part of the hot path's function.
+  bool enter_by_exchange() noexcept {
+    // Sequentially consistent, as are the revoker's change of the word and its load of inside_: one of the two threads
+    // sees the other.
+    inside_.exchange(1, std::memory_order_seq_cst);
+    // Release: a revoker that reads this sees the exchange, and what the owner did before it.
+    exchanges_.store(true, std::memory_order_release);
+    return word_.load(std::memory_order_seq_cst) == kExchange;
+  }
+
+  static constexpr std::uint32_t kRevoked = 1;
+  static constexpr std::uint32_t kExchange = 2;  // never taken back
+
   std::atomic<std::uint32_t> inside_{0};
-  std::atomic<std::uint32_t> revoked_{0};
-  std::atomic<bool> asymmetric_{asymmetric_barrier()};  // on the cache line that enter() needs anyway
-  std::atomic<bool> exchanges_{!asymmetric_.load(std::memory_order_relaxed)};
+  std::atomic<std::uint32_t> word_{asymmetric_barrier() ? 0 : kExchange};  // kRevoked, kExchange
+  std::atomic<bool> exchanges_{(word_.load(std::memory_order_relaxed) & kExchange) != 0};
 };
 
 }  // namespace slabpool
