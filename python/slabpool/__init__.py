@@ -44,6 +44,7 @@ from slabpool.errors import (
     SessionLostError,
     SlabpoolError,
     StaleReferenceError,
+    SystemRefusedError,
     TensorTooLargeError,
     TooManyDevicesError,
     UnknownDeviceError,
@@ -67,12 +68,20 @@ if _TYPE_CHECKING:
 
     __version__: str
 
+
+def _shared(name: str) -> _Any:
+    try:
+        return _import_module(f"slabpool.shared.{name}")
+    except (ImportError, OSError) as error:
+        raise _messages.not_loaded(error) from error
+
+
 # What the core calls in the layers above it. Messages and sessions are loaded with the package, because they
 # are needed when memory or descriptors have run out, and an import needs both. The owner of a shared pool
 # needs sockets and JSON, so the first shared pool loads it.
 _hooks.register("messages", lambda: _messages)
 _hooks.register("sessions", lambda: _sessions)
-_hooks.register("owner", lambda: _import_module("slabpool.shared.owner"))
+_hooks.register("owner", lambda: _shared("owner"))
 
 # Modules that need another library: imported on first use, so that slabpool itself needs numpy only.
 _LAZY: tuple[str, ...] = (
@@ -96,9 +105,7 @@ def __getattr__(name: str) -> _Any:
 
         return globals().setdefault(name, version("slabpool"))
     if name == "attach":
-        from slabpool.shared.attach import attach
-
-        return globals().setdefault(name, attach)
+        return globals().setdefault(name, _shared("attach").attach)
     raise AttributeError(f"module 'slabpool' has no attribute {name!r}")
 
 
@@ -142,6 +149,7 @@ __all__ = [
     "SlabpoolError",
     "StaleReferenceError",
     "Stats",
+    "SystemRefusedError",
     "TensorRef",
     "TensorTooLargeError",
     "Tensors",

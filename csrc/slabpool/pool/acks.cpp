@@ -210,6 +210,34 @@ std::uint64_t Pool::device_lost(std::uint32_t device) noexcept {
   }));
 }
 
+// A device of this process lets go when the pool is closed by force; an attached peer lets go by its ack, when it
+// detaches, or when it dies. A kept request ends with the requests that pin it.
+bool Pool::leave_to_peers(Handle handle, std::vector<Handle>& over) {
+  if (shared_ == nullptr) return false;
+  bool stays = false;
+  std::uint32_t local = kNoDevice;
+  const auto look = [&](const RequestRecord& record, const HolderSet& holders) {
+    stays = record.kept;
+    local = kNoDevice;
+    holders.each_device(handle.tag(), [&](std::uint32_t device) {
+      if (shared_->attached(device)) {
+        stays = true;
+      } else {
+        local = device;
+      }
+    });
+  };
+  table_.at(handle, look);
+  if (!stays) return false;
+  (void)table_.close(handle, true, over);
+  for (; local != kNoDevice; table_.at(handle, look)) {
+    const std::uint32_t leaves = local;
+    local = kNoDevice;  // unless look() finds one more
+    (void)count_ack(handle, leaves, AckOrigin::device_lost);
+  }
+  return true;
+}
+
 void Pool::heartbeat(std::uint32_t device) noexcept { devices_.heard(device, now_ns()); }
 
 void Pool::context_lost(void* context) noexcept {

@@ -1,7 +1,8 @@
 // A pool's life: the memory that it is made of, trimming, and closing.
 //
 // Invariants: a creation that fails leaves nothing behind; memory goes back to the system only when it has no holder and
-// no queued work of a GPU can touch it.
+// no queued work of a GPU can touch it. A forced close ends the holds of the host and of this process' devices, and not
+// those of an attached peer: see leave_to_peers().
 #include <algorithm>
 #include <cerrno>
 #include <thread>
@@ -140,7 +141,11 @@ Pool::Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory,
       waiters_(shared_.get()),
       polled_(std::make_unique<PolledAcks>(*this, shared_.get())) {}
 
-Pool::~Pool() { wait_for_streams(); }
+Pool::~Pool() {
+  wait_for_streams();
+  // The file lives as long as a peer maps it. What no holder can read goes now; the rest stays as it is.
+  if (shared_ != nullptr) (void)trim();
+}
 
 // ---- giving back
 
@@ -162,8 +167,9 @@ Status Pool::close(bool force) noexcept {
     for (; holds == RequestTable::Holds::ending; holds = table_.holds()) std::this_thread::yield();
     if (holds == RequestTable::Holds::some || caches_.sums().live != 0) return Status::pool_busy;
   }
-  // Every holder leaves, and pages go back to the system, but not while queued work of a GPU may touch them.
+  // Every holder but attached peers leaves, and pages go back to the system, but not while queued work of a GPU may touch them.
   wait_for_streams();
+  if (shared_ != nullptr) shared_->admit(false);
   // Release: a thread that learns of the closing finds the pool closed. Sequentially consistent, as in notify(): a waiter
   // that registers now either is woken at the end of this call, or finds the pool closed.
   slow_path_flags_.fetch_or(kClosed, std::memory_order_seq_cst);
@@ -174,9 +180,12 @@ Status Pool::close(bool force) noexcept {
       const std::uint64_t generation = r.generation.load(std::memory_order_relaxed);
       if (!RequestRecord::is_released(generation)) all.push_back({r.slot, generation});
     });
-    for (const Handle handle : all) table_.cut(handle, over);
+    for (const Handle handle : all) {
+      if (!leave_to_peers(handle, over)) table_.cut(handle, over);
+    }
   } catch (const std::bad_alloc&) {
     slow_path_flags_.fetch_and(~kClosed, std::memory_order_release);
+    if (shared_ != nullptr) shared_->admit(true);
     finish_all(over);
     return Status::system_refused;
   }

@@ -196,6 +196,8 @@ class SLABPOOL_API Pool final : public AckSink {
   int writable_data() const noexcept;
   // The peer is gone: the acks it posted count, and it leaves all other requests. Returns how many requests.
   std::uint64_t detach_peer(std::uint32_t device) noexcept;
+  // Whether the peer holds any request, after its acks were collected. Throws std::bad_alloc.
+  bool peer_holds(std::uint32_t device);
   // From now on peers find the pool closed.
   void dismiss_peers() noexcept;
   // The offset of bytes in the shared range, and the seal of a reference to them. request_closed: the request is over;
@@ -301,6 +303,8 @@ class SLABPOOL_API Pool final : public AckSink {
   // acks.cpp
   [[gnu::always_inline]] Counted count_ack(Handle handle, std::uint32_t device,
                                            AckOrigin origin) noexcept;
+  // For a forced close: true if the request stays, because attached peers hold it; the host and other devices left.
+  bool leave_to_peers(Handle handle, std::vector<Handle>& over);
   [[gnu::noinline]] Acked not_held(HolderSet::Left left, Handle handle) noexcept;
   Named named(std::string_view id, std::uint32_t device,
               std::optional<std::uint64_t> generation) noexcept;

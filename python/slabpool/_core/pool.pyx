@@ -96,8 +96,12 @@ cdef class Pool:
     InvalidArgumentError, InvalidTypeError
         An argument that cannot be served.
     DeviceUnavailableError
-        The kernel refuses the address space, or memory of that NUMA node; there is no such CUDA device, no driver (see
-        `slabpool.cuda.why_unavailable`), or not enough memory on the device.
+        There is no such CUDA device, no driver (see `slabpool.cuda.why_unavailable`), or not enough memory on the
+        device.
+    SystemRefusedError
+        The kernel refuses the address space, memory of that NUMA node, or a descriptor; or the name of a shared pool
+        cannot be taken, because its directory is not this user's, a file is in its place, or another process holds the
+        lock of the directory for 10 seconds.
     NameInUseError
         A shared pool of this name exists already.
 
@@ -117,6 +121,7 @@ cdef class Pool:
         cdef PoolOptions options
         cdef Error error
         cdef unique_ptr[CppPool] made
+        owner = hooks.owner if wanted.memory.shared else None  # loaded first: that needs descriptors, too
         options.capacity = wanted.capacity
         options.scrub_on_release = wanted.scrub
         options.debug = wanted.debug
@@ -150,7 +155,7 @@ cdef class Pool:
         self.capacity = wanted.capacity
         self.devices = Devices(self.core, self.name)
         if wanted.memory.shared:
-            self.service = hooks.owner.serve(self)
+            self.service = owner.serve(self)
 
     # ---- memory that belongs to no request
 
@@ -567,7 +572,8 @@ cdef class Pool:
         ----------
         force : bool, default False
             Release open requests instead of refusing. Live views stay valid all the same; the memory is unmapped when
-            the last of them dies.
+            the last of them dies. A request that a device in another process holds stays as it is until that device
+            lets go: it closes its peer, or its process ends. Its memory counts in `stats` until then.
 
         Raises
         ------
@@ -590,7 +596,7 @@ cdef class Pool:
         if self.sessions_ is not None:
             self.sessions_.stop()
         if self.service is not None:
-            self.service.stop()
+            self.service.close()
 
     def __enter__(self):
         return self

@@ -16,6 +16,7 @@ from slabpool.messages.requests import (
     open_failed,
     stream_failed,
 )
+from slabpool.messages.system import not_loaded, system_refused
 
 __all__ = [
     "ack_failed",
@@ -25,6 +26,7 @@ __all__ = [
     "host_only",
     "names",
     "no_pool",
+    "not_loaded",
     "not_of_the_request",
     "not_shared",
     "not_the_parents",
@@ -32,5 +34,6 @@ __all__ = [
     "peer_failed",
     "peer_unusable",
     "stream_failed",
+    "system_refused",
     "unknown_device",
 ]
