@@ -286,7 +286,7 @@ def test_the_systems_refusal_is_distinguished_from_exhaustion() -> None:
         try:
             resource.setrlimit(resource.RLIMIT_AS, (1 << 30, resource.RLIM_INFINITY))
             slabpool.Pool("1GiB")
-        except slabpool.DeviceUnavailableError as error:
+        except slabpool.SystemRefusedError as error:
             assert "'1GiB'" in str(error), error
         else:
             raise AssertionError("there was address space")
