@@ -48,6 +48,7 @@ try:
     answer = "sent"
 except PermissionError:
     answer = "refused"
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 line.close()
 if message == "gone":
     owner.close()
