@@ -97,7 +97,7 @@ class StaleReferenceError(InvalidReferenceError):
 
 
 class DeviceUnavailableError(SlabpoolError, RuntimeError):
-    """This kind of device memory is not available on this machine. Of host memory, see `SystemRefusedError`."""
+    """This kind of device memory is not available on this machine. Host memory: `SystemRefusedError`."""
 
 
 class DeviceLostError(SlabpoolError, RuntimeError):

@@ -1,4 +1,4 @@
-"""The owner closes, drops or leaves its pool: what a device has open stays as it was until the device lets go."""
+"""The owner closes, drops or leaves its pool: what a device has open stays as it was until it lets go."""
 
 from __future__ import annotations
 

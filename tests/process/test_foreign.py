@@ -99,7 +99,7 @@ def test_a_descriptor_whose_close_blocks_stops_nobody(
     brings_descriptors = foreign.brings_descriptors
 
     def look(connection: socket.socket) -> bool:
-        # The sender must have closed its copy before the owner closes the other one, or the sender is the one that waits.
+        # The sender must have closed its copy before the owner closes the other one, or the sender waits.
         if connection.recv(16, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"{}":
             assert sent.wait(PATIENCE)
         return brings_descriptors(connection)
@@ -113,7 +113,7 @@ def test_a_descriptor_whose_close_blocks_stops_nobody(
             assert bad.answer == "sent"
             sent.set()
             until(lambda: closers() == 1)
-            # Others attach, a death is noticed, and the pool closes, all while the descriptor is being closed.
+            # Others attach, a death is noticed, and the pool closes, while the descriptor is being closed.
             with slabpool.attach("engine", device="good", timeout=PATIENCE) as peer:
                 assert not peer.lost
             device.kill()
@@ -144,9 +144,7 @@ def test_descriptors_that_a_closing_listener_holds_stop_nobody(
         bad.end()
 
 
-def test_the_kernel_refuses_descriptors_where_it_can(
-    shared_pool: slabpool.Pool, meeting_place: Path
-) -> None:
+def test_the_kernel_refuses_descriptors_where_it_can(shared_pool: slabpool.Pool, meeting_place: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         if not foreign.refuse_descriptors(probe):
             pytest.skip("the kernel has no SO_PASSRIGHTS (Linux 6.16)")
@@ -248,7 +246,9 @@ def test_a_lock_of_the_directory_is_waited_for_with_a_deadline(
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(slabpool.SystemRefusedError, match=f"process {holder.pid} has held the lock") as raised:
+        with pytest.raises(
+            slabpool.SystemRefusedError, match=f"process {holder.pid} has held the lock"
+        ) as raised:
             slabpool.Pool("1MiB", memory="shared", name="engine")
         assert raised.value.errno == errno.ETIMEDOUT
         assert str(meeting_place) in str(raised.value)
@@ -288,7 +288,9 @@ def test_a_process_whose_maps_cannot_be_read_is_not_killed(monkeypatch: pytest.M
     here, there = socket.socketpair()
     with here, there:
         client = owner_module._Client(here, 4242, forks.Descriptor(-1), False)
-        assert owner_module._unnamed(client) == "the memory maps of process 4242 could not be read within 0.05 s"
+        assert (
+            owner_module._unnamed(client) == "the memory maps of process 4242 could not be read within 0.05 s"
+        )
         go.set()
         until(lambda: all(thread.name != "slabpool-call" for thread in threading.enumerate()))
         monkeypatch.setattr(owner_module, "_PATIENCE", PATIENCE)

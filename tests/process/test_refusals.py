@@ -76,7 +76,9 @@ CALLS = {
 @pytest.mark.parametrize("loaded", ["", "from slabpool.shared import attach, owner"], ids=["fresh", "loaded"])
 @pytest.mark.parametrize("call", CALLS)
 def test_every_number_of_free_descriptors(shared_pool: slabpool.Pool, call: str, loaded: str) -> None:
-    code = textwrap.dedent(FREE.replace("{call}", CALLS[call])).replace("import slabpool\n", f"import slabpool\n{loaded}\n", 1)
+    code = textwrap.dedent(FREE.replace("{call}", CALLS[call])).replace(
+        "import slabpool\n", f"import slabpool\n{loaded}\n", 1
+    )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=2 * PATIENCE
     )
@@ -114,7 +116,10 @@ def test_something_else_in_the_place_of_the_lock(meeting_place: Path, tmp_path: 
     before = devices.descriptors()
     with pytest.raises(slabpool.SystemRefusedError) as raised:
         make()
-    says(raised, f"'engine' cannot take its name ... {meeting_place}/engine.lock ... in the place ... remove it")
+    says(
+        raised,
+        f"'engine' cannot take its name ... {meeting_place}/engine.lock ... in the place ... remove it",
+    )
     del raised
     assert leaves_nothing(before)
     make("other").close()
@@ -213,7 +218,10 @@ def test_without_proc(require_program: Callable[..., str]) -> None:
     command = f'mount -t tmpfs none /proc && exec "{sys.executable}" -c "$0"'
     for more in ([], ["--user", "--map-root-user"]):
         start = [unshare, *more, "--mount"]
-        if subprocess.run([*start, "mount", "-t", "tmpfs", "none", "/proc"], capture_output=True).returncode == 0:
+        if (
+            subprocess.run([*start, "mount", "-t", "tmpfs", "none", "/proc"], capture_output=True).returncode
+            == 0
+        ):
             break
     else:
         pytest.skip("needs the right to mount over /proc in a namespace")
@@ -225,9 +233,7 @@ def test_without_proc(require_program: Callable[..., str]) -> None:
     assert "mount /proc for this process" in done.stdout
 
 
-def test_too_many_descriptors_in_flight(
-    shared_pool: slabpool.Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_descriptors_in_flight(shared_pool: slabpool.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     send = wire.send
 
     def refuses(line: object, message: dict[str, object], files: tuple[int, ...] = ()) -> None:
@@ -245,9 +251,7 @@ def test_too_many_descriptors_in_flight(
         assert not peer.lost
 
 
-def test_a_path_that_is_too_long_without_proc(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_that_is_too_long_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = tmp_path / ("d" * 100)
     long.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))

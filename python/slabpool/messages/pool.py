@@ -52,7 +52,11 @@ def no_pool(wanted: Options, capacity: object, why: str, error: int) -> NoReturn
             f"cannot make a pool of {capacity!r} with memory={str(wanted.memory)!r}: {why}"
         )
     node = f" on NUMA node {wanted.numa_node}" if wanted.numa_node >= 0 else ""
-    raise system_refused(f"the system refuses memory for a {wanted.memory} pool of {capacity!r}{node}", error, memfd=wanted.memory.shared)
+    raise system_refused(
+        f"the system refuses memory for a {wanted.memory} pool of {capacity!r}{node}",
+        error,
+        memfd=wanted.memory.shared,
+    )
 
 
 def host_only(what: str) -> NoReturn:

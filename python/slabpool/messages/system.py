@@ -23,13 +23,17 @@ def advice(number: int, place: object = None, *, memfd: bool = False) -> str:
     """
     if number == errno.EMFILE:
         most = os.sysconf("SC_OPEN_MAX")
-        return f"this process has no free descriptor: its limit is {most} (RLIMIT_NOFILE). Raise it, or close some"
+        return (
+            f"this process has no free descriptor: its limit is {most} (RLIMIT_NOFILE). Raise it, or close "
+            "some"
+        )
     if number == errno.ENFILE:
         return "the system has no free file (sysctl fs.file-max)"
     if number == errno.ETOOMANYREFS:
         return (
             "processes of this user have sent more descriptors than were received: as many as the limit "
-            f"{os.sysconf('SC_OPEN_MAX')} (RLIMIT_NOFILE) allows. Raise it, or end the process that does not receive"
+            f"{os.sysconf('SC_OPEN_MAX')} (RLIMIT_NOFILE) allows. Raise it, or end the process that does not "
+            "receive"
         )
     if memfd:
         if number in (errno.ENOENT, errno.EACCES):
@@ -47,8 +51,8 @@ def advice(number: int, place: object = None, *, memfd: bool = False) -> str:
         return "something else is in the place of a file of slabpool's; remove it"
     if number == errno.ENOENT:
         return (
-            "its directory does not exist, or /proc is not mounted, which paths of more than 107 bytes need. Set "
-            "XDG_RUNTIME_DIR, or TMPDIR, to a short path that exists"
+            "its directory does not exist, or /proc is not mounted, which paths of more than 107 bytes need. "
+            "Set XDG_RUNTIME_DIR, or TMPDIR, to a short path that exists"
         )
     if number in (errno.ENOSPC, errno.EDQUOT):
         return "the file system is full. Set XDG_RUNTIME_DIR, or TMPDIR, to a directory on another one"

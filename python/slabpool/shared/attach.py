@@ -67,8 +67,8 @@ class Connection:
                 message, files = wire.receive(self._line)
             except TimeoutError as error:
                 raise AttachError(
-                    f"the owner of pool {self._name!r} does not answer, so the pool cannot be mapped for writing; is its "
-                    "process stopped?"
+                    f"the owner of pool {self._name!r} does not answer, so the pool cannot be mapped for "
+                    "writing; is its process stopped?"
                 ) from error
             except OSError as error:
                 if error.errno == errno.EMFILE:

@@ -1,9 +1,9 @@
 """What may wait for another process, kept away from the threads that must not.
 
-Closing a descriptor can block: the last close of a socket with SO_LINGER waits until its data is read. A peer can
-queue such a descriptor in its connection, and closing the connection then closes it too. Where the kernel knows
-SO_PASSRIGHTS (Linux 6.16), it refuses descriptors that a peer sends to the owner. Elsewhere every connection is closed
-on threads that nothing waits for.
+Closing a descriptor can block: the last close of a socket with SO_LINGER waits until its data is read. A peer
+can queue such a descriptor in its connection, and closing the connection then closes it too. Where the kernel
+knows SO_PASSRIGHTS (Linux 6.16), it refuses descriptors that a peer sends to the owner. Elsewhere every
+connection is closed on threads that nothing waits for.
 
 Invariants: at most `THREADS` threads close at a time; a descriptor stays in `forks.held` until it is closed.
 """
@@ -38,7 +38,7 @@ _threads = 0
 def refuse_descriptors(listener: socket.socket) -> bool:
     """Whether the kernel refuses descriptors that are sent to connections of this listener from now on.
 
-    A sender then gets EPERM. Accepted connections inherit the option, also for what is sent before they are accepted.
+    A sender then gets EPERM. Connections inherit the option, also for what is sent before they are accepted.
     """
     try:
         listener.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
@@ -48,7 +48,7 @@ def refuse_descriptors(listener: socket.socket) -> bool:
 
 
 def brings_descriptors(connection: socket.socket) -> bool:
-    """Whether the next message of a connection has descriptors. It stays queued, and none of them is opened here."""
+    """Whether the next message of a connection has descriptors. It stays queued; none of them is opened."""
     _, _, flags, _ = connection.recvmsg(1, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     return bool(flags & socket.MSG_CTRUNC)
 
@@ -96,7 +96,8 @@ def start(thread: threading.Thread) -> None:
         thread.start()
     except RuntimeError as error:
         raise system_refused(
-            "no thread can be started for a shared pool (RLIMIT_NPROC, or pids.max of the container)", errno.EAGAIN
+            "no thread can be started for a shared pool (RLIMIT_NPROC, or pids.max of the container)",
+            errno.EAGAIN,
         ) from error
 
 

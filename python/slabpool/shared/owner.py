@@ -6,9 +6,9 @@ releases everything that it holds, once. A process is signalled by its pidfd, ne
 number may be another process's by then, and is 0 for a process of another PID namespace. The thread waits for
 nothing but its poll: what a peer sends cannot stop it.
 
-The thread keeps the pool's core alive, and not the `Pool`. When the pool is closed by force it goes on until the last
-peer that holds something has let go; peers find the pool closed meanwhile. When the pool is dropped or the interpreter
-exits it ends at once, and what attached peers hold stays as it was, as after `kill -9`.
+The thread keeps the pool's core alive, and not the `Pool`. When the pool is closed by force it goes on until
+the last peer that holds something has let go; peers find the pool closed meanwhile. When the pool is dropped
+or the interpreter exits it ends at once, and what attached peers hold stays as it was, as after `kill -9`.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class Service:
                 forks.held.update((self._alarm, self._ring))
         except OSError as error:
             self._claim.release()
-            raise system_refused(f"shared pool {pool.name!r} cannot serve peers", error.errno) from error
+            raise system_refused(f"shared pool {pool.name!r} cannot serve peers", error.errno or 0) from error
         self._poll = select.poll()
         self._poll.register(self._alarm, select.POLLIN)
         self._poll.register(self._listener, select.POLLIN)
@@ -185,7 +185,7 @@ class Service:
                 self._thread.join()
 
     def end(self) -> None:
-        """Frees the name and ends the connections; what peers hold is not touched. Calling it again does nothing."""
+        """Frees the name and ends the connections; what peers hold is not touched."""
         if os.getpid() != self._pid or self._ended:
             return
         self._ended = True
@@ -395,7 +395,7 @@ class Service:
             why = advice(error.errno or 0)
             if not why:
                 raise
-            text = f"its files cannot be sent: {os.strerror(error.errno)}; {why}"
+            text = f"its files cannot be sent: {os.strerror(error.errno or 0)}; {why}"
             wire.send(client.connection, {"error": "refused", "text": text})
             return False  # which detaches the device again
         return True
@@ -409,7 +409,7 @@ class Service:
         return bool(look.poll(0))
 
     def _close(self, connection: socket.socket) -> None:
-        """Closes a connection, which may have descriptors in its queue where the kernel does not refuse them."""
+        """Closes a connection. Where the kernel does not refuse descriptors, its queue may have some."""
         if self._claim.refuses_descriptors:
             forks.release(connection)
         else:

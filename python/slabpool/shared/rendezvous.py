@@ -3,8 +3,9 @@
 Each name has a socket and a lock file. The owner holds the lock, and the kernel releases it when the owner
 dies. Invariants: no other user can make, see or replace a name; the name of a live owner is never taken over,
 and that of a dead owner is free. A process that takes a name removes those of dead owners while it holds the
-lock of the directory, so that a name which is being taken is never removed. Another process of this user may hold that
-lock as long as it likes, so a process waits for it no longer than `_PATIENCE`, and holds no lock of its own meanwhile.
+lock of the directory, so that a name which is being taken is never removed. Another process of this user may
+hold that lock as long as it likes, so a process waits for it no longer than `_PATIENCE`, and holds no lock of
+its own meanwhile.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def directory() -> Path:
 
 @contextlib.contextmanager
 def _translated(what: str, place: Path | None = None) -> Iterator[None]:
-    """Raises `SystemRefusedError` for an error of the system; `place` is what it is about unless the error says so."""
+    """Raises `SystemRefusedError` for an error of the system, about `place` if the error names no file."""
     try:
         yield
     except SlabpoolError:
@@ -132,7 +133,7 @@ def _holder(path: Path) -> str:
         inode = os.stat(path).st_ino
         for line in Path("/proc/locks").read_text().splitlines():
             words = line.split()
-            # Number, kind, "ADVISORY", "WRITE", process, device:inode. Lines of waiting processes have "->" in between.
+            # Number, kind, "ADVISORY", "WRITE", process, device:inode. Lines of waiters have "->" in between.
             if words[1] == "FLOCK" and int(words[5].rsplit(":", 1)[1]) == inode and int(words[4]) > 0:
                 return f"process {words[4]}"
     return "a process that the kernel does not name here"
@@ -194,9 +195,9 @@ class Claim:
                     return lock
             if time.monotonic() >= deadline:
                 error = SystemRefusedError(
-                    f"shared pool {name!r} cannot take its name: {_holder(place)} has held the lock of {place} for more "
-                    f"than {_PATIENCE:g} s, and no pool of this user can be made meanwhile. End that process, or set "
-                    "XDG_RUNTIME_DIR to another directory"
+                    f"shared pool {name!r} cannot take its name: {_holder(place)} has held the lock of "
+                    f"{place} for more than {_PATIENCE:g} s, and no shared pool of this user can be made "
+                    "meanwhile. End that process, or set XDG_RUNTIME_DIR to another directory"
                 )
                 error.errno = errno.ETIMEDOUT
                 raise error
@@ -250,7 +251,9 @@ class Claim:
             if self.refuses_descriptors:
                 forks.release(self.listener)
             else:
-                foreign.close_elsewhere(self.listener)  # connections that were not accepted may have descriptors
+                foreign.close_elsewhere(
+                    self.listener
+                )  # connections that were not accepted may have descriptors
             with contextlib.suppress(OSError):  # it was replaced by something that is not this pool's
                 self._socket_path.unlink(missing_ok=True)
         # The lock goes last, because it protects the others.
@@ -262,8 +265,8 @@ class Claim:
 def connect(name: str, timeout: float = _ANSWER) -> socket.socket:
     """A connection to the owner of a name; its calls time out after so many seconds.
 
-    Raises `AttachError` if there is no owner, or the owner is another user, and `SystemRefusedError` if the system
-    refuses what the connection needs.
+    Raises `AttachError` if there is no owner, or the owner is another user, and `SystemRefusedError` if the
+    system refuses what the connection needs.
     """
     what = f"this process cannot reach the owner of pool {name!r}"
     with _translated(what):

@@ -23,7 +23,7 @@ def send(connection: socket.socket, message: dict[str, Any], files: tuple[int, .
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """A message of the owner and its descriptors. The message is None if the other side is gone, or sent no message.
+    """A message of the owner and its descriptors. None if the owner is gone, or sent no message.
 
     Raises OSError (EMFILE) if this process has no room for the descriptors.
     """
