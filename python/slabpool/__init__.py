@@ -45,6 +45,7 @@ from slabpool.errors import (
     SessionLostError,
     SlabpoolError,
     StaleReferenceError,
+    SystemRefusedError,
     TensorTooLargeError,
     TooManyDevicesError,
     UnknownDeviceError,
@@ -69,14 +70,11 @@ if _TYPE_CHECKING:
     __version__: str
 
 
-def _load_shared(name: str, what: str) -> _Any:
+def _shared(name: str) -> _Any:
     try:
         return _import_module(f"slabpool.shared.{name}")
     except (ImportError, OSError) as error:
-        raise MemoryLimitError(
-            f"cannot load the modules for {what}: {error}. An import needs descriptors and memory; do this "
-            "for the first time before they run out"
-        ) from error
+        raise _messages.not_loaded(error) from error
 
 
 # What the core calls in the layers above it. Messages and sessions are loaded with the package, because they
@@ -84,7 +82,7 @@ def _load_shared(name: str, what: str) -> _Any:
 # needs sockets and JSON, so the first shared pool loads it, before anything else is made for it.
 _hooks.register("messages", lambda: _messages)
 _hooks.register("sessions", lambda: _sessions)
-_hooks.register("owner", lambda: _load_shared("owner", "the first shared pool of this process"))
+_hooks.register("owner", lambda: _shared("owner"))
 
 # Modules that need another library: imported on first use, so that slabpool itself needs numpy only.
 _LAZY: tuple[str, ...] = (
@@ -108,7 +106,7 @@ def __getattr__(name: str) -> _Any:
 
         return globals().setdefault(name, version("slabpool"))
     if name == "attach":
-        return globals().setdefault(name, _load_shared("attach", "attaching to a pool").attach)
+        return globals().setdefault(name, _shared("attach").attach)
     raise AttributeError(f"module 'slabpool' has no attribute {name!r}")
 
 
@@ -153,6 +151,7 @@ __all__ = [
     "SlabpoolError",
     "StaleReferenceError",
     "Stats",
+    "SystemRefusedError",
     "TensorRef",
     "TensorTooLargeError",
     "Tensors",

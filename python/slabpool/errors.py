@@ -72,6 +72,13 @@ class ForkedPoolError(SlabpoolError, RuntimeError):
     """The pool was inherited through ``fork``. The child may only read views; it needs a pool of its own."""
 
 
+class SystemRefusedError(SlabpoolError, OSError):
+    """The operating system refuses what a pool or a peer needs: memory, a descriptor, a file of its name.
+
+    ``errno`` is the system's, and the cause is the system's error where there was one.
+    """
+
+
 class NameInUseError(InvalidArgumentError):
     """A shared pool with this name exists already, in this process or in another one."""
 
@@ -97,7 +104,7 @@ class StaleReferenceError(InvalidReferenceError):
 
 
 class DeviceUnavailableError(SlabpoolError, RuntimeError):
-    """This kind of memory is not available on this machine."""
+    """This kind of device memory is not available on this machine. Host memory: `SystemRefusedError`."""
 
 
 class DeviceLostError(SlabpoolError, RuntimeError):

@@ -71,7 +71,7 @@ OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"events": 1.5}, BadValue, "events ... an int ... 1.5"),
     ({"numa_node": -1}, BadValue, "numa_node ... -1"),
     ({"numa_node": "0"}, BadValue, "numa_node ... an int ... '0'"),
-    ({"numa_node": 900}, slabpool.DeviceUnavailableError, "1MiB ... NUMA node 900"),
+    ({"numa_node": 900}, slabpool.SystemRefusedError, "1MiB ... NUMA node 900"),
     ({"numa_node": 1 << 40}, BadValue, f"numa_node ... {1 << 40}"),
     ({"name": 7}, BadType, "name ... a str ... 7"),
 ]

@@ -234,7 +234,10 @@ def test_nonsense_ends_the_connection_and_nothing_else(shared_pool: slabpool.Poo
     line = rendezvous.connect("engine")
     line.settimeout(devices.PATIENCE)
     read, write = os.pipe()
-    socket.send_fds(line, [said], [read, write])  # descriptors that the owner did not ask for
+    try:
+        socket.send_fds(line, [said], [read, write])  # descriptors that the owner did not ask for
+    except PermissionError:  # the kernel refuses them
+        line.send(said)
     while line.recv(5000):  # perhaps an answer, then the end
         pass
     rendezvous.forks.release(line)

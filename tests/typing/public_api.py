@@ -375,6 +375,7 @@ ERRORS: dict[type[Exception], list[type[slabpool.SlabpoolError]]] = {
         slabpool.InvalidReferenceError,
         slabpool.StaleReferenceError,
     ],
+    OSError: [slabpool.SystemRefusedError],
     ConnectionError: [slabpool.AttachError, slabpool.OwnerLostError],
     TypeError: [slabpool.InvalidTypeError],
     MemoryError: [

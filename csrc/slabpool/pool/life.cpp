@@ -1,7 +1,8 @@
 // A pool's life: the memory that it is made of, trimming, and closing.
 //
 // Invariants: a creation that fails leaves nothing behind; memory goes back to the system only when it has no holder and
-// no queued work of a GPU can touch it.
+// no queued work of a GPU can touch it. A forced close ends the holds of the host and of this process' devices, and not
+// those of an attached peer: see leave_to_peers().
 #include <algorithm>
 #include <cerrno>
 #include <thread>
@@ -174,7 +175,11 @@ Pool::Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory,
       waiters_(shared_.get()),
       polled_(std::make_unique<PolledAcks>(*this, shared_.get())) {}
 
-Pool::~Pool() { wait_for_streams(); }
+Pool::~Pool() {
+  wait_for_streams();
+  // The file lives as long as a peer maps it. What no holder can read goes now; the rest stays as it is.
+  if (shared_ != nullptr) (void)trim();
+}
 
 // ---- giving back
 
@@ -196,13 +201,17 @@ Status Pool::close(bool force) noexcept {
     for (; holds == RequestTable::Holds::ending; holds = table_.holds()) std::this_thread::yield();
     if (holds == RequestTable::Holds::some || caches_.sums().live != 0) return Status::pool_busy;
   }
-  // Every holder leaves, and pages go back to the system, but not while queued work of a GPU may touch them.
+  // Every holder but attached peers leaves, and pages go back to the system, but not while queued work of a GPU may touch them.
   wait_for_streams();
+  if (shared_ != nullptr) shared_->admit(false);
   // Release: a thread that learns of the closing finds the pool closed. Sequentially consistent, as in notify(): a waiter
   // that registers now either is woken at the end of this call, or finds the pool closed.
   slow_path_flags_.fetch_or(kClosed, std::memory_order_seq_cst);
   ClaimedList over;
-  table_.cut_all(over);
+  // A device of this process lets go when the pool is closed by force; an attached peer lets go by its ack, when it
+  // detaches, or when it dies.
+  table_.close_all([this](std::uint32_t device) { return shared_ != nullptr && shared_->attached(device); },
+                   over);
   end_all(over);
   (void)trim();
   waiters_.notify();

@@ -29,7 +29,15 @@ std::uint64_t Pool::detach_peer(std::uint32_t device) noexcept {
   if (!usable_here()) return 0;
   collect_acks();  // those it posted while it lived
   shared_->detach(device);
-  return device_lost(device);
+  const std::uint64_t lost = device_lost(device);
+  if (closed()) (void)trim();  // no later call will do it
+  return lost;
+}
+
+bool Pool::peer_holds(std::uint32_t device) {
+  if (!usable_here()) return false;
+  collect_acks();
+  return !table_.held_by(device).empty();
 }
 
 void Pool::answer_bell() noexcept {

@@ -227,11 +227,6 @@ void RequestTable::cut(Handle handle, ClaimedList& over) noexcept {
   if (RequestRecord* r = live_record(handle)) cut_locked(*r, over);
 }
 
-void RequestTable::cut_all(ClaimedList& over) noexcept {
-  const std::lock_guard lock(mutex_);
-  each_top([&](RequestRecord& top) { cut_locked(top, over); });
-}
-
 Status RequestTable::add_device(Handle handle, std::uint32_t device) {
   if (device >= kMaxDevices) return Status::too_many_devices;
   const std::lock_guard lock(mutex_);

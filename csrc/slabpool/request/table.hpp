@@ -71,8 +71,10 @@ class RequestTable {
   bool close(Handle handle, bool cancel, ClaimedList& over) noexcept;
   // Every holder of the request and of its descendants leaves at once.
   void cut(Handle handle, ClaimedList& over) noexcept;
-  // The same for every request.
-  void cut_all(ClaimedList& over) noexcept;
+  // The host leaves every request, and so do the devices for which stays(device) is false. A kept request stays while a
+  // request that stays pins it.
+  template <typename Stays>
+  void close_all(Stays&& stays, ClaimedList& over) noexcept;
   // A device leaves every request. Calls left(generation) under the mutex for each request that it held, descendants
   // first.
   template <typename Left>
@@ -253,6 +255,21 @@ void RequestTable::each_top(F&& f) {
     RequestRecord& r = *record(slot);
     if (r.parent == 0 && r.generation.load(std::memory_order_relaxed) != 0) f(r);
   }
+}
+
+template <typename Stays>
+void RequestTable::close_all(Stays&& stays, ClaimedList& over) noexcept {
+  const std::lock_guard lock(mutex_);
+  const auto leave = [&](RequestRecord& r) {
+    host_leaves_one(r, true, over);
+    holders(r.slot).each_device(r.handle().generation, [&](std::uint32_t device) {
+      if (!stays(device)) (void)bit_leaves_one(r, device_bit(device), over);
+    });
+  };
+  each_top([&](RequestRecord& top) {
+    each_below(top, leave);
+    leave(top);
+  });
 }
 
 template <typename Left>

@@ -18,7 +18,7 @@ namespace slabpool {
 
 std::unique_ptr<SharedOwner> SharedOwner::create(SharedData given, Error& error) {
   const auto refused = [&] {
-    (void)error.fail_errno("the files of a shared pool");
+    (void)error.fail_errno();
     return nullptr;
   };
   std::unique_ptr<SharedOwner> owner(new SharedOwner(std::move(given)));
@@ -68,12 +68,16 @@ bool SharedOwner::blank(std::uint32_t device) noexcept {
               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED;
 }
 
+std::vector<SharedOwner::Peer>::const_iterator SharedOwner::find(std::uint32_t device) const noexcept {
+  return std::find_if(peers_.begin(), peers_.end(), [&](const Peer& p) { return p.device == device; });
+}
+
 bool SharedOwner::attach(std::uint32_t device, PeerFiles& files, Error& error) noexcept {
   const auto refused = [&](int system_errno) { return error.fail_errno({}, system_errno); };
   if (device >= kMaxDevices) return refused(EINVAL);
   const std::lock_guard lock(mutex_);
-  if (std::any_of(peers_.begin(), peers_.end(), [&](const Peer& p) { return p.device == device; }))
-    return refused(EEXIST);
+  if (!admits_) return refused(ESHUTDOWN);
+  if (find(device) != peers_.end()) return refused(EEXIST);
   Peer peer{device, nullptr, -1};
   try {
     peers_.reserve(peers_.size() + 1);
@@ -113,8 +117,7 @@ bool SharedOwner::attach(std::uint32_t device, PeerFiles& files, Error& error) n
 
 void SharedOwner::detach(std::uint32_t device) noexcept {
   const std::lock_guard lock(mutex_);
-  const auto found =
-      std::find_if(peers_.begin(), peers_.end(), [&](const Peer& p) { return p.device == device; });
+  const auto found = find(device);
   if (found == peers_.end()) return;
   (void)epoll_ctl(bells_, EPOLL_CTL_DEL, found->bell, nullptr);
   (void)::close(found->bell);
@@ -132,8 +135,11 @@ void SharedOwner::detach(std::uint32_t device) noexcept {
 }
 
 void SharedOwner::silence() noexcept {
-  epoll_event events[64];
-  while (epoll_wait(bells_, events, 64, 0) == 64) {
+  // One look at every bell at most: peers that ring all the time do not keep the owner here.
+  constexpr int kAtOnce = 64;
+  epoll_event events[kAtOnce];
+  for (std::uint32_t looks = 0; looks <= kMaxDevices / kAtOnce; ++looks) {
+    if (epoll_wait(bells_, events, kAtOnce, 0) != kAtOnce) return;
   }
 }
 

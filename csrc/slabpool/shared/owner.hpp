@@ -57,6 +57,16 @@ class SharedOwner final : public Doorbell {
 
   // False if the device is attached already (system_errno EEXIST), or the system refuses.
   bool attach(std::uint32_t device, PeerFiles& files, Error& error) noexcept;
+  // Whether attach() is allowed from now on; refused calls fail with ESHUTDOWN.
+  void admit(bool open) noexcept {
+    const std::lock_guard lock(mutex_);
+    admits_ = open;
+  }
+  // Whether a peer is attached as the device.
+  bool attached(std::uint32_t device) const noexcept {
+    const std::lock_guard lock(mutex_);
+    return find(device) != peers_.end();
+  }
   // After a last collect(). The peer may keep its map of the board; the owner no longer reads it.
   void detach(std::uint32_t device) noexcept;
 
@@ -130,7 +140,10 @@ class SharedOwner final : public Doorbell {
   int bells_ = -1;  // epoll over the peers' bells
   std::uint64_t secret_ = 0;
 
-  std::mutex mutex_;
+  std::vector<Peer>::const_iterator find(std::uint32_t device) const noexcept;  // under mutex_
+
+  mutable std::mutex mutex_;
+  bool admits_ = true;       // guarded by mutex_
   std::vector<Peer> peers_;  // guarded by mutex_, as are writes of the next two
   std::atomic<std::uint32_t> count_{0};
   std::atomic<std::uint32_t> attached_[kMaxDevices];

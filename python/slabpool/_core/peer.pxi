@@ -2,6 +2,8 @@
 #
 # Converts, calls, wraps: what a reference means and what an ack changes is decided by the C++ SharedPeer.
 
+from libc.errno cimport EMFILE, ENFILE, ENOMEM
+
 cdef object PENDING = Ack.PENDING
 
 # The numbers of csrc/slabpool/shared/peer.hpp, for what is written in Python.
@@ -41,6 +43,8 @@ def new_peer(name, device, number, files, connect):
     data, table, board, tally, bell = files
     maps.owned = SharedPeer.create(number, data, table, board, tally, bell, error)
     if maps.owned.get() is NULL:
+        if error.system_errno in (EMFILE, ENFILE, ENOMEM):
+            raise hooks.messages.system_refused(f"pool {name!r} cannot be mapped in this process", error.system_errno)
         reason = error.text.decode("utf-8", "replace") or os.strerror(error.system_errno)
         raise AttachError(f"pool {name!r} cannot be mapped in this process: {reason}")
     maps.peer = maps.owned.get()

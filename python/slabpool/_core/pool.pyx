@@ -96,12 +96,16 @@ cdef class Pool:
     InvalidArgumentError, InvalidTypeError
         An argument that cannot be served.
     DeviceUnavailableError
-        The kernel refuses the address space, or memory of that NUMA node; there is no such CUDA device, no driver (see
-        `slabpool.cuda.why_unavailable`), or not enough memory on the device.
+        There is no such CUDA device, no driver (see `slabpool.cuda.why_unavailable`), or not enough memory on the
+        device.
     MemoryLimitError
         A limit of this process refuses what the pool needs, or the memory limit of its control group (a container's) is
         lower than the capacity of a "shared" or pinned pool, whose memory is allocated when it is committed. For other
         pools that is a RuntimeWarning. The message has the limits and what to do.
+    SystemRefusedError
+        The kernel refuses memory of that NUMA node, or a descriptor; or the name of a shared pool cannot be taken, because
+        its directory is not this user's, a file is in its place, or another process holds the lock of the directory for
+        10 seconds.
     NameInUseError
         A shared pool of this name exists already.
 
@@ -121,6 +125,7 @@ cdef class Pool:
         cdef PoolOptions options
         cdef Error error
         cdef unique_ptr[CppPool] made
+        owner = hooks.owner if wanted.memory.shared else None  # loaded first: that needs descriptors, too
         options.capacity = wanted.capacity
         options.scrub_on_release = wanted.scrub
         options.debug = wanted.debug
@@ -575,7 +580,8 @@ cdef class Pool:
         ----------
         force : bool, default False
             Release open requests instead of refusing. Live views stay valid all the same; the memory is unmapped when
-            the last of them dies.
+            the last of them dies. A request that a device in another process holds stays as it is until that device
+            lets go: it closes its peer, or its process ends. Its memory counts in `stats` until then.
 
         Raises
         ------
@@ -598,7 +604,7 @@ cdef class Pool:
         if self.sessions_ is not None:
             self.sessions_.stop()
         if self.service is not None:
-            self.service.stop()
+            self.service.close()
 
     def __enter__(self):
         return self

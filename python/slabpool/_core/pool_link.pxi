@@ -39,6 +39,10 @@ cdef class Link:
             lost = self.core.pool.detach_peer(number)
         return lost
 
+    def holds(self, uint32_t number):
+        """Whether the peer holds any request."""
+        return self.core.pool.peer_holds(number)
+
     def writable_data(self):
         """A descriptor for a writable map, which the pool keeps open."""
         return self.core.pool.writable_data()

@@ -24,6 +24,7 @@ from slabpool.messages.requests import (
     open_failed,
     stream_failed,
 )
+from slabpool.messages.system import not_loaded, system_refused
 
 __all__ = [
     "ack_failed",
@@ -33,6 +34,7 @@ __all__ = [
     "host_only",
     "names",
     "no_pool",
+    "not_loaded",
     "not_of_the_request",
     "not_shared",
     "not_the_parents",
@@ -40,6 +42,7 @@ __all__ = [
     "peer_failed",
     "peer_unusable",
     "stream_failed",
+    "system_refused",
     "unknown_device",
     "warn_of_limit",
 ]

@@ -27,6 +27,7 @@ from slabpool.errors import (
     TensorTooLargeError,
     UnknownDeviceError,
 )
+from slabpool.messages.system import system_refused
 
 if TYPE_CHECKING:
     from slabpool._core.pool import Pool
@@ -56,8 +57,10 @@ def no_pool(wanted: Options, capacity: object, why: str, error: int) -> NoReturn
     if why:
         raise MemoryLimitError(f"cannot make a {wanted.memory} pool of {capacity!r}: {why}")
     node = f" on NUMA node {wanted.numa_node}" if wanted.numa_node >= 0 else ""
-    raise DeviceUnavailableError(
-        f"the system refuses memory for a {wanted.memory} pool of {capacity!r}{node}: {os.strerror(error)}"
+    raise system_refused(
+        f"the system refuses memory for a {wanted.memory} pool of {capacity!r}{node}",
+        error,
+        memfd=wanted.memory.shared,
     )
 
 

@@ -7,6 +7,7 @@ as this process is the device.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import select
@@ -24,7 +25,8 @@ from slabpool.errors import (
     InvalidTypeError,
     OwnerLostError,
 )
-from slabpool.shared import forks, wire
+from slabpool.messages.system import system_refused
+from slabpool.shared import foreign, forks, wire
 from slabpool.shared.rendezvous import connect
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class Connection:
         self._asking = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, args=(maps,), name="slabpool-peer", daemon=True)
-        self._thread.start()
+        foreign.start(self._thread)
 
     def _watch(self, maps: Maps) -> None:
         poll = select.poll()
@@ -63,7 +65,16 @@ class Connection:
             try:
                 wire.send(self._line, {"writable": True})
                 message, files = wire.receive(self._line)
-            except OSError:
+            except TimeoutError as error:
+                raise AttachError(
+                    f"the owner of pool {self._name!r} does not answer, so the pool cannot be mapped for "
+                    "writing; is its process stopped?"
+                ) from error
+            except OSError as error:
+                if error.errno == errno.EMFILE:
+                    raise system_refused(
+                        f"pool {self._name!r} cannot be mapped for writing", errno.EMFILE
+                    ) from error
                 message, files = None, []
         if message is None or len(files) != 1:
             wire.close(files)
@@ -105,6 +116,8 @@ def attach(name: str, device: str | int, *, timeout: float | None = None) -> Pee
         There is no such pool, it belongs to another user, or it is of another version of slabpool.
     DeviceAttachedError
         Another live process is the device.
+    SystemRefusedError
+        The system refuses what this process needs for it, such as a descriptor.
 
     Examples
     --------
@@ -151,12 +164,16 @@ def _attach(name: str, device: str | int, deadline: float | None) -> Peer:
         try:
             wire.send(line, {"attach": device, "version": wire.VERSION})
             message, files = wire.receive(line)
-        except TimeoutError:
+        except TimeoutError as error:
             raise AttachError(
                 f"the owner of pool {name!r} does not answer; is its process stopped?"
-            ) from None
-        except OSError:  # the connection closed meanwhile
-            message = None
+            ) from error
+        except OSError as error:
+            if error.errno == errno.EMFILE:
+                raise system_refused(
+                    f"this process cannot receive the files of pool {name!r}", errno.EMFILE
+                ) from error
+            message = None  # the connection closed meanwhile
         if message is None:
             raise AttachError(f"the owner of pool {name!r} ended the connection; it may be closing")
         _raise_refusal(name, device, message)

@@ -3,12 +3,18 @@
 It sleeps until a peer connects, asks or dies; acks do not use the connection. Invariants: an attached device
 is one live process, whose connection is open; when the process dies or the connection closes, the device
 releases everything that it holds, once. A process is signalled by its pidfd, never by its number, because the
-number may be another process's by then, and is 0 for a process of another PID namespace. The thread keeps the
-pool's core alive, and not the `Pool`; it ends when the pool is closed or dropped.
+number may be another process's by then, and is 0 for a process of another PID namespace. The thread waits for
+nothing but its poll: what a peer sends cannot stop it.
+
+The thread keeps the pool's core alive, and not the `Pool`. When the pool is closed by force it goes on until
+the last peer that holds something has let go; peers find the pool closed meanwhile. When the pool is dropped
+or the interpreter exits it ends at once, and what attached peers hold stays as it was, as after `kill -9`.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import errno
 import os
 import select
@@ -21,8 +27,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from slabpool._core.pool import Link
-from slabpool.errors import DeviceAttachedError, SlabpoolError
-from slabpool.shared import forks, wire
+from slabpool.errors import AttachError, DeviceAttachedError, SlabpoolError
+from slabpool.messages.system import advice, system_refused
+from slabpool.shared import foreign, forks, wire
 from slabpool.shared.rendezvous import Claim, credentials
 
 if TYPE_CHECKING:
@@ -96,7 +103,11 @@ def _unnamed(client: _Client) -> str | None:
             f"there is no pidfd of it, and its number {client.pid} may be another process's by now, or of "
             "another PID namespace"
         )
-    if not client.certain and not _maps_board(client):
+    try:
+        same = client.certain or foreign.within(_PATIENCE, lambda: _maps_board(client))
+    except TimeoutError:
+        return f"the memory maps of process {client.pid} could not be read within {_PATIENCE:g} s"
+    if not same:
         return (
             f"process {client.pid} of this PID namespace does not map the device's memory, so it may be "
             "another one"
@@ -129,39 +140,64 @@ class Service:
         self._mutex = threading.Lock()  # guards _clients and _attached
         self._clients: dict[int, _Client] = {}  # by descriptor
         self._attached: dict[str | int, _Client] = {}
-        self._stopped = False
-        self._crowded = False  # the process ran out of descriptors: no connection is accepted during a pause
+        self._closing = False  # the pool is closed
+        self._ended = False  # the pool was dropped, or the interpreter exits
+        self._farewell = threading.Event()  # the name is free, and only peers that hold something are left
+        self._staying = False  # there are such peers
+        self._crowded = False  # no connection is accepted during a pause
         self._claim = Claim(pool.name)
-        with forks.lock:
-            self._alarm, self._ring = socket.socketpair()
-            forks.held.update((self._alarm, self._ring))
+        assert self._claim.listener is not None
+        self._listener = self._claim.listener
+        try:
+            with forks.lock:
+                self._alarm, self._ring = socket.socketpair()
+                forks.held.update((self._alarm, self._ring))
+        except OSError as error:
+            self._claim.release()
+            raise system_refused(f"shared pool {pool.name!r} cannot serve peers", error.errno or 0) from error
         self._poll = select.poll()
         self._poll.register(self._alarm, select.POLLIN)
-        self._poll.register(self._claim.listener, select.POLLIN)
+        self._poll.register(self._listener, select.POLLIN)
         self._thread = threading.Thread(target=self._run, name=f"slabpool-{pool.name}", daemon=True)
         try:
-            self._thread.start()
-        except BaseException as error:
+            foreign.start(self._thread)
+        except BaseException:
             self._claim.release()
             forks.release(self._alarm)
             forks.release(self._ring)
-            if not isinstance(error, RuntimeError):
-                raise
-            raise MemoryError(f"the thread that serves peers of pool {pool.name!r}: {error}") from None
+            raise
 
     # ---- for the pool
 
-    def stop(self) -> None:
-        """Closes the pool for all peers, and removes its name. Calling it again does nothing."""
-        if os.getpid() != self._pid or self._stopped:
+    def close(self) -> None:
+        """The pool is closed: its name is free on return. Calling it again does nothing.
+
+        A peer that holds something stays attached until it lets go.
+        """
+        if os.getpid() != self._pid or self._closing:
             return
-        self._stopped = True
-        self._link.dismiss()
-        self._ring.send(b"x")
-        # The garbage collector may drop the pool on any thread.
+        self._closing = True
+        self._wake()
         # When the interpreter ends, daemon threads no longer run, and waiting for one would never return.
         if threading.current_thread() is not self._thread and not sys.is_finalizing():
+            self._farewell.wait()
+            if not self._staying:
+                self._thread.join()
+
+    def end(self) -> None:
+        """Frees the name and ends the connections; what peers hold is not touched."""
+        if os.getpid() != self._pid or self._ended:
+            return
+        self._ended = True
+        self._wake()
+        # The garbage collector may drop the pool on any thread.
+        if threading.current_thread() is not self._thread and not sys.is_finalizing():
             self._thread.join()
+
+    def _wake(self) -> None:
+        self._link.dismiss()
+        with contextlib.suppress(OSError):  # the thread has ended, and closed it
+            self._ring.send(b"x")
 
     def device_lost(self, device: str | int, kill: bool) -> int | None:
         """Requests that an attached device held, once its process is dead; None if it is not attached."""
@@ -218,45 +254,74 @@ class Service:
 
     def _run(self) -> None:
         try:
-            while not self._stopped:
-                heard = self._poll.poll(_PAUSE if self._crowded else None)
-                if self._crowded:
-                    self._crowded = False
-                    self._poll.register(self._claim.listener, select.POLLIN)
-                for fd, events in heard:
-                    if fd == self._alarm.fileno():
-                        break
-                    if fd == self._claim.listener.fileno():
-                        self._accept()
-                    else:
-                        self._hear(fd, events)
+            while not self._ended:
+                if self._closing and not self._farewell.is_set():
+                    self._take_leave()
+                if self._farewell.is_set() and not self._clients:
+                    break
+                self._listen(self._poll.poll(_PAUSE if self._crowded else None))
         finally:
             for client in set(self._clients.values()):
-                self._drop(client)
+                self._let_go(client)
             self._claim.release()
             forks.release(self._alarm)
             forks.release(self._ring)
+            self._farewell.set()
+
+    def _listen(self, heard: list[tuple[int, int]]) -> None:
+        if self._crowded:
+            self._crowded = False
+            self._poll.register(self._listener, select.POLLIN)
+        for fd, events in heard:
+            if fd == self._alarm.fileno():
+                self._alarm.recv(64)
+                return
+            if fd == self._listener.fileno():
+                self._accept()
+            else:
+                self._hear(fd, events)
+
+    def _take_leave(self) -> None:
+        """The pool is closed: frees the name, and drops every peer that holds nothing."""
+        if not self._crowded:
+            self._poll.unregister(self._listener)
+        self._crowded = False
+        self._claim.release()
+        for client in set(self._clients.values()):
+            if client.number >= 0 and self._link.holds(client.number):
+                self._staying = True
+                with contextlib.suppress(OSError):  # the peer has just ended
+                    client.connection.shutdown(socket.SHUT_WR)  # for the peer, the end of the connection
+            else:
+                self._drop(client)
+        self._farewell.set()
+
+    def _pause(self) -> None:
+        """Accepts nothing for a while: a connection stays in the queue, and the listener stays readable."""
+        self._poll.unregister(self._listener)
+        self._crowded = True
 
     def _accept(self) -> None:
+        if foreign.crowded():
+            self._pause()
+            return
         with forks.lock:
             try:
-                connection, _ = self._claim.listener.accept()
+                connection, _ = self._listener.accept()
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                    # It stays in the queue and the listener stays readable, so pause.
-                    self._poll.unregister(self._claim.listener)
-                    self._crowded = True
+                    self._pause()
                 return  # otherwise the connection was closed again
             forks.held.add(connection)
         connection.setblocking(False)
         pid, uid = credentials(connection)
         if uid != os.geteuid():
-            forks.release(connection)
+            self._close(connection)
             return
         try:
             process, certain = _process(connection, pid)
         except ProcessLookupError:  # it has ended; a process that it forked may keep the connection open
-            forks.release(connection)
+            self._close(connection)
             return
         client = _Client(connection, pid, process, certain)
         with self._mutex:
@@ -278,8 +343,13 @@ class Service:
             self._drop(client)
             return
         try:
-            message, files = wire.receive(client.connection)
-            wire.close(files)  # no request has any
+            # No message of a peer has descriptors. They are not received, because closing one may block.
+            if not self._claim.refuses_descriptors and foreign.brings_descriptors(client.connection):
+                self._drop(client)
+                return
+            message = wire.receive_alone(client.connection)
+            if self._farewell.is_set() and message is not None:
+                return  # the peer has not seen yet that the pool is closed
             if message is None or not self._answer(client, message):
                 self._drop(client)
         except OSError:  # it is gone, or does not read answers
@@ -319,7 +389,15 @@ class Service:
             client.device, client.number = device, number
             client.board = (found.st_dev, found.st_ino)
             self._attached[device] = client
-        wire.send(client.connection, {"number": number}, files)
+        try:
+            wire.send(client.connection, {"number": number}, files)
+        except OSError as error:
+            why = advice(error.errno or 0)
+            if not why:
+                raise
+            text = f"its files cannot be sent: {os.strerror(error.errno or 0)}; {why}"
+            wire.send(client.connection, {"error": "refused", "text": text})
+            return False  # which detaches the device again
         return True
 
     def _is_gone(self, client: _Client) -> bool:
@@ -330,8 +408,21 @@ class Service:
             look.register(client.process, select.POLLIN)
         return bool(look.poll(0))
 
+    def _close(self, connection: socket.socket) -> None:
+        """Closes a connection. Where the kernel does not refuse descriptors, its queue may have some."""
+        if self._claim.refuses_descriptors:
+            forks.release(connection)
+        else:
+            foreign.close_elsewhere(connection)
+
     def _drop(self, client: _Client) -> None:
         """Drops a connection; its device releases everything that it holds."""
+        if self._let_go(client):
+            client.lost = self._link.detach(client.number)
+        client.gone.set()
+
+    def _let_go(self, client: _Client) -> bool:
+        """Closes a connection, and leaves what its device holds as it is. Whether it was attached."""
         with self._mutex:
             for thing in (client.connection, client.process):
                 if thing is not None and self._clients.pop(thing.fileno(), None) is not None:
@@ -340,16 +431,25 @@ class Service:
             if attached:
                 assert client.device is not None
                 del self._attached[client.device]
-        if attached:
-            client.lost = self._link.detach(client.number)
-        forks.release(client.connection)
+        self._close(client.connection)
         if client.process is not None:
             forks.release(client.process)
-        client.gone.set()
+        return attached
+
+
+_services: weakref.WeakSet[Service] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """The interpreter exits: the names of all pools are free."""
+    for service in list(_services):
+        service.end()
 
 
 def serve(pool: Pool) -> Service:
     """Serves the peers of a pool until it is closed or dropped, or the interpreter exits."""
     service = Service(pool)
-    weakref.finalize(pool, service.stop)
+    _services.add(service)
+    weakref.finalize(pool, service.end).atexit = False
     return service

@@ -6,6 +6,7 @@ Any process of the same user can send to the owner, so every message is checked 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -22,15 +23,34 @@ def send(connection: socket.socket, message: dict[str, Any], files: tuple[int, .
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """A message and its descriptors. The message is None if the other side is gone, or sent no message."""
+    """A message of the owner and its descriptors. None if the owner is gone, or sent no message.
+
+    Raises OSError (EMFILE) if this process has no room for the descriptors.
+    """
     data, files, flags, _ = socket.recv_fds(connection, _LARGEST, _MOST_FILES, socket.MSG_CMSG_CLOEXEC)
+    if flags & socket.MSG_CTRUNC:
+        close(files)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    message = _parsed(data, flags)
+    if message is None:
+        close(files)
+        return None, []
+    return message, list(files)
+
+
+def receive_alone(connection: socket.socket) -> dict[str, Any] | None:
+    """A message of a peer, which has no descriptors. None if the peer is gone, or sent no message."""
+    data, _, flags, _ = connection.recvmsg(_LARGEST)
+    return _parsed(data, flags)
+
+
+def _parsed(data: bytes, flags: int) -> dict[str, Any] | None:
     if data and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         with contextlib.suppress(ValueError, RecursionError):
             message = json.loads(data)
             if isinstance(message, dict):
-                return message, list(files)
-    close(files)
-    return None, []
+                return message
+    return None
 
 
 def close(files: Any) -> None:

@@ -310,7 +310,7 @@ TEST_F(RequestTableTest, CutRemovesAllHoldersOfAllDescendants) {
   EXPECT_EQ(table.counts().draining, 0U);
 }
 
-TEST_F(RequestTableTest, CutAllEndsEveryRequestOnce) {
+TEST_F(RequestTableTest, CloseAllEndsEveryRequestOnce) {
   const Handle parent = open("sa", {0, 100});
   const Handle child = open("sa", {100}, parent);
   const Handle other = open("sb", {3});
@@ -320,15 +320,32 @@ TEST_F(RequestTableTest, CutAllEndsEveryRequestOnce) {
   EXPECT_EQ(leave(last, 3), Left::last);
   ASSERT_TRUE(table.claim(last)) << "another thread ends this one";
   ClaimedList over;
-  table.cut_all(over);
+  table.close_all([](std::uint32_t) { return false; }, over);
   const std::vector<Handle> ended = end_all(over);
   ASSERT_EQ(ended.size(), 3U);
   EXPECT_EQ(ended[0].generation, child.generation);
   EXPECT_EQ(ended[1].generation, parent.generation);
   EXPECT_EQ(ended[2].generation, other.generation);
-  table.cut_all(over);
+  table.close_all([](std::uint32_t) { return false; }, over);
   EXPECT_TRUE(over.empty());
   table.retire(*table.record(last.slot), over);
+  EXPECT_EQ(table.counts().open + table.counts().draining, 0U);
+}
+
+TEST_F(RequestTableTest, CloseAllLeavesWhatADeviceThatStaysHolds) {
+  const Handle parent = open("sa", {0, 100});
+  const Handle child = open("sa", {100}, parent);
+  const Handle other = open("sa", {0}, parent);
+  ClaimedList over;
+  table.close_all([](std::uint32_t device) { return device == 100; }, over);
+  const std::vector<Handle> ended = end_all(over);
+  ASSERT_EQ(ended.size(), 1U) << "the child that device 100 does not hold";
+  EXPECT_EQ(ended[0].generation, other.generation);
+  EXPECT_TRUE(holds(parent, 100) && holds(child, 100));
+  EXPECT_FALSE(holds(parent, 0));
+  EXPECT_FALSE(table.is_open(parent));
+  table.leave_all(device_bit(100), over, [](std::uint64_t) {});
+  EXPECT_EQ(end_all(over).size(), 2U);
   EXPECT_EQ(table.counts().open + table.counts().draining, 0U);
 }
 

@@ -284,6 +284,72 @@ TEST_F(SharedPool, ADeviceIsAttachedOnceAndItsBoardGoesWithIt) {
   EXPECT_EQ(next->ack(second).status, PeerStatus::closed);
 }
 
+TEST_F(SharedPool, AForcedCloseLeavesToAttachedPeersWhatTheyHold) {
+  PoolOptions options;
+  options.capacity = kCapacity;
+  options.shared = true;
+  options.scrub_on_release = true;
+  pool = make_pool(options);
+  const std::uint32_t gpu = device("sgpu0"), second = device("sgpu1"), local = device("slocal");
+  auto peer = attach(gpu);
+  auto other = attach(second);
+  const Handle both = open(*pool, {.devices = {gpu, second, local}});
+  const Handle mine = open(*pool, {.devices = {local}});
+  Block* block = take(kept(100'000, both));
+  const Reference reference = refer(both, block);
+  std::memset(block->data, 7, 100'000);
+  (void)take(kept(100'000, mine));
+  std::byte* seen = nullptr;
+  ASSERT_EQ(peer->open(reference, false, seen), PeerStatus::ok);
+  const auto intact = [&] { return seen[0] == std::byte{7} && seen[99'999] == std::byte{7}; };
+
+  EXPECT_EQ(pool->close(true), Status::ok);
+  EXPECT_TRUE(pool->released(mine));
+  EXPECT_FALSE(pool->released(both));
+  EXPECT_EQ(info(both).pending, (std::vector<std::uint32_t>{gpu, second}));
+  EXPECT_TRUE(pool->peer_holds(gpu));
+  EXPECT_FALSE(pool->peer_holds(local));
+  EXPECT_TRUE(intact());
+  PeerFiles files;
+  Error error;
+  EXPECT_FALSE(pool->attach_peer(local, files, error));
+  EXPECT_EQ(error.system_errno, ESHUTDOWN);
+  EXPECT_EQ(pool->close(true), Status::ok);
+  EXPECT_TRUE(intact());
+
+  EXPECT_EQ(pool->detach_peer(second), 1U);
+  EXPECT_TRUE(intact());
+  EXPECT_EQ(pool->detach_peer(gpu), 1U);
+  EXPECT_TRUE(pool->released(both));
+  EXPECT_EQ(pool->stats().committed, 0U);
+  EXPECT_FALSE(intact());
+  EXPECT_EQ(pool->verify(), nullptr);
+}
+
+// What a peer holds when the pool is destroyed stays readable in its map; cached pages go.
+TEST_F(SharedPool, DestroyingThePoolLeavesThePeersBytes) {
+  const std::uint32_t gpu = device("sgpu0");
+  auto peer = attach(gpu);
+  const Handle held = open(*pool, {.devices = {gpu}});
+  const Handle over = open(*pool, {.devices = {gpu}});
+  Block* block = take(kept(100'000, held));
+  Block* gone = take(kept(500'000, over));
+  std::memset(block->data, 7, 100'000);
+  std::memset(gone->data, 8, 500'000);
+  const Reference reference = refer(held, block), second = refer(over, gone);
+  std::byte* seen = nullptr;
+  std::byte* cached = nullptr;
+  ASSERT_EQ(peer->open(reference, false, seen), PeerStatus::ok);
+  ASSERT_EQ(peer->open(second, false, cached), PeerStatus::ok);
+  close(over);
+  EXPECT_EQ(ack(*peer, second), AckResult::released);
+  EXPECT_EQ(cached[0], std::byte{8});
+  pool.reset();
+  EXPECT_EQ(seen[0], std::byte{7});
+  EXPECT_EQ(seen[99'999], std::byte{7});
+  EXPECT_EQ(cached[0], std::byte{0});
+}
+
 TEST_F(SharedPool, AFileThatIsNotThePoolsIsRefusedWithTheReason) {
   const std::uint32_t gpu = device("sgpu0");
   PeerFiles files;
