@@ -131,15 +131,16 @@ class HolderSet {
   bool was_named(std::uint32_t tag, HolderBit bit) const noexcept { return has(named_, tag, bit); }
 
   // Calls f(word, bits) for each word of holders while it is of this generation; false if a word was not. For peers,
-  // which compare the holders with the acks in the tally.
+  // which compare the holders with the acks in the tally. words_ is read after the host's word: once that shows that the
+  // host has left, no word is added, so a set that is found without holders has none.
   template <typename F>
   bool each_word(std::uint32_t tag, F&& f) const {
-    const std::uint32_t words = words_.load(std::memory_order_acquire);
-    for (std::uint32_t w = 0; w < words && w < kWords; ++w) {
+    std::uint32_t w = 0;
+    do {
       const std::uint64_t now = pending_[w].load(std::memory_order_seq_cst);
       if (tag_of(now) != tag) return false;
       f(w, bits_of(now));
-    }
+    } while (++w < words_.load(std::memory_order_acquire) && w < kWords);
     return true;
   }
 
