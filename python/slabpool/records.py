@@ -9,7 +9,7 @@ import enum
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from slabpool.arguments.texts import few, short
+from slabpool.arguments.texts import few, short, show
 
 
 class Ack(enum.Enum):
@@ -176,26 +176,26 @@ class RequestRecord:
 
     def __repr__(self) -> str:
         return (
-            f"RequestRecord(request_id={short(repr(self.request_id))}, generation={self.generation}, "
+            f"RequestRecord(request_id={show(self.request_id)}, generation={self.generation}, "
             f"state={self.state!r}, nbytes={self.nbytes}, age={self.age!r}, "
             f"pending={_few_names(self.pending)}, live_views={self.live_views}, "
-            f"opened_at={self.opened_at!r}, parent={self.parent}, "
-            f"kept_as={None if self.kept_as is None else short(repr(self.kept_as))}, "
+            f"opened_at={short(repr(self.opened_at), 100)}, parent={self.parent}, "
+            f"kept_as={None if self.kept_as is None else show(self.kept_as)}, "
             f"behind_stream={_few_names(self.behind_stream)})"
         )
 
     def __str__(self) -> str:
         if self.kept_as is not None:
             return (
-                f"session {short(repr(self.request_id))} keeps {short(repr(self.kept_as))} "
+                f"session {show(self.request_id)} keeps {show(self.kept_as)} "
                 f"(generation {self.generation}, {self.state.value}): {self.nbytes} bytes for "
-                f"{self.age:.1f} s, {self.live_views} live views, kept at {self.opened_at}"
+                f"{self.age:.1f} s, {self.live_views} live views, kept at {short(self.opened_at, 100)}"
             )
         waiting = waits_for(self.pending, self.behind_stream) or "no device"
         return (
-            f"request {short(repr(self.request_id))} generation {self.generation} ({self.state.value}): "
+            f"request {show(self.request_id)} generation {self.generation} ({self.state.value}): "
             f"{self.nbytes} bytes for {self.age:.1f} s, waits for {waiting}, "
-            f"{self.live_views} live views, opened at {self.opened_at}"
+            f"{self.live_views} live views, opened at {short(self.opened_at, 100)}"
         )
 
 
@@ -251,17 +251,17 @@ class SessionRecord:
     def __repr__(self) -> str:
         names = few(map(repr, self.names)) + ("," if len(self.names) == 1 else "")
         return (
-            f"SessionRecord(session_id={short(repr(self.session_id))}, nbytes={self.nbytes}, "
+            f"SessionRecord(session_id={show(self.session_id)}, nbytes={self.nbytes}, "
             f"names=({names}), idle={self.idle!r}, requests={self.requests}, "
-            f"budget={self.budget}, ttl={self.ttl!r}, age={self.age!r}, opened_at={self.opened_at!r})"
+            f"budget={self.budget}, ttl={self.ttl!r}, age={self.age!r}, opened_at={short(repr(self.opened_at), 100)})"
         )
 
     def __str__(self) -> str:
         state = f"used by {self.requests} requests" if self.idle is None else f"idle for {self.idle:.1f} s"
         names = few(self.names) or "nothing"
         return (
-            f"session {short(repr(self.session_id))}: {state}, {self.nbytes} bytes ({names}), opened at "
-            f"{self.opened_at} {self.age:.1f} s ago"
+            f"session {show(self.session_id)}: {state}, {self.nbytes} bytes ({names}), opened at "
+            f"{short(self.opened_at, 100)} {self.age:.1f} s ago"
         )
 
 

@@ -25,6 +25,7 @@ import operator
 import numpy as np
 
 from slabpool._core import strides as _strides
+from slabpool.arguments.texts import show
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 
 cnp.import_array()  # or a dtype's size is read as numpy 1 had it

@@ -8,7 +8,7 @@ cdef Py_ssize_t _count(object value, str what) except -1:
     try:
         number = operator.index(value)
     except TypeError:
-        raise InvalidTypeError(f"{what} must be an int, got {value!r} of type {type(value).__name__}") from None
+        raise InvalidTypeError(f"{what} must be an int, got {show_typed(value)}") from None
     if number < 0:
         raise InvalidArgumentError(f"{what} must be 0 or more, got {number}")
     if number > 0x7FFFFFFFFFFFFFFF:
@@ -190,7 +190,7 @@ cdef class GrowableTensor:
     cdef str _whose(self):
         if self.growth.request is None:
             return f"kept by a session as generation {self.growth.handle.generation}"
-        return f"in request {self.growth.request.id!r} generation {self.growth.handle.generation}"
+        return f"in request {show(self.growth.request.id)} generation {self.growth.handle.generation}"
 
     @property
     def request(self):
@@ -248,7 +248,7 @@ cdef int _axis(object axis, int nd) except -1:
     try:
         number = operator.index(axis)
     except TypeError:
-        raise InvalidTypeError(f"axis must be an int, got {axis!r} of type {type(axis).__name__}") from None
+        raise InvalidTypeError(f"axis must be an int, got {show_typed(axis)}") from None
     if nd == 0:
         raise InvalidArgumentError("a tensor without axes cannot grow; shape is ()")
     if not -nd <= number < nd:

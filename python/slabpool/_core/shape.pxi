@@ -11,7 +11,7 @@ cdef cnp.dtype _new_dtype(object asked):
     try:
         dtype = np.dtype(asked)
     except TypeError as error:
-        raise InvalidTypeError(f"dtype must be something numpy understands, got {asked!r}: {error}") from None
+        raise InvalidTypeError(f"dtype must be something numpy understands, got {show(asked)}: {error}") from None
     if holds_objects(<PyObject*>dtype):
         raise InvalidTypeError(
             f"dtype {dtype} holds Python objects, which pooled memory cannot keep; "
@@ -38,14 +38,14 @@ cdef _bad_shape(object shape):
         for dim in shape:
             try:
                 if operator.index(dim) < 0:
-                    raise InvalidArgumentError(f"shape has a negative dimension: {shape!r}")
+                    raise InvalidArgumentError(f"shape has a negative dimension: {show(shape)}")
             except TypeError:
                 raise InvalidTypeError(
-                    f"shape must be an int or a tuple of ints, got {shape!r} with a dimension of type "
+                    f"shape must be an int or a tuple of ints, got {show(shape)} with a dimension of type "
                     f"{type(dim).__name__}"
                 ) from None
-        raise InvalidArgumentError(f"shape is too large: {shape!r} has more bytes than an address can hold")
-    raise InvalidTypeError(f"shape must be an int or a tuple of ints, got {shape!r} of type {type(shape).__name__}")
+        raise InvalidArgumentError(f"shape is too large: {show(shape)} has more bytes than an address can hold")
+    raise InvalidTypeError(f"shape must be an int or a tuple of ints, got {show_typed(shape)}")
 
 
 cdef uint64_t parse_shape(object shape, Py_ssize_t itemsize, Shape* out) except? 0xFFFFFFFFFFFFFFFF:
@@ -96,7 +96,7 @@ cdef uint64_t _parse_align(object align) except 0:
     try:
         value = operator.index(align)
     except TypeError:
-        raise InvalidTypeError(f"align must be an int, got {align!r} of type {type(align).__name__}") from None
+        raise InvalidTypeError(f"align must be an int, got {show_typed(align)}") from None
     if value < 1 or value > kMaxAlign or value & (value - 1):
         raise InvalidArgumentError(f"align must be a power of two from 1 to {kMaxAlign} bytes, got {value}")
     return value

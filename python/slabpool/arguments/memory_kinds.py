@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from slabpool.arguments.texts import show
 from slabpool.errors import InvalidArgumentError
 
 _NUMBER = "(0|[1-9][0-9]{0,2})"
@@ -72,5 +73,5 @@ def parse_memory(text: object) -> Memory:
             return Memory("managed", int(match[1]), False)
     raise InvalidArgumentError(
         "memory must be 'host', 'shared', 'cuda:N', 'shared:cuda:N', 'pinned', 'pinned:N' or 'managed:N', "
-        f"where N is the number of a CUDA device such as 0; got {text!r:.100}"
+        f"where N is the number of a CUDA device such as 0; got {show(text)}"
     )

@@ -25,6 +25,7 @@ from slabpool._core.session import (
     set_limit,
 )
 from slabpool.arguments.sizes import parse_size
+from slabpool.arguments.texts import show_typed
 from slabpool.errors import InvalidTypeError
 from slabpool.messages import sessions as messages
 from slabpool.records import SessionRecord
@@ -147,9 +148,7 @@ class Sessions:
     def keep(self, state: State, name: str, tensor: object, where: Where) -> None:
         """The session keeps the tensor's block from now on, under this name."""
         if not isinstance(name, str):
-            raise InvalidTypeError(
-                f"a kept tensor's name must be a str, got {name!r} of type {type(name).__name__}"
-            )
+            raise InvalidTypeError(f"a kept tensor's name must be a str, got {show_typed(name)}")
         pool = self._pool_here()
         with self._lock:
             self._check(state)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from slabpool._core.core import StatusCode
 from slabpool._core.session import Form, Kept, Shelf
+from slabpool.arguments.texts import show
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 from slabpool.messages import sessions as messages
 from slabpool.records import SessionRecord
@@ -178,7 +179,7 @@ def parse_ttl(ttl: object) -> float:
     try:
         seconds = float(ttl)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        raise InvalidTypeError(f"ttl must be seconds, got {ttl!r}") from None
+        raise InvalidTypeError(f"ttl must be seconds, got {show(ttl)}") from None
     if not 0 < seconds <= 1e9:
-        raise InvalidArgumentError(f"ttl must be more than 0 seconds and at most 1e9, got {ttl!r}")
+        raise InvalidArgumentError(f"ttl must be more than 0 seconds and at most 1e9, got {show(ttl)}")
     return seconds

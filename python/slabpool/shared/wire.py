@@ -11,6 +11,8 @@ import os
 import socket
 from typing import Any
 
+from slabpool.arguments.reading import UnreadableError, read_json
+
 VERSION = 1
 _LARGEST = 4096
 _MOST_FILES = 8
@@ -25,8 +27,8 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]
     """A message and its descriptors. The message is None if the other side is gone, or sent no message."""
     data, files, flags, _ = socket.recv_fds(connection, _LARGEST, _MOST_FILES, socket.MSG_CMSG_CLOEXEC)
     if data and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-        with contextlib.suppress(ValueError, RecursionError):
-            message = json.loads(data)
+        with contextlib.suppress(UnreadableError):
+            message = read_json(data, longest=_LARGEST, deepest=4)
             if isinstance(message, dict):
                 return message, list(files)
     close(files)
