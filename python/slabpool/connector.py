@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from slabpool._core.pool import Pool
 from slabpool._core.request import Request
+from slabpool.arguments.names import plain_name
 from slabpool.arguments.texts import show
 from slabpool.errors import (
     AmbiguousRequestError,
@@ -88,7 +89,7 @@ class AckAggregator:
             raise InvalidTypeError(
                 f"ranks must be an iterable of names, got one {type(ranks).__name__} {show(ranks)}"
             )
-        named = tuple(ranks)
+        named = tuple(map(plain_name, ranks))
         for rank in named:
             if not isinstance(rank, (str, int)) or isinstance(rank, bool):
                 raise InvalidTypeError(f"a rank must be a str or an int, got {show(rank)}")
@@ -289,7 +290,7 @@ class AckAggregator:
             return sum(map(len, self._watched.values()))
 
     def _check(self, rank: Rank) -> None:
-        if isinstance(rank, bool) or not isinstance(rank, (str, int)):
+        if not isinstance(plain_name(rank), (str, int)) or isinstance(rank, bool):
             raise InvalidTypeError(f"a rank must be a str or an int, got {show(rank)}")
         if rank not in self._ranks:
             raise UnknownDeviceError(

@@ -4,11 +4,11 @@ Each class also derives from the built-in error for its case: exhaustion from Me
 ValueError or TypeError. When an error is raised, the pool is as it was before the call.
 """
 
-_LONGEST = 1000  # characters of a message
+_LONGEST = 900  # characters of a message: its repr() is longer
 
 
 class SlabpoolError(Exception):
-    """Base class of all errors of slabpool. A message is at most 1,000 characters long."""
+    """Base class of all errors of slabpool. A message is at most 900 characters long."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*map(_short, args))

@@ -253,7 +253,8 @@ class SessionRecord:
         return (
             f"SessionRecord(session_id={show(self.session_id)}, nbytes={self.nbytes}, "
             f"names=({names}), idle={self.idle!r}, requests={self.requests}, "
-            f"budget={self.budget}, ttl={self.ttl!r}, age={self.age!r}, opened_at={short(repr(self.opened_at), 100)})"
+            f"budget={self.budget}, ttl={self.ttl!r}, age={self.age!r}, "
+            f"opened_at={short(repr(self.opened_at), 100)})"
         )
 
     def __str__(self) -> str:
@@ -291,6 +292,12 @@ class Event:
     #: Bytes that were allocated, freed, released, retained or kept, or whose allocation failed.
     nbytes: int
 
+    def __repr__(self) -> str:
+        return (
+            f"Event(time_ns={self.time_ns}, thread={self.thread}, kind={self.kind!r}, "
+            f"generation={self.generation}, device={show(self.device)}, nbytes={self.nbytes})"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Corruption:
@@ -316,3 +323,9 @@ class Corruption:
     generation: int
     #: ``file:line`` that allocated the block; "" if no line was recorded.
     allocated_at: str
+
+    def __repr__(self) -> str:
+        return (
+            f"Corruption(address={self.address}, nbytes={self.nbytes}, offset={self.offset}, "
+            f"generation={self.generation}, allocated_at={show(self.allocated_at)})"
+        )

@@ -10,9 +10,9 @@ cdef Py_ssize_t _count(object value, str what) except -1:
     except TypeError:
         raise InvalidTypeError(f"{what} must be an int, got {show_typed(value)}") from None
     if number < 0:
-        raise InvalidArgumentError(f"{what} must be 0 or more, got {number}")
+        raise InvalidArgumentError(f"{what} must be 0 or more, got {show(number)}")
     if number > 0x7FFFFFFFFFFFFFFF:
-        raise InvalidArgumentError(f"{what} is too large: {number}")
+        raise InvalidArgumentError(f"{what} is too large: {show(number)}")
     return number
 
 
@@ -182,7 +182,7 @@ cdef class GrowableTensor:
         cdef Py_ssize_t wanted = _count(length, "length")
         if wanted > self.growth.length:
             raise InvalidArgumentError(
-                f"cannot truncate to {wanted}: the tensor has {self.length} along axis {self.axis}. Use extend()"
+                f"cannot truncate to {show(wanted)}: the tensor has {self.length} along axis {self.axis}. Use extend()"
             )
         self.growth.length = wanted
         return self._view(wanted)
@@ -240,7 +240,7 @@ cdef class GrowableTensor:
         raise InvalidTypeError("a GrowableTensor is memory of this process: copy its array, or send a reference to it")
 
     def __repr__(self):
-        return (f"<GrowableTensor {self.shape} of {self.dtype}, limit {self.limit} along axis {self.axis}, "
+        return (f"<GrowableTensor {self.shape} of {short(str(self.dtype), 100)}, limit {self.limit} along axis {self.axis}, "
                 f"{self.nbytes} bytes, {self._whose()}>")
 
 
@@ -252,7 +252,7 @@ cdef int _axis(object axis, int nd) except -1:
     if nd == 0:
         raise InvalidArgumentError("a tensor without axes cannot grow; shape is ()")
     if not -nd <= number < nd:
-        raise InvalidArgumentError(f"axis must be from {-nd} to {nd - 1} for {nd} axes, got {number}")
+        raise InvalidArgumentError(f"axis must be from {-nd} to {nd - 1} for {nd} axes, got {show(number)}")
     return number % nd
 
 

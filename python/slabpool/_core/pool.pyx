@@ -643,5 +643,5 @@ cdef uint64_t _generation(object generation) except? 0:
         raise InvalidTypeError(
             f"generation must be an int, got {show_typed(generation)}") from None
     if not 0 < value < 1 << 63:
-        raise InvalidArgumentError(f"generation must be one that a request has, got {value}")
+        raise InvalidArgumentError(f"generation must be one that a request has, got {show(value)}")
     return value

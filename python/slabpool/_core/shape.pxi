@@ -10,11 +10,12 @@ cdef cnp.dtype _new_dtype(object asked):
     cdef cnp.dtype dtype
     try:
         dtype = np.dtype(asked)
-    except TypeError as error:
-        raise InvalidTypeError(f"dtype must be something numpy understands, got {show(asked)}: {error}") from None
+    except Exception as error:  # numpy has many, and shows what it refuses
+        raise InvalidTypeError(
+            f"dtype must be something numpy understands, got {show(asked)}: {short(str(error), 200)}") from None
     if holds_objects(<PyObject*>dtype):
         raise InvalidTypeError(
-            f"dtype {dtype} holds Python objects, which pooled memory cannot keep; "
+            f"dtype {short(str(dtype), 100)} holds Python objects, which pooled memory cannot keep; "
             "use a dtype of plain values (numbers, bytes, fixed-length text, structures of these)"
         )
     if dtype.itemsize == 0:
@@ -98,5 +99,5 @@ cdef uint64_t _parse_align(object align) except 0:
     except TypeError:
         raise InvalidTypeError(f"align must be an int, got {show_typed(align)}") from None
     if value < 1 or value > kMaxAlign or value & (value - 1):
-        raise InvalidArgumentError(f"align must be a power of two from 1 to {kMaxAlign} bytes, got {value}")
+        raise InvalidArgumentError(f"align must be a power of two from 1 to {kMaxAlign} bytes, got {show(value)}")
     return value

@@ -102,7 +102,7 @@ def index(shape: Dims, strides: Dims, key: object) -> tuple[Dims, Dims, int]:
         else:
             at = operator.index(part)
             if not -dim <= at < dim:
-                raise IndexError(f"index {at} is out of bounds for axis {axis} with size {dim}")
+                raise IndexError(f"index {show(at)} is out of bounds for axis {axis} with size {dim}")
             offset += (at + dim if at < 0 else at) * stride
         axis += 1
     return tuple(new_shape), tuple(new_strides), offset
@@ -145,7 +145,7 @@ def _new_shape(shape: Dims, wanted: Sequence[object]) -> Dims:
         known = size
     if known != size or min(dims, default=0) < 0:
         raise InvalidArgumentError(
-            f"cannot reshape an array of shape {shape}, {size} elements, to {tuple(wanted)}"
+            f"cannot reshape an array of shape {show(shape)}, {show(size)} elements, to {show(tuple(wanted))}"
         )
     return tuple(dims)
 

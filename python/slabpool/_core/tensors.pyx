@@ -22,7 +22,7 @@ import operator
 
 from slabpool._core import hooks
 from slabpool._core.core import StatusCode
-from slabpool.arguments.texts import few, show, show_typed
+from slabpool.arguments.texts import few, short, show, show_typed
 from slabpool.errors import (
     ForkedPoolError, InvalidArgumentError, InvalidTypeError, RequestClosedError, TensorTooLargeError,
 )

@@ -44,11 +44,10 @@ def parse_options(
         raise InvalidArgumentError(
             f"huge_pages and numa_node are for memory='host', got memory={show(memory)}: {_why_not(kind)}"
         )
-    if scrub not in ("never", "release"):
+    if not isinstance(scrub, str) or scrub not in ("never", "release"):
         raise InvalidArgumentError(f"scrub must be 'never' or 'release', got {show(scrub)}")
-    if debug not in (0, 1, 2):
+    if not isinstance(debug, (int, float)) or debug not in (0, 1, 2):
         raise InvalidArgumentError(f"debug must be 0, 1 or 2, got {show(debug)}")
-    assert isinstance(debug, (int, float))
     if debug and kind.kind == "device":
         raise InvalidArgumentError(
             f"debug must be 0 with memory={show(memory)}, got {show(debug)}: guards and poison are "

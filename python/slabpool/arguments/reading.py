@@ -64,7 +64,7 @@ def check_depth(text: str, deepest: int) -> None:
     for bracket in _BRACKET.findall(_STRING.sub("", text)):
         depth += 1 if bracket in "[{(" else -1
         if depth > deepest:
-            raise UnreadableError(f"nested deeper than {deepest} levels")
+            raise UnreadableError(f"nested too deeply, more than {deepest} levels")
 
 
 def read_json(data: str | bytes, *, longest: int, deepest: int) -> Any:

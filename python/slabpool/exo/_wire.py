@@ -76,6 +76,9 @@ class Message(NamedTuple):
         return json.dumps({"type": _TYPE, **self._asdict()})
 
 
+_FIELDS = {"sender": str, "run": str, "over": bool, "done": bool, "waits": bool, "reason": str}
+
+
 def parse(status: str) -> Message | None:
     """Decode an opaque status; return None if it is not one of ours."""
     if f'"{_TYPE}"' not in status:  # checked before parsing, because some of exo's statuses are long
@@ -86,9 +89,6 @@ def parse(status: str) -> Message | None:
         return None
     if not isinstance(fields, dict) or fields.pop("type", None) != _TYPE:
         return None
-    kinds = Message.__annotations__
-    if fields.keys() != kinds.keys():
-        return None
-    if not all(type(fields[name]).__name__ == kind for name, kind in kinds.items()):
+    if {name: type(value) for name, value in fields.items()} != _FIELDS:
         return None
     return Message(**fields)

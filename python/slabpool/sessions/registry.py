@@ -24,6 +24,7 @@ from slabpool._core.session import (
     open_shelf,
     set_limit,
 )
+from slabpool.arguments.names import plain_name
 from slabpool.arguments.sizes import parse_size
 from slabpool.arguments.texts import show_typed
 from slabpool.errors import InvalidTypeError
@@ -75,6 +76,7 @@ class Sessions:
         most = None if budget is None else parse_size(budget, "budget", least=1, most=1 << 60)
         seconds = None if ttl is None else parse_ttl(ttl)
         pool = self._pool_here()
+        session_id = plain_name(session_id)
         key = key_of(session_id)
         with self._lock:
             state = self._live.get(key)

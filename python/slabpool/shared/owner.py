@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from slabpool._core.pool import Link
+from slabpool.arguments.texts import short
 from slabpool.errors import AttachError, DeviceAttachedError, SlabpoolError
 from slabpool.shared import forks, wire
 from slabpool.shared.rendezvous import Claim, credentials
@@ -304,7 +305,7 @@ class Service:
             wire.send(client.connection, {"error": "attached", "pid": holder.pid})
             return False
         except (AttachError, SlabpoolError) as error:
-            wire.send(client.connection, {"error": "refused", "text": str(error)})
+            wire.send(client.connection, {"error": "refused", "text": short(str(error), 600)})
             return False
         found = os.fstat(files[_BOARD])
         with self._mutex:

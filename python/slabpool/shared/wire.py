@@ -12,6 +12,7 @@ import socket
 from typing import Any
 
 from slabpool.arguments.reading import UnreadableError, read_json
+from slabpool.errors import InvalidArgumentError
 
 VERSION = 1
 _LARGEST = 4096
@@ -20,7 +21,10 @@ _MOST_FILES = 8
 
 def send(connection: socket.socket, message: dict[str, Any], files: tuple[int, ...] = ()) -> None:
     """Sends a message with copies of descriptors. Waits for a full socket no longer than its timeout."""
-    socket.send_fds(connection, [json.dumps(message).encode()], list(files), socket.MSG_NOSIGNAL)
+    data = json.dumps(message).encode()
+    if len(data) > _LARGEST:
+        raise InvalidArgumentError(f"the device's name is too long for another process: {len(data)} bytes")
+    socket.send_fds(connection, [data], list(files), socket.MSG_NOSIGNAL)
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
