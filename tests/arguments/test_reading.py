@@ -1,4 +1,4 @@
-"""Input of any shape is read, or is one error of slabpool's own: traces, sizes, references, messages, options."""
+"""Input of any shape is read, or is one error of slabpool's own: traces, sizes, references, messages."""
 
 from __future__ import annotations
 
@@ -61,6 +61,12 @@ NUMBERS += [
     "1\x00",
     "\ud800",
 ]
+
+
+def short(error: Exception) -> None:
+    assert 5 < len(str(error)) <= 1000
+
+
 numbers = st.sampled_from(NUMBERS) | st.integers().map(str) | st.floats().map(str)
 texts = st.text(max_size=50) | numbers
 values = st.recursive(
@@ -78,7 +84,7 @@ def test_sizes(text):
     try:
         size = parse_size(text, "capacity", least=1, most=1 << 62)
     except InvalidArgumentError as error:
-        assert "capacity" in str(error) and len(str(error)) < 1000
+        short(error)
     else:
         assert 1 <= size <= 1 << 62 and text.isascii()
 
@@ -89,7 +95,7 @@ def test_sizes_of_any_type(value):
     try:
         assert parse_size(value, "capacity", least=1, most=1 << 62) > 0
     except (InvalidArgumentError, InvalidTypeError) as error:
-        assert len(str(error)) < 1000
+        short(error)
 
 
 @given(
@@ -101,7 +107,7 @@ def test_kinds_of_memory(text):
     try:
         assert 0 <= parse_memory(text).device + 1 <= 1000
     except InvalidArgumentError as error:
-        assert len(str(error)) < 1000
+        short(error)
 
 
 @given(texts)
@@ -110,7 +116,7 @@ def test_whole_numbers(text):
     try:
         assert whole_number(text) == int(text)
     except UnreadableError as error:
-        assert len(str(error)) < 1000
+        short(error)
 
 
 @given(texts)
@@ -119,7 +125,7 @@ def test_decimals(text):
     try:
         number, scale = decimal(text)
     except UnreadableError as error:
-        assert len(str(error)) < 1000
+        short(error)
     else:
         assert number / scale == pytest.approx(float(text))
 
@@ -131,11 +137,11 @@ def test_options_of_the_replay(text):
         size, _ = _capacity(text, 1 << 30, 1 << 20)
         parse_size(size, "capacity", least=1, most=1 << 62)
     except InvalidArgumentError as error:
-        assert len(str(error)) < 1000
+        short(error)
     try:
         assert 0 <= option(0, 10)(text) <= 10
     except (argparse.ArgumentTypeError, ValueError) as error:
-        assert len(str(error)) < 1000
+        short(error)
 
 
 @given(values)
@@ -145,7 +151,7 @@ def test_json_is_read_as_it_was_written(value):
     try:
         read = read_json(text, longest=10_000, deepest=4)
     except UnreadableError as error:
-        assert len(str(error)) < 1000
+        short(error)
     else:
         assert read == json.loads(text)
 
@@ -161,7 +167,7 @@ def test_json_of_any_shape(data):
     try:
         read_json(data, longest=1 << 20, deepest=4)
     except UnreadableError as error:
-        assert len(str(error)) < 1000
+        short(error)
 
 
 def test_the_depth_counts_brackets_outside_of_strings():
@@ -193,7 +199,7 @@ def test_traces(tmp_path: Path, data):
     try:
         trace = read_trace(path)
     except TraceFormatError as error:
-        assert len(str(error)) <= 1000
+        short(error)
     else:
         assert len(trace) > 0 and (trace.prompt >= 0).all()
 
@@ -233,7 +239,7 @@ def test_references(reference, data):
     try:
         ref = TensorRef.from_bytes(given_)
     except InvalidReferenceError as error:
-        assert len(str(error)) < 1000
+        short(error)
     else:
         assert TensorRef.from_bytes(ref.to_bytes()) == ref
 
@@ -254,7 +260,7 @@ def test_dtypes_of_references(reference, text):
     try:
         TensorRef.from_bytes(_sealed(bytes(head[: nd_at + 12]) + name))
     except InvalidReferenceError as error:
-        assert len(str(error)) < 1000
+        short(error)
 
 
 @given(values)
@@ -285,7 +291,7 @@ def test_a_message_that_is_too_long_is_not_sent():
 def test_messages_between_nodes(text):
     plain, tag = exo_wire.untagged("id\x1f" + text)
     assert plain == "id" if tag is not None else plain.startswith("id\x1f")
-    message = exo_wire.parse('{"type": "slabpool", "x": %s}' % text)
+    message = exo_wire.parse('{"type": "slabpool", "x": ' + text + "}")
     assert message is None
 
 
