@@ -3,6 +3,7 @@
 # Invariants: the key of a name says its type as well, so "1" is not 1; a device keeps its number as long as its pool
 # lives.
 
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.ref cimport Py_XDECREF
 from cpython.unicode cimport PyUnicode_AsUTF8
 from libcpp.optional cimport optional
@@ -49,8 +50,11 @@ cdef bytes name_key(object name, str what):
     """A letter for the type, then the bytes of the name."""
     if type(name) is str:
         return b"s" + (<str>name).encode("utf-8", "surrogatepass")
-    if type(name) is int and int.bit_length(name) <= MOST_BITS:
-        return b"i%d" % name
+    cdef int overflow = 0
+    if type(name) is int:
+        PyLong_AsLongLongAndOverflow(name, &overflow)
+        if not overflow:
+            return b"i%d" % name
     return _key_of_other(plain_name(name), what)
 
 
@@ -59,8 +63,8 @@ cdef bytes _key_of_other(object name, str what):
     if type(name) is str:
         return b"s" + (<str>name).encode("utf-8", "surrogatepass")
     if type(name) is int:
-        if int.bit_length(name) > MOST_BITS:
-            raise InvalidArgumentError(f"{what} must be an int of at most {MOST_BITS} bits, got {show(name)}")
+        if int.bit_length(name) > _MOST_BITS:
+            raise InvalidArgumentError(f"{what} must be an int of at most {_MOST_BITS} bits, got {show(name)}")
         return b"i%d" % name
     if what != "device" and isinstance(name, bytes):
         return b"b" + <bytes>name

@@ -50,7 +50,7 @@ cdef bytes _MAGIC = b"SPR\x01"
 cdef object _MOST = 1 << 62
 _LONGEST_DTYPE = 16384  # characters of a dtype; one of structures may have a few hundred fields
 _LONGEST = 32768  # bytes of a reference
-_PLAIN_DTYPE = re.compile(r"[<>|][biufcmMSUV?][0-9]{0,9}(\[[0-9]{0,9}[A-Za-z]{1,2}\])?")
+_PLAIN_DTYPE = r"[<>|][biufcmMSUV?][0-9]{0,9}(\[[0-9]{0,9}[A-Za-z]{1,2}\])?"
 
 
 @functools.lru_cache(maxsize=256)
@@ -76,7 +76,7 @@ def _dtype_of(text):
             raise ValueError("its text is not one of a dtype")
         check_depth(text, 16)
         return np.lib.format.descr_to_dtype(ast.literal_eval(text))
-    if not _PLAIN_DTYPE.fullmatch(text):  # numpy accepts many other things as a dtype
+    if not re.fullmatch(_PLAIN_DTYPE, text):  # numpy accepts many other things as a dtype
         raise ValueError(f"{show(text[:40])} names no dtype")
     return np.dtype(text)
 

@@ -14,10 +14,11 @@ from typing import Any
 from slabpool.arguments.texts import short
 
 DIGITS = 20  # of a whole number; 64 bits need no more
-_DECIMAL = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?|\.[0-9]{1,20}", re.ASCII)
-_MANY_DIGITS = re.compile("[0-9]{21}")  # more than DIGITS
-_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_BRACKET = re.compile(r"[\[\](){}]")
+# Compiled when they are used first, and then kept by `re`.
+_DECIMAL = r"[0-9]{1,20}(?:\.[0-9]{1,20})?|\.[0-9]{1,20}"
+_MANY_DIGITS = "[0-9]{21}"  # more than DIGITS
+_STRING = r'(?s)"[^"\\]*(?:\\.[^"\\]*)*"'
+_BRACKET = r"[\[\](){}]"
 
 
 class UnreadableError(ValueError):
@@ -50,7 +51,7 @@ def decimal(text: str) -> tuple[int, int]:
     >>> decimal("1.25"), decimal("3")
     ((125, 100), (3, 1))
     """
-    if _DECIMAL.fullmatch(text) is None:
+    if re.fullmatch(_DECIMAL, text) is None:
         raise UnreadableError(f"not a number: {short(text)!r}")
     whole, _, fraction = text.partition(".")
     return int(whole + fraction), 10 ** len(fraction)
@@ -61,7 +62,7 @@ def check_depth(text: str, deepest: int) -> None:
     if text.count("[") + text.count("{") + text.count("(") <= deepest:
         return
     depth = 0
-    for bracket in _BRACKET.findall(_STRING.sub("", text)):
+    for bracket in re.findall(_BRACKET, re.sub(_STRING, "", text)):
         depth += 1 if bracket in "[{(" else -1
         if depth > deepest:
             raise UnreadableError(f"nested too deeply, more than {deepest} levels")
@@ -86,7 +87,7 @@ def read_json(data: str | bytes, *, longest: int, deepest: int) -> Any:
         text = data if isinstance(data, str) else data.decode()
         check_depth(text, deepest)
         # A function of Python's for each number is slow, and a trace may have thousands in a row.
-        whole = _whole_in_json if _MANY_DIGITS.search(text) else None
+        whole = _whole_in_json if re.search(_MANY_DIGITS, text) else None
         return json.loads(text, parse_int=whole, parse_float=_float_in_json, parse_constant=_no_constant)
     except UnreadableError:
         raise

@@ -15,7 +15,7 @@ _UNITS = {
     "kib": 1024, "mib": 1024**2, "gib": 1024**3, "tib": 1024**4,
     "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4,
 }  # fmt: skip
-_SIZE = re.compile(r"([0-9.]+)\s*([a-zA-Z]*)")
+_SIZE = r"([0-9.]+)\s*([a-zA-Z]*)"
 
 
 def parse_size(value: object, what: str, *, least: int, most: int) -> int:
@@ -47,7 +47,7 @@ def parse_size(value: object, what: str, *, least: int, most: int) -> int:
     """
     if isinstance(value, str):
         try:
-            match = _SIZE.fullmatch(value.strip() if len(value) < 100 else "")
+            match = re.fullmatch(_SIZE, value.strip() if len(value) < 100 else "")
             number, scale = decimal(match[1] if match else "")
             size = number * _UNITS[match[2].lower() if match else ""] // scale
         except (UnreadableError, KeyError):
