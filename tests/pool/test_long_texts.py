@@ -31,7 +31,7 @@ class Broken:
 
 ODD = [
     LONG,
-    [LONG] * 5000,
+    [LONG] * 20,
     {LONG: LONG},
     BIG,
     -BIG,
