@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from slabpool._core.pool import Pool
 from slabpool._core.request import Request
+from slabpool.arguments.names import plain_name
+from slabpool.arguments.texts import show
 from slabpool.errors import (
     AmbiguousRequestError,
     DuplicateDeviceError,
@@ -85,16 +87,16 @@ class AckAggregator:
     def __init__(self, ranks: Iterable[Rank]) -> None:
         if isinstance(ranks, (str, bytes)):
             raise InvalidTypeError(
-                f"ranks must be an iterable of names, got one {type(ranks).__name__} {ranks!r}"
+                f"ranks must be an iterable of names, got one {type(ranks).__name__} {show(ranks)}"
             )
-        named = tuple(ranks)
+        named = tuple(map(plain_name, ranks))
         for rank in named:
             if not isinstance(rank, (str, int)) or isinstance(rank, bool):
-                raise InvalidTypeError(f"a rank must be a str or an int, got {rank!r}")
+                raise InvalidTypeError(f"a rank must be a str or an int, got {show(rank)}")
         if not named:
             raise InvalidArgumentError("ranks is empty: name the workers that will report")
         if len(set(named)) != len(named):
-            raise DuplicateDeviceError(f"a rank is named twice in {named!r}; name each once")
+            raise DuplicateDeviceError(f"a rank is named twice in {show(named)}; name each once")
         self._lock = threading.Lock()
         self._ranks = dict.fromkeys(named)  # an ordered set
         self._lost: set[Rank] = set()
@@ -128,18 +130,18 @@ class AckAggregator:
             The request is already watched.
         """
         if not isinstance(req, Request):
-            raise InvalidTypeError(f"watch needs a Request, got {req!r}; for an id call expect()")
+            raise InvalidTypeError(f"watch needs a Request, got {show(req)}; for an id call expect()")
         unknown = req.pending - self._ranks.keys()
         if unknown:
             raise UnknownDeviceError(
-                f"request {req.id!r} generation {req.generation} waits for {sorted(map(repr, unknown))}, "
-                f"which are not among the ranks {list(self._ranks)!r}"
+                f"request {show(req.id)} generation {req.generation} waits for {sorted(map(repr, unknown))}, "
+                f"which are not among the ranks {show(list(self._ranks))}"
             )
         with self._lock:
             known = self._watched.setdefault(req.id, [])
             if req in known:
                 raise InvalidArgumentError(
-                    f"request {req.id!r} generation {req.generation} is watched already"
+                    f"request {show(req.id)} generation {req.generation} is watched already"
                 )
             known.append(req)
             for rank in self._lost:
@@ -170,7 +172,7 @@ class AckAggregator:
         """
         named = self.ranks if ranks is None else tuple(ranks)
         if not named:
-            raise InvalidArgumentError(f"no rank is left to finish request {request_id!r}: all are lost")
+            raise InvalidArgumentError(f"no rank is left to finish request {show(request_id)}: all are lost")
         for rank in named:
             self._check(rank)
         with self._lock:
@@ -208,7 +210,7 @@ class AckAggregator:
         self._check(rank)
         if isinstance(finished, (str, bytes)):
             raise InvalidTypeError(
-                f"finished must be an iterable of ids, got one {type(finished).__name__} {finished!r}"
+                f"finished must be an iterable of ids, got one {type(finished).__name__} {show(finished)}"
             )
         items = list(finished)
         with self._lock:
@@ -288,11 +290,11 @@ class AckAggregator:
             return sum(map(len, self._watched.values()))
 
     def _check(self, rank: Rank) -> None:
-        if isinstance(rank, bool) or not isinstance(rank, (str, int)):
-            raise InvalidTypeError(f"a rank must be a str or an int, got {rank!r}")
+        if not isinstance(plain_name(rank), (str, int)) or isinstance(rank, bool):
+            raise InvalidTypeError(f"a rank must be a str or an int, got {show(rank)}")
         if rank not in self._ranks:
             raise UnknownDeviceError(
-                f"rank {rank!r} is not among the ranks {list(self._ranks)!r}; nothing was changed"
+                f"rank {show(rank)} is not among the ranks {show(list(self._ranks))}; nothing was changed"
             )
 
     def _find(self, rank: Rank, item: Id | tuple[Id, int]) -> Callable[[Rank], Ack]:
@@ -304,7 +306,7 @@ class AckAggregator:
         waiting = [req for req in reqs if rank in req.pending]
         if len(waiting) > 1:
             raise AmbiguousRequestError(
-                f"rank {rank!r} reports {request_id!r}, but generations "
+                f"rank {show(rank)} reports {show(request_id)}, but generations "
                 f"{[req.generation for req in waiting]} of it wait for this rank; report (id, generation). "
                 "No item of this report was processed"
             )

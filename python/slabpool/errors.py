@@ -4,9 +4,21 @@ Each class also derives from the built-in error for its case: exhaustion from Me
 ValueError or TypeError. When an error is raised, the pool is as it was before the call.
 """
 
+_LONGEST = 900  # characters of a message: its repr() is longer
+
 
 class SlabpoolError(Exception):
-    """Base class of all errors of slabpool."""
+    """Base class of all errors of slabpool. A message is at most 900 characters long."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*map(_short, args))
+
+
+def _short(text: object) -> object:
+    """A message; of a long one, its beginning and its end, which says what to do."""
+    if not isinstance(text, str) or len(text) <= _LONGEST:
+        return text
+    return f"{text[:600]}...{text[603 - _LONGEST :]}"
 
 
 class InvalidArgumentError(SlabpoolError, ValueError):

@@ -114,7 +114,7 @@ def test_arrays_are_integers(trace: Trace) -> None:
         (GOOD_MOONCAKE + '{"timestamp": 1, "input_length": 2}\n', "line 2: no 'output_length'"),
         ('{"timestamp": "x", "input_length": 2, "output_length": 2}', "line 1: timestamp"),
         ('{"timestamp": -1, "input_length": 2, "output_length": 2}', "line 1: timestamp"),
-        ('{"timestamp": NaN, "input_length": 2, "output_length": 2}', "line 1: timestamp"),
+        ('{"timestamp": NaN, "input_length": 2, "output_length": 2}', "line 1: a number is not finite"),
         ('{"timestamp": 1, "input_length": true, "output_length": 2}', "line 1: input_length"),
         ('{"timestamp": 1, "input_length": 2, "output_length": 2.5}', "line 1: output_length"),
         ('{"timestamp": 1, "input_length": 2, "output_length": null}', "line 1: output_length"),

@@ -2,7 +2,8 @@
 //
 // Invariants:
 //   after collect(true) every ack that had arrived before the call counts, also one that another thread was just counting.
-//   So a peer that was answered "released" may report that to the owner, and the memory is there;
+//   So a peer that was answered "released" may report that to the owner, and the memory is there, unless another device
+//   is just publishing its ack (docs/design/ack-model.md);
 //   an ack counts once; a stream's ack ends only when the work is done, or when the GPU will never do any.
 // mutex_ is the first of the pool's locks: acks are counted, and memory goes back, while it is held.
 #pragma once

@@ -210,8 +210,8 @@ Status Pool::close(bool force) noexcept {
   ClaimedList over;
   // A device of this process lets go when the pool is closed by force; an attached peer lets go by its ack, when it
   // detaches, or when it dies.
-  table_.close_all([this](std::uint32_t device) { return shared_ != nullptr && shared_->attached(device); },
-                   over);
+  table_.close_all(
+      [this](std::uint32_t device) { return shared_ != nullptr && shared_->attached(device); }, over);
   end_all(over);
   (void)trim();
   waiters_.notify();

@@ -74,12 +74,9 @@ class HolderView {
 
   // True if the set is of this generation and has no holder.
   bool empty(std::uint64_t generation) const noexcept {
-    const std::uint32_t words = first_.words.load(std::memory_order_acquire);
-    for (std::uint32_t w = 0; w < words; ++w) {
-      if (at(w).pending.load(std::memory_order_seq_cst) != HolderWord(generation, 0).value())
-        return false;
-    }
-    return true;
+    bool held = false;
+    return each_word(generation, [&](std::uint32_t, std::uint64_t bits) { held = held || bits != 0; }) &&
+           !held;
   }
 
   bool holds(std::uint64_t generation, HolderBit bit) const noexcept {
@@ -93,16 +90,17 @@ class HolderView {
     return has(&HolderWords::named, generation, bit, std::memory_order_acquire);
   }
 
-  // Calls f(word, bits) for each word of holders while it is of this generation; false if a word was not. For peers,
-  // which compare the holders with the acks in the tally.
+  // Calls f(word, bits) for each word of holders while it is of this generation; false if a word was not. `words` is read
+  // after the first word: once that shows that the host has left, no word is added, so a set that is found without holders
+  // has none.
   template <typename F>
   bool each_word(std::uint64_t generation, F&& f) const {
-    const std::uint32_t words = first_.words.load(std::memory_order_acquire);
-    for (std::uint32_t w = 0; w < words && w < kWords; ++w) {
+    std::uint32_t w = 0;
+    do {
       const HolderWord now(at(w).pending.load(std::memory_order_seq_cst));
       if (now.generation() != generation) return false;
       f(w, now.bits());
-    }
+    } while (++w < first_.words.load(std::memory_order_acquire) && w < kWords);
     return true;
   }
 

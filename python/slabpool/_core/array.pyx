@@ -26,6 +26,7 @@ import operator
 
 import numpy as np
 
+from slabpool.arguments.texts import short, show, show_typed
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 
 cnp.import_array()

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from slabpool.arguments.texts import show
 from slabpool.errors import InvalidArgumentError, InvalidTypeError, PoolExhausted, TensorTooLargeError
 
 if TYPE_CHECKING:
@@ -142,9 +143,9 @@ async def open_request(pool: Pool, attempt: Callable[[], Request], timeout: floa
         try:
             timeout = float(timeout)
         except (TypeError, ValueError, OverflowError):
-            raise InvalidTypeError(f"timeout must be seconds or None, got {timeout!r}") from None
+            raise InvalidTypeError(f"timeout must be seconds or None, got {show(timeout)}") from None
         if not timeout >= 0:
-            raise InvalidArgumentError(f"timeout must be seconds from 0 on, or None; got {timeout!r}")
+            raise InvalidArgumentError(f"timeout must be seconds from 0 on, or None; got {show(timeout)}")
     last: PoolExhausted | None = None
     opened: list[Request] = []
 

@@ -16,6 +16,9 @@ import time
 import weakref
 
 from slabpool._core import hooks
+from slabpool.arguments.names import MOST_BITS as _MOST_BITS
+from slabpool.arguments.names import plain_name
+from slabpool.arguments.texts import show, show_typed
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 from slabpool.records import Ack, RequestState
 
@@ -174,9 +177,9 @@ cdef int64_t deadline_of(object timeout) except -1:
     try:
         seconds = float(timeout)
     except (TypeError, ValueError, OverflowError):
-        raise InvalidTypeError(f"timeout must be seconds or None, got {timeout!r}") from None
+        raise InvalidTypeError(f"timeout must be seconds or None, got {show(timeout)}") from None
     if not seconds >= 0:
-        raise InvalidArgumentError(f"timeout must be seconds from 0 on, or None; got {timeout!r}")
+        raise InvalidArgumentError(f"timeout must be seconds from 0 on, or None; got {show(timeout)}")
     cdef object at = time.monotonic_ns() + int(min(seconds, 1e9) * 1e9)
     return at
 

@@ -24,6 +24,7 @@ from slabpool._core.cpp_status cimport Error
 import operator
 
 from slabpool._core import hooks
+from slabpool.arguments.texts import show, show_typed
 from slabpool.errors import DeviceUnavailableError, InvalidArgumentError, InvalidTypeError
 
 
@@ -135,10 +136,10 @@ cdef object _handle(object stream):
             version, handle = answer
         except (TypeError, ValueError):
             raise InvalidTypeError(
-                f"__cuda_stream__ of {stream!r} must give (0, handle), gave {answer!r}") from None
+                f"__cuda_stream__ of {show(stream)} must give (0, handle), gave {show(answer)}") from None
         if version != 0:
             raise InvalidTypeError(
-                f"__cuda_stream__ of {stream!r} gives version {version!r} of the protocol, and this slabpool knows 0")
+                f"__cuda_stream__ of {show(stream)} gives version {show(version)} of the protocol, and this slabpool knows 0")
         return _number(handle)
     for name in _ATTRIBUTES:
         found = getattr(stream, name, _ATTRIBUTES)
@@ -154,9 +155,9 @@ cdef Stream stream_of(object stream) except NULL:
     if handle is None:
         raise InvalidTypeError(
             "stream must be an int, or a stream of torch, CuPy, Numba or cuda.core (something with __cuda_stream__, "
-            f"cuda_stream, ptr or handle), got {stream!r} of type {type(stream).__name__}")
+            f"cuda_stream, ptr or handle), got {show_typed(stream)}")
     if not 0 <= handle < END:
-        raise InvalidArgumentError(f"stream must be the handle of a stream, got {handle} of {stream!r}")
+        raise InvalidArgumentError(f"stream must be the handle of a stream, got {handle} of {show(stream)}")
     return PyLong_AsVoidPtr(handle if handle else 1)
 
 

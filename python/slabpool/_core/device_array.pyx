@@ -25,6 +25,7 @@ import operator
 import numpy as np
 
 from slabpool._core import strides as _strides
+from slabpool.arguments.texts import short, show
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 
 cnp.import_array()  # or a dtype's size is read as numpy 1 had it
@@ -131,7 +132,7 @@ cdef class DeviceArray:
             generation = owner_of(self.core, self.block).generation
             if generation:
                 where += f", of request generation {generation}"
-        return f"<{type(self).__name__} {self.shape} {self.dtype} on {where}>"
+        return f"<{type(self).__name__} {self.shape} {short(str(self.dtype), 100)} on {where}>"
 
     # ---- other arrays over the same memory
 

@@ -167,7 +167,7 @@ cdef Taken take(object capsule):
         tensor = &(<Managed*>taken.managed).tensor
         PyCapsule_SetName(capsule, USED)
     else:
-        raise InvalidTypeError(f"__dlpack__ must give an unused DLPack capsule, got {capsule!r}")
+        raise InvalidTypeError(f"__dlpack__ must give an unused DLPack capsule, got {show(capsule)}")
     letter = LETTERS.get(tensor.dtype.code)
     if letter is None or tensor.dtype.lanes != 1 or tensor.dtype.bits % 8 != 0:
         raise InvalidTypeError(

@@ -8,11 +8,11 @@ cdef Py_ssize_t _count(object value, str what) except -1:
     try:
         number = operator.index(value)
     except TypeError:
-        raise InvalidTypeError(f"{what} must be an int, got {value!r} of type {type(value).__name__}") from None
+        raise InvalidTypeError(f"{what} must be an int, got {show_typed(value)}") from None
     if number < 0:
-        raise InvalidArgumentError(f"{what} must be 0 or more, got {number}")
+        raise InvalidArgumentError(f"{what} must be 0 or more, got {show(number)}")
     if number > 0x7FFFFFFFFFFFFFFF:
-        raise InvalidArgumentError(f"{what} is too large: {number}")
+        raise InvalidArgumentError(f"{what} is too large: {show(number)}")
     return number
 
 
@@ -182,7 +182,7 @@ cdef class GrowableTensor:
         cdef Py_ssize_t wanted = _count(length, "length")
         if wanted > self.growth.length:
             raise InvalidArgumentError(
-                f"cannot truncate to {wanted}: the tensor has {self.length} along axis {self.axis}. Use extend()"
+                f"cannot truncate to {show(wanted)}: the tensor has {self.length} along axis {self.axis}. Use extend()"
             )
         self.growth.length = wanted
         return self._view(wanted)
@@ -190,7 +190,7 @@ cdef class GrowableTensor:
     cdef str _whose(self):
         if self.growth.request is None:
             return f"kept by a session as generation {self.growth.handle.generation}"
-        return f"in request {self.growth.request.id!r} generation {self.growth.handle.generation}"
+        return f"in request {show(self.growth.request.id)} generation {self.growth.handle.generation}"
 
     @property
     def request(self):
@@ -240,7 +240,7 @@ cdef class GrowableTensor:
         raise InvalidTypeError("a GrowableTensor is memory of this process: copy its array, or send a reference to it")
 
     def __repr__(self):
-        return (f"<GrowableTensor {self.shape} of {self.dtype}, limit {self.limit} along axis {self.axis}, "
+        return (f"<GrowableTensor {self.shape} of {short(str(self.dtype), 100)}, limit {self.limit} along axis {self.axis}, "
                 f"{self.nbytes} bytes, {self._whose()}>")
 
 
@@ -248,11 +248,11 @@ cdef int _axis(object axis, int nd) except -1:
     try:
         number = operator.index(axis)
     except TypeError:
-        raise InvalidTypeError(f"axis must be an int, got {axis!r} of type {type(axis).__name__}") from None
+        raise InvalidTypeError(f"axis must be an int, got {show_typed(axis)}") from None
     if nd == 0:
         raise InvalidArgumentError("a tensor without axes cannot grow; shape is ()")
     if not -nd <= number < nd:
-        raise InvalidArgumentError(f"axis must be from {-nd} to {nd - 1} for {nd} axes, got {number}")
+        raise InvalidArgumentError(f"axis must be from {-nd} to {nd - 1} for {nd} axes, got {show(number)}")
     return number % nd
 
 

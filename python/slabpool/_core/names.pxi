@@ -3,6 +3,7 @@
 # Invariants: the key of a name says its type as well, so "1" is not 1; a device keeps its number as long as its pool
 # lives.
 
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.ref cimport Py_XDECREF
 from cpython.unicode cimport PyUnicode_AsUTF8
 from libcpp.optional cimport optional
@@ -47,14 +48,28 @@ cdef object ack_answer(int result):
 
 cdef bytes name_key(object name, str what):
     """A letter for the type, then the bytes of the name."""
-    if isinstance(name, str):
+    if type(name) is str:
         return b"s" + (<str>name).encode("utf-8", "surrogatepass")
-    if isinstance(name, int) and not isinstance(name, bool):
+    cdef int overflow = 0
+    if type(name) is int:
+        PyLong_AsLongLongAndOverflow(name, &overflow)
+        if not overflow:
+            return b"i%d" % name
+    return _key_of_other(plain_name(name), what)
+
+
+cdef bytes _key_of_other(object name, str what):
+    """The key of a name that is neither a str nor a small int: of a subclass, of numpy, bytes, or none."""
+    if type(name) is str:
+        return b"s" + (<str>name).encode("utf-8", "surrogatepass")
+    if type(name) is int:
+        if int.bit_length(name) > _MOST_BITS:
+            raise InvalidArgumentError(f"{what} must be an int of at most {_MOST_BITS} bits, got {show(name)}")
         return b"i%d" % name
     if what != "device" and isinstance(name, bytes):
         return b"b" + <bytes>name
     allowed = "a str or an int" if what == "device" else "a str, an int or bytes"
-    raise InvalidTypeError(f"{what} must be {allowed}, got {name!r} of type {type(name).__name__}")
+    raise InvalidTypeError(f"{what} must be {allowed}, got {show_typed(name)}")
 
 
 cdef object _name_of(bytes key):
@@ -115,11 +130,12 @@ cdef class Devices:
         number = self.numbers.get(device) if type(device) in (str, int) else None
         if number is not None:
             return number
+        device = plain_name(device)
         check_here(self.core)
         cdef optional[uint32_t] added = self.core.pool.devices().add(name_key(device, "device"))
         if not added.has_value():
             raise TooManyDevicesError(
-                f"device {device!r} would be name {kMaxDevices + 1} in pool {self.pool!r}; a pool tells at most "
+                f"device {show(device)} would be name {kMaxDevices + 1} in pool {show(self.pool)}; a pool tells at most "
                 f"{kMaxDevices} devices apart. Use the same names for the same devices, or another pool"
             )
         number = added.value()
@@ -136,7 +152,7 @@ cdef class Devices:
         if number is None:
             if request is None:
                 raise UnknownDeviceError(
-                    f"device {device!r} was never named for any request of pool {self.pool!r}; "
+                    f"device {show(device)} was never named for any request of pool {show(self.pool)}; "
                     f"it knows {hooks.messages.names(self.names)}"
                 )
             hooks.messages.unknown_device(device, request)
@@ -156,7 +172,7 @@ cdef class Devices:
         named = len({device for device in devices if device not in self.numbers})
         if known + named > kMaxDevices:
             raise TooManyDevicesError(
-                f"{named} new device names, and pool {self.pool!r} already knows {known}; it tells at most "
+                f"{named} new device names, and pool {show(self.pool)} already knows {known}; it tells at most "
                 f"{kMaxDevices} devices apart. Use the same names for the same devices, or another pool"
             )
         return True

@@ -22,19 +22,19 @@ cdef int64_t _lease(object lease) except? -1:
     try:
         seconds = float(lease)
     except (TypeError, ValueError, OverflowError):
-        raise InvalidTypeError(f"lease must be seconds, got {lease!r}") from None
+        raise InvalidTypeError(f"lease must be seconds, got {show(lease)}") from None
     if not 0 < seconds <= 1e9:
-        raise InvalidArgumentError(f"lease must be more than 0 seconds and at most 1e9, got {lease!r}")
+        raise InvalidArgumentError(f"lease must be more than 0 seconds and at most 1e9, got {show(lease)}")
     return <int64_t>max(1, int(seconds * 1e9))
 
 
 cdef tuple _several(object devices):
     if isinstance(devices, (str, bytes)):
-        raise InvalidTypeError(f"devices must be several names, got one {type(devices).__name__} {devices!r}")
+        raise InvalidTypeError(f"devices must be several names, got one {type(devices).__name__} {show(devices)}")
     try:
         return tuple(devices)
     except TypeError:
-        raise InvalidTypeError(f"devices must be an iterable of names, got {devices!r}") from None
+        raise InvalidTypeError(f"devices must be an iterable of names, got {show(devices)}") from None
 
 
 cdef Request open_request(object pool, Core core, Devices names, object request_id, object devices, object reserve,
@@ -57,6 +57,10 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     for device in <tuple>devices:
         number = names.numbers.get(device) if type(device) is str or type(device) is int else None
         if number is None:
+            if type(device) is not str and type(device) is not int:
+                name_key(device, "device")  # raises for a wrong type
+                return open_request(pool, core, names, request_id, tuple([plain_name(one) for one in <tuple>devices]),
+                                    reserve, quota, lease, timeout, parent, opened_at)
             if not checked and parent is None:
                 checked = names.room_for(<tuple>devices)  # before any name is added: all of them or none
             number = names.number(device) if parent is None else names.known(device, parent)
@@ -102,7 +106,7 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     request.core = core
     request.devices = names
     request.handle = handle
-    request.id = request_id
+    request.id = request_id if type(request_id) is str else plain_name(request_id)
     request.named = <tuple>devices
     request.named_mask = mask
     if parent is not None:

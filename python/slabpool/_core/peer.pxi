@@ -46,7 +46,7 @@ def new_peer(name, device, number, files, connect):
         if error.system_errno in (EMFILE, ENFILE, ENOMEM):
             raise hooks.messages.system_refused(f"pool {name!r} cannot be mapped in this process", error.system_errno)
         reason = error.text.decode("utf-8", "replace") or os.strerror(error.system_errno)
-        raise AttachError(f"pool {name!r} cannot be mapped in this process: {reason}")
+        raise AttachError(f"pool {show(name)} cannot be mapped in this process: {reason}")
     maps.peer = maps.owned.get()
     cdef Peer peer = Peer.__new__(Peer)
     peer.maps = maps
@@ -106,7 +106,7 @@ cdef class Peer:
         self.closed = True
         self.connection.close()
         warnings.warn(
-            f"the peer of device {self.device!r} in pool {self.name!r} was dropped while attached, and has released "
+            f"the peer of device {show(self.device)} in pool {show(self.name)} was dropped while attached, and has released "
             "all it held. Call close() or use `with`.",
             ResourceWarning,
             stacklevel=2,
@@ -261,19 +261,19 @@ cdef class Peer:
         try:
             if not self.maps.peer.map_writable(file):
                 error = errno
-                raise AttachError(f"pool {self.name!r} cannot be mapped for writing: {os.strerror(error)}")
+                raise AttachError(f"pool {show(self.name)} cannot be mapped for writing: {os.strerror(error)}")
         finally:
             os.close(file)
 
     def __reduce__(self):
-        raise InvalidTypeError(f"the peer of device {self.device!r} belongs to its process: attach where it is needed")
+        raise InvalidTypeError(f"the peer of device {show(self.device)} belongs to its process: attach where it is needed")
 
     def __repr__(self):
         if not self.maps.peer.usable_here():
             state = "inherited through fork"
         else:
             state = "closed" if self.closed else "owner lost" if self.maps.peer.lost() else "attached"
-        return f"<Peer {self.device!r} of pool {self.name!r}: {state}>"
+        return f"<Peer {show(self.device)} of pool {show(self.name)}: {state}>"
 
 
 cdef TensorRef _reference(object ref):

@@ -33,6 +33,7 @@ import weakref
 from slabpool._core import async_wait, hooks
 from slabpool._core.core import StatusCode
 from slabpool.arguments.pool_options import parse_options
+from slabpool.arguments.texts import show, show_typed
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 from slabpool.records import RequestState
 
@@ -638,14 +639,14 @@ cdef class Pool:
             self.core.pool.remove_wakeup(fd)
 
     def __reduce__(self):
-        raise InvalidTypeError(f"pool {self.name!r} is memory of this process: it cannot be copied or pickled")
+        raise InvalidTypeError(f"pool {show(self.name)} is memory of this process: it cannot be copied or pickled")
 
     def __repr__(self):
         if not self.core.pool.usable_here():
-            return f"<Pool {self.name!r}: inherited through fork>"
+            return f"<Pool {show(self.name)}: inherited through fork>"
         s = self.stats()
         state = "closed, " if self.closed else ""
-        return (f"<Pool {self.name!r}: {state}{s.live} live, {s.retained} retained, {s.in_doubt} in doubt, "
+        return (f"<Pool {show(self.name)}: {state}{s.live} live, {s.retained} retained, {s.in_doubt} in doubt, "
                 f"{s.cached} cached of {s.capacity} bytes, {s.requests_open + s.requests_draining} requests>")
 
 
@@ -654,7 +655,7 @@ cdef uint64_t _generation(object generation) except? 0:
         value = operator.index(generation)
     except TypeError:
         raise InvalidTypeError(
-            f"generation must be an int, got {generation!r} of type {type(generation).__name__}") from None
+            f"generation must be an int, got {show_typed(generation)}") from None
     if not 0 < value < 1 << 63:
-        raise InvalidArgumentError(f"generation must be one that a request has, got {value}")
+        raise InvalidArgumentError(f"generation must be one that a request has, got {show(value)}")
     return value

@@ -16,7 +16,7 @@ cdef class Link:
 
     def __cinit__(self, Pool pool not None):
         if not pool.core.pool.shared():
-            raise InvalidArgumentError(f"pool {pool.name!r} is not shared: no peer can attach")
+            raise InvalidArgumentError(f"pool {show(pool.name)} is not shared: no peer can attach")
         self.core = pool.core
 
     def attach(self, device):
@@ -28,7 +28,7 @@ cdef class Link:
             raise TooManyDevicesError(f"a pool tells at most {kMaxDevices} devices apart")
         if not self.core.pool.attach_peer(added.value(), files, error):
             if error.system_errno == EEXIST:
-                raise FileExistsError(f"device {device!r} is attached already")
+                raise FileExistsError(f"device {show(device)} is attached already")
             raise AttachError(f"the owner cannot serve another peer: {os.strerror(error.system_errno)}")
         return added.value(), (files.data, files.table, files.board, files.tally, files.bell)
 

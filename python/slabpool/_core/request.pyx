@@ -31,6 +31,8 @@ import warnings
 from slabpool._core import active, async_wait, hooks
 from slabpool._core.core import StatusCode
 from slabpool.arguments.sizes import parse_size
+from slabpool.arguments.names import plain_name
+from slabpool.arguments.texts import show
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 from slabpool.records import Ack, RequestState, waits_for
 
@@ -89,7 +91,7 @@ cdef class Request:
         # Before the warning, which a filter may turn into an exception.
         self._leave(False)
         warnings.warn(
-            f"request {self.id!r} generation {self.handle.generation} was dropped while open and is closed now; "
+            f"request {show(self.id)} generation {self.handle.generation} was dropped while open and is closed now; "
             f"it was opened at {opened_at}. Call close() or use `with`.",
             ResourceWarning,
             stacklevel=2,
@@ -531,10 +533,10 @@ cdef class Request:
 
     def __repr__(self):
         if not self.core.pool.usable_here():
-            return f"<Request {self.id!r} generation {self.handle.generation}: inherited through fork>"
+            return f"<Request {show(self.id)} generation {self.handle.generation}: inherited through fork>"
         state, nbytes, pending, _, where, behind = self._info()
         waits = f", waits for {waits_for(pending, behind)}" if pending else ""
-        return (f"<Request {self.id!r} generation {self.handle.generation}: {state.value}, "
+        return (f"<Request {show(self.id)} generation {self.handle.generation}: {state.value}, "
                 f"{nbytes} bytes{waits}, opened at {where}>")
 
 

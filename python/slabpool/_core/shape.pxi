@@ -10,11 +10,12 @@ cdef cnp.dtype _new_dtype(object asked):
     cdef cnp.dtype dtype
     try:
         dtype = np.dtype(asked)
-    except TypeError as error:
-        raise InvalidTypeError(f"dtype must be something numpy understands, got {asked!r}: {error}") from None
+    except Exception as error:  # numpy has many, and shows what it refuses
+        raise InvalidTypeError(
+            f"dtype must be something numpy understands, got {show(asked)}: {short(str(error), 200)}") from None
     if holds_objects(<PyObject*>dtype):
         raise InvalidTypeError(
-            f"dtype {dtype} holds Python objects, which pooled memory cannot keep; "
+            f"dtype {short(str(dtype), 100)} holds Python objects, which pooled memory cannot keep; "
             "use a dtype of plain values (numbers, bytes, fixed-length text, structures of these)"
         )
     if dtype.itemsize == 0:
@@ -38,14 +39,14 @@ cdef _bad_shape(object shape):
         for dim in shape:
             try:
                 if operator.index(dim) < 0:
-                    raise InvalidArgumentError(f"shape has a negative dimension: {shape!r}")
+                    raise InvalidArgumentError(f"shape has a negative dimension: {show(shape)}")
             except TypeError:
                 raise InvalidTypeError(
-                    f"shape must be an int or a tuple of ints, got {shape!r} with a dimension of type "
+                    f"shape must be an int or a tuple of ints, got {show(shape)} with a dimension of type "
                     f"{type(dim).__name__}"
                 ) from None
-        raise InvalidArgumentError(f"shape is too large: {shape!r} has more bytes than an address can hold")
-    raise InvalidTypeError(f"shape must be an int or a tuple of ints, got {shape!r} of type {type(shape).__name__}")
+        raise InvalidArgumentError(f"shape is too large: {show(shape)} has more bytes than an address can hold")
+    raise InvalidTypeError(f"shape must be an int or a tuple of ints, got {show_typed(shape)}")
 
 
 cdef uint64_t parse_shape(object shape, Py_ssize_t itemsize, Shape* out) except? 0xFFFFFFFFFFFFFFFF:
@@ -96,7 +97,7 @@ cdef uint64_t _parse_align(object align) except 0:
     try:
         value = operator.index(align)
     except TypeError:
-        raise InvalidTypeError(f"align must be an int, got {align!r} of type {type(align).__name__}") from None
+        raise InvalidTypeError(f"align must be an int, got {show_typed(align)}") from None
     if value < 1 or value > kMaxAlign or value & (value - 1):
-        raise InvalidArgumentError(f"align must be a power of two from 1 to {kMaxAlign} bytes, got {value}")
+        raise InvalidArgumentError(f"align must be a power of two from 1 to {kMaxAlign} bytes, got {show(value)}")
     return value

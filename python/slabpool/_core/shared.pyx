@@ -36,6 +36,8 @@ import zlib
 import numpy as np
 
 from slabpool._core import hooks
+from slabpool.arguments.reading import check_depth
+from slabpool.arguments.texts import short, show
 from slabpool.errors import AttachError, InvalidReferenceError, InvalidTypeError
 from slabpool.records import Ack
 
@@ -46,7 +48,9 @@ cnp.import_array()
 cdef object _HEAD = struct.Struct("<4sQQQQQIHHQ")
 cdef bytes _MAGIC = b"SPR\x01"
 cdef object _MOST = 1 << 62
-_PLAIN_DTYPE = re.compile(r"[<>|][biufcmMSUV?][0-9]{0,9}(\[[0-9]{0,9}[A-Za-z]{1,2}\])?")
+_LONGEST_DTYPE = 16384  # characters of a dtype; one of structures may have a few hundred fields
+_LONGEST = 32768  # bytes of a reference
+_PLAIN_DTYPE = r"[<>|][biufcmMSUV?][0-9]{0,9}(\[[0-9]{0,9}[A-Za-z]{1,2}\])?"
 
 
 @functools.lru_cache(maxsize=256)
@@ -54,13 +58,13 @@ def _dtype_text(dtype):
     """A dtype as text that makes the same dtype in any process."""
     text = dtype.str if dtype.names is None else repr(np.lib.format.dtype_to_descr(dtype))
     try:
-        same = not dtype.hasobject and _dtype_of(text) == dtype
+        same = len(text) <= _LONGEST_DTYPE and not dtype.hasobject and _dtype_of(text) == dtype
     except (TypeError, ValueError):
         same = False
     if not same:
         raise InvalidTypeError(
-            f"dtype {dtype} cannot be sent to another process by its name; refer to a view of the same bytes, "
-            f"such as .view('u{dtype.itemsize}')"
+            f"dtype {short(str(dtype), 100)} cannot be sent to another process by its name; refer to a view of the "
+            f"same bytes, such as .view('u{dtype.itemsize}')"
         )
     return text.encode()
 
@@ -68,9 +72,12 @@ def _dtype_text(dtype):
 @functools.lru_cache(maxsize=256)
 def _dtype_of(text):
     if text.startswith("["):
+        if len(text) > _LONGEST_DTYPE or not text.isascii():
+            raise ValueError("its text is not one of a dtype")
+        check_depth(text, 16)
         return np.lib.format.descr_to_dtype(ast.literal_eval(text))
-    if not _PLAIN_DTYPE.fullmatch(text):  # numpy accepts many other things as a dtype
-        raise ValueError(f"{text[:40]!r} names no dtype")
+    if not re.fullmatch(_PLAIN_DTYPE, text):  # numpy accepts many other things as a dtype
+        raise ValueError(f"{show(text[:40])} names no dtype")
     return np.dtype(text)
 
 
@@ -182,16 +189,19 @@ cdef class TensorRef:
         return hash((self.target.seal, self.target.offset, self.target.nbytes))
 
     def __repr__(self):
-        return (f"<TensorRef {self.shape} {self.descr}: {self.target.nbytes} bytes at {self.target.offset}, "
+        return (f"<TensorRef {self.shape} {short(str(self.descr), 100)}: {self.target.nbytes} bytes at {self.target.offset}, "
                 f"generation {self.target.generation}>")
 
 
 def _from_bytes(data):
     """`TensorRef.from_bytes`, also for pickle."""
     try:
-        raw = bytes(memoryview(data))
-    except TypeError:
-        raise InvalidTypeError(f"a reference is bytes, got {type(data).__name__}") from None
+        view = memoryview(data)
+    except (TypeError, BufferError):
+        raise InvalidTypeError(f"a reference is bytes, got {short(type(data).__name__)}") from None
+    if view.nbytes > _LONGEST:
+        raise _bad(f"{view.nbytes} bytes are more than one has")
+    raw = view.tobytes()
     cdef Py_ssize_t end = len(raw) - 4  # where the checksum begins
     if end < _HEAD.size or raw[:4] != _MAGIC:
         raise _bad(f"{len(raw)} bytes that do not begin like one")
@@ -205,12 +215,12 @@ def _from_bytes(data):
     try:
         dtype = _dtype_of(raw[end - <Py_ssize_t>length:end].decode())
     except Exception as error:
-        raise _bad(f"it names no dtype: {error}") from None
+        raise _bad(f"it names no dtype: {short(str(error), 100)}") from None
     if dtype.hasobject or dtype.itemsize == 0:
-        raise _bad(f"dtype {dtype} is not one of plain values")
+        raise _bad(f"dtype {short(str(dtype), 100)} is not one of plain values")
     low, high = _extent(shape, strides, dtype.itemsize)
     if low + first != 0 or high - low != nbytes or min(shape, default=0) < 0 or high - low >= _MOST:
-        raise _bad(f"shape {shape} with strides {strides} is not {nbytes} bytes")
+        raise _bad(f"shape {show(shape)} with strides {show(strides)} is not {nbytes} bytes")
     cdef TensorRef ref = _blank()
     ref.target.pool_id = pool_id
     ref.target.generation = generation

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from slabpool.arguments.texts import show
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 
 Dims = tuple[int, ...]
@@ -54,7 +55,7 @@ def _expanded(key: tuple[Any, ...], nd: int, shape: Dims) -> list[Any]:
         ):
             raise InvalidTypeError(
                 "an array in device memory is indexed with ints, slices, ... and None, which need no copy; "
-                f"got {type(part).__name__} {part!r:.80}{_INSTEAD}"
+                f"got {type(part).__name__} {show(part)}{_INSTEAD}"
             )
         if isinstance(part, np.ndarray) and part.ndim:
             raise InvalidTypeError(f"an index array needs a copy, got one of shape {part.shape}{_INSTEAD}")
@@ -101,7 +102,7 @@ def index(shape: Dims, strides: Dims, key: object) -> tuple[Dims, Dims, int]:
         else:
             at = operator.index(part)
             if not -dim <= at < dim:
-                raise IndexError(f"index {at} is out of bounds for axis {axis} with size {dim}")
+                raise IndexError(f"index {show(at)} is out of bounds for axis {axis} with size {dim}")
             offset += (at + dim if at < 0 else at) * stride
         axis += 1
     return tuple(new_shape), tuple(new_strides), offset
@@ -122,7 +123,7 @@ def transpose(shape: Dims, strides: Dims, axes: Sequence[object] | None) -> tupl
     try:
         order = [operator.index(axis) for axis in axes]  # type: ignore[arg-type]
     except TypeError:
-        raise InvalidTypeError(f"axes must be ints, got {axes!r}") from None
+        raise InvalidTypeError(f"axes must be ints, got {show(axes)}") from None
     if not all(-nd <= axis < nd for axis in order) or sorted(axis % nd for axis in order) != list(range(nd)):
         raise InvalidArgumentError(f"axes must name each of {nd} axes once, got {tuple(order)}")
     return tuple(shape[axis] for axis in order), tuple(strides[axis] for axis in order)
@@ -132,7 +133,7 @@ def _new_shape(shape: Dims, wanted: Sequence[object]) -> Dims:
     try:
         dims = [operator.index(dim) for dim in wanted]  # type: ignore[arg-type]
     except TypeError:
-        raise InvalidTypeError(f"shape must be ints, got {wanted!r}") from None
+        raise InvalidTypeError(f"shape must be ints, got {show(wanted)}") from None
     size = 1
     for dim in shape:
         size *= dim
@@ -144,7 +145,7 @@ def _new_shape(shape: Dims, wanted: Sequence[object]) -> Dims:
         known = size
     if known != size or min(dims, default=0) < 0:
         raise InvalidArgumentError(
-            f"cannot reshape an array of shape {shape}, {size} elements, to {tuple(wanted)}"
+            f"cannot reshape an array of shape {show(shape)}, {show(size)} elements, to {show(tuple(wanted))}"
         )
     return tuple(dims)
 

@@ -22,6 +22,7 @@ import operator
 
 from slabpool._core import hooks
 from slabpool._core.core import StatusCode
+from slabpool.arguments.texts import few, short, show, show_typed
 from slabpool.errors import (
     ForkedPoolError, InvalidArgumentError, InvalidTypeError, RequestClosedError, TensorTooLargeError,
 )
@@ -80,9 +81,9 @@ cdef class Layout:
         self.fields = {}
         for name, spec in fields.items():
             if not isinstance(name, str):
-                raise InvalidTypeError(f"a tensor's name must be a str, got {name!r}")
+                raise InvalidTypeError(f"a tensor's name must be a str, got {show(name)}")
             if not isinstance(spec, (tuple, list)) or len(spec) != 2:
-                raise InvalidTypeError(f"tensor {name!r} must be given as (shape, dtype), got {spec!r}")
+                raise InvalidTypeError(f"tensor {show(name)} must be given as (shape, dtype), got {show(spec)}")
             field = _Field.__new__(_Field)
             field.dtype = as_dtype(spec[1])
             nbytes = parse_shape(spec[0], field.dtype.itemsize, &field.shape)
@@ -110,7 +111,7 @@ cdef class Layout:
         return tuple([field.shape.dims[i] for i in range(field.shape.nd)]), field.dtype
 
     def __repr__(self):
-        inner = ", ".join(f"{name!r}: {self[name]!r}" for name in self.names)
+        inner = few((f"{show(name)}: {show(self[name])}" for name in self.names), longest=150)
         return f"Layout({{{inner}}})"
 
     def __reduce__(self):
@@ -157,7 +158,7 @@ cdef class Tensors:
     def __getattr__(self, name):
         field = self.layout.fields.get(name)
         if field is None:
-            raise AttributeError(f"no tensor {name!r} in this layout; it has {', '.join(self.layout.names)}")
+            raise AttributeError(f"no tensor {show(name)} in this layout; it has {few(self.layout.names)}")
         return self._view(field)
 
     def __len__(self):
@@ -185,7 +186,7 @@ cdef class Tensors:
         raise InvalidTypeError("Tensors belong to a request of this process: copy or pickle the arrays instead")
 
     def __repr__(self):
-        return f"<Tensors {', '.join(self.layout.names)} of request generation {self.request.generation}>"
+        return f"<Tensors {few(self.layout.names)} of request generation {self.request.generation}>"
 
 
 cdef Tensors new_tensors(Core core, Handle request, Layout layout, bint zero, object timeout, object who):

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from slabpool.arguments.texts import show
 from slabpool.errors import InvalidArgumentError
 
 _NUMBER = "(0|[1-9][0-9]{0,2})"
-_CUDA = re.compile(rf"(shared:)?cuda(?::{_NUMBER})?")
-_PINNED = re.compile(rf"pinned(?::{_NUMBER})?")
-_MANAGED = re.compile(f"managed:{_NUMBER}")
+_CUDA = rf"(shared:)?cuda(?::{_NUMBER})?"
+_PINNED = rf"pinned(?::{_NUMBER})?"
+_MANAGED = f"managed:{_NUMBER}"
 
 
 class Memory(NamedTuple):
@@ -64,13 +65,13 @@ def parse_memory(text: object) -> Memory:
     if isinstance(text, str):
         if text in ("host", "shared"):
             return Memory("host", -1, text == "shared")
-        if match := _CUDA.fullmatch(text):
+        if match := re.fullmatch(_CUDA, text):
             return Memory("device", int(match[2] or 0), match[1] is not None)
-        if match := _PINNED.fullmatch(text):
+        if match := re.fullmatch(_PINNED, text):
             return Memory("pinned", -1 if match[1] is None else int(match[1]), False)
-        if match := _MANAGED.fullmatch(text):
+        if match := re.fullmatch(_MANAGED, text):
             return Memory("managed", int(match[1]), False)
     raise InvalidArgumentError(
         "memory must be 'host', 'shared', 'cuda:N', 'shared:cuda:N', 'pinned', 'pinned:N' or 'managed:N', "
-        f"where N is the number of a CUDA device such as 0; got {text!r:.100}"
+        f"where N is the number of a CUDA device such as 0; got {show(text)}"
     )

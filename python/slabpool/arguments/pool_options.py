@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from slabpool.arguments.memory_kinds import Memory, parse_memory
+from slabpool.arguments.names import plain_name
 from slabpool.arguments.sizes import parse_size
+from slabpool.arguments.texts import show
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 
 _HUGE_FROM = 64 << 20  # bytes from which huge pages are the default
@@ -35,29 +37,32 @@ def parse_options(
     numa_node: object,
 ) -> Options:
     """Raises InvalidArgumentError or InvalidTypeError, which name the value and what is allowed."""
+    debug, events, numa_node = plain_name(debug), plain_name(events), plain_name(numa_node)
     size = parse_size(capacity, "capacity", least=16384, most=1 << 42)
     kind = parse_memory(memory)
     if str(kind) != "host" and (huge_pages or numa_node is not None):
         raise InvalidArgumentError(
-            f"huge_pages and numa_node are for memory='host', got memory={memory!r}: {_why_not(kind)}"
+            f"huge_pages and numa_node are for memory='host', got memory={show(memory)}: {_why_not(kind)}"
         )
-    if scrub not in ("never", "release"):
-        raise InvalidArgumentError(f"scrub must be 'never' or 'release', got {scrub!r}")
-    if debug not in (0, 1, 2):
-        raise InvalidArgumentError(f"debug must be 0, 1 or 2, got {debug!r}")
-    assert isinstance(debug, (int, float))
+    if not isinstance(scrub, str) or scrub not in ("never", "release"):
+        raise InvalidArgumentError(f"scrub must be 'never' or 'release', got {show(scrub)}")
+    if not isinstance(debug, (int, float)) or debug not in (0, 1, 2):
+        raise InvalidArgumentError(f"debug must be 0, 1 or 2, got {show(debug)}")
     if debug and kind.kind == "device":
         raise InvalidArgumentError(
-            f"debug must be 0 with memory={memory!r}, got {debug!r}: guards and poison are written and read "
+            f"debug must be 0 with memory={show(memory)}, got {show(debug)}: guards and poison are "
+            "written and read "
             "by the host, which cannot access device memory. Debug the same code with memory='host', "
             "'pinned' or 'managed:N'"
         )
     if not isinstance(events, int) or not 0 <= events <= 1 << 24:
-        raise InvalidArgumentError(f"events must be an int from 0 to {1 << 24}, got {events!r}")
+        raise InvalidArgumentError(f"events must be an int from 0 to {1 << 24}, got {show(events)}")
     if numa_node is not None and (not isinstance(numa_node, int) or not 0 <= numa_node < 1 << 16):
-        raise InvalidArgumentError(f"numa_node must be an int from 0 to {(1 << 16) - 1}, got {numa_node!r}")
+        raise InvalidArgumentError(
+            f"numa_node must be an int from 0 to {(1 << 16) - 1}, got {show(numa_node)}"
+        )
     if name is not None and not isinstance(name, str):
-        raise InvalidTypeError(f"name must be a str, got {name!r}")
+        raise InvalidTypeError(f"name must be a str, got {show(name)}")
     return Options(
         capacity=size,
         memory=kind,

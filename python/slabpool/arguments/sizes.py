@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 import re
 
+from slabpool.arguments.reading import UnreadableError, decimal
+from slabpool.arguments.texts import show, show_typed
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 
 _UNITS = {
@@ -13,7 +15,7 @@ _UNITS = {
     "kib": 1024, "mib": 1024**2, "gib": 1024**3, "tib": 1024**4,
     "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4,
 }  # fmt: skip
-_SIZE = re.compile(r"\s*([0-9]+)(?:\.([0-9]+))?\s*([a-zA-Z]*)\s*")
+_SIZE = r"([0-9.]+)\s*([a-zA-Z]*)"
 
 
 def parse_size(value: object, what: str, *, least: int, most: int) -> int:
@@ -44,27 +46,27 @@ def parse_size(value: object, what: str, *, least: int, most: int) -> int:
     2147483648
     """
     if isinstance(value, str):
-        # Python limits the length of numbers that it converts.
-        match = _SIZE.fullmatch(value) if len(value) < 100 else None
-        unit = _UNITS.get(match[3].lower()) if match else None
-        if match is None or unit is None:
-            raise InvalidArgumentError(f"{what} must be bytes or a size such as '2GiB', got {value[:100]!r}")
-        decimals = match[2] or ""
-        scale: int = 10 ** len(decimals)
-        size = int(match[1] + decimals) * unit // scale
+        try:
+            match = re.fullmatch(_SIZE, value.strip() if len(value) < 100 else "")
+            number, scale = decimal(match[1] if match else "")
+            size = number * _UNITS[match[2].lower() if match else ""] // scale
+        except (UnreadableError, KeyError):
+            raise InvalidArgumentError(
+                f"{what} must be bytes or a size such as '2GiB', got {show(value)}"
+            ) from None
     else:
         if isinstance(value, bool):
-            raise InvalidTypeError(f"{what} must be bytes or a size such as '2GiB', got {value!r}")
+            raise InvalidTypeError(f"{what} must be bytes or a size such as '2GiB', got {show(value)}")
         try:
             size = operator.index(value)  # type: ignore[arg-type]
         except TypeError:
             raise InvalidTypeError(
-                f"{what} must be bytes or a size such as '2GiB', got {value!r} of type {type(value).__name__}"
+                f"{what} must be bytes or a size such as '2GiB', got {show_typed(value)}"
             ) from None
     if not least <= size <= most:
         # Python limits the length of numbers that it prints.
         got = (
-            f"{value!r} ({size} bytes)"
+            f"{show(value)} ({size} bytes)"
             if size.bit_length() < 256
             else f"a number of {size.bit_length()} bits"
         )

@@ -12,9 +12,12 @@ ids.
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from slabpool.arguments.reading import UnreadableError, read_json
 
 _SEPARATOR = "\x1f"  # a control character, which does not occur in ids of users or uuid4()
+_LONGEST = 1 << 16  # characters of a tag or a message
 _TYPE = "slabpool"  # type of our opaque status messages; exo's own observers ignore unknown types
 
 
@@ -38,11 +41,19 @@ def tagged(request_id: str, tag: Tag) -> str:
 
 
 def untagged(request_id: str) -> tuple[str, Tag | None]:
-    """Split a request id into the plain id and the tag, if there is one."""
+    """Split a request id into the plain id and the tag. What cannot be read as a tag is part of the id."""
     plain, separator, text = request_id.rpartition(_SEPARATOR)
     if not separator:
         return request_id, None
-    run, entry, ring, fresh = json.loads(text)
+    try:
+        fields = read_json(text, longest=_LONGEST, deepest=2)
+    except UnreadableError:
+        return request_id, None
+    if not isinstance(fields, list) or len(fields) != 4 or not isinstance(fields[2], list):
+        return request_id, None
+    run, entry, ring, fresh = fields
+    if not all(isinstance(name, str) for name in (run, entry, *ring)) or not isinstance(fresh, bool):
+        return request_id, None
     return plain, Tag(run, entry, tuple(ring), fresh)
 
 
@@ -65,11 +76,19 @@ class Message(NamedTuple):
         return json.dumps({"type": _TYPE, **self._asdict()})
 
 
+_FIELDS = {"sender": str, "run": str, "over": bool, "done": bool, "waits": bool, "reason": str}
+
+
 def parse(status: str) -> Message | None:
     """Decode an opaque status; return None if it is not one of ours."""
     if f'"{_TYPE}"' not in status:  # checked before parsing, because some of exo's statuses are long
         return None
-    fields: dict[str, Any] = json.loads(status)
-    if fields.pop("type", None) != _TYPE:
+    try:
+        fields = read_json(status, longest=_LONGEST, deepest=1)
+    except UnreadableError:
+        return None
+    if not isinstance(fields, dict) or fields.pop("type", None) != _TYPE:
+        return None
+    if {name: type(value) for name, value in fields.items()} != _FIELDS:
         return None
     return Message(**fields)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from slabpool._core import heaps
 from slabpool._core.pool import Pool
+from slabpool.arguments.texts import show_typed
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 from slabpool.records import NumpyUsage
 
@@ -74,7 +75,7 @@ class numpy_handler:
     def __init__(self, pool: Pool, *, threads: bool = False) -> None:
         if not isinstance(pool, Pool):
             raise InvalidTypeError(
-                f"numpy_handler needs a Pool, got {pool!r} of type {type(pool).__name__}. A Request cannot "
+                f"numpy_handler needs a Pool, got {show_typed(pool)}. A Request cannot "
                 "serve numpy, because its memory returns only when the request ends"
             )
         self._pool = pool
@@ -134,7 +135,7 @@ def numpy_usage(pool: Pool) -> NumpyUsage:
     3
     """
     if not isinstance(pool, Pool):
-        raise InvalidTypeError(f"numpy_usage needs a Pool, got {pool!r} of type {type(pool).__name__}")
+        raise InvalidTypeError(f"numpy_usage needs a Pool, got {show_typed(pool)}")
     return NumpyUsage(*heaps.usage(pool))
 
 

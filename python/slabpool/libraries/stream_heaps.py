@@ -18,6 +18,7 @@ from slabpool._core import active as _active
 from slabpool._core import heaps
 from slabpool._core.heaps import StreamHeap
 from slabpool._core.pool import Pool
+from slabpool.arguments.texts import show, show_typed
 from slabpool.errors import InvalidArgumentError, InvalidTypeError, SlabpoolError
 
 _lock = threading.Lock()
@@ -30,14 +31,12 @@ _in_force: dict[int, Pool] = {}  # pools that serve torch, by device
 def device_of(pool: object, what: str) -> int:
     """Return the number of the pool's CUDA device; errors name the caller `what`."""
     if not isinstance(pool, Pool):
-        raise InvalidTypeError(
-            f"{what} needs a Pool of device memory, got {pool!r} of type {type(pool).__name__}"
-        )
+        raise InvalidTypeError(f"{what} needs a Pool of device memory, got {show_typed(pool)}")
     kind, _, number = pool.memory.partition(":")
     if kind != "cuda":
         raise InvalidArgumentError(
-            f"{what} needs a pool of device memory (memory='cuda:0'), and pool {pool.name!r} has "
-            f"memory={pool.memory!r}"
+            f"{what} needs a pool of device memory (memory='cuda:0'), and pool {show(pool.name)} has "
+            f"memory={show(pool.memory)}"
         )
     return int(number)
 
@@ -51,7 +50,8 @@ def by_device(pools: tuple[Pool, ...], what: str) -> dict[int, Pool]:
         device = device_of(pool, what)
         if device in found:
             raise InvalidArgumentError(
-                f"{what}: pools {found[device].name!r} and {pool.name!r} are both of device {device}; give "
+                f"{what}: pools {show(found[device].name)} and {show(pool.name)} are both of device "
+                f"{device}; give "
                 "one pool for each device"
             )
         found[device] = pool
@@ -62,7 +62,7 @@ def no_room(pool: Pool, size: int) -> str:
     """Return the error message for an allocation of `size` bytes that failed."""
     stats = pool.stats()
     used = stats.live + stats.retained + stats.in_doubt
-    return f"pool {pool.name!r} has no room for {size} bytes: {used} of {stats.capacity} bytes are in use"
+    return f"pool {show(pool.name)} has no room for {size} bytes: {used} of {stats.capacity} bytes are in use"
 
 
 def heap_of(pool: Pool, *, for_good: bool = False) -> StreamHeap:
@@ -94,7 +94,8 @@ def serve(pools: tuple[Pool, ...], what: str) -> None:
             other = _in_force.get(device, pool)
             if other is not pool:
                 raise SlabpoolError(
-                    f"{what}: pool {other.name!r} is under torch on device {device} already, and tensors may "
+                    f"{what}: pool {show(other.name)} is under torch on device {device} already, and "
+                    "tensors may "
                     "still use it; use that pool, or a new process"
                 )
         _in_force.update(wanted)

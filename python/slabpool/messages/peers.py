@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 
 from slabpool._core.shared import PeerStatusCode
+from slabpool.arguments.texts import show
 from slabpool.errors import (
     ForkedPoolError,
     InvalidReferenceError,
@@ -22,12 +23,13 @@ def peer_failed(peer: Peer, status: PeerStatusCode, ref: TensorRef | None) -> No
     """Raises for a reference that a peer cannot open or acknowledge."""
     if status == PeerStatusCode.CLOSED or ref is None:
         raise OwnerLostError(
-            f"the owner of pool {peer.name!r} has closed it or is gone; what device {peer.device!r} has open "
+            f"the owner of pool {show(peer.name)} has closed it or is gone; what device "
+            f"{show(peer.device)} has open "
             "stays readable. attach() again once there is a new owner"
         )
     if status == PeerStatusCode.OTHER_POOL:
         raise InvalidReferenceError(
-            f"{ref!r} is of another pool than {peer.name!r}, which this peer is attached to, or of an "
+            f"{ref!r} is of another pool than {show(peer.name)}, which this peer is attached to, or of an "
             "earlier pool of this name; open it with a peer of the pool that made it"
         )
     if status == PeerStatusCode.OVER:
@@ -37,18 +39,20 @@ def peer_failed(peer: Peer, status: PeerStatusCode, ref: TensorRef | None) -> No
         )
     if status == PeerStatusCode.ACKNOWLEDGED:
         raise StaleReferenceError(
-            f"{ref!r}: device {peer.device!r} has acknowledged this request (or was reported lost), so its "
+            f"{ref!r}: device {show(peer.device)} has acknowledged this request (or was reported lost), "
+            "so its "
             "memory may belong to another"
         )
     if status == PeerStatusCode.UNKNOWN_DEVICE:
         raise UnknownDeviceError(
-            f"{ref!r}: device {peer.device!r} was never named for this request. The owner names it in "
+            f"{ref!r}: device {show(peer.device)} was never named for this request. The owner names it in "
             "devices= when it opens the request, or with add_device()"
         )
     if status == PeerStatusCode.OUT_OF_RANGE:
-        raise InvalidReferenceError(f"{ref!r} is outside the memory of pool {peer.name!r}")
+        raise InvalidReferenceError(f"{ref!r} is outside the memory of pool {show(peer.name)}")
     raise InvalidReferenceError(
-        f"{ref!r} was not made by the owner of pool {peer.name!r}, or was changed on the way. Pass on the "
+        f"{ref!r} was not made by the owner of pool {show(peer.name)}, or was changed on the way. Pass "
+        "on the "
         "result of Request.ref() unchanged"
     )
 
@@ -56,8 +60,9 @@ def peer_failed(peer: Peer, status: PeerStatusCode, ref: TensorRef | None) -> No
 def peer_unusable(peer: Peer, closed: bool) -> NoReturn:
     """Raises for a peer that is closed, or was attached by the parent of this process."""
     if closed:
-        raise PoolClosedError(f"this peer of pool {peer.name!r} is closed; attach() makes a new one")
+        raise PoolClosedError(f"this peer of pool {show(peer.name)} is closed; attach() makes a new one")
     raise ForkedPoolError(
-        f"the peer of pool {peer.name!r} was inherited through fork; in this process its views may only be "
+        f"the peer of pool {show(peer.name)} was inherited through fork; in this process its views may "
+        "only be "
         "read. attach() in the process that is the device"
     )

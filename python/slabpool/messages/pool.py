@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from slabpool._core import heaps
 from slabpool._core.core import StatusCode
 from slabpool.arguments.sizes import show_size
-from slabpool.arguments.texts import SHOWN, few
+from slabpool.arguments.texts import SHOWN, few, show
 from slabpool.errors import (
     DeviceLostError,
     DeviceUnavailableError,
@@ -52,13 +52,13 @@ def no_pool(wanted: Options, capacity: object, why: str, error: int) -> NoReturn
     """
     if wanted.memory.kind != "host":
         raise DeviceUnavailableError(
-            f"cannot make a pool of {capacity!r} with memory={str(wanted.memory)!r}: {why}"
+            f"cannot make a pool of {show(capacity)} with memory={show(str(wanted.memory))}: {why}"
         )
     if why:
-        raise MemoryLimitError(f"cannot make a {wanted.memory} pool of {capacity!r}: {why}")
+        raise MemoryLimitError(f"cannot make a {wanted.memory} pool of {show(capacity)}: {why}")
     node = f" on NUMA node {wanted.numa_node}" if wanted.numa_node >= 0 else ""
     raise system_refused(
-        f"the system refuses memory for a {wanted.memory} pool of {capacity!r}{node}",
+        f"the system refuses memory for a {wanted.memory} pool of {show(capacity)}{node}",
         error,
         memfd=wanted.memory.shared,
     )
@@ -66,7 +66,7 @@ def no_pool(wanted: Options, capacity: object, why: str, error: int) -> NoReturn
 
 def warn_of_limit(capacity: object, why: str) -> None:
     """Warns the caller of `slabpool.Pool` that the kernel may end the process as the pool fills."""
-    warnings.warn(f"slabpool.Pool({capacity!r}): {why}", RuntimeWarning, stacklevel=2)
+    warnings.warn(f"slabpool.Pool({show(capacity)}): {why}", RuntimeWarning, stacklevel=2)
 
 
 def host_only(what: str) -> NoReturn:
@@ -106,7 +106,7 @@ def usage(pool: Pool) -> str:
     """How the capacity is used, in one line."""
     s = pool.stats()
     return (
-        f"pool {pool.name!r} has {show_size(s.capacity)}: {show_size(s.live)} live, "
+        f"pool {show(pool.name)} has {show_size(s.capacity)}: {show_size(s.live)} live, "
         f"{show_size(s.retained)} retained by views, {show_size(s.in_doubt)} in doubt, "
         f"{show_size(s.reserved)} reserved"
     )
@@ -125,24 +125,24 @@ def unusable(pool: Pool, status: StatusCode) -> None:
     """Raises if the status says that the pool cannot be used at all."""
     if status == StatusCode.FORKED:
         raise ForkedPoolError(
-            f"pool {pool.name!r} was inherited through fork; in this process its views may only be read. "
+            f"pool {show(pool.name)} was inherited through fork; in this process its views may only be read. "
             "Make a pool of this process's own"
         )
     if status == StatusCode.POOL_CLOSED:
         raise PoolClosedError(
-            f"pool {pool.name!r} is closed, and nothing can be allocated from it. Make a new pool"
+            f"pool {show(pool.name)} is closed, and nothing can be allocated from it. Make a new pool"
         )
 
 
 def of_request(request: Request | None) -> str:
     """The request in a message, if there is one."""
-    return "" if request is None else f" for request {request.id!r} generation {request.generation}"
+    return "" if request is None else f" for request {show(request.id)} generation {request.generation}"
 
 
 def unknown_device(device: object, request: Request) -> NoReturn:
     """Raises for a device that was never named for a request."""
     raise UnknownDeviceError(
-        f"device {device!r} was never named{of_request(request)}; it waits for {names(request.pending)}. "
+        f"device {show(device)} was never named{of_request(request)}; it waits for {names(request.pending)}. "
         "Name it in devices= when the request is opened, or with add_device()"
     )
 
@@ -170,7 +170,7 @@ def call_failed(
     what = f"{show_size(nbytes)}{of_request(request)}"
     if status == StatusCode.TOO_LARGE:
         raise TensorTooLargeError(
-            f"cannot allocate {what}: larger than the capacity of pool {pool.name!r}, "
+            f"cannot allocate {what}: larger than the capacity of pool {show(pool.name)}, "
             f"{show_size(pool.capacity)}. Make the pool larger or the tensor smaller"
         )
     if status == StatusCode.EXHAUSTED:
@@ -178,7 +178,7 @@ def call_failed(
         raise PoolExhausted(f"cannot allocate {what}{waited}: {usage(pool)}. Held by:{holders(pool)}")
     if status == StatusCode.NO_ADDRESSES:
         raise PoolExhausted(
-            f"cannot reserve addresses for a tensor of up to {what}: pool {pool.name!r} has "
+            f"cannot reserve addresses for a tensor of up to {what}: pool {show(pool.name)} has "
             f"{show_size(pool.stats().address_space)} of them, for the limits of all its growing tensors. "
             f"Lower limit=, or make the pool larger. Held by:{holders(pool)}"
         )
@@ -195,7 +195,7 @@ def call_failed(
         assert request is not None
         state = "released" if request.state.value == "released" else "closed by the host"
         raise RequestClosedError(
-            f"request {request.id!r} generation {request.generation} is {state}: nothing can be "
+            f"request {show(request.id)} generation {request.generation} is {state}: nothing can be "
             "allocated for it or changed; open a new request"
         )
     if status == StatusCode.UNKNOWN_DEVICE:
@@ -203,20 +203,20 @@ def call_failed(
         unknown_device(extra, request)
     if status == StatusCode.DUPLICATE_DEVICE:
         raise DuplicateDeviceError(
-            f"device {extra!r} already has to acknowledge{of_request(request)}, which waits for "
+            f"device {show(extra)} already has to acknowledge{of_request(request)}, which waits for "
             f"{names(request.pending if request else ())}. Add a device once"
         )
     if status == StatusCode.DEVICE_LOST:
         raise DeviceLostError(
-            f"cannot allocate {what}: the GPU of pool {pool.name!r} has failed, and CUDA refuses all "
+            f"cannot allocate {what}: the GPU of pool {show(pool.name)} has failed, and CUDA refuses all "
             "further work on it in this process. Start a new process; the first CUDA error says what failed"
         )
-    raise SlabpoolError(f"pool {pool.name!r}: unexpected status {status}")
+    raise SlabpoolError(f"pool {show(pool.name)}: unexpected status {status}")
 
 
 def busy(pool: Pool) -> NoReturn:
     """Raises for a pool that cannot be closed."""
     raise PoolBusyError(
-        f"pool {pool.name!r} cannot be closed: {usage(pool)}. Held by:{holders(pool)}\n"
+        f"pool {show(pool.name)} cannot be closed: {usage(pool)}. Held by:{holders(pool)}\n"
         "Release them first, or use close(force=True), which releases the requests (views stay valid)"
     )

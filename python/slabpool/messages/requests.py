@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from slabpool._core.core import StatusCode
 from slabpool.arguments.sizes import show_size
-from slabpool.arguments.texts import few
+from slabpool.arguments.texts import few, show
 from slabpool.errors import (
     AmbiguousRequestError,
     DeviceLostError,
@@ -41,23 +41,25 @@ def open_failed(
     if status == StatusCode.DUPLICATE_DEVICE:
         twice = next(d for i, d in enumerate(devices) if d in devices[:i])
         raise DuplicateDeviceError(
-            f"device {twice!r} is named twice for request {request_id!r}: {names(devices)}. "
+            f"device {show(twice)} is named twice for request {show(request_id)}: {names(devices)}. "
             "Name each device once"
         )
     if status == StatusCode.TOO_LARGE:
         raise TensorTooLargeError(
-            f"cannot reserve {show_size(reserve)} for request {request_id!r}: larger than the capacity of "
-            f"pool {pool.name!r}, {show_size(pool.capacity)}. Make the pool larger or the reserve smaller"
+            f"cannot reserve {show_size(reserve)} for request {show(request_id)}: larger than the "
+            "capacity of "
+            f"pool {show(pool.name)}, {show_size(pool.capacity)}. Make the pool larger or the reserve smaller"
         )
     if status == StatusCode.EXHAUSTED:
         waited = f" within {timeout} s" if timeout is not None else ""
         raise PoolExhausted(
-            f"cannot reserve {show_size(reserve)} for request {request_id!r}{waited}: {usage(pool)}. "
+            f"cannot reserve {show_size(reserve)} for request {show(request_id)}{waited}: {usage(pool)}. "
             f"Held by:{holders(pool)}"
         )
     if status == StatusCode.TOO_MANY_REQUESTS:
         raise PoolExhausted(
-            f"cannot open request {request_id!r}: pool {pool.name!r} has as many requests as it can hold. "
+            f"cannot open request {show(request_id)}: pool {show(pool.name)} has as many requests as it "
+            "can hold. "
             f"The largest:{holders(pool)}"
         )
     if status == StatusCode.SYSTEM_REFUSED:
@@ -65,28 +67,29 @@ def open_failed(
     if status == StatusCode.INVALID_ARGUMENT:
         raise InvalidArgumentError(
             f"reserve ({show_size(reserve)}) must not be larger than quota ({show_size(quota)}) for request "
-            f"{request_id!r}"
+            f"{show(request_id)}"
         )
     if parent is not None and status == StatusCode.UNKNOWN_DEVICE:
         waiting = parent.pending
         wrong = next((repr(d) for d in devices if d not in waiting), names(devices))
         raise UnknownDeviceError(
-            f"device {wrong} cannot hold a child: request {parent.id!r} generation {parent.generation} "
+            f"device {wrong} cannot hold a child: request {show(parent.id)} generation {parent.generation} "
             f"waits for {names(waiting)}"
         )
     if parent is not None and status == StatusCode.REQUEST_CLOSED:
         raise RequestClosedError(
-            f"request {parent.id!r} generation {parent.generation} is closed: no child can be opened in it"
+            f"request {show(parent.id)} generation {parent.generation} is closed: no child can be opened "
+            "in it"
         )
     raise SlabpoolError(
-        f"pool {pool.name!r}: request {request_id!r} could not be opened (status {status.name})"
+        f"pool {show(pool.name)}: request {show(request_id)} could not be opened (status {status.name})"
     )
 
 
 def not_the_parents(device: object, child: Request) -> NoReturn:
     """Raises for a device added to a child whose parent does not wait for it."""
     raise UnknownDeviceError(
-        f"device {device!r} cannot be added{of_request(child)}, a child: its parent, generation "
+        f"device {show(device)} cannot be added{of_request(child)}, a child: its parent, generation "
         f"{child.parent}, does not wait for it. Add it to the parent first"
     )
 
@@ -98,18 +101,19 @@ def ack_failed(pool: Pool, status: StatusCode, request_id: object, device: objec
     if status == StatusCode.AMBIGUOUS:
         waiting = [str(r.generation) for r in live if device in r.pending and r.parent is None]
         raise AmbiguousRequestError(
-            f"generations {few(waiting)} of request {request_id!r} all wait for device {device!r}; "
+            f"generations {few(waiting)} of request {show(request_id)} all wait for device {show(device)}; "
             "say which with generation="
         )
     raise UnknownDeviceError(
-        f"device {device!r} was never named for request {request_id!r}; its live generations wait for "
+        f"device {show(device)} was never named for request {show(request_id)}; its live generations "
+        "wait for "
         f"{names(set().union(*(r.pending for r in live)))}"
     )
 
 
 def stream_failed(status: StatusCode, stream: object, why: str) -> None:
     """Raises for an ack that was to follow a stream, if the status is about the stream."""
-    what = f"the ack cannot follow stream {stream!r}"
+    what = f"the ack cannot follow stream {show(stream)}"
     if status == StatusCode.INVALID_ARGUMENT:
         raise InvalidArgumentError(
             f"{what}: {why}. Pass a stream that exists and is not being captured, or none if the device is "
@@ -139,6 +143,6 @@ def not_of_the_request(array: object, request: Request) -> NoReturn:
     """Raises for a reference to an array in other memory."""
     shape = getattr(array, "shape", None)
     raise InvalidArgumentError(
-        f"the array of shape {shape} is not in the memory of request {request.id!r} generation "
+        f"the array of shape {shape} is not in the memory of request {show(request.id)} generation "
         f"{request.generation}; refer to one that this request made, or copy() it into the request"
     )

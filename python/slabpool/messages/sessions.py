@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from slabpool.arguments.sizes import show_size
-from slabpool.arguments.texts import few, short
+from slabpool.arguments.texts import few, short, show
 from slabpool.errors import (
     InvalidArgumentError,
     PoolClosedError,
@@ -38,15 +38,16 @@ def lost(state: State) -> NoReturn:
     }.get(state.lost or "", "was closed with its pool")
     ago = (time.monotonic_ns() - state.lost_ns) / 1e9 if state.lost else 0.0
     raise SessionLostError(
-        f"session {state.id!r} {how} {ago:.1f} s ago, and its memory was returned. "
-        f"pool.session({state.id!r}) opens a new one"
+        f"session {show(state.id)} {how} {ago:.1f} s ago, and its memory was returned. "
+        f"pool.session({show(state.id)}) opens a new one"
     )
 
 
 def no_slot(pool: Pool, session_id: object) -> NoReturn:
     """Raises if every request slot is taken."""
     raise PoolExhausted(
-        f"cannot keep anything for session {session_id!r}: pool {pool.name!r} has as many requests and kept "
+        f"cannot keep anything for session {show(session_id)}: pool {show(pool.name)} has as many "
+        "requests and kept "
         f"tensors as it can hold. The largest:{holders(pool)}"
     )
 
@@ -54,7 +55,7 @@ def no_slot(pool: Pool, session_id: object) -> NoReturn:
 def system_refuses(pool: Pool, state: State, name: str) -> NoReturn:
     """Raises if the system refuses memory for the record of a kept tensor."""
     raise PoolExhausted(
-        f"session {state.id!r} cannot keep {name!r}: the system refuses memory for the record of it; "
+        f"session {show(state.id)} cannot keep {show(name)}: the system refuses memory for the record of it; "
         f"{usage(pool)}"
     )
 
@@ -62,7 +63,8 @@ def system_refuses(pool: Pool, state: State, name: str) -> NoReturn:
 def budget_below(state: State, budget: int) -> NoReturn:
     """Raises for a new budget that is less than what the session keeps."""
     raise QuotaExceededError(
-        f"session {state.id!r} keeps {show_size(state.nbytes)}, more than a budget of {show_size(budget)}. "
+        f"session {show(state.id)} keeps {show_size(state.nbytes)}, more than a budget of "
+        f"{show_size(budget)}. "
         "drop() some of it first"
     )
 
@@ -76,9 +78,9 @@ def budget_exceeded(state: State, name: str, nbytes: int) -> NoReturn:
         for other, (block, _) in list(state.tensors.items())
     )
     raise QuotaExceededError(
-        f"session {state.id!r} cannot keep {name!r} of {show_size(nbytes)}: it keeps "
+        f"session {show(state.id)} cannot keep {show(name)} of {show_size(nbytes)}: it keeps "
         f"{show_size(state.nbytes)} of its budget of {show_size(budget)} ({kept or 'nothing'}). drop() some "
-        f"of it, or give pool.session({state.id!r}, budget=...) more"
+        f"of it, or give pool.session({show(state.id)}, budget=...) more"
     )
 
 
@@ -87,7 +89,8 @@ def session_budget_exceeded(pool: Pool, state: State, name: str, nbytes: int, bu
     records = pool.sessions()
     total = sum(record.nbytes for record in records)
     raise QuotaExceededError(
-        f"session {state.id!r} cannot keep {name!r} of {show_size(nbytes)}: {len(records)} sessions keep "
+        f"session {show(state.id)} cannot keep {show(name)} of {show_size(nbytes)}: {len(records)} "
+        "sessions keep "
         f"{show_size(total)} of the pool's session_budget of {show_size(budget)}, and evicting the idle ones "
         "would not make enough room. Raise pool.session_budget, or close sessions"
     )
@@ -97,15 +100,17 @@ def nothing_to_keep(pool: Pool, state: State, name: str, tensor: object) -> NoRe
     """Raises for a tensor that is in no request's memory."""
     shape = getattr(tensor, "shape", None)
     raise InvalidArgumentError(
-        f"session {state.id!r} cannot keep {name!r}: the array of shape {shape} is not in the memory of a "
-        f"request of pool {pool.name!r}. Keep an array that a request made, or keep request.copy(array)"
+        f"session {show(state.id)} cannot keep {show(name)}: the array of shape {shape} is not in the "
+        "memory of a "
+        f"request of pool {show(pool.name)}. Keep an array that a request made, or keep request.copy(array)"
     )
 
 
 def kept_elsewhere(state: State, name: str, other: State) -> NoReturn:
     """Raises for a tensor that another session keeps."""
     raise InvalidArgumentError(
-        f"session {state.id!r} cannot keep {name!r}: session {other.id!r} keeps its memory already. Keep a "
+        f"session {show(state.id)} cannot keep {show(name)}: session {show(other.id)} keeps its memory "
+        "already. Keep a "
         "copy: request.copy(array)"
     )
 
@@ -113,7 +118,8 @@ def kept_elsewhere(state: State, name: str, other: State) -> NoReturn:
 def growth_of_the_dropped(session_id: object, name: str) -> NoReturn:
     """Raises for a tensor that grows after its session has dropped it."""
     raise RequestClosedError(
-        f"the tensor that session {session_id!r} kept as {name!r} cannot grow any more: it was dropped or "
+        f"the tensor that session {show(session_id)} kept as {show(name)} cannot grow any more: it was "
+        "dropped or "
         "replaced, or the session is over. Its arrays stay valid; get the current one from the session"
     )
 
@@ -122,10 +128,12 @@ def not_kept(state: State, name: str, *, closed: bool) -> NoReturn:
     """Raises for a tensor whose request is released, or which a session kept and dropped."""
     if closed:
         raise RequestClosedError(
-            f"session {state.id!r} cannot keep {name!r}: its request is released, and only live views retain "
+            f"session {show(state.id)} cannot keep {show(name)}: its request is released, and only live "
+            "views retain "
             "the memory. Call keep() before the last holder leaves"
         )
     raise InvalidArgumentError(
-        f"session {state.id!r} cannot keep {name!r}: its memory was kept before and has been dropped or "
+        f"session {show(state.id)} cannot keep {show(name)}: its memory was kept before and has been "
+        "dropped or "
         "replaced; it is returned with the requests that may still read it. Keep a copy: request.copy(array)"
     )

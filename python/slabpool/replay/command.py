@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -17,6 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from slabpool import Pool
+from slabpool.arguments.reading import UnreadableError, decimal
+from slabpool.arguments.texts import show
 from slabpool.errors import InvalidArgumentError
 from slabpool.replay.console import human_bytes, progress, whole_number
 from slabpool.replay.engine import Replay, whole_sizes
@@ -27,7 +30,8 @@ from slabpool.replay.trace import read_trace
 
 _DEFAULT_MODEL = "llama-3.1-8b"
 _DEFAULT_CAPACITY = "1.2x"
-_MULTIPLE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*x", re.IGNORECASE)
+_MULTIPLE = re.compile(r"([0-9.]+)\s*x", re.IGNORECASE)
+_MOST_MULTIPLE = 1 << 20
 _MAX_DEVICES = 256
 
 
@@ -245,8 +249,16 @@ def _capacity(text: str, peak: int, largest: int) -> tuple[int | str, str]:
     """Return the capacity of the pool, and how it was chosen, in words."""
     multiple = _MULTIPLE.fullmatch(text.strip())
     if multiple is None:
-        return (int(text) if text.strip().isdigit() else text), "as given"
-    times = float(multiple[1])
+        return text, "as given"
+    try:
+        number, scale = decimal(multiple[1])
+    except UnreadableError as error:
+        raise InvalidArgumentError(
+            f"--capacity must be bytes, a size or a multiple such as 0.8x: {error}"
+        ) from None
+    times = number / scale
+    if times > _MOST_MULTIPLE:
+        raise InvalidArgumentError(f"--capacity must be at most {_MOST_MULTIPLE}x, got {show(text)}")
     # Rounded up to whole MiB, because the pool rounds down to its pages.
     size = -(-max(int(times * peak), largest, 1) // (1 << 20)) * (1 << 20)
     origin = f"{times:g} times the peak of a run without limit, {human_bytes(peak)}"
@@ -267,28 +279,28 @@ def _number(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"not a number: {text!r}") from None
-    if value != value or value in (float("inf"), float("-inf")):
-        raise argparse.ArgumentTypeError(f"not a finite number: {text!r}")
+        raise argparse.ArgumentTypeError(f"not a number: {show(text)}") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"not a finite number: {show(text)}")
     return value
 
 
 def _positive(text: str) -> float:
     value = _number(text)
     if value <= 0:
-        raise argparse.ArgumentTypeError(f"must be positive: {text!r}")
+        raise argparse.ArgumentTypeError(f"must be positive: {show(text)}")
     return value
 
 
 def _not_negative(text: str) -> float:
     value = _number(text)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative: {text!r}")
+        raise argparse.ArgumentTypeError(f"must not be negative: {show(text)}")
     return value
 
 
 def _rate(text: str) -> float:
     value = _number(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"a rate is from 0 to 1: {text!r}")
+        raise argparse.ArgumentTypeError(f"a rate is from 0 to 1: {show(text)}")
     return value

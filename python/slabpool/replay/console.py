@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from slabpool.arguments.reading import whole_number as read_number
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -21,7 +23,9 @@ def whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], in
     """
 
     def parse(text: str) -> int:
-        value = int(text)
+        # A sign is allowed, so that a negative number is answered as one.
+        value = read_number(text.strip().removeprefix("-"))
+        value = -value if text.strip().startswith("-") else value
         if value < minimum:
             raise argparse.ArgumentTypeError(f"{value} is below {minimum}")
         if maximum is not None and value > maximum:

@@ -7,17 +7,19 @@ since the first request, so no result depends on rounding.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain, islice
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
 
+from slabpool.arguments.reading import UnreadableError, read_json, whole_number
+from slabpool.arguments.texts import show
 from slabpool.errors import InvalidArgumentError
 
 IntArray = npt.NDArray[np.int64]
@@ -28,6 +30,9 @@ _AZURE_TIME = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?
 _EPOCH = datetime(1970, 1, 1)
 # Far above any context window. Larger numbers mean a damaged file, and would overflow byte counts.
 _MAX_TOKENS = 1 << 31
+_LONGEST_LINE = 1 << 20  # characters; a row of Mooncake has one number for each 512 tokens of its prompt
+_DEEPEST = 4  # levels of a row
+_MOST_ROWS = 10_000_000
 
 _Row = tuple[int, int, int]
 
@@ -131,11 +136,19 @@ def _read_rows(lines: Iterator[tuple[int, str]], limit: int | None) -> tuple[str
     )
 
 
-def _numbered(file: Iterable[str]) -> Iterator[tuple[int, str]]:
+def _numbered(file: TextIO) -> Iterator[tuple[int, str]]:
     """Yield number (from 1) and stripped text of each line that is not blank."""
-    for number, line in enumerate(file, start=1):
+    rows = 0
+    number = 0
+    while line := file.readline(_LONGEST_LINE):
+        number += 1
+        if len(line) == _LONGEST_LINE:
+            raise _RowError(f"line {number}: longer than {_LONGEST_LINE} characters: {line[:40]!r}")
         stripped = line.strip()
         if stripped:
+            rows += 1
+            if rows > _MOST_ROWS:
+                raise _RowError(f"line {number}: more than {_MOST_ROWS} rows; read fewer with a limit")
             yield number, stripped
 
 
@@ -160,11 +173,9 @@ def _azure_row(number: int, line: str) -> _Row:
 
 def _mooncake_row(number: int, line: str) -> _Row:
     try:
-        row = json.loads(line)
-    except RecursionError:
-        raise _RowError(f"line {number}: nested too deeply for a row: {line[:40]!r}") from None
-    except ValueError as error:
-        raise _RowError(f"line {number}: not JSON ({error})") from None
+        row = read_json(line, longest=_LONGEST_LINE, deepest=_DEEPEST)
+    except UnreadableError as error:
+        raise _RowError(f"line {number}: {error}: {line[:40]!r}") from None
     if not isinstance(row, dict):
         raise _RowError(f"line {number}: not a JSON object: {line[:40]!r}")
     for name in ("timestamp", "input_length", "output_length"):
@@ -172,7 +183,7 @@ def _mooncake_row(number: int, line: str) -> _Row:
             raise _RowError(f"line {number}: no {name!r}")
     stamp = row["timestamp"]
     if isinstance(stamp, bool) or not isinstance(stamp, (int, float)) or not 0 <= stamp < 1e15:
-        raise _RowError(f"line {number}: timestamp must be a number of milliseconds, got {_shown(stamp)}")
+        raise _RowError(f"line {number}: timestamp must be a number of milliseconds, got {show(stamp)}")
     return (
         round(stamp * 1000),
         _tokens(number, "input_length", row["input_length"]),
@@ -182,14 +193,12 @@ def _mooncake_row(number: int, line: str) -> _Row:
 
 def _tokens(number: int, name: str, value: object) -> int:
     """Parse a number of tokens from a CSV field or a JSON value."""
-    text = value.strip() if isinstance(value, str) else value
-    if isinstance(text, str) and text.isascii() and text.isdigit():
-        text = int(text) if len(text) <= 12 else _MAX_TOKENS + 1
-    if isinstance(text, bool) or not isinstance(text, int) or not 0 <= text <= _MAX_TOKENS:
-        raise _RowError(f"line {number}: {name} must be a number of tokens, got {_shown(value)}")
-    return text
-
-
-def _shown(value: object) -> str:
-    """A value for a message. The repr of a list or an object of JSON has no limit of length and depth."""
-    return f"a {type(value).__name__}" if isinstance(value, (list, dict)) else repr(value)[:60]
+    tokens: object = value
+    if isinstance(value, str):
+        try:
+            tokens = whole_number(value.strip(), most=_MAX_TOKENS)
+        except UnreadableError:
+            tokens = None
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 <= tokens <= _MAX_TOKENS:
+        raise _RowError(f"line {number}: {name} must be a number of tokens, got {show(value)}")
+    return tokens

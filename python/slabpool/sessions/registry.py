@@ -24,7 +24,9 @@ from slabpool._core.session import (
     open_shelf,
     set_limit,
 )
+from slabpool.arguments.names import plain_name
 from slabpool.arguments.sizes import parse_size
+from slabpool.arguments.texts import show_typed
 from slabpool.errors import InvalidTypeError
 from slabpool.messages import sessions as messages
 from slabpool.records import SessionRecord
@@ -74,6 +76,7 @@ class Sessions:
         most = None if budget is None else parse_size(budget, "budget", least=1, most=1 << 60)
         seconds = None if ttl is None else parse_ttl(ttl)
         pool = self._pool_here()
+        session_id = plain_name(session_id)
         key = key_of(session_id)
         with self._lock:
             state = self._live.get(key)
@@ -149,9 +152,7 @@ class Sessions:
     def keep(self, state: State, name: str, tensor: object, where: Where) -> None:
         """The session keeps the tensor's block from now on, under this name."""
         if not isinstance(name, str):
-            raise InvalidTypeError(
-                f"a kept tensor's name must be a str, got {name!r} of type {type(name).__name__}"
-            )
+            raise InvalidTypeError(f"a kept tensor's name must be a str, got {show_typed(name)}")
         pool = self._pool_here()
         with self._lock:
             self._check(state)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from slabpool._core import async_wait
 from slabpool._core.tensors import GrowableTensor, Tensors
-from slabpool.arguments.texts import few
+from slabpool.arguments.texts import few, show
 from slabpool.errors import InvalidTypeError
 from slabpool.sessions import state as states
 
@@ -300,11 +300,10 @@ class Session:
     def __repr__(self) -> str:
         state = self._state
         if not self._pool._usable_here:
-            return f"<Session {state.id!r}: inherited through fork>"
+            return f"<Session {show(state.id)}: inherited through fork>"
         self._sessions.look(state)
         if state.lost is not None:
-            return f"<Session {state.id!r}: {state.lost}>"
+            return f"<Session {show(state.id)}: {state.lost}>"
         names = few(self) or "nothing"
-        return (
-            f"<Session {state.id!r}: keeps {names} in {self.nbytes} bytes{', in use' if self.in_use else ''}>"
-        )
+        use = ", in use" if self.in_use else ""
+        return f"<Session {show(state.id)}: keeps {names} in {self.nbytes} bytes{use}>"

@@ -6,11 +6,11 @@ import heapq
 import itertools
 import threading
 import weakref
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from slabpool._core.core import StatusCode
 from slabpool._core.session import Form, Kept, Shelf
+from slabpool.arguments.texts import show
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 from slabpool.messages import sessions as messages
 from slabpool.records import SessionRecord
@@ -54,30 +54,44 @@ class Lock:
         return self._owner == threading.get_ident()
 
 
-@dataclass(eq=False, slots=True)
 class Block:
     """A block that a session keeps, under one name or more."""
 
-    kept: Kept
-    shelf: Shelf  # the Shelf and not the State, which refers to this block (a cycle)
-    names: int = 0
+    __slots__ = ("kept", "names", "shelf")
+
+    def __init__(self, kept: Kept, shelf: Shelf) -> None:
+        self.kept = kept
+        self.shelf = shelf  # the Shelf and not the State, which refers to this block (a cycle)
+        self.names = 0
 
 
-@dataclass(eq=False, slots=True)
 class State:
     """One session: living until `lost` says how it ended."""
 
-    id: str | int | bytes
-    key: bytes  # the id as the core knows it
-    shelf: Shelf
-    ttl: float | None
-    opened_at: Where
-    born_ns: int
-    tensors: dict[str, tuple[Block, Form]] = field(default_factory=dict)
-    opening: int = 0  # requests that are being opened, which count as uses
-    lost: str | None = None
-    lost_ns: int = 0
-    face: weakref.ref[Any] | None = None  # the Session object that users have, if any
+    __slots__ = (
+        "born_ns", "face", "id", "key", "lost", "lost_ns", "opened_at", "opening", "shelf", "tensors", "ttl",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        id: str | int | bytes,
+        key: bytes,  # the id as the core knows it
+        shelf: Shelf,
+        ttl: float | None,
+        opened_at: Where,
+        born_ns: int,
+    ) -> None:
+        self.id = id
+        self.key = key
+        self.shelf = shelf
+        self.ttl = ttl
+        self.opened_at = opened_at
+        self.born_ns = born_ns
+        self.tensors: dict[str, tuple[Block, Form]] = {}
+        self.opening = 0  # requests that are being opened, which count as uses
+        self.lost: str | None = None
+        self.lost_ns = 0
+        self.face: weakref.ref[Any] | None = None  # the Session object that users have, if any
 
     def blocks(self) -> list[Block]:
         """The blocks that it keeps, each once."""
@@ -178,7 +192,7 @@ def parse_ttl(ttl: object) -> float:
     try:
         seconds = float(ttl)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        raise InvalidTypeError(f"ttl must be seconds, got {ttl!r}") from None
+        raise InvalidTypeError(f"ttl must be seconds, got {show(ttl)}") from None
     if not 0 < seconds <= 1e9:
-        raise InvalidArgumentError(f"ttl must be more than 0 seconds and at most 1e9, got {ttl!r}")
+        raise InvalidArgumentError(f"ttl must be more than 0 seconds and at most 1e9, got {show(ttl)}")
     return seconds

@@ -18,6 +18,8 @@ import time
 from typing import TYPE_CHECKING
 
 from slabpool._core.shared import Peer, new_peer
+from slabpool.arguments.names import plain_name
+from slabpool.arguments.texts import show_typed
 from slabpool.errors import (
     AttachError,
     DeviceAttachedError,
@@ -128,11 +130,10 @@ def attach(name: str, device: str | int, *, timeout: float | None = None) -> Pee
     ('gpu0', False)
     """
     if not isinstance(name, str):
-        raise InvalidTypeError(f"name must be a str, got {name!r} of type {type(name).__name__}")
+        raise InvalidTypeError(f"name must be a str, got {show_typed(name)}")
+    device = plain_name(device)
     if not isinstance(device, (str, int)) or isinstance(device, bool):
-        raise InvalidTypeError(
-            f"device must be a str or an int, got {device!r} of type {type(device).__name__}"
-        )
+        raise InvalidTypeError(f"device must be a str or an int, got {show_typed(device)}")
     deadline = time.monotonic() + _seconds(timeout)
     pause = 0.001
     while True:
@@ -177,7 +178,7 @@ def _attach(name: str, device: str | int, deadline: float | None) -> Peer:
         if message is None:
             raise AttachError(f"the owner of pool {name!r} ended the connection; it may be closing")
         _raise_refusal(name, device, message)
-        if len(files) != 5 or not isinstance(message.get("number"), int):
+        if len(files) != 5 or message.get("number") not in range(4096):
             raise AttachError(f"the answer of the owner of pool {name!r} is not one of slabpool: {message!r}")
         line.settimeout(_PATIENCE)
         return new_peer(name, device, message["number"], files, lambda maps: Connection(line, maps, name))

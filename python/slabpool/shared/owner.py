@@ -27,7 +27,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from slabpool._core.pool import Link
-from slabpool.errors import AttachError, DeviceAttachedError, SlabpoolError
+from slabpool.arguments.texts import short
+from slabpool.errors import DeviceAttachedError, SlabpoolError
 from slabpool.messages.system import advice, system_refused
 from slabpool.shared import foreign, forks, wire
 from slabpool.shared.rendezvous import Claim, credentials
@@ -382,7 +383,7 @@ class Service:
             wire.send(client.connection, {"error": "attached", "pid": holder.pid})
             return False
         except (SlabpoolError, MemoryError) as error:
-            wire.send(client.connection, {"error": "refused", "text": str(error) or "no memory"})
+            wire.send(client.connection, {"error": "refused", "text": short(str(error) or "no memory", 600)})
             return False
         found = os.fstat(files[_BOARD])
         with self._mutex:

@@ -12,6 +12,9 @@ import os
 import socket
 from typing import Any
 
+from slabpool.arguments.reading import UnreadableError, read_json
+from slabpool.errors import InvalidArgumentError
+
 VERSION = 1
 _LARGEST = 4096
 _MOST_FILES = 8
@@ -19,7 +22,10 @@ _MOST_FILES = 8
 
 def send(connection: socket.socket, message: dict[str, Any], files: tuple[int, ...] = ()) -> None:
     """Sends a message with copies of descriptors. Waits for a full socket no longer than its timeout."""
-    socket.send_fds(connection, [json.dumps(message).encode()], list(files), socket.MSG_NOSIGNAL)
+    data = json.dumps(message).encode()
+    if len(data) > _LARGEST:
+        raise InvalidArgumentError(f"the device's name is too long for another process: {len(data)} bytes")
+    socket.send_fds(connection, [data], list(files), socket.MSG_NOSIGNAL)
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
@@ -46,8 +52,8 @@ def receive_alone(connection: socket.socket) -> dict[str, Any] | None:
 
 def _parsed(data: bytes, flags: int) -> dict[str, Any] | None:
     if data and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-        with contextlib.suppress(ValueError, RecursionError):
-            message = json.loads(data)
+        with contextlib.suppress(UnreadableError):
+            message = read_json(data, longest=_LARGEST, deepest=4)
             if isinstance(message, dict):
                 return message
     return None

@@ -153,6 +153,19 @@ TEST(HolderSet, HoldsEveryDeviceThereCanBe) {
   EXPECT_TRUE(set->empty(9));
 }
 
+// The owner may name a device in a new word, and then leave, while a peer reads the words.
+TEST(HolderSet, AWordThatIsAddedWhileTheWordsAreReadIsRead) {
+  const auto set = std::make_unique<HolderSet>();
+  set->open(7, 1);
+  std::vector<std::uint32_t> seen;
+  EXPECT_TRUE(set->each_word(7, [&](std::uint32_t word, std::uint32_t bits) {
+    if (word == 0) set->add(7, device_bit(40));
+    seen.push_back(word);
+    EXPECT_NE(bits, 0U);
+  }));
+  EXPECT_EQ(seen, (std::vector<std::uint32_t>{0, 1}));
+}
+
 TEST(HolderSet, CutRemovesEveryHolder) {
   const auto words = std::make_unique<Words>();
   HolderSet& set = words->set;

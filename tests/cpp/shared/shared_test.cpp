@@ -149,6 +149,46 @@ TEST_F(SharedPool, EveryFieldOfAReferenceIsSealed) {
             Status::invalid_argument);  // an address in another mapping
 }
 
+// Everything of a reference that a peer reads, changed at random: it opens what the owner made, and nothing else.
+TEST_F(SharedPool, ChangedReferencesOpenNothing) {
+  const std::uint32_t gpu = device("sgpu0");
+  auto peer = attach(gpu);
+  const Handle handle = open(*pool, {.devices = {gpu}});
+  Block* block = take(kept(5000, handle));
+  const Reference good = refer(handle, block);
+  std::mt19937_64 random(7);
+  const std::uint64_t edges[] = {
+      0, 1, 2, good.nbytes, kMaxRequests, std::uint64_t{1} << 32, ~std::uint64_t{0}};
+  for (int round = 0; round < rounds(200'000); ++round) {
+    Reference reference = good;
+    std::uint64_t* fields[] = {&reference.pool_id, &reference.generation, &reference.seal,
+                               &reference.offset, &reference.nbytes};
+    for (std::uint64_t changes = 1 + random() % 3; changes != 0; --changes) {
+      const std::uint64_t value = random() % 2 == 0 ? edges[random() % std::size(edges)] : random();
+      const std::uint64_t which = random() % 6;
+      if (which == 5) {
+        reference.slot = static_cast<std::uint32_t>(value);
+      } else {
+        *fields[which] = random() % 4 == 0 ? *fields[which] ^ (std::uint64_t{1} << (value % 64)) : value;
+      }
+    }
+    const bool same_request = reference.pool_id == good.pool_id && reference.slot == good.slot &&
+                              reference.generation == good.generation;
+    const bool same = same_request && reference.seal == good.seal && reference.offset == good.offset &&
+                      reference.nbytes == good.nbytes;
+    std::byte* data = nullptr;
+    ASSERT_EQ(peer->open(reference, false, data) == PeerStatus::ok, same) << round;
+    ASSERT_EQ(data != nullptr, same);
+    if (same_request) continue;  // an ack of it would be right
+    const SharedPeer::Acked acked = peer->ack(reference);
+    ASSERT_TRUE(acked.status != PeerStatus::ok || acked.result == AckResult::late) << round;
+  }
+  EXPECT_FALSE(pool->released(handle));
+  close(handle);
+  EXPECT_EQ(ack(*peer, good), AckResult::released);
+  expect_all_returned(*pool);
+}
+
 TEST_F(SharedPool, RandomBytesOnABoardAreAcksOfThatDeviceAtMost) {
   const std::uint32_t good = device("sgood"), evil = device("sevil");
   PeerFiles files;
