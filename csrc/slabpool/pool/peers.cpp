@@ -34,10 +34,10 @@ std::uint64_t Pool::detach_peer(std::uint32_t device) noexcept {
   return lost;
 }
 
-bool Pool::peer_holds(std::uint32_t device) {
+bool Pool::peer_holds(std::uint32_t device) noexcept {
   if (!usable_here()) return false;
   collect_acks();
-  return !table_.held_by(device).empty();
+  return table_.holds_any(device_bit(device));
 }
 
 void Pool::answer_bell() noexcept {

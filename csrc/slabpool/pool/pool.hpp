@@ -203,7 +203,7 @@ class SLABPOOL_API Pool final : public AckSink {
   // The peer is gone: the acks it posted count, and it leaves all other requests. Returns how many requests.
   std::uint64_t detach_peer(std::uint32_t device) noexcept;
   // Whether the peer holds any request, after its acks were collected. Throws std::bad_alloc.
-  bool peer_holds(std::uint32_t device);
+  bool peer_holds(std::uint32_t device) noexcept;
   // From now on peers find the pool closed.
   void dismiss_peers() noexcept;
   // The offset of bytes in the shared range, and the seal of a reference to them. request_closed: the request is over;

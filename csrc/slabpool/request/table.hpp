@@ -80,6 +80,15 @@ class RequestTable {
   template <typename Left>
   void leave_all(HolderBit bit, ClaimedList& over, Left&& left) noexcept;
 
+  // Whether a device holds any request.
+  bool holds_any(HolderBit bit) noexcept {
+    bool found = false;
+    each([&](const RequestRecord& r, const HolderView& set) {
+      found = found || set.holds(r.handle().generation, bit);
+    });
+    return found;
+  }
+
   // unknown_device: a child may name only devices that hold its parent.
   Status add_device(Handle handle, std::uint32_t device);
 

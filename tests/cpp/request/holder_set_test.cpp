@@ -155,10 +155,11 @@ TEST(HolderSet, HoldsEveryDeviceThereCanBe) {
 
 // The owner may name a device in a new word, and then leave, while a peer reads the words.
 TEST(HolderSet, AWordThatIsAddedWhileTheWordsAreReadIsRead) {
-  const auto set = std::make_unique<HolderSet>();
-  set->open(7, 1);
+  const auto words = std::make_unique<Words>();
+  HolderSet* const set = &words->set;
+  set->open(7);
   std::vector<std::uint32_t> seen;
-  EXPECT_TRUE(set->each_word(7, [&](std::uint32_t word, std::uint32_t bits) {
+  EXPECT_TRUE(set->each_word(7, [&](std::uint32_t word, std::uint64_t bits) {
     if (word == 0) set->add(7, device_bit(40));
     seen.push_back(word);
     EXPECT_NE(bits, 0U);
