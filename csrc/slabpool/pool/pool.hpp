@@ -128,6 +128,8 @@ class SLABPOOL_API Pool final : public AckSink {
   Status open(const OpenSpec& spec, Handle& handle) noexcept;
   Status open_until(const OpenSpec& spec, Handle& handle, std::int64_t deadline_ns) noexcept;
   void close_request(Handle handle, bool cancel) noexcept;
+  // Every holder leaves a request that no other code has yet: its opening is undone.
+  void discard(Handle handle) noexcept;
   Status add_device(Handle handle, std::uint32_t device) noexcept;
   bool released(Handle handle) noexcept;
   bool is_open(Handle handle) const noexcept;  // the host holds it

@@ -45,6 +45,13 @@ void Pool::close_request(Handle handle, bool cancel) noexcept {
   waiters_.notify();  // a waiter for memory of this request cannot have it any more
 }
 
+void Pool::discard(Handle handle) noexcept {
+  if (!usable_here()) return;
+  ClaimedList over;
+  table_.cut(handle, over);
+  end_all(over);
+}
+
 bool Pool::finish(Handle handle) noexcept {
   if (!table_.claim(handle)) return false;
   ClaimedList over;
@@ -55,13 +62,15 @@ bool Pool::finish(Handle handle) noexcept {
 
 // Ends a claimed request. Descendants and pinned requests that are over by it are added to `over`.
 void Pool::end(RequestRecord& claimed, ClaimedList& over) noexcept {
-  const std::uint64_t generation = claimed.handle().generation;
   const RequestBlocks::Released back = claimed.blocks.release(retained_);
   const bool budget = claimed.has_budget.load(std::memory_order_relaxed);
   if (back.chain != nullptr) give_back(back.chain, budget);
   if (budget) table_.return_budget(claimed);
-  log(EventKind::release, generation, kNoDevice, back.freed);
-  if (back.retained != 0) log(EventKind::retain, generation, kNoDevice, back.retained);
+  if (log_ != nullptr) [[unlikely]] {
+    const std::uint64_t generation = claimed.handle().generation;
+    log(EventKind::release, generation, kNoDevice, back.freed);
+    if (back.retained != 0) log(EventKind::retain, generation, kNoDevice, back.retained);
+  }
   table_.retire(claimed, over);
   waiters_.notify();
 }

@@ -121,15 +121,13 @@ class ClaimedList {
   bool empty() const noexcept { return first_ == nullptr; }
   void push(RequestRecord& record) noexcept {
     record.next_claimed = nullptr;
-    *last_ = &record;
-    last_ = &record.next_claimed;
+    (first_ == nullptr ? first_ : last_->next_claimed) = &record;
+    last_ = &record;
   }
   // Null: the list is empty.
   RequestRecord* pop() noexcept {
     RequestRecord* record = first_;
-    if (record == nullptr) return nullptr;
-    first_ = record->next_claimed;
-    if (first_ == nullptr) last_ = &first_;
+    if (record != nullptr) first_ = record->next_claimed;
     return record;
   }
 
@@ -139,7 +137,7 @@ class ClaimedList {
 
  private:
   RequestRecord* first_ = nullptr;
-  RequestRecord** last_ = &first_;
+  RequestRecord* last_ = nullptr;  // of a list that is not empty
 };
 
 }  // namespace slabpool

@@ -5,6 +5,7 @@
 
 cimport numpy as cnp
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp.vector cimport vector
 
 from slabpool._core.cpp_block cimport Block
 from slabpool._core.cpp_memory cimport MemoryKind
@@ -124,4 +125,5 @@ cdef class Devices:
 
     cdef object number(self, object device)
     cdef object known(self, object device, object request)
+    cdef object named(self, const vector[uint32_t]& numbers)
     cdef bint room_for(self, tuple devices) except -1

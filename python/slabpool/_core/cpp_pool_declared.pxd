@@ -100,6 +100,7 @@ cdef extern from * namespace "slabpool" nogil:
                            Error& error)
         uint64_t stream_acks()
         void close_request(Handle handle, bool cancel)
+        void discard(Handle handle)
         Status add_device(Handle handle, uint32_t device)
         uint64_t device_lost(uint32_t device)
         void heartbeat(uint32_t device)

@@ -142,6 +142,12 @@ cdef class Devices:
             hooks.messages.unknown_device(device, request)
         return number
 
+    cdef object named(self, const vector[uint32_t]& numbers):
+        """The names of these devices (frozenset)."""
+        # Not `for number in numbers`: Cython then copies the vector where no exception may be thrown.
+        cdef size_t i
+        return frozenset([self.names[numbers[i]] for i in range(numbers.size())])
+
     cdef bint room_for(self, tuple devices) except -1:
         """Raises TooManyDevicesError if these names would exceed the pool's limit; else returns True."""
         for device in devices:

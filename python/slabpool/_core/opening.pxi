@@ -88,6 +88,8 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
         spec.where = caller(core)
     else:
         spec.where = located(core, opened_at[0], opened_at[1])
+    # Made first: once the request is open, nothing may fail before it has an owner.
+    cdef Request request = Request.__new__(Request)
     status = core.pool.open(spec, handle)
     if status != Status.ok:
         opening.spec = &spec
@@ -96,7 +98,6 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
         if status != Status.ok:
             hooks.messages.open_failed(pool, StatusCode(<int>status), request_id, devices, spec.reserve, spec.quota,
                                        timeout, parent)
-    cdef Request request = Request.__new__(Request)
     request.pool = pool
     request.core = core
     request.devices = names

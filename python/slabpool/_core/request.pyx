@@ -82,7 +82,10 @@ cdef class Request:
             return
         if not self.core.pool.usable_here() or not self.core.pool.is_open(self.handle):
             return
-        opened_at = self._info()[4]
+        try:
+            opened_at = self._info()[4]
+        except MemoryError:
+            opened_at = "?"
         # Before the warning, which a filter may turn into an exception.
         self._leave(False)
         warnings.warn(
@@ -440,8 +443,8 @@ cdef class Request:
         check_here(self.core)
         if not self.core.pool.describe(self.handle, info):
             return RequestState.RELEASED, 0, frozenset(), 0, "?", frozenset()
-        pending = frozenset([self.devices.names[number] for number in info.pending])
-        behind = frozenset([self.devices.names[number] for number in info.behind_stream])
+        pending = self.devices.named(info.pending)
+        behind = self.devices.named(info.behind_stream)
         return state_of(<int>info.state), info.nbytes, pending, info.live_views, location(info.opened_at), behind
 
     @property

@@ -143,6 +143,11 @@ cdef class Shelf:
             raise MemoryError("no memory to record which tensors a request reads")
         return status == Status.ok
 
+    def discard(self, Request request not None):
+        """Ends a request that no caller has yet, whatever devices it names."""
+        with nogil:
+            self.core.pool.discard(request.handle)
+
     def locate(self, tensor):
         """(generation that holds its block, its Form, bytes of the block); None if no request of this pool holds it."""
         cdef Block* block
@@ -185,6 +190,7 @@ cdef class Shelf:
         cdef Block* block
         cdef bint viewed = isinstance(tensor, Tensors)
         spec.where = _where(self.core, where)  # may raise: before anything is held
+        cdef Kept kept = Kept.__new__(Kept)  # so may this; and once the block is kept, it has an owner
         if viewed:
             block = (<Tensors>tensor).block
             if self.core.pool.open_view(block[0], (<Tensors>tensor).serial, (<Tensors>tensor).request) != Status.ok:
@@ -207,7 +213,11 @@ cdef class Shelf:
             return StatusCode(<int>status)
         if isinstance(tensor, GrowableTensor):
             _adopt((<GrowableTensor>tensor).growth, handle, keeper)  # before another thread can run
-        return _new_kept(self.core, handle, block, serial)
+        kept.core = self.core
+        kept.handle = handle
+        kept.block = block
+        kept.serial = serial
+        return kept
 
 
 cdef object _locate_array(Core core, object tensor, Form form):
@@ -243,14 +253,6 @@ cdef void _adopt(_Growth growth, Handle handle, object keeper):
     growth.request = None
 
 
-cdef Kept _new_kept(Core core, Handle handle, Block* block, uint32_t serial):
-    cdef Kept kept = Kept.__new__(Kept)
-    kept.core = core
-    kept.handle = handle
-    kept.block = block
-    kept.serial = serial
-    return kept
-
 
 def key_of(session_id):
     """The id as the core knows it, which distinguishes "7" from 7."""
@@ -263,13 +265,13 @@ def open_shelf(Pool pool not None, session_id, budget, tuple where):
     cdef bytes name = name_key(session_id, "session_id")
     cdef bytes key = b"k" + len(name).to_bytes(4, "little") + name
     cdef Handle handle
+    cdef Shelf shelf = Shelf.__new__(Shelf)  # first: once the session is open, nothing may fail before it has an owner
     cdef Status status = pool.core.pool.open_session(
         _view(key), NO_LIMIT if budget is None else budget, _where(pool.core, where), handle)
     if status == Status.too_many_requests:
         return None
     if status != Status.ok:
         failed(pool.core, None, status, 0, None)
-    cdef Shelf shelf = Shelf.__new__(Shelf)
     shelf.core = pool.core
     shelf.handle = handle
     shelf.key = name

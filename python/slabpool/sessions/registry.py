@@ -132,14 +132,16 @@ class Sessions:
 
     def turn_opened(self, state: State, request: Request) -> Request:
         """Everything that the session keeps stays until this request is released."""
-        with self._lock:
-            state.opening -= 1
-            if state.lost is None and state.shelf.pin(request, [block.kept for block in state.blocks()]):
-                return request
-        # The session was closed meanwhile. No caller has the request yet.
-        for device in request.pending:
-            request.ack(device)
-        request.close()
+        try:
+            with self._lock:
+                state.opening -= 1
+                if state.lost is None and state.shelf.pin(request, [block.kept for block in state.blocks()]):
+                    return request
+        except BaseException:  # no memory
+            state.shelf.discard(request)
+            raise
+        # The session was closed meanwhile. No caller has the request yet, so no device would acknowledge it.
+        state.shelf.discard(request)
         return messages.lost(state)
 
     # ---- keeping

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from slabpool._core.pool import Link
-from slabpool.errors import AttachError, DeviceAttachedError, SlabpoolError
+from slabpool.errors import DeviceAttachedError, SlabpoolError
 from slabpool.shared import forks, wire
 from slabpool.shared.rendezvous import Claim, credentials
 
@@ -139,7 +139,15 @@ class Service:
         self._poll.register(self._alarm, select.POLLIN)
         self._poll.register(self._claim.listener, select.POLLIN)
         self._thread = threading.Thread(target=self._run, name=f"slabpool-{pool.name}", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException as error:
+            self._claim.release()
+            forks.release(self._alarm)
+            forks.release(self._ring)
+            if not isinstance(error, RuntimeError):
+                raise
+            raise MemoryError(f"the thread that serves peers of pool {pool.name!r}: {error}") from None
 
     # ---- for the pool
 
@@ -303,8 +311,8 @@ class Service:
             assert holder is not None
             wire.send(client.connection, {"error": "attached", "pid": holder.pid})
             return False
-        except (AttachError, SlabpoolError) as error:
-            wire.send(client.connection, {"error": "refused", "text": str(error)})
+        except (SlabpoolError, MemoryError) as error:
+            wire.send(client.connection, {"error": "refused", "text": str(error) or "no memory"})
             return False
         found = os.fstat(files[_BOARD])
         with self._mutex:

@@ -1,0 +1,87 @@
+"""The k-th call of each function that may fail does fail, for every k, over host and shared pools.
+
+Invariants: no such failure ends the process, loses a byte or a descriptor, or leaves the pool in another state; the call
+that meets it raises an error with a text and succeeds when it is made again; a call that returns memory succeeds. The
+scenario is in scenario.py, and what fails the calls in interpose.cpp. tests/cpp/faults does the same for operator new in
+every function of the core.
+
+SLABPOOL_TESTS_FAULTS: the most k of one function; by default 25, evenly spread over all calls.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MOST = int(os.environ.get("SLABPOOL_TESTS_FAULTS", "25"))
+SECONDS = 60  # after which no further k of one function is started
+
+# Each function, and whose calls count: those of slabpool's own library and modules, or all of the process.
+FUNCTIONS = {
+    "malloc": "native",
+    "mmap": "native",
+    "mprotect": "native",
+    "madvise": "native",
+    "fallocate": "native",
+    "ftruncate": "native",
+    "memfd_create": "process",
+    "eventfd": "process",
+    "epoll_ctl": "process",
+    "pthread_create": "process",
+}
+# Functions that a pool of this kind never calls.
+UNUSED = {
+    "host": {"fallocate", "ftruncate", "memfd_create", "eventfd", "epoll_ctl", "pthread_create"},
+    "shared": {"madvise"},
+}
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def interposer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library to preload."""
+    compiler = shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler (CXX, c++ or g++) to build the interposer with")
+    if "libasan" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("the sanitizer replaces malloc itself")
+    made = tmp_path_factory.mktemp("faults") / "interpose.so"
+    command = [compiler, "-std=c++17", "-O1", "-fPIC", "-shared", "-o", str(made), str(HERE / "interpose.cpp")]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return made
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("kind", ["host", "shared"])
+def test_the_kth_call_fails(kind: str, function: str, interposer: Path, tmp_path: Path) -> None:
+    """Nothing is lost, whichever call fails."""
+    program = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
+    done = subprocess.run(
+        [*program, str(HERE / "scenario.py"), kind, function, FUNCTIONS[function], str(MOST), str(SECONDS)],
+        env={**os.environ, "LD_PRELOAD": str(interposer), "XDG_RUNTIME_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=10 * SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    runs = [json.loads(line) for line in done.stdout.splitlines()]
+    for run in runs:
+        assert "error" not in run, f"call {run['k']} of {function}: {run['error']}\n{done.stderr[-2000:]}"
+    first, *others = runs
+    assert first["failed"] == 0 and not first["refused"]
+    assert (first["calls"] == 0) == (function in UNUSED[kind]), first
+    assert len(others) >= min(MOST // 2, first["calls"]), "too few of the calls were made to fail"
+    for run in others:
+        # With threads the number of calls differs from run to run by a few.
+        assert run["failed"] == 1 or run["calls"] < run["k"], run
+        assert len(run["refused"]) <= 1, "a call that succeeds may not be refused later"
+    if others:
+        assert any(run["failed"] for run in others)
