@@ -24,10 +24,22 @@ void __libc_free(void*);
 
 namespace {
 
-enum Call { kNone, kMmap, kMprotect, kMadvise, kFallocate, kFtruncate, kMemfd, kEventfd, kEpoll, kThread, kMalloc };
-constexpr const char* kNames[] = {"",          "mmap",         "mprotect", "madvise",   "fallocate",
-                                  "ftruncate", "memfd_create", "eventfd",  "epoll_ctl", "pthread_create",
-                                  "malloc"};
+enum Call {
+  kNone,
+  kMmap,
+  kMprotect,
+  kMadvise,
+  kFallocate,
+  kFtruncate,
+  kMemfd,
+  kEventfd,
+  kEpoll,
+  kThread,
+  kMalloc
+};
+constexpr const char* kNames[] = {"",          "mmap",           "mprotect",     "madvise",
+                                  "fallocate", "ftruncate",      "memfd_create", "eventfd",
+                                  "epoll_ctl", "pthread_create", "malloc"};
 
 struct Range {
   std::uintptr_t first, end;
@@ -153,7 +165,8 @@ int epoll_ctl(int fd, int what, int other, epoll_event* event) noexcept {
   static auto* real = next<int(int, int, int, epoll_event*)>("epoll_ctl");
   return fails(kEpoll, CALLER) ? refuse(ENOSPC) : real(fd, what, other, event);
 }
-int pthread_create(pthread_t* thread, const pthread_attr_t* how, void* (*run)(void*), void* with) noexcept {
+int pthread_create(pthread_t* thread, const pthread_attr_t* how, void* (*run)(void*),
+                   void* with) noexcept {
   static auto* real =
       next<int(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*)>("pthread_create");
   return fails(kThread, CALLER) ? EAGAIN : real(thread, how, run, with);

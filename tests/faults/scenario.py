@@ -1,7 +1,7 @@
 """One scenario over the public interface, and the process that runs it with the k-th call failing.
 
-Run as a program with the interposer preloaded: imports slabpool once, then forks a child for each k. Each line that it
-prints is a JSON object about one k.
+Run as a program with the interposer preloaded: imports slabpool once, then forks a child for each k. Each
+line that it prints is a JSON object about one k.
 """
 
 from __future__ import annotations
@@ -73,9 +73,11 @@ class Steps:
         try:
             return self._armed(call)
         except (slabpool.SlabpoolError, MemoryError, OSError) as error:
-            assert self._faults.failed > failed, f"{name} is refused without a failure: {error!r}"
-            assert type(error) is MemoryError or str(error), f"{name}: {error!r} has no text"
-            self.refused.append(f"{name}: {error!r:.300}")
+            refusal = error
+        assert self._faults.failed > failed, f"{name} is refused without a failure: {refusal!r}"
+        assert type(refusal) is MemoryError or str(refusal), f"{name}: {refusal!r} has no text"
+        self.refused.append(f"{name}: {refusal!r:.300}")
+        refusal.__traceback__ = None  # its frames hold what the call had made
         return call()
 
     def back(self, name: str, call: Callable[[], Any]) -> Any:
@@ -94,7 +96,10 @@ class Steps:
 
 
 class Device:
-    """A process that attaches as a device when it is asked to. Forked before the pool exists, and never armed."""
+    """A process that attaches as a device when it is asked to.
+
+    It is forked before the pool exists, and none of its calls fails.
+    """
 
     def __init__(self, name: str) -> None:
         self._pipe, theirs = Pipe()
@@ -188,7 +193,7 @@ def scenario(kind: str, steps: Steps, device: Device | None, name: str) -> None:
     turn = steps.forth("a turn", lambda: turn_of.request(devices=["a"]))
     kept = steps.forth("full", lambda: turn.full(5000, 7, "u1"))
     steps.forth("keep", lambda: turn_of.keep("a name", kept))
-    del kept
+    kept = None
     steps.back("close of a turn", turn.close)
     steps.back("ack of a turn", lambda: turn.ack("a"))
     next_turn = steps.forth("the next turn", lambda: turn_of.request(devices=["a"]))
@@ -213,7 +218,7 @@ def scenario(kind: str, steps: Steps, device: Device | None, name: str) -> None:
     if device is None:
         steps.back("device_lost", lambda: pool.device_lost("b"))
     assert steps.forth("wait", lambda: req.wait(timeout=5)), "the request is over"
-    del small, large, grown
+    small = large = grown = None
     gc.collect()
     steps.back("close of a session", turn_of.close)
     steps.back("trim", pool.trim)

@@ -1,9 +1,9 @@
 """The k-th call of each function that may fail does fail, for every k, over host and shared pools.
 
-Invariants: no such failure ends the process, loses a byte or a descriptor, or leaves the pool in another state; the call
-that meets it raises an error with a text and succeeds when it is made again; a call that returns memory succeeds. The
-scenario is in scenario.py, and what fails the calls in interpose.cpp. tests/cpp/faults does the same for operator new in
-every function of the core.
+Invariants: no such failure ends the process, loses a byte or a descriptor, or leaves the pool in another
+state. The call that meets it raises an error with a text, and succeeds when it is made again. A call that
+returns memory succeeds. The scenario is in scenario.py, and what fails the calls is in interpose.cpp.
+tests/cpp/faults does the same for operator new in every function of the core.
 
 SLABPOOL_TESTS_FAULTS: the most k of one function; by default 25, evenly spread over all calls.
 """
@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,15 +44,20 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def interposer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def interposer(tmp_path_factory: pytest.TempPathFactory, require_program: Callable[..., str]) -> Path:
     """The library to preload."""
-    compiler = shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no C++ compiler (CXX, c++ or g++) to build the interposer with")
-    if "libasan" in os.environ.get("LD_PRELOAD", ""):
-        pytest.skip("the sanitizer replaces malloc itself")
+    compiler = require_program(os.environ.get("CXX") or "c++", "c++", "g++")
     made = tmp_path_factory.mktemp("faults") / "interpose.so"
-    command = [compiler, "-std=c++17", "-O1", "-fPIC", "-shared", "-o", str(made), str(HERE / "interpose.cpp")]
+    command = [
+        compiler,
+        "-std=c++17",
+        "-O1",
+        "-fPIC",
+        "-shared",
+        "-o",
+        str(made),
+        str(HERE / "interpose.cpp"),
+    ]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     return made

@@ -374,8 +374,8 @@ slabpool_status slabpool_ack_id(slabpool_pool* pool, const char* id, uint32_t de
   return guarded([&] {
     std::optional<std::uint64_t> wanted;
     if (generation != 0) wanted = generation;
-    const Pool::Acked acked = with_text_key(
-        id, [&](std::string_view key) { return of(pool).ack_id(key, device, wanted); });
+    const Pool::Acked acked =
+        with_text_key(id, [&](std::string_view key) { return of(pool).ack_id(key, device, wanted); });
     if (acked.status == Status::ok) *result = static_cast<slabpool_ack_result>(acked.result);
     return acked.status;
   });

@@ -25,8 +25,7 @@ std::unique_ptr<SharedFile> SharedFile::create(std::size_t bytes, Error& error) 
 }
 
 bool SharedFile::open_read_only(Error& error) noexcept {
-  SLABPOOL_ASSERT(read_only_.get() < 0, "a file is opened for reading once",
-                  read_only_.get());
+  SLABPOOL_ASSERT(read_only_.get() < 0, "a file is opened for reading once", read_only_.get());
   if (fchmod(fd(), S_IRUSR) != 0) return error.fail_errno();
   char path[32];
   (void)std::snprintf(path, sizeof path, "/proc/self/fd/%d", fd());

@@ -38,8 +38,8 @@ struct SharedData {
   int fd = -1;        // read-only, where the memory supports that
   int writable = -1;  // may be the same
   std::uint64_t bytes = 0;
-  std::string pci;    // see SharedHeader
-  Descriptor owned;   // closed with the SharedOwner; without one, the descriptors outlive it
+  std::string pci;   // see SharedHeader
+  Descriptor owned;  // closed with the SharedOwner; without one, the descriptors outlive it
 };
 
 class SharedOwner final : public Doorbell {

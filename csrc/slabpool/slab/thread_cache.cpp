@@ -32,8 +32,7 @@ Registry& registry();
 
 Registry* make_registry() {
   auto made = std::make_unique<Registry>();
-  if (pthread_key_create(&made->thread_end, end_thread) != 0)
-    throw std::bad_alloc();
+  if (pthread_key_create(&made->thread_end, end_thread) != 0) throw std::bad_alloc();
   // The mutex is held across fork(), so that the child finds it unlocked and the map consistent.
   if (pthread_atfork([] { registry().mutex.lock(); }, [] { registry().mutex.unlock(); },
                      [] {
@@ -177,7 +176,8 @@ void CacheSet::count_slowly(Count what) noexcept {
 
 ThreadCache& CacheSet::uncached() noexcept {
   if (uncached_ == nullptr) {
-    SLABPOOL_ASSERT(caches_.size() < caches_.capacity(), "there is room for the spare cache", caches_.size());
+    SLABPOOL_ASSERT(caches_.size() < caches_.capacity(), "there is room for the spare cache",
+                    caches_.size());
     uncached_ = spare_.get();
     caches_.push_back(std::move(spare_));
   }

@@ -253,7 +253,6 @@ cdef void _adopt(_Growth growth, Handle handle, object keeper):
     growth.request = None
 
 
-
 def key_of(session_id):
     """The id as the core knows it, which distinguishes "7" from 7."""
     return name_key(session_id, "session_id")

@@ -37,7 +37,8 @@ class CScenario {
     below.devices = &device;
     below.device_count = 1;
     below.parent = parent;
-    forth("slabpool_request_open of a child", [&] { return slabpool_request_open(pool_, &below, &child); });
+    forth("slabpool_request_open of a child",
+          [&] { return slabpool_request_open(pool_, &below, &child); });
     slabpool_block* block = nullptr;
     slabpool_allocate_options wanted{};
     wanted.size = sizeof wanted;
@@ -46,8 +47,7 @@ class CScenario {
     forth("slabpool_allocate", [&] { return slabpool_allocate(pool_, &wanted, &block); });
     slabpool_block* growing = nullptr;
     std::uint64_t usable = 0;
-    forth("slabpool_growing_open",
-          [&] { return slabpool_growing_open(pool_, child, kMiB, &growing); });
+    forth("slabpool_growing_open", [&] { return slabpool_growing_open(pool_, child, kMiB, &growing); });
     forth("slabpool_growing_grow",
           [&] { return slabpool_growing_grow(pool_, child, growing, 100'000, 0, &usable); });
     back("slabpool_request_add_device", SLABPOOL_DUPLICATE_DEVICE,
@@ -80,7 +80,8 @@ class CScenario {
     const std::string very_long(5000, 'x');
     forth("slabpool_ack_id of a very long id",
           [&] { return slabpool_ack_id(pool_, very_long.c_str(), device, 0, &result); });
-    back("slabpool_request_close", SLABPOOL_OK, [&] { return slabpool_request_close(pool_, parent, 1); });
+    back("slabpool_request_close", SLABPOOL_OK,
+         [&] { return slabpool_request_close(pool_, parent, 1); });
     back("slabpool_request_wait", SLABPOOL_OK, [&] { return slabpool_request_wait(pool_, parent, 1); });
     back("slabpool_device_lost", SLABPOOL_OK,
          [&] { return slabpool_device_lost(pool_, device, nullptr); });

@@ -168,16 +168,13 @@ class Scenario {
     back("an ack of a parent ends children", [&] { (void)pool_->ack(parent, 0); });
     back("close_request of a parent", [&] { pool_->close_request(parent, false); });
     EXPECT_TRUE(pool_->released(grandchild));
-    back("the last ack with children", [&] {
-      EXPECT_EQ(pool_->ack(parent, 1).result, AckResult::released);
-    });
+    back("the last ack with children",
+         [&] { EXPECT_EQ(pool_->ack(parent, 1).result, AckResult::released); });
   }
 
   void promises() {
-    const Handle handle = opened("open with a reserve", {.id = "sq",
-                                                         .devices = {0},
-                                                         .reserve = 2 * kMiB,
-                                                         .quota = 4 * kMiB});
+    const Handle handle = opened("open with a reserve",
+                                 {.id = "sq", .devices = {0}, .reserve = 2 * kMiB, .quota = 4 * kMiB});
     std::vector<Block*> views;
     for (int i = 0; i < 40; ++i) views.push_back(taken("a small promised block", bytes(3000, handle)));
     views.push_back(taken("a promised span", bytes(300'000, handle)));
@@ -195,9 +192,8 @@ class Scenario {
     std::uint64_t usable = 0;
     for (const std::uint64_t size : {kMiB / 8, kMiB, 2 * kMiB})
       forth("grow", [&] { return pool_->grow(*block, handle, size, usable); });
-    forth("grow_until", [&] {
-      return pool_->grow_until(*block, handle, 3 * kMiB, usable, in_seconds(1));
-    });
+    forth("grow_until",
+          [&] { return pool_->grow_until(*block, handle, 3 * kMiB, usable, in_seconds(1)); });
     Block* never = nullptr;
     forth("open_growing", [&] { return made(pool_->open_growing(handle, kMiB), never); });
     back("cancel_growing", [&] { pool_->cancel_growing(*never, handle); });
@@ -272,13 +268,11 @@ class Scenario {
     const std::string_view id = "the id of a request, longer than a short string";
     const Handle handle = opened("open", {.id = id, .devices = {0, 1}});
     back("ack_id", [&] { EXPECT_EQ(pool_->ack_id(id, 0, {}).result, AckResult::pending); });
-    back("ack_id", [&] {
-      EXPECT_EQ(pool_->ack_id(id, 1, handle.generation).result, AckResult::pending);
-    });
+    back("ack_id",
+         [&] { EXPECT_EQ(pool_->ack_id(id, 1, handle.generation).result, AckResult::pending); });
     back("ack_id of no request", [&] { EXPECT_EQ(pool_->ack_id("s?", 0, {}).result, AckResult::late); });
-    back("ack of an unknown device", [&] {
-      EXPECT_EQ(pool_->ack(handle, 2).status, Status::unknown_device);
-    });
+    back("ack of an unknown device",
+         [&] { EXPECT_EQ(pool_->ack(handle, 2).status, Status::unknown_device); });
     back("close_request", [&] { pool_->close_request(handle, false); });
   }
 
@@ -447,7 +441,9 @@ TEST_P(EachAllocation, FailsOnAThreadThatOnlyReturns) {
 INSTANTIATE_TEST_SUITE_P(Kinds, EachAllocation, testing::Values(Kind::host, Kind::shared, Kind::debug),
                          [](const testing::TestParamInfo<Kind>& one) {
                            const Kind kind = one.param;
-                           return kind == Kind::host ? "Host" : kind == Kind::shared ? "Shared" : "Debug";
+                           return kind == Kind::host     ? "Host"
+                                  : kind == Kind::shared ? "Shared"
+                                                         : "Debug";
                          });
 
 }  // namespace

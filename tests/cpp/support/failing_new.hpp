@@ -10,10 +10,11 @@
 namespace slabpool::test::failing_new {
 
 struct State {
-  std::uint64_t made = 0;                                           // armed allocations so far, failed ones included
-  std::uint64_t failed = 0;                                         // of these
-  std::uint64_t first = std::numeric_limits<std::uint64_t>::max();  // the first one that fails, counted from 1
-  std::uint64_t count = 0;                                          // how many in a row fail
+  std::uint64_t made = 0;    // armed allocations so far, failed ones included
+  std::uint64_t failed = 0;  // of these
+  std::uint64_t first =
+      std::numeric_limits<std::uint64_t>::max();  // the first one that fails, counted from 1
+  std::uint64_t count = 0;                        // how many in a row fail
 };
 inline State state;
 inline thread_local bool armed = false;
