@@ -130,6 +130,10 @@ class Scenario {
     for (int i = 0; i < 70; ++i)
       many.push_back(opened("open", {.id = "an id that is longer than a short string"}));
     for (const Handle handle : many) back("close_request", [&] { pool_->close_request(handle, true); });
+    const Handle unborn = opened("open", {.id = "su", .devices = {0, 1}});
+    (void)taken("allocate for a request", kept(1000, unborn));
+    back("discard", [&] { pool_->discard(unborn); });
+    EXPECT_TRUE(pool_->released(unborn)) << "no device has to acknowledge it";
     const Handle handle = opened("open", {.id = "sr", .devices = {0, 1}, .lease_ns = 1'000'000'000});
     Block* viewed = taken("allocate for a request", bytes(1000, handle));
     (void)taken("allocate without a view", kept(200'000, handle));
