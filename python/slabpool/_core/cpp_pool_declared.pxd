@@ -123,7 +123,7 @@ cdef extern from * namespace "slabpool" nogil:
         bool attach_peer(uint32_t device, PeerFiles& files, Error& error)
         int writable_data()
         uint64_t detach_peer(uint32_t device)
-        bint peer_holds(uint32_t device) except +
+        bint peer_holds(uint32_t device) noexcept
         void dismiss_peers()
         Status refer(Handle handle, const void* data, uint64_t nbytes, uint64_t& offset, uint64_t& seal)
         int bell()
