@@ -50,16 +50,17 @@ cdef bytes name_key(object name, str what):
     """A letter for the type, then the bytes of the name."""
     if type(name) is str:
         return b"s" + (<str>name).encode("utf-8", "surrogatepass")
+    return _key_of_other(name, what)
+
+
+cdef bytes _key_of_other(object name, str what):
+    """The key of a name that is not exactly a str: an int, of a subclass, of numpy, bytes, or none."""
     cdef int overflow = 0
     if type(name) is int:
         PyLong_AsLongLongAndOverflow(name, &overflow)
         if not overflow:
             return b"i%d" % name
-    return _key_of_other(plain_name(name), what)
-
-
-cdef bytes _key_of_other(object name, str what):
-    """The key of a name that is neither a str nor a small int: of a subclass, of numpy, bytes, or none."""
+    name = plain_name(name)
     if type(name) is str:
         return b"s" + (<str>name).encode("utf-8", "surrogatepass")
     if type(name) is int:
