@@ -72,11 +72,14 @@ class HolderView {
 
   HolderView(const FirstHolders& first, const MoreHolders& more) noexcept : first_(first), more_(more) {}
 
-  // True if the set is of this generation and has no holder.
+  // True if the set is of this generation and has no holder. `words` is read as in each_word().
   bool empty(std::uint64_t generation) const noexcept {
-    bool held = false;
-    return each_word(generation, [&](std::uint32_t, std::uint64_t bits) { held = held || bits != 0; }) &&
-           !held;
+    std::uint32_t w = 0;
+    do {
+      if (at(w).pending.load(std::memory_order_seq_cst) != HolderWord(generation, 0).value())
+        return false;
+    } while (++w < first_.words.load(std::memory_order_acquire));
+    return true;
   }
 
   bool holds(std::uint64_t generation, HolderBit bit) const noexcept {
