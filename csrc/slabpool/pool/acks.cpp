@@ -195,6 +195,11 @@ Status Pool::add_device(Handle handle, std::uint32_t device) noexcept {
   return table_.add_device(handle, device);
 }
 
+bool Pool::lose_request(Handle handle, std::uint32_t device) noexcept {
+  const HolderSet::Left left = count_ack(handle, device, AckOrigin::device_lost).left;
+  return left == HolderSet::Left::others_hold || left == HolderSet::Left::last;
+}
+
 std::uint64_t Pool::device_lost(std::uint32_t device) noexcept {
   if (!usable_here()) return 0;
   collect_acks();
@@ -204,10 +209,8 @@ std::uint64_t Pool::device_lost(std::uint32_t device) noexcept {
   // may end it and its children, and they would not be counted here.
   std::sort(held.begin(), held.end(),
             [](const Handle& a, const Handle& b) { return a.generation > b.generation; });
-  return static_cast<std::uint64_t>(std::count_if(held.begin(), held.end(), [&](Handle handle) {
-    const HolderSet::Left left = count_ack(handle, device, AckOrigin::device_lost).left;
-    return left == HolderSet::Left::others_hold || left == HolderSet::Left::last;
-  }));
+  return static_cast<std::uint64_t>(std::count_if(
+      held.begin(), held.end(), [&](Handle handle) { return lose_request(handle, device); }));
 }
 
 // A device of this process lets go when the pool is closed by force; an attached peer lets go by its ack, when it
@@ -233,7 +236,7 @@ bool Pool::leave_to_peers(Handle handle, std::vector<Handle>& over) {
   for (; local != kNoDevice; table_.at(handle, look)) {
     const std::uint32_t leaves = local;
     local = kNoDevice;  // unless look() finds one more
-    (void)count_ack(handle, leaves, AckOrigin::device_lost);
+    (void)lose_request(handle, leaves);
   }
   return true;
 }

@@ -303,6 +303,8 @@ class SLABPOOL_API Pool final : public AckSink {
   // acks.cpp
   [[gnu::always_inline]] Counted count_ack(Handle handle, std::uint32_t device,
                                            AckOrigin origin) noexcept;
+  // The device leaves one request without an ack; false if it did not hold it.
+  [[gnu::noinline]] bool lose_request(Handle handle, std::uint32_t device) noexcept;
   // For a forced close: true if the request stays, because attached peers hold it; the host and other devices left.
   bool leave_to_peers(Handle handle, std::vector<Handle>& over);
   [[gnu::noinline]] Acked not_held(HolderSet::Left left, Handle handle) noexcept;
