@@ -215,7 +215,7 @@ std::uint64_t Pool::device_lost(std::uint32_t device) noexcept {
 
 // A device of this process lets go when the pool is closed by force; an attached peer lets go by its ack, when it
 // detaches, or when it dies. A kept request ends with the requests that pin it.
-bool Pool::leave_to_peers(Handle handle, std::vector<Handle>& over) {
+bool Pool::leave_to_peers(Handle handle) noexcept {
   if (shared_ == nullptr) return false;
   bool stays = false;
   std::uint32_t local = kNoDevice;
@@ -232,7 +232,7 @@ bool Pool::leave_to_peers(Handle handle, std::vector<Handle>& over) {
   };
   table_.at(handle, look);
   if (!stays) return false;
-  (void)table_.close(handle, true, over);
+  close_request(handle, true);
   for (; local != kNoDevice; table_.at(handle, look)) {
     const std::uint32_t leaves = local;
     local = kNoDevice;  // unless look() finds one more

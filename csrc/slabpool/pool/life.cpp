@@ -181,7 +181,7 @@ Status Pool::close(bool force) noexcept {
       if (!RequestRecord::is_released(generation)) all.push_back({r.slot, generation});
     });
     for (const Handle handle : all) {
-      if (!leave_to_peers(handle, over)) table_.cut(handle, over);
+      if (!leave_to_peers(handle)) table_.cut(handle, over);
     }
   } catch (const std::bad_alloc&) {
     slow_path_flags_.fetch_and(~kClosed, std::memory_order_release);

@@ -306,7 +306,7 @@ class SLABPOOL_API Pool final : public AckSink {
   // The device leaves one request without an ack; false if it did not hold it.
   [[gnu::noinline]] bool lose_request(Handle handle, std::uint32_t device) noexcept;
   // For a forced close: true if the request stays, because attached peers hold it; the host and other devices left.
-  bool leave_to_peers(Handle handle, std::vector<Handle>& over);
+  bool leave_to_peers(Handle handle) noexcept;
   [[gnu::noinline]] Acked not_held(HolderSet::Left left, Handle handle) noexcept;
   Named named(std::string_view id, std::uint32_t device,
               std::optional<std::uint64_t> generation) noexcept;
