@@ -13,7 +13,6 @@ enum class AckOrigin : std::uint8_t {
   call,          // the device acknowledged: by ack(), or on its board in shared memory
   stream,        // the work that its ack was queued behind is done
   context_lost,  // or will never be done, because the GPU failed
-  device_lost,   // device_lost(): it leaves without an ack
 };
 
 // What a source reports to: the pool.

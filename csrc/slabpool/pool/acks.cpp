@@ -25,7 +25,7 @@ inline Pool::Counted Pool::count_ack(Handle handle, std::uint32_t device, AckOri
     return {left, false};
   if (origin == AckOrigin::stream && table_.any_lease()) devices_.heard(device, now_ns());
   const bool acknowledged = origin == AckOrigin::call || origin == AckOrigin::stream;
-  if (origin != AckOrigin::device_lost) caches_.count(Count::acks);
+  caches_.count(Count::acks);
   log(acknowledged ? EventKind::ack : EventKind::lost, handle.generation, device, 0);
   // Sequentially consistent, as is the clearing of the bit: see RequestTable::link_child().
   if (table_.first_child(handle.slot).load(std::memory_order_seq_cst) != 0) [[unlikely]] {

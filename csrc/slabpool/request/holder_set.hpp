@@ -149,14 +149,14 @@ class HolderSet : public HolderView {
   HolderSet(FirstHolders& first, MoreHolders& more) noexcept
       : HolderView(first, more), first_(first), more_(more) {}
 
-  // For a free slot: a set of this generation that only the host holds. Release: a thread that reads a word of this
-  // generation sees the set as it was opened.
-  void open(std::uint64_t generation) noexcept {
+  // For a free slot: a set of this generation that the host holds, and the devices of `bits`, which are of the first word.
+  // Release: a thread that reads a word of this generation sees the set as it was opened.
+  void open(std::uint64_t generation, std::uint64_t bits = kHost.mask) noexcept {
     SLABPOOL_ASSERT(generation != 0 && generation <= kMaxGeneration,
                     "a generation fits a word of holders", generation);
-    const std::uint64_t host = HolderWord(generation, kHost.mask).value();
-    first_.word.named.store(host, std::memory_order_relaxed);
-    first_.word.pending.store(host, std::memory_order_release);
+    const std::uint64_t all = HolderWord(generation, bits).value();
+    first_.word.named.store(all, std::memory_order_relaxed);
+    first_.word.pending.store(all, std::memory_order_release);
     first_.words.store(1, std::memory_order_release);
   }
 

@@ -89,9 +89,33 @@ void RequestTable::link_child(RequestRecord& child, RequestRecord& parent,
   first_child(parent.slot).store(child.slot + 1, std::memory_order_seq_cst);
 }
 
+// Names the devices beyond the first word; false if one was given twice.
+bool RequestTable::add_more(HolderSet set, std::uint64_t generation,
+                            std::span<const std::uint32_t> devices) noexcept {
+  for (const std::uint32_t device : devices) {
+    const HolderBit bit = device_bit(device);
+    if (bit.word == 0) continue;
+    if (set.was_named(generation, bit)) {
+      set.cut(generation);
+      return false;
+    }
+    set.add(generation, bit);
+  }
+  return true;
+}
+
 Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
+  std::uint64_t first = kHost.mask;  // holders of the first word; few requests have more
+  bool more = false;
   for (const std::uint32_t device : spec.devices) {
     if (device >= kMaxDevices) return Status::too_many_devices;
+    const HolderBit bit = device_bit(device);
+    if (bit.word != 0) {
+      more = true;
+    } else {
+      if ((first & bit.mask) != 0) return Status::duplicate_device;
+      first |= bit.mask;
+    }
   }
   // A child draws on the budget of the request it descends from, so its own would bound nothing.
   if (spec.parent && (spec.reserve != 0 || spec.quota != 0)) return Status::invalid_argument;
@@ -124,20 +148,12 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   RequestRecord* r = new_slot();
   if (r == nullptr) return Status::too_many_requests;
   undo.slot = r;
-  for (const std::uint32_t device : spec.devices) {
-    if (!open_words(r->slot, device)) throw std::bad_alloc();
-  }
+  if (more && !more_.open(r->slot, r->slot + 1)) throw std::bad_alloc();
   r->reset(spec, parent);
   const Handle made{r->slot, next_generation_++};
   HolderSet set = holders(r->slot);
-  set.open(made.generation);
-  for (const std::uint32_t device : spec.devices) {
-    if (set.was_named(made.generation, device_bit(device))) {
-      set.cut(made.generation);
-      return Status::duplicate_device;
-    }
-    set.add(made.generation, device_bit(device));
-  }
+  set.open(made.generation, first);
+  if (more && !add_more(set, made.generation, spec.devices)) return Status::duplicate_device;
   undo.reserve = {};
   undo.slot = nullptr;
   handle = made;
@@ -240,7 +256,8 @@ Status RequestTable::add_device(Handle handle, std::uint32_t device) {
     return holders(parent.slot).holds(parent.handle().generation, device_bit(device));
   };
   if (!holds_parent()) return Status::unknown_device;
-  if (!open_words(handle.slot, device)) return Status::system_refused;
+  if (device_bit(device).word != 0 && !more_.open(handle.slot, handle.slot + 1))
+    return Status::system_refused;
   set.add(handle.generation, device_bit(device));
   // As in open(): the device may have left the parent meanwhile.
   if (!holds_parent()) (void)set.leave(handle.generation, device_bit(device));

@@ -194,11 +194,8 @@ class RequestTable {
   RequestRecord* live_record(Handle handle) const noexcept;  // null if the request is over
   RequestRecord* budget_of(Handle root) const noexcept;      // null once the budget was returned
   RequestRecord* new_slot();
-  // Whether the words of holders that a device needs can be written: those beyond the first are opened when a request
-  // names a device that is in them, because few do. False: the system refuses.
-  bool open_words(std::uint32_t slot, std::uint32_t device) noexcept {
-    return device_bit(device).word == 0 || more_.open(slot, slot + 1);
-  }
+  static bool add_more(HolderSet set, std::uint64_t generation,
+                       std::span<const std::uint32_t> devices) noexcept;
   void free_slot(RequestRecord& record) noexcept;  // under mutex_
   void index(RequestRecord& record) noexcept;
   void unindex(RequestRecord& record) noexcept;
@@ -221,7 +218,8 @@ class RequestTable {
   Depot& depot_;
   DeviceRegistry& devices_;
   VirtualArray<RequestSlot> slots_;
-  VirtualArray<MoreHolders> more_;
+  VirtualArray<MoreHolders>
+      more_;  // opened for a slot when a request there names a device beyond the first word
   const std::uint64_t secret_;
   std::unique_ptr<std::atomic<RequestRecord*>[]> chunks_;
   mutable std::mutex mutex_;

@@ -77,22 +77,15 @@ cdef object own(Core core, Block* block, bint bulk):
 
 
 cdef inline object _own(Core core, Block* block, bint bulk):
-    """The object that drops the caller's view of the block. Where there is no memory for it, the view is dropped."""
     cdef object owner
-    cdef bint made = False
-    try:
-        if core.cleans and bulk:
-            owner = _BulkOwner.__new__(_BulkOwner)
-            (<_BulkOwner>owner).core = core
-            (<_BulkOwner>owner).block = block
-        else:
-            owner = _Owner.__new__(_Owner)
-            (<_Owner>owner).core = core
-            (<_Owner>owner).hold.take(core.pool[0], block[0])
-        made = True
-    finally:  # not `except`, which costs instructions where nothing fails
-        if not made:
-            core.pool.drop_view(block[0])
+    if core.cleans and bulk:
+        owner = _BulkOwner.__new__(_BulkOwner)
+        (<_BulkOwner>owner).core = core
+        (<_BulkOwner>owner).block = block
+    else:
+        owner = _Owner.__new__(_Owner)
+        (<_Owner>owner).core = core
+        (<_Owner>owner).hold.take(core.pool[0], block[0])
     return owner
 
 
