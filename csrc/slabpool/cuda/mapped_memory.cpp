@@ -212,7 +212,8 @@ bool MappedMemory::decommit(std::size_t offset, std::size_t bytes) noexcept {
   }
   for (std::size_t i = first; i < end; ++i) {
     MemoryHandle& handle = (*handles_)[i];
-    if (handle != 0) (void)driver.cuMemRelease(handle);
+    if (handle == 0) continue;  // also where the table is not open for writing
+    (void)driver.cuMemRelease(handle);
     handle = 0;
   }
   return true;

@@ -118,6 +118,7 @@ TEST(InvariantDeathTest, WholeGranulesOfTheRangeAreCommitted) {
 
 TEST(InvariantDeathTest, APageIsAMemberOnce) {
   PageBits bits(10'000);
+  ASSERT_TRUE(bits.open(0, 10'000));
   bits.set(0);
   bits.set(7000);
   EXPECT_DEATH(bits.set(7000), "a page is added once");

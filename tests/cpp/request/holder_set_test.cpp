@@ -160,7 +160,7 @@ TEST(HolderSet, AWordThatIsAddedWhileTheWordsAreReadIsRead) {
   set->open(7);
   std::vector<std::uint32_t> seen;
   EXPECT_TRUE(set->each_word(7, [&](std::uint32_t word, std::uint64_t bits) {
-    if (word == 0) set->add(7, device_bit(40));
+    if (word == 0) set->add(7, device_bit(20));
     seen.push_back(word);
     EXPECT_NE(bits, 0U);
   }));
