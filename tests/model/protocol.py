@@ -32,9 +32,8 @@ PENDING, ANSWER_RELEASED, DUPLICATE, LATE, UNKNOWN = (
 # stands.
 FAULTS = {
     "post is a blind exchange": "AckBoard::post overwrites whatever generation it finds",
-    "leave does not compare the generation": "HolderSet::leave clears a bit of any generation",
-    "last is decided by an earlier load": "HolderSet::leave looks at the others before it clears its own bit",
-    "claim does not look again": "RequestTable::claim relies on HolderSet::leave",
+    "leave does not compare the generation": "HolderSet::try_leave clears a bit of any generation",
+    "last is decided by an earlier load": "HolderSet::try_leave looks at the others first",
     "claim is a load and a store": "RequestTable::claim changes the generation without a compare-and-swap",
     "marked before posted": "SharedPeer::ack publishes before it posts",
     "dirty before marked": "AckBoard::publish sets the dirty bit first",
@@ -47,9 +46,10 @@ FAULTS = {
     "a board is not forgotten": "Pool::add_device leaves the old ack on the board",
     "the tally is not rejoined": "Pool::add_device leaves the device marked as gone in the tally",
     "the tally reads its words before it leaves": "AckTally::leave looks at the others, then marks itself",
-    "words are counted before the first is read": "HolderSet::each_word reads words_ before the host's word",
+    "words are counted before the first is read": "HolderView::each_word reads `words` before word 0",
     "a late thread clears the tally": "AckTally::leave overwrites the word of a later generation",
     "a lost device does not leave": "Pool::detach_peer takes the board away and does not call device_lost",
+    "a forced close ends a peer's hold": "RequestTable::close_all lets every device leave",
 }
 
 
@@ -206,10 +206,10 @@ class Protocol:
             told = self.at(f"ghost_told{generation}")
             m[told] += 1
             require(m[told] == 1, f"two were answered released for {generation}")
-            nobody = (
+            free = (
                 m[self.at(f"ghost_reading{generation}")] == 0 and m[self.at(f"ghost_host{generation}")] == 0
             )
-            require(nobody, f"released was answered for {generation}, which is held")
+            require(free, f"released was answered for {generation}, which is held")
         else:
             require(answer != UNKNOWN, f"device {device} is unknown to {generation}")
         m[self.at(f"ghost_on_the_way{generation}")] &= ~(1 << device)
@@ -222,17 +222,40 @@ class Protocol:
     def word_of(self, bit: int) -> int:
         return bit // self.shape.width
 
-    def set_open(self, slot: int, tag: int) -> Steps:
-        yield self.store(f"named{slot}.0", self.pack(tag, 1))
-        yield self.store(f"pending{slot}.0", self.pack(tag, 1))
+    def begins_to_hold(self, m: list[int], generation: int, bit: int) -> None:
+        """The device may read from here on, unless it has left the parent, or an ack is on its way that began
+        before: such an ack may be ordered after this call.
+        """
+        parent = m[self.at(f"ghost_parent_of{generation}")]
+        gone = parent and m[self.at(f"ghost_gone{parent}")] >> bit & 1
+        if (
+            not gone
+            and not m[self.at(f"ghost_on_the_way{generation}")] >> bit & 1
+            and not m[self.at(f"dead{bit}")]
+        ):
+            m[self.at(f"ghost_reading{generation}")] |= 1 << bit
+
+    def set_open(self, slot: int, generation: int, devices: tuple[int, ...]) -> Steps:
+        """The host and those of the devices whose bits stand in the first word hold."""
+        first = tuple(d for d in devices if self.word_of(d) == 0)
+        all_bits = self.pack(generation, 1 | sum(1 << d for d in first))
+        pending = self.at(f"pending{slot}.0")
+
+        def hold(m: list[int]) -> None:
+            m[pending] = all_bits
+            for d in first:
+                self.begins_to_hold(m, generation, d)
+
+        yield self.store(f"named{slot}.0", all_bits)
+        yield hold
         yield self.store(f"words{slot}", 1)
 
-    def set_add(self, slot: int, tag: int, bit: int) -> Steps:
+    def set_add(self, slot: int, generation: int, bit: int) -> Steps:
         words = yield self.load_guarded(f"words{slot}")
         word = self.word_of(bit)
         for w in range(words, word + 1):
-            yield self.store(f"named{slot}.{w}", self.pack(tag, 0))
-            yield self.store(f"pending{slot}.{w}", self.pack(tag, 0))
+            yield self.store(f"named{slot}.{w}", self.pack(generation, 0))
+            yield self.store(f"pending{slot}.{w}", self.pack(generation, 0))
         if word >= words:
             yield self.store(f"words{slot}", word + 1)
         named, pending = self.at(f"named{slot}.{word}"), self.at(f"pending{slot}.{word}")
@@ -242,21 +265,12 @@ class Protocol:
 
         def hold(m: list[int]) -> None:
             m[pending] |= 1 << bit
-            # The device may read from here on, unless it has left the parent, or an ack is on its way that
-            # began before: such an ack may be ordered after this call.
-            parent = m[self.at(f"ghost_parent_of{tag}")]
-            gone = parent and m[self.at(f"ghost_gone{parent}")] >> bit & 1
-            if (
-                not gone
-                and not m[self.at(f"ghost_on_the_way{tag}")] >> bit & 1
-                and not m[self.at(f"dead{bit}")]
-            ):
-                m[self.at(f"ghost_reading{tag}")] |= 1 << bit
+            self.begins_to_hold(m, generation, bit)
 
         yield name
         yield hold
 
-    def clear_bits(self, name: str, tag: int, expected: int, value: int) -> Access:
+    def clear_bits(self, name: str, expected: int, value: int) -> Access:
         """The compare-and-swap of leave() and cut()."""
         i = self.at(name)
 
@@ -271,28 +285,23 @@ class Protocol:
 
         return access
 
-    def leave(self, slot: int, tag: int, bit: int) -> Steps:
-        words = yield self.load(f"words{slot}")
+    def leave(self, slot: int, generation: int, bit: int) -> Steps:
+        """HolderSet::try_leave."""
         word, mask = self.word_of(bit), 1 << bit
-        if word >= words:
-            first = yield self.load(f"pending{slot}.0")
-            return "never" if first >> 16 == tag else "gone"
         others = False
         if "last is decided by an earlier load" in self.faults:
+            words = yield self.load(f"words{slot}")
             for w in range(words):
                 seen = yield self.load(f"pending{slot}.{w}")
                 others = others or (seen & 0xFFFF & ~mask) != 0
                 del seen
         now = yield self.load(f"pending{slot}.{word}")
         while True:
-            if now >> 16 != tag and "leave does not compare the generation" not in self.faults:
-                return "gone"
+            if now >> 16 != generation and "leave does not compare the generation" not in self.faults:
+                return "absent"
             if not now & mask:
-                named = yield self.load(f"named{slot}.{word}")
-                if named >> 16 != tag:
-                    return "gone"
-                return "before" if named & mask else "never"
-            before = yield self.clear_bits(f"pending{slot}.{word}", tag, now, now & ~mask)
+                return "absent"
+            before = yield self.clear_bits(f"pending{slot}.{word}", now, now & ~mask)
             if before == now:
                 break
             now = before
@@ -303,34 +312,39 @@ class Protocol:
         words = yield self.load(f"words{slot}")
         if words == 1:
             return "last"
-        nobody = yield from self.empty(slot, tag)
-        return "last" if nobody else "others"
+        empty = yield from self.empty(slot, generation)
+        return "last" if empty else "others"
 
-    def cut(self, slot: int, tag: int) -> Steps:
+    def cut(self, slot: int, generation: int) -> Steps:
         words = yield self.load(f"words{slot}")
         for w in range(words):
             now = yield self.load(f"pending{slot}.{w}")
-            while now >> 16 == tag and now & 0xFFFF:
-                before = yield self.clear_bits(f"pending{slot}.{w}", tag, now, self.pack(tag, 0))
+            while now >> 16 == generation and now & 0xFFFF:
+                before = yield self.clear_bits(f"pending{slot}.{w}", now, self.pack(generation, 0))
                 if before == now:
                     break
                 now = before
 
-    def empty(self, slot: int, tag: int) -> Steps:
-        words = yield self.load(f"words{slot}")
-        for w in range(words):
+    def empty(self, slot: int, generation: int) -> Steps:
+        w = 0
+        while True:
             now = yield self.load(f"pending{slot}.{w}")
-            if now >> 16 != tag or now & 0xFFFF:
+            if now >> 16 != generation or now & 0xFFFF:
                 return False
-        return True
+            del now
+            w += 1
+            words = yield self.load(f"words{slot}")
+            if w >= words:
+                return True
+            del words
 
-    def has(self, what: str, slot: int, tag: int, bit: int) -> Steps:
+    def has(self, what: str, slot: int, generation: int, bit: int) -> Steps:
         words = yield self.load(f"words{slot}")
         word = self.word_of(bit)
         if word >= words:
             return False
         now = yield self.load(f"{what}{slot}.{word}")
-        return now >> 16 == tag and bool(now >> bit & 1)
+        return now >> 16 == generation and bool(now >> bit & 1)
 
     # ---- RequestTable
 
@@ -364,9 +378,10 @@ class Protocol:
 
                     yield refuse
                     return False
-        yield from self.set_open(slot, generation)
+        yield from self.set_open(slot, generation, devices)
         for d in devices:
-            yield from self.set_add(slot, generation, d)
+            if self.word_of(d) != 0:
+                yield from self.set_add(slot, generation, d)
         yield self.store(f"record{slot}", generation)
         yield self.store(f"slot_generation{slot}", generation)
         if parent is not None:
@@ -385,6 +400,20 @@ class Protocol:
         yield self.unlock("table_mutex")
         return True
 
+    def claim_if_last(self, answer: str, slot: int, generation: int) -> Steps:
+        """RequestTable::claim_into, under the table's mutex."""
+        if answer != "last":
+            return ()
+        mine = yield from self.claim(slot, generation)
+        return ((slot, generation),) if mine else ()
+
+    def bit_leaves_one(self, slot: int, device: int) -> Steps:
+        generation = yield self.load(f"record{slot}")
+        if generation & RELEASED:
+            return ()
+        answer = yield from self.leave(slot, generation, device)
+        return (yield from self.claim_if_last(answer, slot, generation))
+
     def host_leaves_one(self, slot: int) -> Steps:
         generation = yield self.load(f"record{slot}")
         left = yield self.load_guarded(f"host_left{slot}")
@@ -392,7 +421,7 @@ class Protocol:
             return ()
         yield quiet(self.store(f"host_left{slot}", 1))
         answer = yield from self.leave(slot, generation, HOST)
-        return ((slot, generation),) if answer == "last" else ()
+        return (yield from self.claim_if_last(answer, slot, generation))
 
     def close(self, slot: int, generation: int) -> Steps:
         """Pool::close_request. The host's views are dropped before the call."""
@@ -416,7 +445,7 @@ class Protocol:
             more = yield from self.host_leaves_one(slot)
             over += more
         yield self.unlock("table_mutex")
-        yield from self.finish_all(over)
+        yield from self.end_all(over)
 
     def cut_one(self, slot: int) -> Steps:
         generation = yield self.load(f"record{slot}")
@@ -424,7 +453,8 @@ class Protocol:
             return ()
         over = yield from self.host_leaves_one(slot)
         yield from self.cut(slot, generation)
-        return (*over, (slot, generation))
+        more = yield from self.claim_if_last("last", slot, generation)
+        return over + more
 
     def add_device(self, slot: int, generation: int, device: int) -> Steps:
         """Pool::add_device of a shared pool."""
@@ -446,10 +476,10 @@ class Protocol:
         yield self.unlock("table_mutex")
 
     def claim(self, slot: int, generation: int) -> Steps:
-        if "claim does not look again" not in self.faults:
-            nobody = yield from self.empty(slot, generation)
-            if not nobody:
-                return False
+        empty = yield from self.empty(slot, generation)
+        if not empty:
+            return False
+        del empty
         record = self.at(f"record{slot}")
         if "claim is a load and a store" in self.faults:
             now = yield self.load(f"record{slot}")
@@ -496,17 +526,19 @@ class Protocol:
 
     def finish(self, slot: int, generation: int) -> Steps:
         mine = yield from self.claim(slot, generation)
-        if not mine:
-            return
-        over = yield from self.retire(slot, generation)
-        yield from self.finish_all(over)
-        waiting = yield self.load("waiting")  # Waiters::notify
-        if waiting:
-            yield self.store("bell", 1)
+        if mine:
+            yield from self.end_all(((slot, generation),))
 
-    def finish_all(self, over: tuple[tuple[int, int], ...]) -> Steps:
-        for slot, generation in dict.fromkeys(over):
-            yield from self.finish(slot, generation)
+    def end_all(self, over: tuple[tuple[int, int], ...]) -> Steps:
+        """Ends claimed requests, and those that are over by it."""
+        while over:
+            (slot, generation), over = over[0], over[1:]
+            more = yield from self.retire(slot, generation)
+            over += more
+            waiting = yield self.load("waiting")  # Waiters::notify
+            if waiting:
+                yield self.store("bell", 1)
+            del slot, generation, more, waiting
 
     def count_ack(self, slot: int, generation: int, device: int) -> Steps:
         child = 0
@@ -526,16 +558,12 @@ class Protocol:
     def leave_children(self, slot: int, generation: int, device: int) -> Steps:
         yield self.lock("table_mutex")
         over = ()
-        child = yield self.load_guarded(f"first_child{slot}")
         record = yield self.load(f"record{slot}")
+        child = yield self.load_guarded(f"first_child{slot}")
         if record == generation and child:
-            of_child = yield self.load(f"record{child - 1}")
-            if not of_child & RELEASED:
-                left = yield from self.leave(child - 1, of_child, device)
-                if left == "last":
-                    over = ((child - 1, of_child),)
+            over = yield from self.bit_leaves_one(child - 1, device)
         yield self.unlock("table_mutex")
-        yield from self.finish_all(over)
+        yield from self.end_all(over)
 
     def ack(self, slot: int, generation: int, device: int) -> Steps:
         """Pool::ack in the owner's process, for a device that has no process of its own or speaks by a
@@ -555,18 +583,64 @@ class Protocol:
         yield quiet(end)
 
     def device_lost(self, device: int) -> Steps:
+        """With RequestTable::leave_all: each parent after its child."""
         yield from self.collect()
         yield self.lock("table_mutex")
-        held: tuple[tuple[int, int], ...] = ()
+        over: tuple[Any, ...] = ()
         for s in self.slots:
-            generation = yield self.load(f"record{s}")
-            if generation:
-                holds = yield from self.has("pending", s, generation, device)
-                if holds:
-                    held = (*held, (s, generation))
+            parent = yield self.load_guarded(f"parent{s}")
+            record = yield self.load(f"record{s}")
+            if parent or not record:
+                continue
+            child = yield self.load_guarded(f"first_child{s}")
+            if child:
+                more = yield from self.bit_leaves_one(child - 1, device)
+                over += more
+            more = yield from self.bit_leaves_one(s, device)
+            over += more
         yield self.unlock("table_mutex")
-        for s, generation in sorted(held, key=lambda h: -h[1]):
-            yield from self.count_ack(s, generation, device)
+        yield from self.end_all(over)
+
+    def close_by_force(self, stay: tuple[int, ...]) -> Steps:
+        """Pool::close(true): the host and the devices of this process let go, and the peers `stay`."""
+        leaving = tuple(d for d in self.devices if d not in stay)
+        let_go = tuple(self.devices) if "a forced close ends a peer's hold" in self.faults else leaving
+
+        def begin(m: list[int]) -> None:
+            for g in self.generations:
+                m[self.at(f"ghost_host{g}")] = 0
+                for d in leaving:
+                    m[self.at(f"ghost_reading{g}")] &= ~(1 << d)
+                    m[self.at(f"ghost_gone{g}")] |= 1 << d
+
+        yield begin
+        yield from self.collect()
+        yield self.lock("table_mutex")
+        over: tuple[Any, ...] = ()
+        for s in self.slots:
+            parent = yield self.load_guarded(f"parent{s}")
+            record = yield self.load(f"record{s}")
+            if parent or not record:
+                continue
+            child = yield self.load_guarded(f"first_child{s}")
+            if child:
+                more = yield from self.close_one(child - 1, let_go)
+                over += more
+            more = yield from self.close_one(s, let_go)
+            over += more
+        yield self.unlock("table_mutex")
+        yield from self.end_all(over)
+
+    def close_one(self, slot: int, leaving: tuple[int, ...]) -> Steps:
+        """The step of RequestTable::close_all for one request."""
+        over = yield from self.host_leaves_one(slot)
+        for d in leaving:
+            generation = yield self.load(f"record{slot}")
+            holds = yield from self.has("pending", slot, generation & ~RELEASED, d)
+            if holds:
+                more = yield from self.bit_leaves_one(slot, d)
+                over += more
+        return over
 
     def detach_peer(self, device: int) -> Steps:
         yield from self.collect()
@@ -705,12 +779,12 @@ class Protocol:
         while True:
             if now >> 16 > generation and "a late thread clears the tally" not in self.faults:
                 return False
-            of_tag = now if now >> 16 == generation else self.pack(generation, 0)
-            before = yield self.cas(word, now, of_tag | 1 << device)
+            of = now if now >> 16 == generation else self.pack(generation, 0)
+            before = yield self.cas(word, now, of | 1 << device)
             if before == now:
                 break
             now = before
-        del now, before, of_tag
+        del now, before, of
         if early is None:
             held = yield from self.tally_held(slot, generation, 0)
         else:

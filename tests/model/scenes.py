@@ -323,6 +323,25 @@ def a_peer_dies_beside_another(p):
     ]
 
 
+@scene(Shape(devices=2, slots=2, generations=2, width=2))
+def a_forced_close_beside_a_peer(p):
+    """The first device is a peer, the second one of the owner's process. The peer may have acknowledged, and
+    ends.
+    """
+
+    def owner() -> Steps:
+        yield from p.open(0, 1, (1, 2))
+        yield from p.open(1, 2, (1, 2), parent=0)
+        yield p.store("ghost_open1", 2)
+        yield from p.close_by_force((1,))
+
+    return [
+        ("owner", owner, None),
+        ("A", acks(p, 1, (0, 1)), 1),
+        ("service", dies(p, 1), None),
+    ]
+
+
 @scene(Shape(devices=1, generations=1))
 def released_is_true_for_the_next_call(p):
     """A device that was answered `released` reports so, and the owner's next call finds the request over,

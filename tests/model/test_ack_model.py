@@ -16,7 +16,6 @@ FOUND_IN = {
     "post is a blind exchange": "the slot is used again",
     "leave does not compare the generation": "the slot is used again while a thread collects",
     "last is decided by an earlier load": "three words of holders in one process",
-    "claim does not look again": "three words of holders in one process",
     "claim is a load and a store": "three words of holders in one process",
     "marked before posted": "released is true for the next call",
     "dirty before marked": "released is true for the next call",
@@ -32,6 +31,7 @@ FOUND_IN = {
     "words are counted before the first is read": "three words of holders and peers",
     "a late thread clears the tally": "the slot is used again by two devices",
     "a lost device does not leave": "a peer dies between two steps",
+    "a forced close ends a peer's hold": "a forced close beside a peer",
 }
 
 
