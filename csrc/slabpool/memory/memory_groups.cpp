@@ -1,7 +1,6 @@
 #include "slabpool/memory/memory_groups.hpp"
 
 #include <algorithm>
-#include <cerrno>
 #include <fstream>
 #include <optional>
 #include <sstream>

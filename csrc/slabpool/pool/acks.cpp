@@ -1,7 +1,7 @@
 // Acks: every way in which a device leaves a request.
 //
 // Invariants:
-//   an ack counts a device, not a message: HolderSet::leave() clears a bit once;
+//   an ack counts a device, not a message: HolderSet::try_leave() clears a bit once;
 //   a queued ack is a hold like any other until its work is done; it counts for the request and the device it was made
 //   for, and for nothing that was opened or named since;
 //   of several callers that may find that they were last, one gives the blocks back (RequestTable::claim).
@@ -178,7 +178,8 @@ void Pool::set_polling(bool on) noexcept {
 Status Pool::add_device(Handle handle, std::uint32_t device) noexcept {
   if (!usable_here()) return Status::forked;
   const auto held = [&] {
-    return table_.holders(handle.slot).holds(handle.generation, device_bit(device));
+    return handle.slot < kMaxRequests &&
+           table_.holders(handle.slot).holds(handle.generation, device_bit(device));
   };
   if (shared_ != nullptr) {
     collect_acks();

@@ -242,7 +242,8 @@ class SLABPOOL_API Pool final : public AckSink {
 
   // ---- giving back (life.cpp)
   std::uint64_t trim() noexcept;
-  // pool_busy while anything is held. With `force` every holder leaves every request; views stay valid.
+  // pool_busy while anything is held. With `force` every holder leaves every request, except attached peers, which keep
+  // what they hold until they detach; views stay valid.
   Status close(bool force) noexcept;
   bool closed() const noexcept {
     return (slow_path_flags_.load(std::memory_order_acquire) & kClosed) != 0;

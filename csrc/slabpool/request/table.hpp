@@ -41,7 +41,7 @@ class RequestTable {
   RequestTable& operator=(const RequestTable&) = delete;
   ~RequestTable();
 
-  // Null: the slot was never used. Inlined by force, as HolderSet::leave(): part of every ack.
+  // Null: the slot was never used. Inlined by force, as HolderSet::try_leave().
   [[gnu::always_inline]] RequestRecord* record(std::uint32_t slot) const noexcept {
     if (slot >= kMaxRequests) return nullptr;
     // Acquire pairs with new_slot(): the records of the chunk are made.
@@ -65,7 +65,7 @@ class RequestTable {
   // The calls below claim the requests that are over by them and add them to `over`, descendants first. The caller ends
   // them: it returns their blocks and calls retire(). None of these calls allocates.
 
-  // A device that leaves a request leaves its children too. Called after HolderSet::leave() on the request itself.
+  // A device that leaves a request leaves its children too. Called after HolderSet::try_leave() on the request itself.
   void leave_children(Handle handle, HolderBit bit, ClaimedList& over) noexcept;
   // The host leaves the request and all descendants. False if the host had left before or the request is over.
   bool close(Handle handle, bool cancel, ClaimedList& over) noexcept;
