@@ -6,12 +6,14 @@ import errno
 import fcntl
 import gc
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,14 +178,16 @@ class Blocking:
     """Something whose close() waits."""
 
     def __init__(self) -> None:
+        self.process = os.getpid()
         self.go = threading.Event()
         self.closed = False
         with forks.lock:
             forks.held.add(self)
 
     def close(self) -> None:
-        """Closes, once it may."""
-        self.go.wait(PATIENCE)
+        """Closes, once it may. A forked child has a reference that is not the last."""
+        if os.getpid() == self.process:
+            self.go.wait(PATIENCE)
         self.closed = True
 
 
@@ -301,3 +305,62 @@ def test_within_passes_on_what_the_call_raises() -> None:
     with pytest.raises(ZeroDivisionError):
         foreign.within(PATIENCE, lambda: 1 // 0)
     assert foreign.within(PATIENCE, lambda: 3) == 3
+
+
+def test_a_forked_child_closes_on_threads_of_its_own() -> None:
+    """Although all threads of the parent are closing, and another one holds the lock."""
+    things = [Blocking() for _ in range(foreign.THREADS + 1)]
+    for thing in things:
+        foreign.close_elsewhere(thing)
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with foreign._lock:
+            held.set()
+            assert done.wait(PATIENCE)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(PATIENCE)
+    child = os.fork()
+    if child == 0:
+        answer = 1
+        try:
+            signal.alarm(round(PATIENCE))  # ends a child that hangs
+            own = Blocking()
+            own.go.set()
+            foreign.close_elsewhere(own)
+            until(lambda: own.closed and closers() == 0)
+            answer = 0
+        finally:
+            os._exit(answer)
+    status = os.waitpid(child, 0)[1]
+    done.set()
+    holder.join()
+    for thing in things:
+        thing.go.set()
+    until(lambda: closers() == 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.parametrize("lock", [forks.lock, foreign._lock], ids=["forks", "foreign"])
+def test_a_pool_is_dropped_on_a_thread_with_a_lock(
+    lock: Any, meeting_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The garbage collector runs anywhere: the thread that serves peers must not be waited for there."""
+    monkeypatch.setattr(foreign, "refuse_descriptors", lambda listener: False)  # so both locks are needed
+    pools = [slabpool.Pool("1MiB", memory="shared", name="engine")]
+    (service,) = (t for t in threading.enumerate() if t.name == "slabpool-engine")
+    dropped = threading.Event()
+
+    def drop() -> None:
+        with lock:
+            pools.clear()
+            gc.collect()
+            dropped.set()
+
+    threading.Thread(target=drop, daemon=True).start()
+    assert dropped.wait(PATIENCE)
+    service.join(PATIENCE)
+    assert not service.is_alive()
+    slabpool.Pool("1MiB", memory="shared", name="engine").close()

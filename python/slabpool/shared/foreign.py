@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import threading
 from collections import deque
@@ -30,9 +31,28 @@ MOST_WAITING = 64
 # The option of a Unix socket that allows others to send it descriptors; Linux 6.16 and later.
 _SO_PASSRIGHTS = 83
 
-_lock = threading.Lock()  # a leaf in the order of locks
+_lock = threading.RLock()  # a leaf in the order of locks
 _waiting: deque[forks.Closable] = deque()
 _threads = 0
+
+
+def _start_anew() -> None:
+    """In a forked child: it has none of the threads, and `forks` has closed what waited."""
+    global _lock, _threads
+    _lock = threading.RLock()  # another thread of the parent may have held it
+    _waiting.clear()
+    _threads = 0
+
+
+os.register_at_fork(after_in_child=_start_anew)
+
+
+def locked_here() -> bool:
+    """Whether the calling thread holds a lock that a service thread takes before it ends.
+
+    The garbage collector runs on any thread, at almost any place, and may drop a pool there.
+    """
+    return forks.owned(forks.lock) or forks.owned(_lock)
 
 
 def refuse_descriptors(listener: socket.socket) -> bool:
@@ -104,6 +124,7 @@ def start(thread: threading.Thread) -> None:
 def within(seconds: float, call: Callable[[], Answer]) -> Answer:
     """The result of a call that may wait for another process. Raises TimeoutError if it takes longer.
 
+    Raises `SystemRefusedError` if there can be no further thread.
     The call goes on in a thread of its own then, and its result is dropped.
     """
     results: list[Answer] = []
@@ -116,7 +137,7 @@ def within(seconds: float, call: Callable[[], Answer]) -> Answer:
             failures.append(error)
 
     thread = threading.Thread(target=work, name="slabpool-call", daemon=True)
-    thread.start()
+    start(thread)
     thread.join(seconds)
     if failures:
         raise failures[0]

@@ -42,6 +42,12 @@ class Descriptor:
             os.close(fd)
 
 
+def owned(a_lock: threading.RLock) -> bool:  # type: ignore[valid-type, unused-ignore]
+    """Whether the calling thread holds the lock."""
+    # What threading.Condition uses. A count of this module's own would be wrong for a moment in `acquire`.
+    return bool(a_lock._is_owned())  # type: ignore[attr-defined, unused-ignore]
+
+
 def release(thing: Closable) -> None:
     """Closes a descriptor in this process."""
     with lock:

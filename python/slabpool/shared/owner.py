@@ -191,8 +191,9 @@ class Service:
             return
         self._ended = True
         self._wake()
-        # The garbage collector may drop the pool on any thread.
-        if threading.current_thread() is not self._thread and not sys.is_finalizing():
+        # The garbage collector may drop the pool on any thread, also on one with a lock that ending it takes.
+        here = threading.current_thread() is self._thread or foreign.locked_here()
+        if not here and not sys.is_finalizing():
             self._thread.join()
 
     def _wake(self) -> None:
