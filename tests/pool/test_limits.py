@@ -277,9 +277,10 @@ def test_a_pool_larger_than_its_control_group_says_so(group: Path) -> None:
         """
         group = sys.argv[1]
         open(group + "/cgroup.procs", "w").write(str(os.getpid()))
-        text = refused(lambda: slabpool.Pool("300MiB", memory="shared"), slabpool.MemoryLimitError)
-        for part in ("300 MiB", group, "is 256 MiB", "Make the pool smaller"):
-            assert part in text, (part, text)
+        for memory in ("shared", "pinned"):
+            text = refused(lambda: slabpool.Pool("300MiB", memory=memory), slabpool.MemoryLimitError)
+            for part in ("300 MiB", group, "is 256 MiB", "Make the pool smaller"):
+                assert part in text, (part, text)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             slabpool.Pool("256MiB")

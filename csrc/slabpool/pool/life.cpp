@@ -2,7 +2,7 @@
 //
 // Invariants: a creation that fails leaves nothing behind; memory goes back to the system only when it has no holder and
 // no queued work of a GPU can touch it. A forced close ends the holds of the host and of this process' devices, and not
-// those of an attached peer: see leave_to_peers().
+// those of an attached peer: see RequestTable::close_all().
 #include <algorithm>
 #include <cerrno>
 #include <thread>
@@ -129,6 +129,7 @@ std::unique_ptr<Pool> Pool::create(const PoolOptions& options, Error& error) {
     if (options.memory != MemoryKind::device &&
         !MemoryGroups::find().admits(options.capacity, warning) && commits_pages(options)) {
       error = std::move(warning);
+      error.system_errno = ENOMEM;  // as for other limits; of pinned memory it says that the driver was not asked
       return nullptr;
     }
     error.status = Status::system_refused;  // unless it succeeds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from collections.abc import Iterable
@@ -48,9 +49,10 @@ def no_pool(wanted: Options, capacity: object, why: str, error: int) -> NoReturn
         For CUDA memory: the driver's text. For host memory: the limits of the process or its control group,
         or "".
     error : int
-        For host memory: the errno.
+        For host memory: the errno. For pinned memory ENOMEM, if the limit of the control group refuses it.
     """
-    if wanted.memory.kind != "host":
+    over_limit = wanted.memory.kind == "pinned" and error == errno.ENOMEM and why
+    if wanted.memory.kind != "host" and not over_limit:
         raise DeviceUnavailableError(
             f"cannot make a pool of {show(capacity)} with memory={show(str(wanted.memory))}: {why}"
         )
