@@ -17,6 +17,12 @@ endif()
 add_library(slabpool_flags INTERFACE)
 target_compile_features(slabpool_flags INTERFACE cxx_std_20)
 
+if(SLABPOOL_COVERAGE)
+  # Atomic, because the tests' threads would lose counts otherwise.
+  add_compile_options(--coverage -fprofile-update=atomic -fprofile-abs-path)
+  add_link_options(--coverage)
+endif()
+
 if(SLABPOOL_SANITIZE)
   # For the whole directory: a sanitizer that covers only part of a program reports nonsense.
   # Lines are all that a sanitizer's report needs of debug information, and a fifth less to compile.

@@ -21,6 +21,17 @@ cpp_tests() {
   quietly cmake --build --preset "$1"
   quietly "${fixed_layout[@]}" ctest --preset "$1" -j "$(nproc)" --output-log "$work/ctest-$1.log"
   tail -n 4 "$work/ctest-$1.log"
+  [[ $1 != asan ]] || cpp_coverage
+}
+
+# Which lines of the core the tests run, and which they do not. Branches that end in an assertion are not counted.
+cpp_coverage() {
+  step "lines of csrc/ that the C++ tests run"
+  make_venv gcovr gcovr
+  "$work/gcovr/bin/gcovr" --root . --filter csrc/ --exclude-lines-by-pattern '.*SLABPOOL_(ASSERT|VERIFY).*' \
+    --fail-under-line 90 --txt-summary --txt "$work/coverage-cpp.txt" build/asan
+  echo "not run, by file:"
+  awk '$4 ~ /%$/ && $4 != "100%"' "$work/coverage-cpp.txt"
 }
 
 cpp_release() {

@@ -53,7 +53,7 @@ def test_kinds(text: str, meaning: Memory, name: str) -> None:
 def test_what_is_no_kind(text: Any) -> None:
     with pytest.raises(InvalidArgumentError) as raised:
         Pool("1MiB", memory=text)
-    says(raised, f"memory must be 'host', 'shared', 'cuda:N' ... got {text!r:.100}")
+    says(raised, f"memory must be 'host', 'shared', 'cuda:N' ... got {text!r:.45}")
     assert len(str(raised.value)) < 400
 
 

@@ -38,7 +38,7 @@ FUNCTIONS = {
 # Functions that a pool of this kind never calls.
 UNUSED = {
     "host": {"fallocate", "ftruncate", "memfd_create", "eventfd", "epoll_ctl", "pthread_create"},
-    "shared": {"madvise"},
+    "shared": set(),
 }
 HERE = Path(__file__).parent
 
