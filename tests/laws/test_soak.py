@@ -72,8 +72,8 @@ class Watch:
         assert (end.live, end.retained, end.requests_open, end.requests_draining) == (0, 0, 0, 0)
         assert self.pool.requests() == []
         assert self.pool._verify() is None
-        # The fastest hundredth, because other processes on the machine slow the others down. A search over all
-        # requests since the start would make each request of the last tenth six times as slow as in the second.
+        # The fastest hundredth, because other processes on the machine slow the rest down. A search over all
+        # requests since the start would make those of the last tenth six times as slow as in the second.
         fastest = [float(np.percentile(tenth, 1)) for tenth in np.array_split(self.took, 10)]
         assert fastest[-1] < 3 * fastest[1], f"requests have become slower: {fastest}"
 

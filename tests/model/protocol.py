@@ -566,7 +566,7 @@ class Protocol:
         yield from self.end_all(over)
 
     def ack(self, slot: int, generation: int, device: int) -> Steps:
-        """Pool::ack in the owner's process, for a device that has no process of its own or speaks by a
+        """Pool::ack in the owner's process, for a device that has no process of its own, or acknowledges by a
         message.
         """
 

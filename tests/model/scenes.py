@@ -121,8 +121,8 @@ def the_slot_is_used_again(p):
 
 @scene(Shape(devices=1, generations=2))
 def the_slot_is_used_again_while_a_thread_collects(p):
-    """The collector sleeps with an ack in its hands, while the owner ends the request and opens another
-    one.
+    """The collector has taken an ack off the board and sleeps, while the owner ends the request and opens
+    another one.
     """
 
     def owner() -> Steps:

@@ -94,7 +94,7 @@ def no_passrights(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 # "gone": the sender lets go of the connection, whose queue has the descriptor.
 @pytest.mark.parametrize("message", ["first", "second", "gone"])
-def test_a_descriptor_whose_close_blocks_stops_nobody(
+def test_the_owner_goes_on_after_a_descriptor_whose_close_blocks(
     no_passrights: None, meeting_place: Path, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = threading.Event()
@@ -130,7 +130,7 @@ def test_a_descriptor_whose_close_blocks_stops_nobody(
             bad.end()
 
 
-def test_descriptors_that_a_closing_listener_holds_stop_nobody(
+def test_closing_goes_on_while_the_listener_holds_such_descriptors(
     no_passrights: None, meeting_place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(foreign, "crowded", lambda: True)  # so nothing is accepted

@@ -129,7 +129,7 @@ std::unique_ptr<Pool> Pool::create(const PoolOptions& options, Error& error) {
     if (options.memory != MemoryKind::device &&
         !MemoryGroups::find().admits(options.capacity, warning) && commits_pages(options)) {
       error = std::move(warning);
-      error.system_errno = ENOMEM;  // as for other limits; of pinned memory it says that the driver was not asked
+      error.system_errno = ENOMEM;  // of pinned memory: a limit refuses, and the driver was not asked
       return nullptr;
     }
     error.status = Status::system_refused;  // unless it succeeds
@@ -202,7 +202,8 @@ Status Pool::close(bool force) noexcept {
     for (; holds == RequestTable::Holds::ending; holds = table_.holds()) std::this_thread::yield();
     if (holds == RequestTable::Holds::some || caches_.sums().live != 0) return Status::pool_busy;
   }
-  // Every holder but attached peers leaves, and pages go back to the system, but not while queued work of a GPU may touch them.
+  // Every holder but attached peers leaves, and pages go back to the system, but not while queued work of a GPU may touch
+  // them.
   wait_for_streams();
   if (shared_ != nullptr) shared_->admit(false);
   // Release: a thread that learns of the closing finds the pool closed. Sequentially consistent, as in notify(): a waiter
