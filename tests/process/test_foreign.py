@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 import slabpool
+from slabpool.shared import client as client_module
 from slabpool.shared import foreign, forks, rendezvous, wire
-from slabpool.shared import owner as owner_module
 from tests.process import devices
 from tests.process.devices import PATIENCE
 from tests.waiting import until
@@ -287,18 +287,18 @@ def test_a_lock_that_is_released_in_time_is_taken(
 
 def test_a_process_whose_maps_cannot_be_read_is_not_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     go = threading.Event()
-    monkeypatch.setattr(owner_module, "_PATIENCE", 0.05)
-    monkeypatch.setattr(owner_module, "_maps_board", lambda client: go.wait(PATIENCE))
+    monkeypatch.setattr(client_module, "_PATIENCE", 0.05)
+    monkeypatch.setattr(client_module, "_maps_board", lambda client: go.wait(PATIENCE))
     here, there = socket.socketpair()
     with here, there:
-        client = owner_module._Client(here, 4242, forks.Descriptor(-1), False)
+        client = client_module.Client(here, 4242, forks.Descriptor(-1), False)
         assert (
-            owner_module._unnamed(client) == "the memory maps of process 4242 could not be read within 0.05 s"
+            client_module.unnamed(client) == "the memory maps of process 4242 could not be read within 0.05 s"
         )
         go.set()
         until(lambda: all(thread.name != "slabpool-call" for thread in threading.enumerate()))
-        monkeypatch.setattr(owner_module, "_PATIENCE", PATIENCE)
-        assert owner_module._unnamed(client) is None
+        monkeypatch.setattr(client_module, "_PATIENCE", PATIENCE)
+        assert client_module.unnamed(client) is None
 
 
 def test_within_passes_on_what_the_call_raises() -> None:

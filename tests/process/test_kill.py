@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import slabpool
-from slabpool.shared import owner, rendezvous
+from slabpool.shared import client, owner, rendezvous
 from tests.conftest import _missing
 from tests.process import devices
 from tests.process.devices import attached, fill
@@ -57,8 +57,8 @@ for line in sys.stdin:
 OWNER = """
 import json, os, subprocess, sys
 import slabpool
-from slabpool.shared import owner, rendezvous
-owner._SO_PEERPIDFD = int(sys.argv[1])
+from slabpool.shared import client, rendezvous
+client._SO_PEERPIDFD = int(sys.argv[1])
 os.setsid()
 bystander = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
 assert os.getpgid(bystander.pid) == os.getpgrp()
@@ -155,7 +155,7 @@ def require_pidfd_of_peer() -> None:
         _missing("needs SO_PEERPIDFD (Linux 6.5)")
 
 
-@pytest.mark.parametrize("option", [owner._SO_PEERPIDFD, NO_OPTION], ids=["pidfd", "no pidfd"])
+@pytest.mark.parametrize("option", [client._SO_PEERPIDFD, NO_OPTION], ids=["pidfd", "no pidfd"])
 def test_a_device_outside_the_namespace_of_the_owner(pid_namespace: list[str], option: int) -> None:
     """The kernel says pid 0 for such a device: it is not killed, and neither is the owner's group."""
     with program(OWNER, option, inside=pid_namespace) as engine:
@@ -181,7 +181,7 @@ def test_a_device_outside_the_namespace_of_the_owner(pid_namespace: list[str], o
 
 @pytest.mark.usefixtures("require_pidfd_of_peer")
 def test_the_death_of_a_device_outside_whose_child_keeps_the_connection(pid_namespace: list[str]) -> None:
-    with program(OWNER, owner._SO_PEERPIDFD, inside=pid_namespace) as engine:
+    with program(OWNER, client._SO_PEERPIDFD, inside=pid_namespace) as engine:
         assert json.loads(engine.read()) == "ready"
         with program(DEVICE) as device:
             device.read()
@@ -197,11 +197,11 @@ def test_the_death_of_a_device_outside_whose_child_keeps_the_connection(pid_name
         assert engine.end() == 0
 
 
-@pytest.mark.parametrize("option", [owner._SO_PEERPIDFD, NO_OPTION], ids=["pidfd", "by number"])
+@pytest.mark.parametrize("option", [client._SO_PEERPIDFD, NO_OPTION], ids=["pidfd", "by number"])
 def test_a_device_in_a_namespace_below_is_killed(
     shared_pool: slabpool.Pool, pid_namespace: list[str], monkeypatch: pytest.MonkeyPatch, option: int
 ) -> None:
-    monkeypatch.setattr(owner, "_SO_PEERPIDFD", option)
+    monkeypatch.setattr(client, "_SO_PEERPIDFD", option)
     with shared_pool.request("r", devices=["gpu0"]) as request:
         request.empty(1000)
     with program(DEVICE, inside=pid_namespace) as device:
@@ -213,7 +213,7 @@ def test_a_device_in_a_namespace_below_is_killed(
 
 def test_a_pidfd_by_number_is_verified(shared_pool: slabpool.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without SO_PEERPIDFD, a process is killed only if it maps the device's board."""
-    monkeypatch.setattr(owner, "_SO_PEERPIDFD", NO_OPTION)
+    monkeypatch.setattr(client, "_SO_PEERPIDFD", NO_OPTION)
     with program("import sys; print(flush=True); sys.stdin.read()") as bystander:
         bystander.read()
         true = rendezvous.credentials
@@ -242,7 +242,7 @@ def test_without_any_pidfd_no_process_is_killed(
     def refuse(pid: int) -> int:
         raise OSError(errno.EMFILE, f"no descriptor for {pid}")
 
-    monkeypatch.setattr(owner, "_SO_PEERPIDFD", NO_OPTION)
+    monkeypatch.setattr(client, "_SO_PEERPIDFD", NO_OPTION)
     monkeypatch.setattr(os, "pidfd_open", refuse)
     with shared_pool.request("r", devices=["gpu0"]) as request:
         ref = request.ref(request.empty(1000, "f4"))

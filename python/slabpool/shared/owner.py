@@ -23,7 +23,6 @@ import socket
 import sys
 import threading
 import weakref
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from slabpool._core.pool import Link
@@ -31,6 +30,7 @@ from slabpool.arguments.texts import short
 from slabpool.errors import DeviceAttachedError, SlabpoolError
 from slabpool.messages.system import advice, system_refused
 from slabpool.shared import foreign, forks, wire
+from slabpool.shared.client import Client, named, process_of, unnamed
 from slabpool.shared.rendezvous import Claim, credentials
 
 if TYPE_CHECKING:
@@ -42,93 +42,8 @@ _STRANGERS = 64
 _PAUSE = 100
 # Seconds that a process may take to end once it is killed, and this file's thread to detach a dead one.
 _PATIENCE = 30.0
-# The option of a socket that gives a pidfd of the process which connected; Linux 6.5 and later.
-_SO_PEERPIDFD = 77
 _BOARD = 2  # place of the device's acks among the files that a peer gets
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
-
-
-@dataclass(eq=False)
-class _Client:
-    """A connection, and the device it is attached as."""
-
-    connection: socket.socket
-    pid: int
-    process: forks.Descriptor | None  # a pidfd, readable once the process has ended
-    certain: bool  # the kernel gave the pidfd for this connection; otherwise it was opened by number
-    device: str | int | None = None
-    number: int = -1
-    board: tuple[int, int] = (0, 0)  # file system and inode of its acks, which the process maps
-    lost: int = 0  # requests that it held when it was dropped
-    gone: threading.Event = field(default_factory=threading.Event)
-
-
-def _named(client: _Client) -> str:
-    """The client's process, for a message."""
-    return f"process {client.pid}" if client.pid > 0 else "a process in another PID namespace"
-
-
-def _process(connection: socket.socket, pid: int) -> tuple[forks.Descriptor | None, bool]:
-    """A pidfd of the process that connected, and whether the kernel gave it for this connection.
-
-    It is None if there is none: the kernel is old, or the process has no number here, or this one has no free
-    descriptor. Raises ProcessLookupError if the process has ended.
-    """
-    with forks.lock:
-        certain = True
-        try:
-            fd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-        except ProcessLookupError:
-            raise
-        except OSError:  # before Linux 6.5
-            if pid <= 0:
-                return None, False
-            certain = False
-            try:
-                fd = os.pidfd_open(pid)
-            except ProcessLookupError:
-                raise
-            except (OSError, AttributeError):  # before Linux 5.3
-                return None, False
-        process = forks.Descriptor(fd)
-        forks.held.add(process)
-    return process, certain
-
-
-def _unnamed(client: _Client) -> str | None:
-    """Why no process is known for certain to be the client's; None if its pidfd is."""
-    if client.process is None:
-        if client.pid == 0:
-            return "it is in another PID namespace"
-        return (
-            f"there is no pidfd of it, and its number {client.pid} may be another process's by now, or of "
-            "another PID namespace"
-        )
-    try:
-        same = client.certain or foreign.within(_PATIENCE, lambda: _maps_board(client))
-    except TimeoutError:
-        return f"the memory maps of process {client.pid} could not be read within {_PATIENCE:g} s"
-    if not same:
-        return (
-            f"process {client.pid} of this PID namespace does not map the device's memory, so it may be "
-            "another one"
-        )
-    return None
-
-
-def _maps_board(client: _Client) -> bool:
-    """Whether the process with the client's number maps the client's board.
-
-    If it does not, the device's process ended before its pidfd was opened by number, and another process has
-    the number. If it does, and the pidfd's process is alive after this, both are the same process.
-    """
-    device, inode = client.board
-    wanted = [f"{os.major(device):02x}:{os.minor(device):02x}", str(inode)]
-    try:
-        with open(f"/proc/{client.pid}/maps", encoding="utf-8", errors="replace") as maps:
-            return any(line.split(maxsplit=5)[3:5] == wanted for line in maps)
-    except OSError:
-        return False
 
 
 class Service:
@@ -139,8 +54,8 @@ class Service:
         self._link = Link(pool)
         self._pid = os.getpid()
         self._mutex = threading.Lock()  # guards _clients and _attached
-        self._clients: dict[int, _Client] = {}  # by descriptor
-        self._attached: dict[str | int, _Client] = {}
+        self._clients: dict[int, Client] = {}  # by descriptor
+        self._attached: dict[str | int, Client] = {}
         self._closing = False  # the pool is closed
         self._ended = False  # the pool was dropped, or the interpreter exits
         self._farewell = threading.Event()  # the name is free, and only peers that hold something are left
@@ -213,23 +128,23 @@ class Service:
         if not client.gone.wait(_PATIENCE):
             what = "has ended, but was not detached" if gone else "was killed, but has not ended"
             raise DeviceAttachedError(
-                f"the process of device {device!r} of pool {self._name!r} ({_named(client)}) {what} within "
+                f"the process of device {device!r} of pool {self._name!r} ({named(client)}) {what} within "
                 f"{_PATIENCE:g} s, and its memory is still held. It is released once the kernel has ended "
                 "the process; call device_lost again to wait for that"
             )
         return client.lost
 
-    def _kill(self, device: str | int, client: _Client, allowed: bool) -> None:
+    def _kill(self, device: str | int, client: Client, allowed: bool) -> None:
         """Sends SIGKILL by the pidfd; raises if that is not allowed or not possible."""
         attached = f"device {device!r} is attached to pool {self._name!r}"
         if not allowed:
             raise DeviceAttachedError(
-                f"{attached} as {_named(client)}, which is alive and may be using its memory; pass kill=True "
+                f"{attached} as {named(client)}, which is alive and may be using its memory; pass kill=True "
                 "to end that process, or close its peer there"
             )
         if client.pid == os.getpid():
             raise DeviceAttachedError(f"{attached} in this process; close its peer instead of killing it")
-        why = _unnamed(client)
+        why = unnamed(client)
         if why is None:
             with self._mutex:  # its descriptors are open, and stay so, only while it is attached
                 if self._attached.get(device) is not client or self._is_gone(client):
@@ -321,11 +236,11 @@ class Service:
             self._close(connection)
             return
         try:
-            process, certain = _process(connection, pid)
+            process, certain = process_of(connection, pid)
         except ProcessLookupError:  # it has ended; a process that it forked may keep the connection open
             self._close(connection)
             return
-        client = _Client(connection, pid, process, certain)
+        client = Client(connection, pid, process, certain)
         with self._mutex:
             strangers = [c for fd, c in self._clients.items() if c.number < 0 and fd == c.connection.fileno()]
             self._clients[connection.fileno()] = client
@@ -357,7 +272,7 @@ class Service:
         except OSError:  # it is gone, or does not read answers
             self._drop(client)
 
-    def _answer(self, client: _Client, message: dict[str, object]) -> bool:
+    def _answer(self, client: Client, message: dict[str, object]) -> bool:
         """Answers a message. False for a message that no peer sends."""
         device = message.get("attach")
         if client.number < 0:
@@ -372,7 +287,7 @@ class Service:
             return True
         return False
 
-    def _attach(self, client: _Client, device: str | int) -> bool:
+    def _attach(self, client: Client, device: str | int) -> bool:
         with self._mutex:
             holder = self._attached.get(device)
         if holder is not None and self._is_gone(holder):
@@ -402,7 +317,7 @@ class Service:
             return False  # which detaches the device again
         return True
 
-    def _is_gone(self, client: _Client) -> bool:
+    def _is_gone(self, client: Client) -> bool:
         """Whether the client's process or connection has ended, even if this thread has not handled that."""
         look = select.poll()
         look.register(client.connection, _GONE)
@@ -417,13 +332,13 @@ class Service:
         else:
             foreign.close_elsewhere(connection)
 
-    def _drop(self, client: _Client) -> None:
+    def _drop(self, client: Client) -> None:
         """Drops a connection; its device releases everything that it holds."""
         if self._let_go(client):
             client.lost = self._link.detach(client.number)
         client.gone.set()
 
-    def _let_go(self, client: _Client) -> bool:
+    def _let_go(self, client: Client) -> bool:
         """Closes a connection, and leaves what its device holds as it is. Whether it was attached."""
         with self._mutex:
             for thing in (client.connection, client.process):
