@@ -136,7 +136,6 @@ cdef class Pool:
         options.shared = wanted.memory.shared
         options.memory = _kind_of(wanted.memory.kind)
         options.device = wanted.memory.device
-        owner = hooks.owner if wanted.memory.shared else None  # may import it, which needs descriptors
         with nogil:  # the first pool of CUDA memory starts the driver, which takes a while
             made = CppPool.create(options, error)
         if made.get() is NULL:
