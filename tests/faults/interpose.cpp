@@ -1,7 +1,8 @@
 // Preloaded into a process: makes the k-th call of one function of the C library fail, once.
 //
 // The test arms it through the four exported functions below. Memory is the C library's malloc, and operator new, which
-// is counted under the same name. With `native`, only calls by slabpool's own library and modules count.
+// is counted under the same name. With `native`, only calls by slabpool's own library and modules count, and by the C++
+// library.
 #include <dlfcn.h>
 #include <link.h>
 #include <pthread.h>
@@ -53,7 +54,11 @@ std::atomic<long> calls{0};
 std::atomic<long> failed{0};
 
 int note(dl_phdr_info* info, std::size_t, void*) {
-  if (info->dlpi_name == nullptr || std::strstr(info->dlpi_name, "/slabpool/") == nullptr) return 0;
+  if (info->dlpi_name == nullptr) return 0;
+  // A std::string allocates in the C++ library on behalf of its caller.
+  if (std::strstr(info->dlpi_name, "/slabpool/") == nullptr &&
+      std::strstr(info->dlpi_name, "/libstdc++.so") == nullptr)
+    return 0;
   for (int i = 0; i < info->dlpi_phnum && range_count < 64; ++i) {
     const auto& header = info->dlpi_phdr[i];
     if (header.p_type != PT_LOAD || (header.p_flags & PF_X) == 0) continue;

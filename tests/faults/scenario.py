@@ -237,6 +237,48 @@ def scenario(kind: str, steps: Steps, device: Device | None, name: str) -> None:
     assert s.live == 0 and s.allocations == s.frees, s
 
 
+LONG = "a name that no std::string has room for without an allocation: "
+
+
+def long_names(steps: Steps) -> None:
+    """Calls that hand names and texts of any length from the core to Python, or the other way."""
+    ids, devices = [LONG + "0", 10**40], [LONG + "1", -(10**40)]
+    pool = steps.forth("Pool", lambda: slabpool.Pool("16MiB"))
+    req = steps.forth("request", lambda: pool.request(ids[0], devices=devices))
+    steps.forth("add_device", lambda: req.add_device(LONG + "2"))
+    steps.forth("a request with an int", lambda: pool.request(ids[1], devices=devices)).close()
+    session = steps.forth("session", lambda: pool.session(LONG))
+    with steps.forth("a turn", session.request) as turn:
+        steps.forth("keep", lambda: session.keep(LONG, turn.full(5000, 7, "u1")))
+    steps.forth("sessions", pool.sessions)
+    steps.forth("requests", pool.requests)
+    steps.forth("a refusal", pool._refusal)
+    for refused in (lambda: req.ack(devices[0], stream=77), lambda: pool.ack(ids[0], devices[0], stream=77)):
+        steps.forth("ack behind a stream that does not exist", lambda call=refused: raises(call))
+    steps.forth(
+        "a pool of a GPU that there is not", lambda: raises(lambda: slabpool.Pool(1, memory="cuda:9"))
+    )
+    req.close()
+    for name in ids:
+        for device in devices:
+            steps.forth("ack by id", lambda name=name, device=device: pool.ack(name, device))
+    steps.back("ack", lambda: req.ack(LONG + "2"))
+    assert req.state is slabpool.RequestState.RELEASED
+    session.close()
+    assert pool._verify() is None
+    steps.back("close of the pool", pool.close)
+
+
+def raises(call: Callable[[], Any]) -> None:
+    """A call that is refused by the pool, and not for lack of memory."""
+    try:
+        call()
+    except slabpool.SlabpoolError as error:
+        error.__traceback__ = None
+        return
+    raise AssertionError("it is not refused")
+
+
 def one(kind: str, call: str, k: int, native: bool) -> dict[str, Any]:
     """Runs the scenario with the k-th call failing, in this process."""
     name = f"faults-{os.getpid()}"
@@ -248,7 +290,10 @@ def one(kind: str, call: str, k: int, native: bool) -> dict[str, Any]:
     device = Device(name) if kind == "shared" else None
     steps = Steps(faults)
     faults.arm(call, k, native)
-    scenario(kind, steps, device, name)
+    if kind == "names":
+        long_names(steps)
+    else:
+        scenario(kind, steps, device, name)
     if device is not None:
         device.end()
     gc.collect()

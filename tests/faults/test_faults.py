@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,14 +64,12 @@ def interposer(tmp_path_factory: pytest.TempPathFactory, require_program: Callab
     return made
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize("kind", ["host", "shared"])
-def test_the_kth_call_fails(kind: str, function: str, interposer: Path, tmp_path: Path) -> None:
-    """Nothing is lost, whichever call fails."""
+def runs_of(interposer: Path, place: Path, kind: str, function: str, most: int) -> list[dict[str, Any]]:
+    """What the scenario's process prints: one run for each k."""
     program = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
     done = subprocess.run(
-        [*program, str(HERE / "scenario.py"), kind, function, FUNCTIONS[function], str(MOST), str(SECONDS)],
-        env={**os.environ, "LD_PRELOAD": str(interposer), "XDG_RUNTIME_DIR": str(tmp_path)},
+        [*program, str(HERE / "scenario.py"), kind, function, FUNCTIONS[function], str(most), str(SECONDS)],
+        env={**os.environ, "LD_PRELOAD": str(interposer), "XDG_RUNTIME_DIR": str(place)},
         capture_output=True,
         text=True,
         timeout=10 * SECONDS,
@@ -80,7 +79,22 @@ def test_the_kth_call_fails(kind: str, function: str, interposer: Path, tmp_path
     runs = [json.loads(line) for line in done.stdout.splitlines()]
     for run in runs:
         assert "error" not in run, f"call {run['k']} of {function}: {run['error']}\n{done.stderr[-2000:]}"
-    first, *others = runs
+    return runs
+
+
+def test_names_and_texts_of_any_length_without_memory(interposer: Path, tmp_path: Path) -> None:
+    """A std::string that the bindings copy allocates, and that may fail like any other allocation."""
+    first, *others = runs_of(interposer, tmp_path, "names", "malloc", 1000)
+    assert first["failed"] == 0 and not first["refused"]
+    assert len(others) == first["calls"] > 50
+    assert all(run["failed"] == 1 for run in others)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("kind", ["host", "shared"])
+def test_the_kth_call_fails(kind: str, function: str, interposer: Path, tmp_path: Path) -> None:
+    """Nothing is lost, whichever call fails."""
+    first, *others = runs_of(interposer, tmp_path, kind, function, MOST)
     assert first["failed"] == 0 and not first["refused"]
     assert (first["calls"] == 0) == (function in UNUSED[kind]), first
     assert len(others) >= min(MOST // 2, first["calls"]), "too few of the calls were made to fail"

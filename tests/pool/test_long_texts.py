@@ -247,7 +247,8 @@ def test_arrays_of_devices(devices: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [True, np.True_, np.float64(1), 1.0, None, np.array([1]), np.datetime64("2020")]
+    "value",
+    [True, np.True_, np.float64(1), 1.0, None, np.array([1]), np.datetime64("2020"), np.timedelta64(5)],
 )
 def test_what_is_no_name(value: object) -> None:
     pool = Pool("1MiB")
@@ -266,6 +267,7 @@ def test_what_is_no_name(value: object) -> None:
 
 
 def test_sizes_and_options_of_numpy() -> None:
+    assert type(Pool("1MiB", name=np.str_("engine")).name) is str
     pool = Pool(np.int64(1 << 20), debug=np.int64(1), events=np.uint16(10))
     request = pool.request("r", reserve=np.uint32(1 << 16), quota=np.int64(1 << 17))
     assert request.quota == 1 << 17

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -576,3 +577,38 @@ def _owner(pipe) -> None:  # type: ignore[no-untyped-def]
     req = pool.request("r", devices=["gpu0"])
     pipe.send(req.ref(req.full(1000, 4.0)))
     pipe.recv()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"device": 1 << 2048}, slabpool.InvalidArgumentError),
+        ({"device": 10**5000}, slabpool.InvalidArgumentError),
+        ({"device": np.timedelta64(5)}, slabpool.InvalidTypeError),
+        ({"device": "gpu0", "timeout": -(10**400)}, slabpool.InvalidArgumentError),
+        ({"device": "gpu0", "timeout": float("inf")}, slabpool.InvalidArgumentError),
+        ({"device": "gpu0", "timeout": "x" * 10**6}, slabpool.InvalidTypeError),
+    ],
+)
+def test_arguments_that_cannot_be_served(
+    shared_pool: slabpool.Pool, options: dict[str, Any], error: type[slabpool.SlabpoolError]
+) -> None:
+    with pytest.raises(error):
+        slabpool.attach(shared_pool.name, **options)
+
+
+@pytest.mark.parametrize("timeout", [10**400, 1 << 63, 1e300, np.int64(5), np.float64(0.5)])
+def test_a_timeout_of_any_size(shared_pool: slabpool.Pool, timeout: Any) -> None:
+    with slabpool.attach(np.str_(shared_pool.name), device=5, timeout=timeout) as peer:
+        assert peer.device == 5
+        assert not peer.lost
+
+
+@pytest.mark.parametrize("device", [1 << 64, 1 << 127, -(1 << 127), (1 << 2048) - 1, 1 - (1 << 2048)])
+def test_every_int_that_is_a_name_attaches(shared_pool: slabpool.Pool, device: int) -> None:
+    with slabpool.attach(shared_pool.name, device=device) as peer:
+        request = shared_pool.request("r", devices=[device])
+        ref = request.ref(request.full(100, 7, "u1"))
+        request.close()
+        assert peer.open(ref).sum() == 700
+        assert peer.ack(ref) is slabpool.Ack.RELEASED

@@ -13,6 +13,7 @@ import random
 import socket
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -265,6 +266,24 @@ def test_many_idle_connections_do_not_keep_a_device_out(shared_pool: slabpool.Po
         assert not peer.lost
     for line in strangers:
         rendezvous.forks.release(line)
+
+
+def test_a_full_queue_of_connections_is_waited_for(meeting_place: Path) -> None:
+    claim = rendezvous.Claim("crowded")
+    assert claim.listener is not None
+    waiting = []
+    with pytest.raises(slabpool.AttachError, match="does not answer"):
+        while len(waiting) < 1000:
+            waiting.append(rendezvous.connect("crowded", timeout=0.02))
+    connecting = threading.Thread(target=lambda: waiting.append(rendezvous.connect("crowded", timeout=60)))
+    connecting.start()
+    count = len(waiting)
+    claim.listener.accept()[0].close()
+    connecting.join(devices.PATIENCE)
+    assert len(waiting) == count + 1
+    for line in waiting:
+        rendezvous.forks.release(line)
+    claim.release()
 
 
 def test_threads_of_a_peer_acknowledge_once(shared_pool: slabpool.Pool) -> None:

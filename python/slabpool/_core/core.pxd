@@ -4,13 +4,16 @@
 # rebuilt when the header changes.
 
 cimport numpy as cnp
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from slabpool._core.cpp_block cimport Block
 from slabpool._core.cpp_memory cimport MemoryKind
 from slabpool._core.cpp_pool_declared cimport Pool as CppPool
-from slabpool._core.cpp_request cimport Handle, SourceLocation
+from slabpool._core.cpp_request cimport Handle, SourceLocation, string_view
 from slabpool._core.cpp_status cimport Status
 
 # numpy's own limit is 64 since 2.0, 32 before; the array call enforces the lower one.
@@ -55,6 +58,15 @@ cdef class Core:
 
 
 cdef Handle NO_REQUEST
+
+# Cython converts and decodes a std::string through copies of it, made where no exception may be thrown: without memory
+# for the copy the process would end. These two make no copy. The bytes live as long as the view is used.
+cdef inline string_view view_of(bytes key) noexcept:
+    return string_view(PyBytes_AS_STRING(key), <size_t>PyBytes_GET_SIZE(key))
+
+cdef inline object text_of(const string& text):
+    # Messages name files, which need not be UTF-8.
+    return PyUnicode_DecodeUTF8(text.data(), <Py_ssize_t>text.size(), "replace")
 
 # Raises unless the core may be called in this process.
 cdef int check_here(Core core) except -1

@@ -94,9 +94,9 @@ cdef extern from * namespace "slabpool" nogil:
         Status open(const OpenSpec& spec, Handle& handle)
         Status open_until(const OpenSpec& spec, Handle& handle, int64_t deadline_ns)
         Acked ack(Handle handle, uint32_t device)
-        Acked ack_id(const string& id, uint32_t device, optional[uint64_t] generation)
+        Acked ack_id(string_view id, uint32_t device, optional[uint64_t] generation)
         Acked ack_after(Handle handle, uint32_t device, const StreamName& on, Error& error)
-        Acked ack_id_after(const string& id, uint32_t device, optional[uint64_t] generation, const StreamName& on,
+        Acked ack_id_after(string_view id, uint32_t device, optional[uint64_t] generation, const StreamName& on,
                            Error& error)
         bint must_poll()
         void close_request(Handle handle, bool cancel)

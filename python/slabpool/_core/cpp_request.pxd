@@ -38,7 +38,7 @@ cdef extern from "<span>" namespace "std" nogil:
 
 cdef extern from "slabpool/request/device_registry.hpp" namespace "slabpool" nogil:
     cdef cppclass DeviceRegistry:
-        optional[uint32_t] add(const string& name) except +
+        optional[uint32_t] add(string_view name) except +
         optional[uint32_t] find(const string& name) except +
         string name(uint32_t device) except +
 

@@ -13,7 +13,7 @@ from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libcpp cimport bool as cbool
 from libcpp.string cimport string
 
-from slabpool._core.core cimport note_copies
+from slabpool._core.core cimport note_copies, text_of
 from slabpool._core.cpp_cuda cimport (
     CopySpec, DeviceInfo, Driver, Event, copy, describe_device, device_address, extents, forget, free_memory, order,
     passed, repeat,
@@ -227,7 +227,7 @@ cdef bint _settle_all() noexcept:
 cdef int _failed(str what, int result) except -1:
     cdef cbool lost = False
     cdef string text = describe_result(result, lost)
-    hooks.messages.cuda_failed(what, result, text.decode("utf-8", "replace"), lost)
+    hooks.messages.cuda_failed(what, result, text_of(text), lost)
     return -1
 
 

@@ -17,7 +17,7 @@ from libc.string cimport strncpy
 from libcpp.memory cimport unique_ptr
 from libcpp.utility cimport move
 
-from slabpool._core.core cimport Core, check_here, failed
+from slabpool._core.core cimport Core, check_here, failed, text_of
 from slabpool._core.cpp_adapters cimport (
     CppStreamHeap, Figures, RawHeap, create_heap, kRawTag, set_heap_stream, slabpool_cupy_free, slabpool_cupy_malloc,
     slabpool_stream_retire, slabpool_stream_use,
@@ -205,7 +205,7 @@ cdef class StreamHeap:
         self.core = pool.core
         self.heap = move(create_heap(self.core.pool[0], -1, error))
         if self.heap.get() is NULL:
-            raise DeviceUnavailableError(error.text.decode("utf-8", "replace"))
+            raise DeviceUnavailableError(text_of(error.text))
         # When the pool runs out it asks for the memory that is kept for streams.
         known = [] if self.core.heaps is None else [old for old in self.core.heaps if old() is not None]
         self.core.heaps = [*known, weakref.ref(self)]

@@ -133,7 +133,8 @@ cdef class Devices:
             return number
         device = plain_name(device)
         check_here(self.core)
-        cdef optional[uint32_t] added = self.core.pool.devices().add(name_key(device, "device"))
+        cdef bytes key = name_key(device, "device")
+        cdef optional[uint32_t] added = self.core.pool.devices().add(view_of(key))
         if not added.has_value():
             raise TooManyDevicesError(
                 f"device {show(device)} would be name {kMaxDevices + 1} in pool {show(self.pool)}; a pool tells at most "

@@ -44,8 +44,8 @@ def new_peer(name, device, number, files, connect):
     maps.owned = SharedPeer.create(number, data, table, board, tally, bell, error)
     if maps.owned.get() is NULL:
         if error.system_errno in (EMFILE, ENFILE, ENOMEM):
-            raise hooks.messages.system_refused(f"pool {name!r} cannot be mapped in this process", error.system_errno)
-        reason = error.text.decode("utf-8", "replace") or os.strerror(error.system_errno)
+            raise hooks.messages.system_refused(f"pool {show(name)} cannot be mapped in this process", error.system_errno)
+        reason = text_of(error.text) or os.strerror(error.system_errno)
         raise AttachError(f"pool {show(name)} cannot be mapped in this process: {reason}")
     maps.peer = maps.owned.get()
     cdef Peer peer = Peer.__new__(Peer)

@@ -9,17 +9,17 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from libcpp.memory cimport unique_ptr
 from libcpp.optional cimport optional
-from libcpp.string cimport string
 
 from slabpool._core.array cimport new_array, new_copy, new_full
 from slabpool._core.core cimport (
     NO_REQUEST, Core, Devices, ack_answer, add_reachable, caller_of, check_here, failed, identity, location, name_key,
-    settle_copies, state_of, trim_heaps,
+    settle_copies, state_of, text_of, trim_heaps, view_of,
 )
 from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_memory cimport MemoryKind
 from slabpool._core.cpp_pool cimport Acked, PoolOptions
 from slabpool._core.cpp_pool cimport Pool as CppPool
+from slabpool._core.cpp_request cimport string_view
 from slabpool._core.cpp_status cimport Error, Status
 from slabpool._core.cuda cimport stream_device, stream_of
 from slabpool._core.device_array cimport device_maker
@@ -136,13 +136,12 @@ cdef class Pool:
         options.shared = wanted.memory.shared
         options.memory = _kind_of(wanted.memory.kind)
         options.device = wanted.memory.device
-        owner = hooks.owner if wanted.memory.shared else None  # may import it, which needs descriptors
         with nogil:  # the first pool of CUDA memory starts the driver, which takes a while
             made = CppPool.create(options, error)
         if made.get() is NULL:
-            hooks.messages.no_pool(wanted, capacity, error.text.decode("utf-8", "replace"), error.system_errno)
+            hooks.messages.no_pool(wanted, capacity, text_of(error.text), error.system_errno)
         if not error.text.empty():
-            hooks.messages.warn_of_limit(capacity, error.text.decode("utf-8", "replace"))
+            hooks.messages.warn_of_limit(capacity, text_of(error.text))
         self.core = Core.__new__(Core)
         self.core.pool = made.release()
         self.core.owner = weakref.ref(self)
@@ -389,7 +388,8 @@ cdef class Pool:
         cdef optional[uint64_t] wanted
         cdef Acked acked
         cdef uint32_t number = self.devices.known(device, None)
-        cdef string id = name_key(request_id, "request_id")
+        cdef bytes key = name_key(request_id, "request_id")
+        cdef string_view id = view_of(key)
         if generation is not None:
             wanted = _generation(generation)
         cdef StreamName on
@@ -400,7 +400,7 @@ cdef class Pool:
             with nogil:
                 acked = self.core.pool.ack_id_after(id, number, wanted, on, error)
             hooks.messages.stream_failed(StatusCode(<int>acked.status), stream,
-                                         error.text.decode("utf-8", "replace"))
+                                         text_of(error.text))
         elif self.core.cleans:
             with nogil:
                 acked = self.core.pool.ack_id(id, number, wanted)
@@ -540,7 +540,7 @@ cdef class Pool:
         cdef Error error
         with nogil:
             error = self.core.pool.refusal()
-        return error.text.decode("utf-8", "surrogateescape"), error.system_errno
+        return text_of(error.text), error.system_errno
 
     @property
     def closed(self):

@@ -21,7 +21,8 @@ cdef class Link:
 
     def attach(self, device):
         """The device's number and the descriptors of its files, which the pool keeps open."""
-        cdef optional[uint32_t] added = self.core.pool.devices().add(name_key(device, "device"))
+        cdef bytes key = name_key(device, "device")
+        cdef optional[uint32_t] added = self.core.pool.devices().add(view_of(key))
         cdef PeerFiles files
         cdef Error error
         if not added.has_value():

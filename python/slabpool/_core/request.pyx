@@ -15,7 +15,7 @@ from libcpp.vector cimport vector
 from slabpool._core.array cimport new_array, new_copy, new_full
 from slabpool._core.core cimport (
     NO_REQUEST, ack_answer, caller, check_here, deadline_of, failed, find_room, located, location, name_key, next_slice,
-    only_made_by, state_of,
+    only_made_by, state_of, text_of,
 )
 from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_observe cimport RequestInfo
@@ -558,7 +558,7 @@ cdef object _ack_after(Request self, object device, object stream):
             return ack_answer(<int>acked.result)
         hooks.messages.unknown_device(device, self)
     hooks.messages.stream_failed(StatusCode(<int>acked.status), stream,
-                                 error.text.decode("utf-8", "replace"))
+                                 text_of(error.text))
     failed(self.core, self, acked.status, 0, device)
 
 

@@ -8,18 +8,17 @@ called with the lock of its registry held. Invariant: nothing here keeps a `Pool
 
 cimport cython
 cimport numpy as cnp
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint32_t, uint64_t
 from libcpp.optional cimport make_optional
 from libcpp.vector cimport vector
 
 from slabpool._core.array cimport own, parse_shape, wrap, wrap_strided
-from slabpool._core.core cimport Core, Shape, check_here, failed, located, name_key
+from slabpool._core.core cimport Core, Shape, check_here, failed, located, name_key, view_of
 from slabpool._core.cpp_block cimport Block, byte
 from slabpool._core.cpp_observe cimport RequestInfo
 from slabpool._core.cpp_pool cimport Kept as CppKept
 from slabpool._core.cpp_pool cimport KeepSpec
-from slabpool._core.cpp_request cimport Handle, SourceLocation, handle_span, string_view
+from slabpool._core.cpp_request cimport Handle, SourceLocation, handle_span
 from slabpool._core.cpp_status cimport Status
 from slabpool._core.pool cimport Pool
 from slabpool._core.request cimport Request
@@ -33,10 +32,6 @@ from slabpool.errors import InvalidArgumentError, InvalidTypeError, RequestClose
 cnp.import_array()
 
 cdef uint64_t NO_LIMIT = 1 << 62
-
-
-cdef string_view _view(bytes key):
-    return string_view(PyBytes_AS_STRING(key), <size_t>PyBytes_GET_SIZE(key))
 
 
 cdef SourceLocation _where(Core core, tuple where) except *:
@@ -199,7 +194,7 @@ cdef class Shelf:
             block = (<GrowableTensor>tensor).growth.block
         else:
             block = self.core.pool.find(cnp.PyArray_DATA(<cnp.ndarray>tensor))
-        spec.id = _view(key)
+        spec.id = view_of(key)
         spec.block = block
         spec.from_ = self.core.pool.owner_of(block[0])
         spec.session = self.handle
@@ -266,7 +261,7 @@ def open_shelf(Pool pool not None, session_id, budget, tuple where):
     cdef Handle handle
     cdef Shelf shelf = Shelf.__new__(Shelf)  # first: once the session is open, nothing may fail before it has an owner
     cdef Status status = pool.core.pool.open_session(
-        _view(key), NO_LIMIT if budget is None else budget, _where(pool.core, where), handle)
+        view_of(key), NO_LIMIT if budget is None else budget, _where(pool.core, where), handle)
     if status == Status.too_many_requests:
         return None
     if status != Status.ok:

@@ -16,7 +16,7 @@ from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 
 from slabpool._core.array cimport wrap_strided
-from slabpool._core.core cimport MAX_DIMS, Shape, ack_answer, failed, is_shared, only_made_by, refer, shared_id
+from slabpool._core.core cimport MAX_DIMS, Shape, ack_answer, failed, is_shared, only_made_by, refer, shared_id, text_of
 from slabpool._core.cpp_block cimport byte
 from slabpool._core.cpp_dlpack cimport kCuda
 from slabpool._core.cpp_request cimport AckResult

@@ -26,6 +26,6 @@ def plain_name(name: Any) -> Any:
         return str.__str__(name)
     if isinstance(name, int):
         return int.__int__(name)
-    if isinstance(name, np.integer):
+    if isinstance(name, np.integer) and name.dtype.kind in "iu":  # np.timedelta64 is a subclass
         return operator.index(name)
     return bytes(memoryview(name)) if isinstance(name, bytes) else name

@@ -37,7 +37,7 @@ def parse_options(
     numa_node: object,
 ) -> Options:
     """Raises InvalidArgumentError or InvalidTypeError, which name the value and what is allowed."""
-    debug, events, numa_node = plain_name(debug), plain_name(events), plain_name(numa_node)
+    name, debug, events, numa_node = map(plain_name, (name, debug, events, numa_node))
     size = parse_size(capacity, "capacity", least=16384, most=1 << 42)
     kind = parse_memory(memory)
     if str(kind) != "host" and (huge_pages or numa_node is not None):

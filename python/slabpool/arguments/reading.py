@@ -7,6 +7,7 @@ of its own. No input makes them raise another exception, or work for longer than
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from typing import Any
@@ -17,6 +18,8 @@ DIGITS = 20  # of a whole number; 64 bits need no more
 # Compiled when they are used first, and then kept by `re`.
 _DECIMAL = r"[0-9]{1,20}(?:\.[0-9]{1,20})?|\.[0-9]{1,20}"
 _MANY_DIGITS = "[0-9]{21}"  # more than DIGITS
+# Digits of an int that is a name: names.MOST_BITS bits.
+DIGITS_OF_NAMES = 617
 _STRING = r'(?s)"[^"\\]*(?:\\.[^"\\]*)*"'
 _BRACKET = r"[\[\](){}]"
 
@@ -68,10 +71,10 @@ def check_depth(text: str, deepest: int) -> None:
             raise UnreadableError(f"nested too deeply, more than {deepest} levels")
 
 
-def read_json(data: str | bytes, *, longest: int, deepest: int) -> Any:
+def read_json(data: str | bytes, *, longest: int, deepest: int, digits: int = DIGITS) -> Any:
     """A JSON value of at most `longest` characters (of bytes: in UTF-8) and `deepest` levels.
 
-    Numbers have at most `DIGITS` digits if they are whole, and are finite otherwise.
+    Numbers have at most `digits` (at least `DIGITS`) digits if they are whole, and are finite otherwise.
 
     Examples
     --------
@@ -87,7 +90,7 @@ def read_json(data: str | bytes, *, longest: int, deepest: int) -> Any:
         text = data if isinstance(data, str) else data.decode()
         check_depth(text, deepest)
         # A function of Python's for each number is slow, and a trace may have thousands in a row.
-        whole = _whole_in_json if re.search(_MANY_DIGITS, text) else None
+        whole = functools.partial(_whole_in_json, digits) if re.search(_MANY_DIGITS, text) else None
         return json.loads(text, parse_int=whole, parse_float=_float_in_json, parse_constant=_no_constant)
     except UnreadableError:
         raise
@@ -99,9 +102,9 @@ def read_json(data: str | bytes, *, longest: int, deepest: int) -> Any:
         raise UnreadableError("nested too deeply") from None
 
 
-def _whole_in_json(text: str) -> int:
-    if len(text) > DIGITS:
-        raise UnreadableError(f"a number has more than {DIGITS} digits: {short(text)}")
+def _whole_in_json(digits: int, text: str) -> int:
+    if len(text.lstrip("-")) > digits:
+        raise UnreadableError(f"a number has more than {digits} digits: {short(text)}")
     return int(text)
 
 

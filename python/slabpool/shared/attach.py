@@ -18,8 +18,8 @@ import time
 from typing import TYPE_CHECKING
 
 from slabpool._core.shared import Peer, new_peer
-from slabpool.arguments.names import plain_name
-from slabpool.arguments.texts import show_typed
+from slabpool.arguments.names import MOST_BITS, plain_name
+from slabpool.arguments.texts import show, show_typed
 from slabpool.errors import (
     AttachError,
     DeviceAttachedError,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from slabpool._core.shared import Maps
 
 _PATIENCE = 30.0  # seconds that a live owner may take to answer
+_LONGEST = 1e9  # seconds of a timeout; beyond 292 years the system's calls refuse it
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
 
 
@@ -131,9 +132,11 @@ def attach(name: str, device: str | int, *, timeout: float | None = None) -> Pee
     """
     if not isinstance(name, str):
         raise InvalidTypeError(f"name must be a str, got {show_typed(name)}")
-    device = plain_name(device)
+    name, device = plain_name(name), plain_name(device)
     if not isinstance(device, (str, int)) or isinstance(device, bool):
         raise InvalidTypeError(f"device must be a str or an int, got {show_typed(device)}")
+    if isinstance(device, int) and device.bit_length() > MOST_BITS:
+        raise InvalidArgumentError(f"device must be an int of at most {MOST_BITS} bits, got {show(device)}")
     deadline = time.monotonic() + _seconds(timeout)
     pause = 0.001
     while True:
@@ -151,11 +154,12 @@ def attach(name: str, device: str | int, *, timeout: float | None = None) -> Pee
 def _seconds(timeout: object) -> float:
     if timeout is None:
         return 0.0
+    timeout = plain_name(timeout)
     if not isinstance(timeout, (int, float)):
-        raise InvalidTypeError(f"timeout must be seconds or None, got {timeout!r}")
-    if not timeout >= 0 or math.isinf(timeout):
-        raise InvalidArgumentError(f"timeout must be seconds from 0 on, or None; got {timeout!r}")
-    return float(timeout)
+        raise InvalidTypeError(f"timeout must be seconds or None, got {show(timeout)}")
+    if not timeout >= 0 or timeout == math.inf:
+        raise InvalidArgumentError(f"timeout must be seconds from 0 on, or None; got {show(timeout)}")
+    return float(min(timeout, _LONGEST))
 
 
 def _attach(name: str, device: str | int, deadline: float | None) -> Peer:

@@ -262,6 +262,21 @@ class Claim:
         forks.release(self._lock)
 
 
+def _connect(connection: socket.socket, path: str, timeout: float) -> None:
+    """Connects; raises BlockingIOError if the queue of connections stays full."""
+    deadline = time.monotonic() + timeout
+    pause = 0.001
+    while True:
+        try:
+            connection.connect(path)
+            return
+        except BlockingIOError:  # at once, whatever the socket's timeout
+            if time.monotonic() + pause >= deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
 def connect(name: str, timeout: float = _ANSWER) -> socket.socket:
     """A connection to the owner of a name; its calls time out after so many seconds.
 
@@ -280,7 +295,7 @@ def connect(name: str, timeout: float = _ANSWER) -> socket.socket:
         try:
             connection.settimeout(timeout)
             with _short(path) as short:
-                connection.connect(short)
+                _connect(connection, short, timeout)
             _, uid = credentials(connection)
             if uid != os.geteuid():
                 raise AttachError(

@@ -12,7 +12,7 @@ import os
 import socket
 from typing import Any
 
-from slabpool.arguments.reading import UnreadableError, read_json
+from slabpool.arguments.reading import DIGITS_OF_NAMES, UnreadableError, read_json
 from slabpool.errors import InvalidArgumentError
 
 VERSION = 1
@@ -53,7 +53,7 @@ def receive_alone(connection: socket.socket) -> dict[str, Any] | None:
 def _parsed(data: bytes, flags: int) -> dict[str, Any] | None:
     if data and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         with contextlib.suppress(UnreadableError):
-            message = read_json(data, longest=_LARGEST, deepest=4)
+            message = read_json(data, longest=_LARGEST, deepest=4, digits=DIGITS_OF_NAMES)
             if isinstance(message, dict):
                 return message
     return None
