@@ -37,5 +37,5 @@ python_coverage() {
   step "lines of python/ that the tests run, and which they do not (Cython is not counted, nor are other processes)"
   local coverage=$work/tests/bin/coverage
   (cd "$work" && "$coverage" combine -q --keep --rcfile="$src/pyproject.toml" .coverage.*)
-  (cd "$work" && "$coverage" report --rcfile="$src/pyproject.toml" --skip-covered --show-missing)
+  (cd "$work" && "$coverage" report --rcfile="$src/pyproject.toml" --skip-covered --show-missing --fail-under 80)
 }
