@@ -10,6 +10,6 @@ stage_integrations() {
   "$bin/pip" install -q --no-deps 'cuda-core==1.2.*' 'cuda-bindings==12.9.*' cuda-pathfinder 'numba-cuda==0.30.*' \
     'cupy-cuda12x==14.2.*' fastrlock
   "$bin/pip" install -q 'numba==0.68.*'
-  PATH=$bin:$PATH COVERAGE_FILE=$work/.coverage.integrations "$bin/pytest" -q --no-header -p no:cacheprovider \
-    --cov --cov-report= tests/integrations
+  PATH=$bin:$PATH COVERAGE_FILE=$work/.coverage-integrations "$bin/pytest" -q --no-header -p no:cacheprovider \
+    --cov --cov-report=term-missing:skip-covered tests/integrations
 }

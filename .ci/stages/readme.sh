@@ -25,17 +25,9 @@ stage_readme() {
   step "the README's test command (all of the suite but tests/integrations, which has a stage of its own)"
   local command
   command=$(readme_command "pip install '\.\[test\]' && pytest")
-  # With pytest-cov beside it, which counts the lines of python/ that run in the tests' own process.
-  SLABPOOL_TESTS_FAULTS=1000 PYTEST_ADDOPTS="--ignore=tests/integrations --cov --cov-report=" \
-    COVERAGE_FILE=$work/.coverage.readme in_fresh_venv tests "pip install -q pytest-cov && $command" |
+  # With pytest-cov beside it, which names the lines of python/ that no test ran in the tests' own process. Cython and
+  # other processes are not counted.
+  SLABPOOL_TESTS_FAULTS=1000 PYTEST_ADDOPTS="--ignore=tests/integrations --cov --cov-report=term-missing:skip-covered" \
+    COVERAGE_FILE=$work/.coverage in_fresh_venv tests "pip install -q pytest-cov && $command" |
     tee "$work/readme.log"
-  python_coverage
-}
-
-# Of the suite and, if they ran before, of the integrations.
-python_coverage() {
-  step "lines of python/ that the tests run, and which they do not (Cython is not counted, nor are other processes)"
-  local coverage=$work/tests/bin/coverage
-  (cd "$work" && "$coverage" combine -q --keep --rcfile="$src/pyproject.toml" .coverage.*)
-  (cd "$work" && "$coverage" report --rcfile="$src/pyproject.toml" --skip-covered --show-missing --fail-under 80)
 }

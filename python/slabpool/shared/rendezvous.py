@@ -59,15 +59,24 @@ def directory() -> Path:
     return Path(tempfile.gettempdir(), f"slabpool-{os.geteuid()}")
 
 
-@contextlib.contextmanager
-def _translated(what: str, place: Path | None = None) -> Iterator[None]:
-    """Raises `SystemRefusedError` for an error of the system, about `place` if the error names no file."""
-    try:
-        yield
-    except SlabpoolError:
-        raise
-    except OSError as error:
-        raise system_refused(what, error.errno or errno.EIO, error.filename or place) from error
+class _translated:
+    """Raises `SystemRefusedError` for an error of the system, about `place` if the error names no file.
+
+    Not a generator: Python 3.13 keeps the frames of one that raises, and with them a pool that could not be
+    made, until the garbage collector runs.
+    """
+
+    def __init__(self, what: str, place: Path | None = None) -> None:
+        self._what = what
+        self._place = place
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and not isinstance(error, SlabpoolError):
+            place = error.filename or self._place
+            raise system_refused(self._what, error.errno or errno.EIO, place) from error
 
 
 def _trusted(path: Path, kind: type[AttachError | SystemRefusedError]) -> None:
