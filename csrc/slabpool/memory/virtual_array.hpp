@@ -84,7 +84,7 @@ class VirtualArray {
   }
 
  private:
-  // A multiple of every page size that kPageSize admits, and 1 % of the limit that a small container has.
+  // A multiple of every system page up to kMostSystemPage, and 1 % of the limit that a small container has.
   static constexpr std::size_t kChunkBytes = std::size_t{64} << 10;
   static constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, Linux 5.14
 

@@ -101,7 +101,7 @@ Sources host_sources(const PoolOptions& options, std::uint64_t reserve, Error& e
 }
 
 bool valid(const PoolOptions& options) noexcept {
-  if (options.capacity < kPageSize || options.capacity > kMostReserve / 4) return false;
+  if (options.capacity < kMostSystemPage || options.capacity > kMostReserve / 4) return false;
   if (options.memory == MemoryKind::shared) return false;  // host memory with `shared`
   if (options.shared && options.memory != MemoryKind::host && options.memory != MemoryKind::device)
     return false;

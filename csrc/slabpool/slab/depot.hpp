@@ -9,8 +9,11 @@
 // Invariants:
 //   pages in use (by slabs, tensors and thread caches) + reserved pages (see reserve.hpp) <= capacity
 //   committed <= capacity,  committed <= peak_committed
-//   a slab is on partial_[size_class]  <=>  free_blocks != 0
+//   a slab is on partial_[size_class] or hollow_[size_class]  <=>  free_blocks != 0;  on hollow_  <=>  front_has_hole
+//   front_has_hole  <=>  the first block of free_list lies on a hole
 //   empty_[c] != null  =>  it is on partial_[c] and free_blocks = count
+//   solid_free_ = sum over the slabs of pages that are free and no holes;  solid_free_in_[c]: of the slabs of class c
+//   slab_bytes_used_ = sum of bytes of the blocks of slabs that are in use
 //   arrays_made_[c] = number of slabs of class c + arrays_[c].size()
 #pragma once
 
@@ -22,6 +25,7 @@
 #include "slabpool/slab/page_heap.hpp"
 #include "slabpool/slab/reserve.hpp"
 #include "slabpool/slab/size_class.hpp"
+#include "slabpool/slab/slab_pages.hpp"
 
 namespace slabpool {
 
@@ -103,17 +107,32 @@ class Depot {
 
  private:
   const char* verify_locked() const noexcept;
+  const char* verify_slab(const Span& slab) const noexcept;
   void assert_figures() const noexcept;
   // Makes sure that arrays_ has a block array for one slab more. Throws std::bad_alloc.
   void ready_array(unsigned size_class);
   Block* carve_block(Span* slab) noexcept;
+  void relist(Span* slab, bool was_free) noexcept;
+  void count_solid_free(const Span* slab, std::int64_t pages) noexcept;
+  SlabPages::Run pages_of(const Span* slab, const Block* block) const noexcept;
+  std::uint64_t whole_granules(std::uint64_t pages) const noexcept {
+    return (pages + slab_granule_ - 1) & ~(slab_granule_ - 1);
+  }
+  Block* next_uncarved(Span* slab) noexcept;
+  // Holes (depot_holes.cpp).
+  bool punch_all(Span* slab) noexcept;
+  void sort_free_list(Span* slab) noexcept;
+  std::uint64_t hollow(Span* slab, std::uint64_t want) noexcept;
+  std::uint64_t hollow_slabs(std::uint64_t want, const Span* keep = nullptr) noexcept;
+  bool fill_front(Span* slab, Effort effort, bool& refused) noexcept;
+  bool make_room(std::uint64_t pages, std::uint64_t own, Effort effort,
+                 const Span* keep = nullptr) noexcept;
   Span* new_slab(unsigned size_class, Effort effort, bool& refused);
   // `own`: reserved pages that this allocation draws, which therefore count as room for it.
   PageHeap::Result take_pages(std::uint64_t pages, std::uint64_t align_pages, Effort effort,
                               std::uint64_t own = 0);
   bool has_room(std::uint64_t pages, std::uint64_t own) const noexcept;
   std::uint64_t commit_limit(std::uint64_t pages, Effort effort) noexcept;
-  bool may_pass_commit_limit(Effort effort) const noexcept;
   void give_one(Block* block) noexcept;
   void drop_slab(Span* slab) noexcept;
   void drop_empty_slabs() noexcept;
@@ -134,6 +153,10 @@ class Depot {
   std::uint64_t soft_limit_pages_;
   SlabShape shapes_[kSlabClasses];  // of a slab of each class in a pool of this capacity
   SpanList partial_[kSlabClasses];  // slabs with free blocks
+  SpanList hollow_[kSlabClasses];   // slabs with free blocks that all lie on holes
+  std::uint64_t solid_free_ = 0;
+  std::uint64_t solid_free_in_[kSlabClasses] = {};
+  std::uint64_t slab_bytes_used_ = 0;
   Span* empty_[kSlabClasses] = {};  // the one slab of a class that is kept with all its blocks free
   std::vector<Block*> arrays_[kSlabClasses];  // block arrays of freed slabs, for use by new ones
   std::size_t arrays_made_[kSlabClasses] = {};
@@ -141,6 +164,7 @@ class Depot {
   std::atomic<std::uint64_t> committed_{0};
   std::atomic<std::uint64_t> peak_committed_{0};
   const bool verify_each_;
+  const std::uint64_t slab_granule_;  // pages that a slab starts at and ends at a multiple of
 };
 
 inline void Depot::assert_figures() const noexcept {

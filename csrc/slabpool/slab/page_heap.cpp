@@ -228,6 +228,7 @@ PageHeap::Result PageHeap::commit_more(std::uint64_t pages, std::uint64_t align_
 void PageHeap::free(Span* span) noexcept {
   SLABPOOL_ASSERT(span->kind == SpanKind::slab || span->kind == SpanKind::large, "a span is freed once",
                   span->kind, span->first_page);
+  SLABPOOL_ASSERT(span->holes == 0, "a slab with holes is freed by free_hollow()", span->holes);
   span->kind = SpanKind::committed_free;
   span->zero = false;
   make_free(span);
@@ -339,6 +340,10 @@ const char* PageHeap::verify() const noexcept {
         ((span->first_page | span->pages) & (granule_ - 1)) != 0)
       return "a granule is committed in part";
     if (span->kind != SpanKind::uncommitted_free) committed += span->pages;
+    if (span->kind == SpanKind::slab) {
+      if (span->holes > span->pages) return "a slab has more holes than pages";
+      committed -= span->holes;
+    }
     if (span->kind == SpanKind::committed_free) cached += span->pages;
     if (span->kind == SpanKind::quarantined) {
       committed -= span->pages - span->committed;

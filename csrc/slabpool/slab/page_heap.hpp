@@ -21,7 +21,9 @@
 //   ranges (arena, growing):                          drawn <= sound <= committed <= pages, and first_page + committed
 //                                                     and first_page + sound are multiples of granule_ or the end of
 //                                                     the span; pages from sound to committed are undefined
-//   committed_ = sum of pages (of ranges and quarantined spans: committed) over all spans that are not uncommitted_free
+//   A slab may have holes (page_heap_holes.cpp):       holes <= pages
+//   committed_ = sum of pages (of slabs: pages - holes; of ranges and quarantined spans: committed) over all spans that are
+//                not uncommitted_free
 //   cached_    = sum of pages over committed_free, and of committed over quarantined spans
 //   A quarantined span is on quarantined_ or on retried_; its first `committed` pages end like a range's.
 //   quarantined_pages_ = sum of committed over quarantined spans
@@ -59,9 +61,11 @@ enum class SpanKind : std::uint8_t {
 
 struct Arena;
 struct Reserve;
+struct SlabPages;
 
 // Invariants of a slab:
 //   carved <= count,  free_blocks = count - carved + length of free_list,  count * class_size(size_class) <= bytes
+//   holes != 0  =>  carved = count
 struct Span {
   Block large;  // the block of a span that is one tensor
   std::uint64_t first_page = 0;
@@ -78,6 +82,9 @@ struct Span {
   std::uint32_t free_blocks = 0;  // including those that are not carved yet
   Block* blocks = nullptr;
   Block* free_list = nullptr;
+  std::uint32_t holes = 0;  // pages that went back to the system; which ones is in `page_states`
+  SlabPages* page_states = nullptr;
+  bool front_has_hole = false;  // the first block of free_list lies on a hole
 
   // Of a range (an arena, or a tensor that grows): the first `committed` pages are committed, and the first `drawn` of
   // those count as in use. Only the first `sound` of them are usable: a refused call left the others undefined, and
@@ -199,6 +206,17 @@ class PageHeap {
   bool grow(Span* growing, std::uint64_t pages, std::uint64_t commit_limit) noexcept;
   void free_growing(Span* growing) noexcept;
 
+  // Holes in slabs (page_heap_holes.cpp), where the memory has them. Pages [first, first + pages) are pages of the slab in
+  // whole granules.
+  // False, and nothing has changed but the bytes: the system refused.
+  bool punch(Span* slab, std::uint64_t first, std::uint64_t pages) noexcept;
+  // False, and nothing has changed: the limit or the system refuses; system_refused() says which.
+  bool fill(Span* slab, std::uint64_t first, std::uint64_t pages, std::uint64_t commit_limit) noexcept;
+  // Frees a slab of which every page is a hole.
+  void free_hollow(Span* slab) noexcept;
+  bool has_holes() const noexcept { return memory_.has_holes(); }
+  bool commits_zero() const noexcept { return memory_.commits_zero(); }
+
   // Returns at least `pages` unused pages to the system if it can, but none of `keep`: cached pages first, then
   // committed pages that tensors have not grown into. The result is the number of pages.
   std::uint64_t decommit(std::uint64_t pages, const Span* keep = nullptr) noexcept;
@@ -213,6 +231,7 @@ class PageHeap {
   std::uint64_t granule_up(std::uint64_t page) const noexcept {
     return (page + granule_ - 1) & ~(granule_ - 1);
   }
+  std::uint64_t granule_down(std::uint64_t page) const noexcept { return page & ~(granule_ - 1); }
   std::uint64_t total_pages() const noexcept { return map_.size() - 2; }
   std::uint64_t committed_pages() const noexcept { return committed_; }
   std::uint64_t granule_pages() const noexcept { return granule_; }
@@ -243,7 +262,7 @@ class PageHeap {
  private:
   // Fewest pages (1 MiB) returned to the system at a time when an allocation needs room: with fewer, each tensor would
   // repeat the system call.
-  static constexpr std::uint64_t kDecommitStep = 64;
+  static constexpr std::uint64_t kDecommitStep = 256;
   // Spans that one decommit() tries after the system refused the first one. Bounded, so that refusing takes constant time.
   static constexpr int kRefusals = 4;
 
@@ -266,7 +285,6 @@ class PageHeap {
   // Check the invariants of the figures, and of one range.
   void assert_figures() const noexcept;
   void assert_range(const Span* range) const noexcept;
-  std::uint64_t granule_down(std::uint64_t page) const noexcept { return page & ~(granule_ - 1); }
   // Commit or decommit whole granules and update committed_. A refusal is undone if possible; undefined pages all count as
   // committed. `counted` of the pages to commit are undefined, so they count already.
   PageState commit(std::uint64_t first, std::uint64_t pages, std::uint64_t counted = 0) noexcept;

@@ -135,7 +135,7 @@ TEST_F(ReserveTest, BlocksAreApartAlignedAndFoundByAddress) {
 }
 
 TEST_F(ReserveTest, StepsThatGrowDoNotUseItUp) {
-  const ReserveRef reserve = promise(20);
+  const ReserveRef reserve = promise(80);
   Block* first = cut(reserve, 1000);
   for (std::uint64_t bytes = 64; bytes <= 100'000; bytes += 64) {
     Block* one = cut(reserve, bytes);
@@ -144,9 +144,9 @@ TEST_F(ReserveTest, StepsThatGrowDoNotUseItUp) {
     give(one);
     give(two);
   }
-  Block* large = span(19 << kPageBits, reserve);
+  Block* large = span(79 << kPageBits, reserve);
   ASSERT_NE(large, nullptr) << "all but the page of the first";
-  EXPECT_EQ(large->span->reserve_pages, 19U);
+  EXPECT_EQ(large->span->reserve_pages, 79U);
   give(large);
   give(first);
   depot.close_reserve(reserve);
