@@ -59,6 +59,7 @@ Allocation Pool::take_shared(const Plan& plan, ReserveRef reserve, bool exact) {
       return {block, Status::ok};
     }
   }
+  caches_.settle_if_due();
   const auto batch =
       static_cast<std::uint32_t>(std::clamp<std::uint64_t>(kBatchBytes / plan.need, 1, kBatchBlocks));
   for (const Depot::Effort effort : {Depot::Effort::soft, Depot::Effort::hard}) {

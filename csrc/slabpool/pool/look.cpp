@@ -13,6 +13,7 @@ namespace slabpool {
 
 Stats Pool::stats() noexcept {
   collect_acks();
+  caches_.settle_if_due();
   const CacheSet::Sums sums = caches_.sums();
   const auto count = [&](Count what) { return sums.counts[static_cast<unsigned>(what)]; };
   // After the sums: bytes counted as live were committed before.

@@ -8,6 +8,8 @@ namespace slabpool {
 namespace {
 
 constexpr std::uint64_t kGrowStep = 512;  // pages, 2 MiB: one huge page
+// Pages (64 MiB) that settle() returns under one entry of the mutex: other threads wait for some milliseconds.
+constexpr std::uint64_t kSettleStep = 16384;
 
 std::uint64_t grow_step(std::uint64_t capacity) {
   return std::clamp<std::uint64_t>((capacity >> kPageBits) / 64, 1, kGrowStep);
@@ -19,7 +21,8 @@ Depot::Depot(MemoryResource& memory, std::uint64_t capacity, bool verify)
     : capacity_(capacity),
       pages_(memory, grow_step(capacity)),
       reserves_(pages_, capacity >> kPageBits),
-      soft_limit_pages_(std::max<std::uint64_t>(capacity >> kPageBits >> 5, grow_step(capacity))),
+      least_soft_limit_(std::max<std::uint64_t>(capacity >> kPageBits >> 5, grow_step(capacity))),
+      soft_limit_pages_(least_soft_limit_),
       verify_each_(verify),
       slab_granule_(memory.has_holes() ? pages_.granule_pages() : 1) {
   for (unsigned c = 0; c < kSlabClasses; ++c) {
@@ -77,13 +80,21 @@ bool Depot::has_room(std::uint64_t pages, std::uint64_t own) const noexcept {
   return pages_.in_use_pages() + pages + reserves_.reserved_pages() - own <= capacity_ >> kPageBits;
 }
 
+// Pages that blocks lie on, also those that thread caches keep.
+std::uint64_t Depot::used_pages() const noexcept {
+  return pages_.in_use_pages() - (pages_.has_holes() ? solid_free_ : 0);
+}
+
+// A twelfth above what is used: that bounds both the waste and how often the caches are collected.
+std::uint64_t Depot::soft_limit_for(std::uint64_t used) const noexcept {
+  return std::max(least_soft_limit_, used + used / 12) + pages_.idle_pages();
+}
+
 // The most pages that may be committed, where `pages` more come into use.
 std::uint64_t Depot::commit_limit(std::uint64_t pages, Effort effort) noexcept {
   if (effort == Effort::hard) {
-    // The thread caches are empty now, so these pages are really in use. The new limit is a sixth higher, which bounds
-    // both the waste and how often the caches are collected.
-    const std::uint64_t now = pages_.in_use_pages() + pages;
-    soft_limit_pages_ = std::max(soft_limit_pages_, now + pages_.idle_pages() + now / 6);
+    // The thread caches are empty now, so these pages are really in use.
+    soft_limit_pages_ = soft_limit_for(used_pages() + pages);
   }
   return std::min(capacity_ >> kPageBits, pages_.granule_up(soft_limit_pages_));
 }
@@ -376,6 +387,22 @@ void Depot::close_reserve(ReserveRef reserve) noexcept {
   reserves_.close(reserve);
   publish();
   SLABPOOL_VERIFY(false, verify_locked());
+}
+
+void Depot::settle(std::uint64_t more) noexcept {
+  for (;;) {
+    const std::lock_guard lock(mutex_);
+    const std::uint64_t target = used_pages() + pages_for(more);
+    soft_limit_pages_ = soft_limit_for(target);
+    const std::uint64_t most = target + target / 32 + pages_.arena_idle_pages();
+    if (pages_.committed_pages() <= most) return;
+    const Publishing after(*this);
+    drop_empty_slabs();
+    const std::uint64_t excess = std::min(pages_.committed_pages() - most, kSettleStep);
+    std::uint64_t done = pages_.decommit(std::min(excess, pages_.unused_pages()));
+    if (done < excess) done += hollow_slabs(excess - done);
+    if (done == 0) return;
+  }
 }
 
 std::uint64_t Depot::trim() noexcept {

@@ -4,7 +4,8 @@
 // could not serve. It is the last in the lock order: with it held, only the memory resource is called.
 //
 // A soft limit keeps the committed pages near the pages in use: before an allocation exceeds it, the caller collects
-// the free blocks in the threads' caches.
+// the free blocks in the threads' caches. It follows the use down as well as up: what was not used for two windows of time
+// goes back to the system (settle()).
 //
 // Invariants:
 //   pages in use (by slabs, tensors and thread caches) + reserved pages (see reserve.hpp) <= capacity
@@ -67,6 +68,10 @@ class Depot {
   void close_reserve(ReserveRef reserve) noexcept;
   // Bytes promised to requests and not drawn yet. Lock-free.
   std::uint64_t reserved_bytes() const noexcept { return reserves_.reserved_pages() << kPageBits; }
+
+  // Returns to the system what is committed beyond what is in use now and `more` bytes, which were in use a short while
+  // ago. CacheSet::settle() calls it once a window of time.
+  void settle(std::uint64_t more) noexcept;
 
   // Returns all cached pages to the system, and frees what it keeps for pages that are not committed; the result is in
   // bytes.
@@ -133,6 +138,8 @@ class Depot {
                               std::uint64_t own = 0);
   bool has_room(std::uint64_t pages, std::uint64_t own) const noexcept;
   std::uint64_t commit_limit(std::uint64_t pages, Effort effort) noexcept;
+  std::uint64_t soft_limit_for(std::uint64_t used) const noexcept;
+  std::uint64_t used_pages() const noexcept;
   void give_one(Block* block) noexcept;
   void drop_slab(Span* slab) noexcept;
   void drop_empty_slabs() noexcept;
@@ -150,6 +157,7 @@ class Depot {
   const std::uint64_t capacity_;
   PageHeap pages_;
   Reserves reserves_;
+  const std::uint64_t least_soft_limit_;  // pages
   std::uint64_t soft_limit_pages_;
   SlabShape shapes_[kSlabClasses];  // of a slab of each class in a pool of this capacity
   SpanList partial_[kSlabClasses];  // slabs with free blocks
