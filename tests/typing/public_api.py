@@ -284,6 +284,8 @@ def read_stats(stats: slabpool.Stats) -> int:
         + stats.reserved
         + stats.quarantined
         + stats.file_bytes
+        + stats.fragmented
+        + stats.metadata
     )
 
 

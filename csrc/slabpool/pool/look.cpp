@@ -123,6 +123,9 @@ bool Pool::is_open(Handle handle) const noexcept { return table_.is_open(handle)
 bool Pool::cancelled(Handle handle) const noexcept { return table_.is_cancelled(handle); }
 std::vector<Corruption> Pool::corruptions() const { return guard_.found(); }
 Depot::Tagged Pool::tagged(std::uint8_t tag) const noexcept { return depot_.tagged(tag); }
+std::uint64_t Pool::metadata_bytes() const noexcept {
+  return depot_.metadata_bytes() + caches_.metadata_bytes() + table_.metadata_bytes();
+}
 const char* Pool::verify() noexcept { return depot_.verify(); }
 void Pool::add_wakeup(int fd) { waiters_.add_wakeup(fd); }
 void Pool::remove_wakeup(int fd) noexcept { waiters_.remove_wakeup(fd); }

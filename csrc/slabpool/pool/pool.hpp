@@ -229,6 +229,10 @@ class SLABPOOL_API Pool final : public AckSink {
   // refused to commit or to decommit it.
   std::uint64_t held_bytes() const noexcept { return memory_->held_bytes(); }
   std::uint64_t quarantined_bytes() const noexcept { return depot_.quarantined_bytes(); }
+  // The part of cached that no tensor of a page or more can have now.
+  std::uint64_t fragmented_bytes() const noexcept { return depot_.fragmented_bytes(); }
+  // Bytes of the pool's own records and tables, which are not part of committed.
+  std::uint64_t metadata_bytes() const noexcept;
   // Requests that are not over or whose bytes views retain, oldest first, at least `older_than_ns` old.
   std::vector<RequestInfo> requests(std::int64_t older_than_ns);
   std::vector<Event> events() const;

@@ -371,4 +371,12 @@ bool RequestTable::in_doubt(const RequestRecord& r, const HolderView& set,
   return silent;
 }
 
+std::uint64_t RequestTable::metadata_bytes() const noexcept {
+  const std::lock_guard lock(mutex_);
+  const std::uint64_t chunks = (slots_made_ + kChunk - 1) / kChunk;
+  return chunks * kChunk * sizeof(RequestRecord) + slots_.open_bytes() + more_.open_bytes() +
+         (free_slots_.capacity() + buckets_.capacity()) * sizeof(std::uint32_t) +
+         kMaxRequests / kChunk * sizeof(std::atomic<RequestRecord*>);
+}
+
 }  // namespace slabpool

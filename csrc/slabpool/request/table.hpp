@@ -183,6 +183,8 @@ class RequestTable {
   // some: a request is held. ending: none is held, but a thread is still giving blocks of one back.
   enum class Holds { none, ending, some };
   Holds holds();
+  // Bytes of records and tables.
+  std::uint64_t metadata_bytes() const noexcept;
   bool any_lease() const noexcept { return leased_.load(std::memory_order_relaxed) != 0; }
 
  private:

@@ -43,8 +43,16 @@ Depot::~Depot() {
   for (Block* blocks : all_arrays_) ::operator delete[](blocks, std::align_val_t{alignof(Block)});
 }
 
+void Depot::note_fragmented() noexcept {
+  const std::uint64_t usable = (solid_free_ << kPageBits) + slab_bytes_used_;
+  SLABPOOL_ASSERT(usable <= slab_pages_ << kPageBits, "blocks and free pages of slabs fit in their pages",
+                  usable, slab_pages_);
+  fragmented_.store((slab_pages_ << kPageBits) - usable, std::memory_order_relaxed);
+}
+
 void Depot::publish() noexcept {
   assert_figures();
+  note_fragmented();
   // Release pairs with figures(): a reader that sees blocks counted as live also sees their pages committed.
   peak_committed_.store(pages_.peak_committed_pages() << kPageBits, std::memory_order_release);
   committed_.store(pages_.committed_pages() << kPageBits, std::memory_order_release);
@@ -147,6 +155,7 @@ void Depot::ready_array(unsigned size_class) {
   for (std::uint32_t i = 0; i < count; ++i) new (&blocks[i]) Block();
   new (static_cast<void*>(blocks + count)) SlabPages();
   all_arrays_.push_back(blocks);
+  block_records_ += count * sizeof(Block) + sizeof(SlabPages);
   arrays_[size_class].push_back(blocks);
   arrays_made_[size_class] = made;
 }
@@ -180,6 +189,7 @@ Span* Depot::new_slab(unsigned size_class, Effort effort, bool& refused) {
   slab->page_states = new (static_cast<void*>(slab->blocks + shape.blocks)) SlabPages();
   slab->holes = 0;
   slab->front_has_hole = false;
+  slab_pages_ += slab->pages;
   count_solid_free(slab, static_cast<std::int64_t>(slab->pages));
   partial_[size_class].push(slab);
   return slab;
@@ -206,6 +216,7 @@ Depot::Taken Depot::take_blocks(unsigned size_class, std::uint32_t want, Effort 
     taken.chain = block;
     ++taken.count;
   }
+  note_fragmented();
   SLABPOOL_VERIFY(false, verify_locked());
   return taken;
 }
@@ -301,6 +312,7 @@ void Depot::drop_slab(Span* slab) noexcept {
   if (slab->holes != 0 && !punch_all(slab)) return;  // it stays as it is
   (slab->front_has_hole ? hollow_ : partial_)[slab->size_class].remove(slab);
   count_solid_free(slab, -static_cast<std::int64_t>(slab->pages - slab->holes));
+  slab_pages_ -= slab->pages - slab->holes;
   // Never allocates: ready_array() made room.
   arrays_[slab->size_class].push_back(slab->blocks);
   slab->blocks = slab->free_list = nullptr;

@@ -14,7 +14,8 @@
 //   front_has_hole  <=>  the first block of free_list lies on a hole
 //   empty_[c] != null  =>  it is on partial_[c] and free_blocks = count
 //   solid_free_ = sum over the slabs of pages that are free and no holes;  solid_free_in_[c]: of the slabs of class c
-//   slab_bytes_used_ = sum of bytes of the blocks of slabs that are in use
+//   slab_bytes_used_ = sum of bytes of the blocks of slabs that are in use;  slab_pages_ = sum of pages - holes of slabs
+//   solid_free_ * kPageSize + slab_bytes_used_ <= slab_pages_ * kPageSize;  the difference is fragmented
 //   arrays_made_[c] = number of slabs of class c + arrays_[c].size()
 #pragma once
 
@@ -89,6 +90,13 @@ class Depot {
   // Committed bytes that are out of use because the system refused a call on them. Lock-free.
   std::uint64_t quarantined_bytes() const noexcept { return pages_.quarantined_pages() << kPageBits; }
 
+  // Free bytes of slabs that make no whole page, and quarantined bytes: no tensor of a page or more can have them. Lock-free.
+  std::uint64_t fragmented_bytes() const noexcept {
+    return fragmented_.load(std::memory_order_relaxed) + quarantined_bytes();
+  }
+  // Bytes of the records of blocks, spans and promises, and of the page tables.
+  std::uint64_t metadata_bytes() const noexcept;
+
   std::uint64_t capacity() const noexcept { return capacity_; }
   // Bytes of a new slab of a size class.
   std::uint64_t slab_bytes(unsigned size_class) const noexcept {
@@ -119,6 +127,7 @@ class Depot {
   Block* carve_block(Span* slab) noexcept;
   void relist(Span* slab, bool was_free) noexcept;
   void count_solid_free(const Span* slab, std::int64_t pages) noexcept;
+  void note_fragmented() noexcept;
   SlabPages::Run pages_of(const Span* slab, const Block* block) const noexcept;
   std::uint64_t whole_granules(std::uint64_t pages) const noexcept {
     return (pages + slab_granule_ - 1) & ~(slab_granule_ - 1);
@@ -165,6 +174,9 @@ class Depot {
   std::uint64_t solid_free_ = 0;
   std::uint64_t solid_free_in_[kSlabClasses] = {};
   std::uint64_t slab_bytes_used_ = 0;
+  std::uint64_t slab_pages_ = 0;      // committed pages of slabs
+  std::uint64_t block_records_ = 0;   // bytes
+  std::atomic<std::uint64_t> fragmented_{0};  // relaxed: a figure for reports
   Span* empty_[kSlabClasses] = {};  // the one slab of a class that is kept with all its blocks free
   std::vector<Block*> arrays_[kSlabClasses];  // block arrays of freed slabs, for use by new ones
   std::size_t arrays_made_[kSlabClasses] = {};

@@ -103,6 +103,7 @@ std::uint64_t Depot::hollow(Span* slab, std::uint64_t want) noexcept {
     for (Block* block = slab->free_list; block != nullptr; block = block->next) block->zero = false;
   }
   if (done != 0) {
+    slab_pages_ -= done;
     count_solid_free(slab, -static_cast<std::int64_t>(done));
     sort_free_list(slab);
     relist(slab, true);
@@ -169,6 +170,7 @@ bool Depot::fill_front(Span* slab, Effort effort, bool& refused) noexcept {
     }
     states.set_holes(static_cast<std::uint32_t>(first - slab->first_page),
                      static_cast<std::uint32_t>(last - slab->first_page), false);
+    slab_pages_ += last - first;
     count_solid_free(slab, static_cast<std::int64_t>(last - first));
     page = end;
   }

@@ -46,6 +46,11 @@ Depot::Tagged Depot::tagged(std::uint8_t tag) const noexcept {
   return found;
 }
 
+std::uint64_t Depot::metadata_bytes() const noexcept {
+  const std::lock_guard lock(mutex_);
+  return block_records_ + pages_.metadata_bytes() + reserves_.metadata_bytes();
+}
+
 const char* Depot::verify() noexcept {
   const std::lock_guard lock(mutex_);
   return verify_locked();
@@ -88,6 +93,7 @@ const char* Depot::verify_locked() const noexcept {
   std::uint64_t with_free[kSlabClasses] = {};
   std::uint64_t solid_free[kSlabClasses] = {};
   std::uint64_t used = 0;
+  std::uint64_t pages = 0;
   const char* wrong = nullptr;
   pages_.each([&](const Span& span) {
     if (span.kind != SpanKind::slab || wrong != nullptr) return;
@@ -95,11 +101,13 @@ const char* Depot::verify_locked() const noexcept {
     const unsigned c = span.size_class;
     ++slabs[c];
     with_free[c] += span.free_blocks != 0 ? 1 : 0;
+    pages += span.pages - span.holes;
     used += std::uint64_t{span.count - span.free_blocks} * class_size(c);
     for (std::uint32_t page = 0; page < span.pages; ++page)
       solid_free[c] += span.page_states->is_solid_free(page) ? 1 : 0;
   });
   if (wrong != nullptr) return wrong;
+  if (pages != slab_pages_) return "pages of slabs do not add up";
   if (used != slab_bytes_used_) return "bytes of blocks in use in slabs do not add up";
   std::uint64_t all_solid_free = 0;
   for (unsigned c = 0; c < kSlabClasses; ++c) {

@@ -27,9 +27,8 @@ PageHeap::PageHeap(MemoryResource& memory, std::uint64_t grow_step)
 PageHeap::~PageHeap() = default;
 
 void PageHeap::add_spares() {
-  constexpr std::size_t kBatch = 64;
-  all_.push_back(std::make_unique<Span[]>(kBatch));
-  for (std::size_t i = 0; i < kBatch; ++i) retire(&all_.back()[i]);
+  all_.push_back(std::make_unique<Span[]>(kRecordBatch));
+  for (std::size_t i = 0; i < kRecordBatch; ++i) retire(&all_.back()[i]);
 }
 
 void PageHeap::open_tables(std::uint64_t first, std::uint64_t pages) {

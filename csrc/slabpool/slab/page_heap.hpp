@@ -250,6 +250,11 @@ class PageHeap {
     return memory_.base() + (span->first_page << kPageBits);
   }
 
+  // Bytes of records and tables.
+  std::uint64_t metadata_bytes() const noexcept {
+    return all_.size() * kRecordBatch * sizeof(Span) + map_.open_bytes() + starts_.open_bytes();
+  }
+
   // Every span, from the first page to the last.
   template <typename Visit>
   void each(Visit&& visit) const noexcept {
@@ -263,6 +268,7 @@ class PageHeap {
   // Fewest pages (1 MiB) returned to the system at a time when an allocation needs room: with fewer, each tensor would
   // repeat the system call.
   static constexpr std::uint64_t kDecommitStep = 256;
+  static constexpr std::size_t kRecordBatch = 64;
   // Spans that one decommit() tries after the system refused the first one. Bounded, so that refusing takes constant time.
   static constexpr int kRefusals = 4;
 

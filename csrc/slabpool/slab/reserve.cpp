@@ -77,9 +77,8 @@ void Reserves::close(ReserveRef ref) noexcept {
 // ---- small blocks
 
 void Reserves::add_records() {
-  constexpr std::size_t kBatch = 64;
-  all_blocks_.push_back(std::make_unique<Block[]>(kBatch));
-  for (std::size_t i = 0; i < kBatch; ++i) retire(&all_blocks_.back()[i]);
+  all_blocks_.push_back(std::make_unique<Block[]>(kRecordBatch));
+  for (std::size_t i = 0; i < kRecordBatch; ++i) retire(&all_blocks_.back()[i]);
 }
 
 void Reserves::retire(Block* block) noexcept {

@@ -89,9 +89,15 @@ class Reserves {
 
   // Promised and not drawn. Relaxed: decisions are made under the mutex.
   std::uint64_t reserved_pages() const noexcept { return reserved_.load(std::memory_order_relaxed); }
+  std::uint64_t metadata_bytes() const noexcept {
+    return all_.size() * sizeof(Reserve) + all_arenas_.size() * sizeof(Arena) +
+           all_blocks_.size() * kRecordBatch * sizeof(Block);
+  }
   const char* verify() const noexcept;
 
  private:
+  static constexpr std::size_t kRecordBatch = 64;
+
   static bool current(ReserveRef ref) noexcept {
     return ref.reserve != nullptr && ref.reserve->serial == ref.serial;
   }

@@ -149,6 +149,11 @@ class CacheSet {
       settle(now);
   }
 
+  std::uint64_t metadata_bytes() const noexcept {
+    const std::lock_guard lock(revokers_);
+    return sizeof(CacheSet) + caches_.size() * sizeof(ThreadCache);
+  }
+
   struct Sums {
     std::uint64_t counts[kCounts];
     std::int64_t live;

@@ -135,6 +135,8 @@ cdef extern from * namespace "slabpool" nogil:
         Stats stats()
         uint64_t held_bytes()
         uint64_t quarantined_bytes()
+        uint64_t fragmented_bytes()
+        uint64_t metadata_bytes()
         vector[RequestInfo] requests(int64_t older_than_ns) except +
         vector[Event] events() except +
         vector[Corruption] corruptions() except +

@@ -23,7 +23,8 @@ cdef object _stats_of(Core core):
         s.capacity, s.address_space, s.committed, s.live, s.retained, s.in_doubt, s.cached, s.reserved, s.peak_live,
         s.peak_committed, s.allocations, s.frees, s.requests_open, s.requests_draining, s.requests_in_doubt,
         s.acks, s.duplicate_acks, s.late_acks, s.stream_acks, s.exhaustions,
-        core.pool.quarantined_bytes(), core.pool.held_bytes()))
+        core.pool.quarantined_bytes(), core.pool.held_bytes(),
+        min(core.pool.fragmented_bytes(), s.cached), core.pool.metadata_bytes()))
 
 
 cdef list _records_of(Core core, Devices devices, object older_than):
