@@ -75,6 +75,7 @@ void RequestTable::free_slot(RequestRecord& r) noexcept {
   SLABPOOL_ASSERT(free_slots_.size() < free_slots_.capacity(), "freeing a slot never allocates",
                   free_slots_.size());
   r.generation.store(0, std::memory_order_release);
+  used_.erase(r.slot);
   free_slots_.push_back(r.slot);
 }
 
@@ -163,6 +164,7 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   }
   // Release: a reader of this generation sees the record as it was opened, and a peer the slot.
   r->generation.store(made.generation, std::memory_order_release);
+  used_.insert(made.slot);
   // Release: a reader of this nonce no longer finds the generation before it.
   slots_[r->slot].nonce.store(nonce(made.generation), std::memory_order_release);
   slots_[r->slot].generation.store(made.generation, std::memory_order_release);
@@ -337,6 +339,16 @@ bool RequestTable::has_ended(Handle handle) const noexcept {
   // Acquire pairs with retire(): the blocks are back.
   return now != (handle.generation | RequestRecord::kReleased) ||
          r->ended.load(std::memory_order_acquire) == handle.generation;
+}
+
+bool RequestTable::holds_any(HolderBit bit) noexcept {
+  const std::lock_guard lock(mutex_);
+  bool found = false;
+  (void)walk(0, 1, [&](const RequestRecord& r) {
+    found = holders(r.slot).holds(r.handle().generation, bit);
+    return found ? 1U : 0U;  // the first one ends the walk
+  });
+  return found;
 }
 
 RequestTable::Holds RequestTable::holds() {

@@ -1,0 +1,57 @@
+// A set of request slots that finds its members in order.
+//
+// One bit a slot, and one bit for each word that is not empty: finding the next member looks at no more than two words of
+// each kind and the words of the upper level (16), however many slots were members before. Not synchronised: the table's
+// mutex guards it.
+#pragma once
+
+#include <cstdint>
+
+#include "slabpool/request/slot.hpp"
+
+namespace slabpool {
+
+class SlotSet {
+ public:
+  static constexpr std::uint32_t kNone = kMaxRequests;
+
+  void insert(std::uint32_t slot) noexcept {
+    words_[slot / 64] |= bit(slot);
+    used_words_[slot / 4096] |= bit(slot / 64);
+  }
+  void erase(std::uint32_t slot) noexcept {
+    if ((words_[slot / 64] &= ~bit(slot)) == 0) used_words_[slot / 4096] &= ~bit(slot / 64);
+  }
+  // The first member from `slot` on; kNone: there is none.
+  std::uint32_t next(std::uint32_t slot) const noexcept {
+    if (slot >= kMaxRequests) return kNone;
+    if (const std::uint64_t here = words_[slot / 64] & from(slot)) return slot / 64 * 64 + lowest(here);
+    std::uint32_t word = slot / 64 + 1;
+    if (word == kWords) return kNone;
+    std::uint64_t used = used_words_[word / 64] & from(word);
+    for (std::uint32_t upper = word / 64;;) {
+      if (used != 0) {
+        word = upper * 64 + lowest(used);
+        return word * 64 + lowest(words_[word]);
+      }
+      if (++upper == kWords / 64) return kNone;
+      used = used_words_[upper];
+    }
+  }
+
+ private:
+  static constexpr std::uint32_t kWords = kMaxRequests / 64;
+  static constexpr std::uint64_t bit(std::uint32_t index) noexcept { return std::uint64_t{1} << index % 64; }
+  // The bits of a word from `index` on.
+  static constexpr std::uint64_t from(std::uint32_t index) noexcept {
+    return ~std::uint64_t{0} << index % 64;
+  }
+  static std::uint32_t lowest(std::uint64_t bits) noexcept {
+    return static_cast<std::uint32_t>(__builtin_ctzll(bits));
+  }
+
+  std::uint64_t words_[kWords]{};
+  std::uint64_t used_words_[kWords / 64]{};  // bit w: words_[w] is not 0
+};
+
+}  // namespace slabpool
