@@ -166,6 +166,44 @@ class RequestTable {
     });
   }
   static constexpr std::uint32_t kWalkBatch = 64;
+  // The requests that a refusal names, found in a time that does not grow with their number: the oldest, and the largest
+  // of those looked at. A call looks at the largest of the call before it, at those that took a block from the depot
+  // since and became larger than these, at the oldest, and at the next kNextLooked in order of their slots. So with up
+  // to kNextLooked requests they are the largest, and with n they are after n / kNextLooked calls, wherever blocks moved
+  // by the threads' caches alone.
+  static constexpr std::uint32_t kNotable = 5;
+  static constexpr std::uint32_t kNextLooked = 32;
+  static constexpr std::uint32_t kOldestLooked = 16;
+  struct Notable {
+    RequestRecord* oldest[kNotable];
+    RequestRecord* largest[kNotable];  // in order of their bytes
+    std::uint64_t bytes[kNotable];     // of `largest`
+    std::uint32_t oldest_count = 0;
+    std::uint32_t largest_count = 0;
+    std::uint32_t holders = 0;  // requests and kept tensors, of any size
+    std::uint32_t looked = 0;   // records looked at
+  };
+  // Calls f(notable) under the mutex; f may throw.
+  template <typename F>
+  void notable(F&& f) {
+    const std::lock_guard lock(mutex_);
+    f(find_notable());
+  }
+  // A request took a block from the depot: the next refusal may have to name it.
+  void note_grown(const RequestRecord& record) noexcept {
+    // Relaxed: hints for a report.
+    if (record.blocks.bytes() > large_from_.load(std::memory_order_relaxed))
+      grown_[record.slot % kGrown].store(record.slot + 1, std::memory_order_relaxed);
+  }
+  // Of what a session keeps: since when no request uses the session (ns), 0 while one does. False: the session is closed,
+  // or this is a request. Under the mutex.
+  bool session_idle_since(const RequestRecord& r, std::int64_t& since_ns) const noexcept {
+    if (!r.kept || r.parent == 0) return false;
+    const RequestRecord& session = *record(r.parent - 1);
+    since_ns = session.pins != 0 ? 0 : session.idle_since_ns;
+    return !session.host_left;
+  }
+
   // The same for one request, if it is not over or still retains bytes.
   template <typename F>
   void at(Handle handle, F&& f) {
@@ -200,6 +238,7 @@ class RequestTable {
   RequestRecord* live_record(Handle handle) const noexcept;  // null if the request is over
   RequestRecord* budget_of(Handle root) const noexcept;      // null once the budget was returned
   RequestRecord* new_slot();
+  Notable find_notable() noexcept;  // under mutex_
   static bool add_more(HolderSet set, std::uint64_t generation,
                        std::span<const std::uint32_t> devices) noexcept;
   void free_slot(RequestRecord& record) noexcept;  // under mutex_
@@ -234,6 +273,15 @@ class RequestTable {
   std::uint32_t slots_made_ = 0;
   std::vector<std::uint32_t> free_slots_;
   SlotSet used_;
+  RequestRecord* oldest_ = nullptr;  // of the records in use
+  RequestRecord* newest_ = nullptr;
+  std::uint32_t sessions_ = 0;  // in use
+  // For find_notable(): slot + 1 of the largest that it found last, and of those that grew since; and where it goes on.
+  static constexpr std::uint32_t kGrown = 8;
+  std::uint32_t largest_[kNotable]{};
+  std::uint32_t look_from_ = 0;
+  std::atomic<std::uint32_t> grown_[kGrown]{};
+  std::atomic<std::uint64_t> large_from_{0};  // bytes of the smallest of `largest_`
   std::vector<std::uint32_t> buckets_;  // slot + 1, by hash of the id
   std::uint64_t next_generation_;
   mutable std::mutex budget_mutex_;

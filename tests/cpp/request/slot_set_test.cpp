@@ -10,7 +10,7 @@
 namespace slabpool {
 namespace {
 
-std::vector<std::uint32_t> members(const SlotSet& slots) {
+std::vector<std::uint32_t> members(SlotSet& slots) {
   std::vector<std::uint32_t> all;
   for (std::uint32_t slot = slots.next(0); slot != SlotSet::kNone; slot = slots.next(slot + 1))
     all.push_back(slot);
