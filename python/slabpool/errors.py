@@ -15,7 +15,7 @@ _LONGEST = 900  # characters of a message: its repr() is longer
 
 
 class LateText:
-    """A message that is made when somebody reads it: raising the error then costs the same whatever it says.
+    """A message that is made when it is first read, because most errors are caught and never read.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class PoolExhausted(SlabpoolError, MemoryError):
         return cls(LateText(make, *facts))
 
     @property
-    def args(self) -> tuple[Any, ...]:  # type: ignore[override]
+    def args(self) -> tuple[Any, ...]:
         """The message, as a str."""
         return tuple(str(one) if type(one) is LateText else one for one in _args.__get__(self))
 

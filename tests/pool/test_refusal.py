@@ -1,4 +1,4 @@
-"""A refusal costs nothing until somebody reads it, and then tells of the instant of the refusal."""
+"""The text of a refusal is made when it is read, and describes the instant of the refusal."""
 
 from __future__ import annotations
 
@@ -77,14 +77,16 @@ def test_the_error_is_copied_and_pickled_as_its_text(carry: Callable[[Any], Any]
     assert type(other.args[0]) is str
 
 
-def test_an_error_that_nobody_read_keeps_no_pool_alive() -> None:
-    pool = Pool("1MiB")
-    request = pool.request("r")
-    request.empty(1000, "u1")
-    error = refused(lambda: pool.empty(MiB, "u1"))
-    alive = weakref.ref(pool)
-    request.close()
-    del pool, request
+def test_an_unread_error_keeps_no_pool_alive() -> None:
+    def refuse() -> tuple[PoolExhausted, weakref.ref[Pool]]:
+        pool = Pool("1MiB")
+        request = pool.request("r")
+        request.empty(1000, "u1")
+        error = refused(lambda: pool.empty(MiB, "u1"))
+        request.close()
+        return error, weakref.ref(pool)
+
+    error, alive = refuse()
     gc.collect()
     assert alive() is None
     assert "request 'r' generation 1" in str(error)

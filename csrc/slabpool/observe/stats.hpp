@@ -56,8 +56,8 @@ struct RequestInfo {
 struct Refusal {
   struct Holder {
     RequestInfo info;
-    bool of_session = false;     // kept by a session that is open
-    std::int64_t idle_ns = -1;   // of that session; -1: in use
+    bool of_session = false;    // kept by a session that is open
+    std::int64_t idle_ns = -1;  // of that session; -1: in use
   };
   Stats stats{};
   bool counts_in_doubt = true;  // false: stats.live includes what is in doubt

@@ -40,7 +40,9 @@ class SlotSet {
 
  private:
   static constexpr std::uint32_t kWords = kMaxRequests / 64;
-  static constexpr std::uint64_t bit(std::uint32_t index) noexcept { return std::uint64_t{1} << index % 64; }
+  static constexpr std::uint64_t bit(std::uint32_t index) noexcept {
+    return std::uint64_t{1} << index % 64;
+  }
   // The bits of a word from `index` on.
   static constexpr std::uint64_t from(std::uint32_t index) noexcept {
     return ~std::uint64_t{0} << index % 64;

@@ -375,7 +375,8 @@ RequestTable::Notable RequestTable::find_notable() noexcept {
   found.looked = found.oldest_count;
   const auto consider = [&](RequestRecord* one) {
     ++found.looked;
-    if (one == nullptr || one->generation.load(std::memory_order_relaxed) == 0 || one->is_session()) return;
+    if (one == nullptr || one->generation.load(std::memory_order_relaxed) == 0 || one->is_session())
+      return;
     const std::uint64_t bytes = one->blocks.bytes();
     std::uint32_t at = found.largest_count;
     for (std::uint32_t i = 0; i < found.largest_count; ++i)
@@ -396,7 +397,8 @@ RequestTable::Notable RequestTable::find_notable() noexcept {
   for (const std::uint32_t slot : largest_)
     if (slot != 0) consider(record(slot - 1));
   for (const std::atomic<std::uint32_t>& slot : grown_)
-    if (const std::uint32_t one = slot.load(std::memory_order_relaxed); one != 0) consider(record(one - 1));
+    if (const std::uint32_t one = slot.load(std::memory_order_relaxed); one != 0)
+      consider(record(one - 1));
   for (std::uint32_t i = 0; i < found.oldest_count; ++i) consider(found.oldest[i]);
   for (std::uint32_t i = 0; i < kNextLooked && i < in_use; ++i) {
     look_from_ = used_.next(look_from_);

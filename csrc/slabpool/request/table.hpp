@@ -282,7 +282,7 @@ class RequestTable {
   std::uint32_t look_from_ = 0;
   std::atomic<std::uint32_t> grown_[kGrown]{};
   std::atomic<std::uint64_t> large_from_{0};  // bytes of the smallest of `largest_`
-  std::vector<std::uint32_t> buckets_;  // slot + 1, by hash of the id
+  std::vector<std::uint32_t> buckets_;        // slot + 1, by hash of the id
   std::uint64_t next_generation_;
   mutable std::mutex budget_mutex_;
   std::uint64_t kept_quota_ = ~std::uint64_t{0};  // under the budget mutex, as is the next

@@ -36,8 +36,7 @@ class RequestNotableTest : public test::TableFixture {
 };
 
 // The largest of the call before, those that grew, the oldest twice, and the next few.
-constexpr std::uint32_t kMostLooked =
-    3 * RequestTable::kNotable + 8 + RequestTable::kNextLooked;
+constexpr std::uint32_t kMostLooked = 3 * RequestTable::kNotable + 8 + RequestTable::kNextLooked;
 
 TEST_F(RequestNotableTest, AnEmptyTableNamesNone) {
   const Found found = find();

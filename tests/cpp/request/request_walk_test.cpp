@@ -14,9 +14,8 @@ class RequestWalkTest : public test::TableFixture {
  protected:
   // One part of a walk; adds what it reports to `seen`.
   std::uint32_t look(std::uint32_t slot) {
-    return table.each_from(slot, [&](const RequestRecord& r, const HolderView&) {
-      seen.push_back(r.handle().generation);
-    });
+    return table.each_from(
+        slot, [&](const RequestRecord& r, const HolderView&) { seen.push_back(r.handle().generation); });
   }
   // A device leaves every request. Returns the generations that it held, in the order in which it left.
   std::vector<std::uint64_t> lose(std::uint32_t device) {
@@ -83,7 +82,9 @@ TEST_F(RequestWalkTest, ALostDeviceLeavesEveryRequestDescendantsFirst) {
   for (std::size_t i = 0; i < tops.size(); ++i) {
     EXPECT_FALSE(holds(tops[i], 1));
     EXPECT_TRUE(holds(tops[i], 0));
-    const auto at = [&](Handle handle) { return std::find(left.begin(), left.end(), handle.generation); };
+    const auto at = [&](Handle handle) {
+      return std::find(left.begin(), left.end(), handle.generation);
+    };
     EXPECT_LT(at(children[i]), at(tops[i]));
   }
   EXPECT_FALSE(table.holds_any(device_bit(1)));
