@@ -11,12 +11,7 @@
 
 namespace slabpool {
 
-Stats Pool::stats() noexcept {
-  collect_acks();
-  return figures(table_.any_lease());
-}
-
-Stats Pool::figures(bool look_for_doubt) noexcept {
+inline Stats Pool::figures(bool look_for_doubt) noexcept {
   const CacheSet::Sums sums = caches_.sums();
   const auto count = [&](Count what) { return sums.counts[static_cast<unsigned>(what)]; };
   // After the sums: bytes counted as live were committed before.
@@ -59,6 +54,11 @@ Stats Pool::figures(bool look_for_doubt) noexcept {
   SLABPOOL_ASSERT(s.committed == s.live + s.retained + s.in_doubt + s.cached, "bytes add up",
                   s.committed, s.live, s.retained, s.in_doubt, s.cached);
   return s;
+}
+
+Stats Pool::stats() noexcept {
+  collect_acks();
+  return figures(table_.any_lease());
 }
 
 std::vector<Event> Pool::events() const { return log_ != nullptr ? log_->read() : std::vector<Event>(); }

@@ -278,7 +278,7 @@ class SLABPOOL_API Pool final : public AckSink {
        std::unique_ptr<SharedOwner> shared);
 
   // look.cpp. `in_doubt`: whether to look at every request for bytes in doubt; otherwise live includes them.
-  Stats figures(bool in_doubt) noexcept;
+  [[gnu::always_inline]] Stats figures(bool in_doubt) noexcept;
 
   // allocate.cpp: one way down. plan, take (this thread's cache, then the depot), hand_out (start, prepare, attach).
   static Plan plan(std::uint64_t nbytes, std::uint64_t align) noexcept;
