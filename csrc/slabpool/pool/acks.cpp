@@ -196,7 +196,7 @@ Status Pool::add_device(Handle handle, std::uint32_t device) noexcept {
 std::uint64_t Pool::device_lost(std::uint32_t device) noexcept {
   if (!usable_here()) return 0;
   collect_acks();
-  // Under one lock of the table: a request that is opened on the device later names it anew, so the device is back.
+  // Requests that are opened on the device later name it anew, so the device is back.
   std::uint64_t held = 0;
   ClaimedList over;
   table_.leave_all(device_bit(device), over, [&](std::uint64_t generation) {

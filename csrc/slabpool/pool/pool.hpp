@@ -231,6 +231,8 @@ class SLABPOOL_API Pool final : public AckSink {
   std::uint64_t quarantined_bytes() const noexcept { return depot_.quarantined_bytes(); }
   // Requests that are not over or whose bytes views retain, oldest first, at least `older_than_ns` old.
   std::vector<RequestInfo> requests(std::int64_t older_than_ns);
+  // What the text of a refusal is made from. In constant time: see RequestTable::notable().
+  Refusal explain_exhausted() noexcept;
   std::vector<Event> events() const;
   std::vector<Corruption> corruptions() const;
   // Live blocks with this tag (Block::tag) and their bytes. Slow: looks at every block.
@@ -274,6 +276,9 @@ class SLABPOOL_API Pool final : public AckSink {
 
   Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory,
        std::unique_ptr<SharedOwner> shared);
+
+  // look.cpp. `in_doubt`: whether to look at every request for bytes in doubt; otherwise live includes them.
+  [[gnu::always_inline]] Stats figures(bool in_doubt) noexcept;
 
   // allocate.cpp: one way down. plan, take (this thread's cache, then the depot), hand_out (start, prepare, attach).
   static Plan plan(std::uint64_t nbytes, std::uint64_t align) noexcept;

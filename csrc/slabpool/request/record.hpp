@@ -69,6 +69,10 @@ struct alignas(64) RequestRecord {
   std::atomic<bool> host_left{false};
   bool cancelled = false;
 
+  // The list of records in use by age, guarded by the table's mutex.
+  RequestRecord* older = nullptr;
+  RequestRecord* newer = nullptr;
+
   // A session's memory (keep.cpp), guarded by the table's mutex except `kept` itself, which is written at open.
   // Requests that may still read a kept request pin it: it is not over before they are.
   bool kept = false;
@@ -104,6 +108,8 @@ struct alignas(64) RequestRecord {
   Handle handle() const noexcept {
     return {slot, generation.load(std::memory_order_acquire) & ~kReleased};
   }
+  // Whether this is a session: it holds nothing itself, its children hold what it keeps.
+  bool is_session() const noexcept { return kept && parent_generation == 0; }
   // Whether blocks may be attached to this generation: it is not over, and the host holds it. Under the lock of
   // `blocks` the first is exact. The host may just have left, which is harmless: see RequestBlocks::attach().
   bool accepts(Handle handle) const noexcept {

@@ -75,6 +75,9 @@ void RequestTable::free_slot(RequestRecord& r) noexcept {
   SLABPOOL_ASSERT(free_slots_.size() < free_slots_.capacity(), "freeing a slot never allocates",
                   free_slots_.size());
   r.generation.store(0, std::memory_order_release);
+  used_.erase(r.slot);
+  (r.older != nullptr ? r.older->newer : oldest_) = r.newer;
+  (r.newer != nullptr ? r.newer->older : newest_) = r.older;
   free_slots_.push_back(r.slot);
 }
 
@@ -163,6 +166,11 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   }
   // Release: a reader of this generation sees the record as it was opened, and a peer the slot.
   r->generation.store(made.generation, std::memory_order_release);
+  used_.insert(made.slot);
+  r->older = newest_;
+  r->newer = nullptr;
+  (newest_ != nullptr ? newest_->newer : oldest_) = r;
+  newest_ = r;
   // Release: a reader of this nonce no longer finds the generation before it.
   slots_[r->slot].nonce.store(nonce(made.generation), std::memory_order_release);
   slots_[r->slot].generation.store(made.generation, std::memory_order_release);
@@ -174,7 +182,10 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
     }
   }
   if (r->lease_ns != 0) leased_.fetch_add(1, std::memory_order_relaxed);
-  if (r->kept) return Status::ok;
+  if (r->kept) {
+    if (r->is_session()) ++sessions_;
+    return Status::ok;
+  }
   index(*r);
   open_.fetch_add(1, std::memory_order_relaxed);
   return Status::ok;
@@ -305,6 +316,8 @@ void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
   if (!r.kept) {
     unindex(r);
     (r.host_left ? draining_ : open_).fetch_sub(1, std::memory_order_relaxed);
+  } else if (r.is_session()) {
+    --sessions_;
   }
   if (!r.pinned.empty()) [[unlikely]]
     unpin_all(r, over);
@@ -337,6 +350,66 @@ bool RequestTable::has_ended(Handle handle) const noexcept {
   // Acquire pairs with retire(): the blocks are back.
   return now != (handle.generation | RequestRecord::kReleased) ||
          r->ended.load(std::memory_order_acquire) == handle.generation;
+}
+
+bool RequestTable::holds_any(HolderBit bit) noexcept {
+  const std::lock_guard lock(mutex_);
+  bool found = false;
+  (void)walk(0, 1, [&](const RequestRecord& r) {
+    found = holders(r.slot).holds(r.handle().generation, bit);
+    return found ? 1U : 0U;  // the first one ends the walk
+  });
+  return found;
+}
+
+RequestTable::Notable RequestTable::find_notable() noexcept {
+  Notable found;
+  const auto in_use = slots_made_ - static_cast<std::uint32_t>(free_slots_.size());
+  found.holders = in_use - sessions_;
+  // The oldest. Those that hold nothing of their own (sessions) are passed over, as long as there are few.
+  const RequestRecord* r = oldest_;
+  for (std::uint32_t looked = 0; r != nullptr && looked < kOldestLooked; ++looked, r = r->newer) {
+    if (found.oldest_count == kNotable) break;
+    if (!r->is_session()) found.oldest[found.oldest_count++] = record(r->slot);
+  }
+  found.looked = found.oldest_count;
+  const auto consider = [&](RequestRecord* one) {
+    ++found.looked;
+    if (one == nullptr || one->generation.load(std::memory_order_relaxed) == 0 || one->is_session())
+      return;
+    const std::uint64_t bytes = one->blocks.bytes();
+    std::uint32_t at = found.largest_count;
+    for (std::uint32_t i = 0; i < found.largest_count; ++i)
+      if (found.largest[i] == one) return;
+    if (at == kNotable) {
+      if (found.bytes[--at] >= bytes) return;
+    } else {
+      ++found.largest_count;
+    }
+    for (; at > 0 && found.bytes[at - 1] < bytes; --at) {
+      found.largest[at] = found.largest[at - 1];
+      found.bytes[at] = found.bytes[at - 1];
+    }
+    found.largest[at] = one;
+    found.bytes[at] = bytes;
+  };
+  // The largest: those of the last call, those that grew since, the oldest, and the next few in order of their slots.
+  for (const std::uint32_t slot : largest_)
+    if (slot != 0) consider(record(slot - 1));
+  for (const std::atomic<std::uint32_t>& slot : grown_)
+    if (const std::uint32_t one = slot.load(std::memory_order_relaxed); one != 0)
+      consider(record(one - 1));
+  for (std::uint32_t i = 0; i < found.oldest_count; ++i) consider(found.oldest[i]);
+  for (std::uint32_t i = 0; i < kNextLooked && i < in_use; ++i) {
+    look_from_ = used_.next(look_from_);
+    if (look_from_ == SlotSet::kNone) look_from_ = used_.next(0);
+    consider(record(look_from_++));
+  }
+  for (std::uint32_t i = 0; i < kNotable; ++i)
+    largest_[i] = i < found.largest_count ? found.largest[i]->slot + 1 : 0;
+  large_from_.store(found.largest_count == kNotable ? found.bytes[kNotable - 1] : 0,
+                    std::memory_order_relaxed);
+  return found;
 }
 
 RequestTable::Holds RequestTable::holds() {

@@ -5,7 +5,7 @@
 // Invariants:
 //   claim(h) succeeds exactly once for each request h;
 //   open_ + draining_ == the number of requests that are not retired and not kept;
-//   a slot is in free_slots_ exactly if its record's generation is 0.
+//   a slot that was made is in free_slots_ exactly if its record's generation is 0, and in used_ otherwise.
 // Order of locks: the pool's (collecting acks, then growing), the table's mutex, the budget mutex, the RequestBlocks locks,
 // then the depot's. No lock declared here is held while blocks are returned.
 #pragma once
@@ -18,6 +18,7 @@
 #include <optional>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "slabpool/base/status.hpp"
@@ -26,6 +27,7 @@
 #include "slabpool/request/holder_set.hpp"
 #include "slabpool/request/record.hpp"
 #include "slabpool/request/slot.hpp"
+#include "slabpool/request/slot_set.hpp"
 #include "slabpool/slab/depot.hpp"
 
 namespace slabpool {
@@ -75,19 +77,14 @@ class RequestTable {
   // request that stays pins it.
   template <typename Stays>
   void close_all(Stays&& stays, ClaimedList& over) noexcept;
-  // A device leaves every request. Calls left(generation) under the mutex for each request that it held, descendants
-  // first.
+  // A device leaves every request that is open when the call starts, and what descends from them. Calls left(generation)
+  // under the mutex for each request that it held, descendants first. The mutex is released now and then, as in each().
   template <typename Left>
   void leave_all(HolderBit bit, ClaimedList& over, Left&& left) noexcept;
 
-  // Whether a device holds any request.
-  bool holds_any(HolderBit bit) noexcept {
-    bool found = false;
-    each([&](const RequestRecord& r, const HolderView& set) {
-      found = found || set.holds(r.handle().generation, bit);
-    });
-    return found;
-  }
+  // Whether a device holds any request. Under one hold of the mutex, because a device may be named for one request while
+  // it leaves another.
+  bool holds_any(HolderBit bit) noexcept;
 
   // unknown_device: a child may name only devices that hold its parent.
   Status add_device(Handle handle, std::uint32_t device);
@@ -151,15 +148,62 @@ class RequestTable {
   Waiting find_waiting(std::string_view id, std::uint32_t device,
                        std::optional<std::uint64_t> generation, IsQueued&& is_queued);
 
-  // Calls f(record, holders) under the mutex for every request that is not over or still retains bytes.
+  // Calls f(record, holders) under the mutex for every request that is not over or still retains bytes. The mutex is
+  // released after every kWalkBatch records, so the reports are not of one instant: a request that is open during the
+  // whole call is reported once, and one that is opened or ends meanwhile once or not at all.
   template <typename F>
   void each(F&& f) {
-    const std::lock_guard lock(mutex_);
-    for (std::uint32_t slot = 0; slot < slots_made_; ++slot) {
-      RequestRecord& r = *record(slot);
-      if (r.generation.load(std::memory_order_acquire) != 0) f(r, holders(slot));
-    }
+    for (std::uint32_t slot = 0; slot != SlotSet::kNone;) slot = each_from(slot, f);
   }
+  // The part of each() under one hold of the mutex: from `slot` on. Returns the slot to go on from, SlotSet::kNone at
+  // the end.
+  template <typename F>
+  std::uint32_t each_from(std::uint32_t slot, F&& f) {
+    const std::lock_guard lock(mutex_);
+    return walk(slot, kWalkBatch, [&](const RequestRecord& r) {
+      f(r, std::as_const(*this).holders(r.slot));
+      return 1U;
+    });
+  }
+  static constexpr std::uint32_t kWalkBatch = 64;
+  // The requests that a refusal names, found in a time that does not grow with their number: the oldest, and the largest
+  // of those looked at. A call looks at the largest of the call before it, at those that took a block from the depot
+  // since and became larger than these, at the oldest, and at the next kNextLooked in order of their slots. So with up
+  // to kNextLooked requests they are the largest, and with n they are after n / kNextLooked calls, wherever blocks moved
+  // by the threads' caches alone.
+  static constexpr std::uint32_t kNotable = 5;
+  static constexpr std::uint32_t kNextLooked = 32;
+  static constexpr std::uint32_t kOldestLooked = 16;
+  struct Notable {
+    RequestRecord* oldest[kNotable];
+    RequestRecord* largest[kNotable];  // in order of their bytes
+    std::uint64_t bytes[kNotable];     // of `largest`
+    std::uint32_t oldest_count = 0;
+    std::uint32_t largest_count = 0;
+    std::uint32_t holders = 0;  // requests and kept tensors, of any size
+    std::uint32_t looked = 0;   // records looked at
+  };
+  // Calls f(notable) under the mutex; f may throw.
+  template <typename F>
+  void notable(F&& f) {
+    const std::lock_guard lock(mutex_);
+    f(find_notable());
+  }
+  // A request took a block from the depot: the next refusal may have to name it.
+  void note_grown(const RequestRecord& record) noexcept {
+    // Relaxed: hints for a report.
+    if (record.blocks.bytes() > large_from_.load(std::memory_order_relaxed))
+      grown_[record.slot % kGrown].store(record.slot + 1, std::memory_order_relaxed);
+  }
+  // Of what a session keeps: since when no request uses the session (ns), 0 while one does. False: the session is closed,
+  // or this is a request. Under the mutex.
+  bool session_idle_since(const RequestRecord& r, std::int64_t& since_ns) const noexcept {
+    if (!r.kept || r.parent == 0) return false;
+    const RequestRecord& session = *record(r.parent - 1);
+    since_ns = session.pins != 0 ? 0 : session.idle_since_ns;
+    return !session.host_left;
+  }
+
   // The same for one request, if it is not over or still retains bytes.
   template <typename F>
   void at(Handle handle, F&& f) {
@@ -194,6 +238,7 @@ class RequestTable {
   RequestRecord* live_record(Handle handle) const noexcept;  // null if the request is over
   RequestRecord* budget_of(Handle root) const noexcept;      // null once the budget was returned
   RequestRecord* new_slot();
+  Notable find_notable() noexcept;  // under mutex_
   static bool add_more(HolderSet set, std::uint64_t generation,
                        std::span<const std::uint32_t> devices) noexcept;
   void free_slot(RequestRecord& record) noexcept;  // under mutex_
@@ -204,7 +249,9 @@ class RequestTable {
   template <typename F>
   void each_below(RequestRecord& top, F&& f);
   template <typename F>
-  void each_top(F&& f);
+  std::uint32_t walk(std::uint32_t slot, std::uint32_t most, F&& f);
+  template <typename F>
+  std::uint32_t with_all_below(RequestRecord& record, F&& f);
   void claim_into(Handle handle, ClaimedList& over) noexcept;
   bool bit_leaves_one(RequestRecord& record, HolderBit bit, ClaimedList& over) noexcept;
   void host_leaves_one(RequestRecord& record, bool cancel, ClaimedList& over) noexcept;
@@ -225,7 +272,17 @@ class RequestTable {
   mutable std::mutex mutex_;
   std::uint32_t slots_made_ = 0;
   std::vector<std::uint32_t> free_slots_;
-  std::vector<std::uint32_t> buckets_;  // slot + 1, by hash of the id
+  SlotSet used_;
+  RequestRecord* oldest_ = nullptr;  // of the records in use
+  RequestRecord* newest_ = nullptr;
+  std::uint32_t sessions_ = 0;  // in use
+  // For find_notable(): slot + 1 of the largest that it found last, and of those that grew since; and where it goes on.
+  static constexpr std::uint32_t kGrown = 8;
+  std::uint32_t largest_[kNotable]{};
+  std::uint32_t look_from_ = 0;
+  std::atomic<std::uint32_t> grown_[kGrown]{};
+  std::atomic<std::uint64_t> large_from_{0};  // bytes of the smallest of `largest_`
+  std::vector<std::uint32_t> buckets_;        // slot + 1, by hash of the id
   std::uint64_t next_generation_;
   mutable std::mutex budget_mutex_;
   std::uint64_t kept_quota_ = ~std::uint64_t{0};  // under the budget mutex, as is the next
@@ -254,14 +311,31 @@ void RequestTable::each_below(RequestRecord& top, F&& f) {
   }
 }
 
-// Calls f for every record in use that has no parent. Each other record in use is below one of them, because a parent is
-// not retired before its children are unlinked.
+// Calls f for records in use, in order of their slots, from `slot` on, until the results of f add up to `most`. Returns
+// the slot to go on from, SlotSet::kNone at the end.
 template <typename F>
-void RequestTable::each_top(F&& f) {
-  for (std::uint32_t slot = 0; slot < slots_made_; ++slot) {
-    RequestRecord& r = *record(slot);
-    if (r.parent == 0 && r.generation.load(std::memory_order_relaxed) != 0) f(r);
+std::uint32_t RequestTable::walk(std::uint32_t slot, std::uint32_t most, F&& f) {
+  for (std::uint32_t done = 0; done < most; ++slot) {
+    slot = used_.next(slot);
+    if (slot == SlotSet::kNone) return slot;
+    done += f(*record(slot));
   }
+  return slot;
+}
+
+// For a record without a parent: calls f for its descendants, then for the record itself; returns how many. For others
+// does nothing and returns 1. A walk that does this for each record in use reaches all of them, because a parent is not
+// retired before its children are unlinked, and they are over then.
+template <typename F>
+std::uint32_t RequestTable::with_all_below(RequestRecord& r, F&& f) {
+  if (r.parent != 0) return 1;
+  std::uint32_t done = 1;
+  each_below(r, [&](RequestRecord& child) {
+    ++done;
+    f(child);
+  });
+  f(r);
+  return done;
 }
 
 template <typename Stays>
@@ -273,23 +347,24 @@ void RequestTable::close_all(Stays&& stays, ClaimedList& over) noexcept {
       if (!stays(device)) (void)bit_leaves_one(r, device_bit(device), over);
     });
   };
-  each_top([&](RequestRecord& top) {
-    each_below(top, leave);
-    leave(top);
-  });
+  // No limit: nothing else is done with a pool that closes.
+  (void)walk(0, ~0U, [&](RequestRecord& r) { return with_all_below(r, leave); });
 }
 
 template <typename Left>
 void RequestTable::leave_all(HolderBit bit, ClaimedList& over, Left&& left) noexcept {
-  const std::lock_guard lock(mutex_);
   const auto leave = [&](RequestRecord& r) {
     const std::uint64_t generation = r.handle().generation;
     if (bit_leaves_one(r, bit, over)) left(generation);
   };
-  each_top([&](RequestRecord& top) {
-    each_below(top, leave);
-    leave(top);
-  });
+  std::uint64_t opened_later = 0;
+  for (std::uint32_t slot = 0; slot != SlotSet::kNone;) {
+    const std::lock_guard lock(mutex_);
+    if (opened_later == 0) opened_later = next_generation_;
+    slot = walk(slot, kWalkBatch, [&](RequestRecord& r) {
+      return r.handle().generation < opened_later ? with_all_below(r, leave) : 1U;
+    });
+  }
 }
 
 template <typename IsQueued>

@@ -72,6 +72,8 @@ cdef inline object text_of(const string& text):
 cdef int check_here(Core core) except -1
 # Raises the exception for a status. `extra`: the timeout, or the device.
 cdef int failed(Core core, object request, Status status, uint64_t nbytes, object extra) except -1
+# A member of StatusCode.
+cdef object status_code(int status)
 # In place of constructors: no Python code makes an object of this type, and the text says what does.
 cdef int only_made_by(type made, str text) except -1
 

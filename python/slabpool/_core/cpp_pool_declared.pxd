@@ -16,7 +16,7 @@ from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_request cimport (
     AckResult, DeviceRegistry, Handle, OpenSpec, SourceLocation, handle_span, string_view,
 )
-from slabpool._core.cpp_observe cimport Corruption, Event, RequestInfo, Stats
+from slabpool._core.cpp_observe cimport Corruption, Event, Refusal, RequestInfo, Stats
 from slabpool._core.cpp_shared cimport PeerFiles
 from slabpool._core.cpp_status cimport Error, Status
 
@@ -139,6 +139,7 @@ cdef extern from * namespace "slabpool" nogil:
         vector[Event] events() except +
         vector[Corruption] corruptions() except +
         Tagged tagged(uint8_t tag)
+        Refusal explain_exhausted() noexcept
         const char* verify()
         uint64_t trim()
         Status close(bool force)

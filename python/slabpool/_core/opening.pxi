@@ -100,7 +100,7 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
         opening.handle = &handle
         status = find_room(core, status, _attempt, &opening, deadline, NO_REQUEST, spec.reserve)
         if status != Status.ok:
-            hooks.messages.open_failed(pool, StatusCode(<int>status), request_id, devices, spec.reserve, spec.quota,
+            hooks.messages.open_failed(pool, status_code(<int>status), request_id, devices, spec.reserve, spec.quota,
                                        timeout, parent)
     request.pool = pool
     request.core = core

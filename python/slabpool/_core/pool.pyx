@@ -535,6 +535,10 @@ cdef class Pool:
         cdef const char* wrong = self.core.pool.verify()
         return None if wrong is NULL else wrong.decode()
 
+    def _snapshot(self):
+        """Why the pool has no room, in constant time."""
+        return _snapshot_of(self.core, self.devices)
+
     def _refusal(self):
         """Why the pool was last refused memory: the driver's text, or ""; and the system's errno, or 0."""
         cdef Error error
