@@ -132,10 +132,16 @@ cdef object ack_answer(int result)
 cdef class Devices:
     cdef Core core
     cdef str pool               # its name, for messages
-    cdef dict numbers           # name -> number; names are never forgotten
-    cdef list names             # number -> name
+    cdef dict numbers           # name -> number
+    cdef list names             # number -> name; None where no request has named one
+    cdef uint64_t sweeps        # calls of retire(): names read between two of them belong to one moment
+    cdef list former            # (time in ns, {number: name}): what events say of numbers taken back then
 
-    cdef object number(self, object device)
+    cdef uint32_t hold(self, object device) except? 0xFFFFFFFF
+    cdef uint32_t hold_key(self, object device, bytes key) except? 0xFFFFFFFF
+    cdef int hold_all(self, tuple devices) except -1
+    cdef void drop_all(self, tuple devices) noexcept
+    cdef int retire(self) except -1
     cdef object known(self, object device, object request)
     cdef object named(self, const vector[uint32_t]& numbers)
-    cdef bint room_for(self, tuple devices) except -1
+    cdef object name_at(self, uint32_t number, int64_t time_ns)

@@ -29,6 +29,7 @@ cdef object _stats_of(Core core):
 cdef list _records_of(Core core, Devices devices, object older_than):
     cdef vector[RequestInfo] infos
     cdef list records = []
+    cdef uint64_t sweeps = devices.sweeps
     check_here(core)
     settle_copies()
     infos = core.pool.requests(_older_than(older_than))
@@ -49,23 +50,26 @@ cdef list _records_of(Core core, Devices devices, object older_than):
             parent=None if infos[i].kept else infos[i].parent_generation or None,
             kept_as=name,
         ))
-    return records
+    # A number may have gone to another name meanwhile.
+    return records if sweeps == devices.sweeps else _records_of(core, devices, older_than)
 
 
 cdef list _events_of(Core core, Devices devices):
     check_here(core)
+    cdef uint64_t sweeps = devices.sweeps
     cdef vector[CppEvent] events = core.pool.events()
-    return [
+    cdef list shown = [
         Event(
             time_ns=events[i].time_ns,
             thread=events[i].thread,
             kind=EVENT_KINDS[<int>events[i].kind],
             generation=events[i].generation,
-            device=None if events[i].device == kNoDevice else devices.names[events[i].device],
+            device=None if events[i].device == kNoDevice else devices.name_at(events[i].device, events[i].time_ns),
             nbytes=events[i].bytes,
         )
         for i in range(<Py_ssize_t>events.size())
     ]
+    return shown if sweeps == devices.sweeps else _events_of(core, devices)
 
 
 cdef list _corruptions_of(Core core):

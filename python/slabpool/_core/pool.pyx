@@ -387,23 +387,29 @@ cdef class Pool:
         """
         cdef optional[uint64_t] wanted
         cdef Acked acked
-        cdef uint32_t number = self.devices.known(device, None)
+        cdef uint32_t number
         cdef bytes key = name_key(request_id, "request_id")
         cdef string_view id = view_of(key)
         if generation is not None:
             wanted = _generation(generation)
+        number = self.devices.known(device, None)  # last, because a number may be taken back once Python code runs
         cdef StreamName on
         cdef Error error
         if stream is not None:
             on.stream = stream_of(stream)
             on.device = stream_device(stream)
+            number = self.devices.known(device, None)
+            self.core.pool.devices().hold_number(number)
             with nogil:
                 acked = self.core.pool.ack_id_after(id, number, wanted, on, error)
+            self.core.pool.devices().drop(number)
             hooks.messages.stream_failed(StatusCode(<int>acked.status), stream,
                                          text_of(error.text))
         elif self.core.cleans:
+            self.core.pool.devices().hold_number(number)
             with nogil:
                 acked = self.core.pool.ack_id(id, number, wanted)
+            self.core.pool.devices().drop(number)
         else:
             acked = self.core.pool.ack_id(id, number, wanted)
         if acked.status == Status.ok:
@@ -444,8 +450,10 @@ cdef class Pool:
             if count is not None:
                 return count
         number = self.devices.known(device, None)
+        self.core.pool.devices().hold_number(number)
         with nogil:
             lost = self.core.pool.device_lost(number)
+        self.core.pool.devices().drop(number)
         return lost
 
     def heartbeat(self, device):

@@ -302,7 +302,7 @@ cdef class Request:
             return _ack_after(self, device, stream)
         number = self.devices.numbers.get(device) if type(device) is str or type(device) is int else None
         if number is None:
-            number = self.devices.known(device, self)
+            return _ack_other_name(self, device)
         cdef uint32_t index = number
         if index >= 64 or not self.named_mask >> index & 1:
             # Once the slot is reused the core cannot tell an unknown device from a late ack, and would answer late.
@@ -310,17 +310,11 @@ cdef class Request:
                 hooks.messages.unknown_device(device, self)
         cdef Acked acked
         if self.core.cleans:
-            with nogil:
-                acked = self.core.pool.ack(self.handle, index)
-        else:
-            acked = self.core.pool.ack(self.handle, index)
-        if acked.status == Status.ok:
-            if acked.result == AckResult.pending:
-                return PENDING
-            if acked.result != AckResult.late or device in self.named:
-                return ack_answer(<int>acked.result)
-            hooks.messages.unknown_device(device, self)
-        failed(self.core, self, acked.status, 0, device)
+            return _ack_without_gil(self, device, index)
+        acked = self.core.pool.ack(self.handle, index)
+        if acked.status == Status.ok and acked.result == AckResult.pending:
+            return PENDING
+        return _answer(self, device, acked)
 
     def add_device(self, device):
         """One more device must acknowledge (a ring was repartitioned). Only while the host is a holder.
@@ -335,11 +329,15 @@ cdef class Request:
             This is a child, and its parent does not wait for the device.
         """
         cdef uint32_t number
+        cdef Status status
+        device = plain_name(device)
         if self.parent is None:
-            number = self.devices.number(device)
+            number = self.devices.hold(device)
+            status = self.core.pool.add_device(self.handle, number)
+            self.core.pool.devices().drop(number)
         else:
             number = self.devices.known(device, self)  # named for its parent, so the pool knows it
-        cdef Status status = self.core.pool.add_device(self.handle, number)
+            status = self.core.pool.add_device(self.handle, number)
         if status == Status.unknown_device:
             hooks.messages.not_the_parents(device, self)
         if status != Status.ok:
@@ -442,11 +440,16 @@ cdef class Request:
     cdef tuple _info(self):
         """(state, nbytes, pending, live_views, opened_at, those of pending that wait for a stream)"""
         cdef RequestInfo info
+        cdef uint64_t sweeps
         check_here(self.core)
-        if not self.core.pool.describe(self.handle, info):
-            return RequestState.RELEASED, 0, frozenset(), 0, "?", frozenset()
-        pending = self.devices.named(info.pending)
-        behind = self.devices.named(info.behind_stream)
+        while True:
+            sweeps = self.devices.sweeps
+            if not self.core.pool.describe(self.handle, info):
+                return RequestState.RELEASED, 0, frozenset(), 0, "?", frozenset()
+            pending = self.devices.named(info.pending)
+            behind = self.devices.named(info.behind_stream)
+            if sweeps == self.devices.sweeps:
+                break
         return state_of(<int>info.state), info.nbytes, pending, info.live_views, location(info.opened_at), behind
 
     @property
@@ -540,23 +543,63 @@ cdef class Request:
                 f"{nbytes} bytes{waits}, opened at {where}>")
 
 
+cdef object _number_of(Request self, object device):
+    """The number of a device; None if its name gave it up after the device had left this request. Else raises."""
+    name_key(device, "device")  # as in Devices.known()
+    number = self.devices.numbers.get(device)
+    if number is None and device not in self.named:
+        hooks.messages.unknown_device(device, self)
+    return number
+
+
+cdef object _ack_other_name(Request self, object device):
+    """An ack under a name that is not plain, or has no number."""
+    known = _number_of(self, device)
+    return ack_answer(<int>self.core.pool.ack_retired(self.handle)) if known is None else self.ack(plain_name(device))
+
+
+cdef object _ack_without_gil(Request self, object device, uint32_t number):
+    cdef Acked acked
+    self.core.pool.devices().hold_number(number)
+    with nogil:
+        acked = self.core.pool.ack(self.handle, number)
+    self.core.pool.devices().drop(number)
+    return _answer(self, device, acked)
+
+
+cdef object _answer(Request self, object device, Acked acked):
+    if acked.status == Status.ok:
+        if acked.result != AckResult.late or device in self.named:
+            return ack_answer(<int>acked.result)
+        hooks.messages.unknown_device(device, self)
+    if acked.status == Status.unknown_device and device in self.named:  # its name gave up the number since
+        return ack_answer(<int>self.core.pool.ack_retired(self.handle))
+    failed(self.core, self, acked.status, 0, device)
+
+
 cdef object _ack_after(Request self, object device, object stream):
     cdef StreamName on
     cdef Error error
     cdef Acked acked
     check_here(self.core)
-    cdef uint32_t number = self.devices.known(device, self)
+    cdef uint32_t number
+    device = plain_name(device)
+    _number_of(self, device)  # raises for an unknown one
     # As in ack().
     if device not in self.named and self.core.pool.released(self.handle):
         hooks.messages.unknown_device(device, self)
     on.stream = stream_of(stream)
     on.device = stream_device(stream)
+    known = _number_of(self, device)  # again, because Python code of the stream has run
+    if known is None:
+        return ack_answer(<int>self.core.pool.ack_retired(self.handle))
+    number = known
+    self.core.pool.devices().hold_number(number)
     with nogil:
         acked = self.core.pool.ack_after(self.handle, number, on, error)
-    if acked.status == Status.ok:
-        if acked.result != AckResult.late or device in self.named:
-            return ack_answer(<int>acked.result)
-        hooks.messages.unknown_device(device, self)
+    self.core.pool.devices().drop(number)
+    if acked.status == Status.ok or acked.status == Status.unknown_device:
+        return _answer(self, device, acked)
     hooks.messages.stream_failed(StatusCode(<int>acked.status), stream,
                                  text_of(error.text))
     failed(self.core, self, acked.status, 0, device)
