@@ -10,7 +10,8 @@ from cpython.unicode cimport PyUnicode_AsUTF8
 from libcpp.optional cimport optional
 
 from slabpool._core.cpp_observe cimport Event as CppEvent
-from slabpool._core.cpp_request cimport kMaxDevices
+from slabpool._core.cpp_pool_declared cimport Acked
+from slabpool._core.cpp_request cimport AckResult, kMaxDevices
 
 from slabpool.errors import TooManyDevicesError, UnknownDeviceError
 
@@ -233,6 +234,38 @@ cdef class Devices:
                 )
             hooks.messages.unknown_device(device, request)
         return number
+
+    cdef object known_to(self, tuple named, object device, object request):
+        """As `known`; None for a device that gave up its number after it had left the request."""
+        name_key(device, "device")  # as in known()
+        number = self.numbers.get(device)
+        if number is None and device not in named:
+            hooks.messages.unknown_device(device, request)
+        return number
+
+    cdef object ack_other_name(self, Handle handle, tuple named, object device, object request):
+        """An ack under a name that is not plain, or has no number."""
+        if self.known_to(named, device, request) is None:
+            return ack_answer(<int>self.core.pool.ack_retired(handle))
+        return request.ack(plain_name(device))
+
+    cdef object ack_without_gil(self, Handle handle, uint32_t number, tuple named, object device, object request):
+        cdef Acked acked
+        self.core.pool.devices().hold_number(number)
+        with nogil:
+            acked = self.core.pool.ack(handle, number)
+        self.core.pool.devices().drop(number)
+        return self.answer(acked.status, <int>acked.result, handle, named, device, request)
+
+    cdef object answer(self, Status status, int result, Handle handle, tuple named, object device, object request):
+        """What `Request.ack` answers or raises."""
+        if status == Status.ok:
+            if result != <int>AckResult.late or device in named:
+                return ack_answer(result)
+            hooks.messages.unknown_device(device, request)
+        if status == Status.unknown_device and device in named:  # its name has given up its number
+            return ack_answer(<int>self.core.pool.ack_retired(handle))
+        failed(self.core, request, status, 0, device)
 
     cdef object named(self, const vector[uint32_t]& numbers):
         """The names of these devices (frozenset)."""

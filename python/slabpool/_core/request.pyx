@@ -302,7 +302,7 @@ cdef class Request:
             return _ack_after(self, device, stream)
         number = self.devices.numbers.get(device) if type(device) is str or type(device) is int else None
         if number is None:
-            return _ack_other_name(self, device)
+            return self.devices.ack_other_name(self.handle, self.named, device, self)
         cdef uint32_t index = number
         if index >= 64 or not self.named_mask >> index & 1:
             # Once the slot is reused the core cannot tell an unknown device from a late ack, and would answer late.
@@ -310,11 +310,14 @@ cdef class Request:
                 hooks.messages.unknown_device(device, self)
         cdef Acked acked
         if self.core.cleans:
-            return _ack_without_gil(self, device, index)
+            return self.devices.ack_without_gil(self.handle, index, self.named, device, self)
         acked = self.core.pool.ack(self.handle, index)
-        if acked.status == Status.ok and acked.result == AckResult.pending:
-            return PENDING
-        return _answer(self, device, acked)
+        if acked.status == Status.ok:
+            if acked.result == AckResult.pending:
+                return PENDING
+            if acked.result != AckResult.late or device in self.named:
+                return ack_answer(<int>acked.result)
+        return self.devices.answer(acked.status, <int>acked.result, self.handle, self.named, device, self)
 
     def add_device(self, device):
         """One more device must acknowledge (a ring was repartitioned). Only while the host is a holder.
@@ -543,40 +546,6 @@ cdef class Request:
                 f"{nbytes} bytes{waits}, opened at {where}>")
 
 
-cdef object _number_of(Request self, object device):
-    """The number of a device; None if its name gave it up after the device had left this request. Else raises."""
-    name_key(device, "device")  # as in Devices.known()
-    number = self.devices.numbers.get(device)
-    if number is None and device not in self.named:
-        hooks.messages.unknown_device(device, self)
-    return number
-
-
-cdef object _ack_other_name(Request self, object device):
-    """An ack under a name that is not plain, or has no number."""
-    known = _number_of(self, device)
-    return ack_answer(<int>self.core.pool.ack_retired(self.handle)) if known is None else self.ack(plain_name(device))
-
-
-cdef object _ack_without_gil(Request self, object device, uint32_t number):
-    cdef Acked acked
-    self.core.pool.devices().hold_number(number)
-    with nogil:
-        acked = self.core.pool.ack(self.handle, number)
-    self.core.pool.devices().drop(number)
-    return _answer(self, device, acked)
-
-
-cdef object _answer(Request self, object device, Acked acked):
-    if acked.status == Status.ok:
-        if acked.result != AckResult.late or device in self.named:
-            return ack_answer(<int>acked.result)
-        hooks.messages.unknown_device(device, self)
-    if acked.status == Status.unknown_device and device in self.named:  # its name gave up the number since
-        return ack_answer(<int>self.core.pool.ack_retired(self.handle))
-    failed(self.core, self, acked.status, 0, device)
-
-
 cdef object _ack_after(Request self, object device, object stream):
     cdef StreamName on
     cdef Error error
@@ -584,13 +553,13 @@ cdef object _ack_after(Request self, object device, object stream):
     check_here(self.core)
     cdef uint32_t number
     device = plain_name(device)
-    _number_of(self, device)  # raises for an unknown one
+    self.devices.known_to(self.named, device, self)  # raises for an unknown one
     # As in ack().
     if device not in self.named and self.core.pool.released(self.handle):
         hooks.messages.unknown_device(device, self)
     on.stream = stream_of(stream)
     on.device = stream_device(stream)
-    known = _number_of(self, device)  # again, because Python code of the stream has run
+    known = self.devices.known_to(self.named, device, self)  # again, because Python code of the stream has run
     if known is None:
         return ack_answer(<int>self.core.pool.ack_retired(self.handle))
     number = known
@@ -599,7 +568,7 @@ cdef object _ack_after(Request self, object device, object stream):
         acked = self.core.pool.ack_after(self.handle, number, on, error)
     self.core.pool.devices().drop(number)
     if acked.status == Status.ok or acked.status == Status.unknown_device:
-        return _answer(self, device, acked)
+        return self.devices.answer(acked.status, <int>acked.result, self.handle, self.named, device, self)
     hooks.messages.stream_failed(StatusCode(<int>acked.status), stream,
                                  text_of(error.text))
     failed(self.core, self, acked.status, 0, device)
