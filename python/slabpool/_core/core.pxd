@@ -144,9 +144,9 @@ cdef class Devices:
     cdef int retire(self) except -1
     cdef object known(self, object device, object request)
     cdef object named(self, const vector[uint32_t]& numbers)
-    cdef object known_to(self, tuple named, object device, object request)
-    # What Request.ack does rarely: here, where the compiler cannot inline it there.
-    cdef object ack_other_name(self, Handle handle, tuple named, object device, object request)
-    cdef object ack_without_gil(self, Handle handle, uint32_t number, tuple named, object device, object request)
-    cdef object answer(self, Status status, int result, Handle handle, tuple named, object device, object request)
+    cdef int64_t known_to(self, tuple named, object device, object request) except? -2
+    # What Request.ack does rarely: here, where the compiler cannot inline it there; with few enough arguments for registers.
+    cdef object ack_other_name(self, const Handle* handle, tuple named, object device, object request)
+    cdef object ack_without_gil(self, const Handle* handle, uint32_t number, tuple named, object device, object request)
+    cdef object not_counted(self, Status status, const Handle* handle, tuple named, object device, object request)
     cdef object name_at(self, uint32_t number, int64_t time_ns)

@@ -235,36 +235,36 @@ cdef class Devices:
             hooks.messages.unknown_device(device, request)
         return number
 
-    cdef object known_to(self, tuple named, object device, object request):
-        """As `known`; None for a device that gave up its number after it had left the request."""
+    cdef int64_t known_to(self, tuple named, object device, object request) except? -2:
+        """As `known`; -1 for a device that gave up its number after it had left the request."""
         name_key(device, "device")  # as in known()
         number = self.numbers.get(device)
         if number is None and device not in named:
             hooks.messages.unknown_device(device, request)
-        return number
+        return -1 if number is None else <int64_t>number
 
-    cdef object ack_other_name(self, Handle handle, tuple named, object device, object request):
+    cdef object ack_other_name(self, const Handle* handle, tuple named, object device, object request):
         """An ack under a name that is not plain, or has no number."""
-        if self.known_to(named, device, request) is None:
-            return ack_answer(<int>self.core.pool.ack_retired(handle))
+        if self.known_to(named, device, request) < 0:
+            return ack_answer(<int>self.core.pool.ack_retired(handle[0]))
         return request.ack(plain_name(device))
 
-    cdef object ack_without_gil(self, Handle handle, uint32_t number, tuple named, object device, object request):
+    cdef object ack_without_gil(self, const Handle* handle, uint32_t number, tuple named, object device, object request):
         cdef Acked acked
         self.core.pool.devices().hold_number(number)
         with nogil:
-            acked = self.core.pool.ack(handle, number)
+            acked = self.core.pool.ack(handle[0], number)
         self.core.pool.devices().drop(number)
-        return self.answer(acked.status, <int>acked.result, handle, named, device, request)
-
-    cdef object answer(self, Status status, int result, Handle handle, tuple named, object device, object request):
-        """What `Request.ack` answers or raises."""
-        if status == Status.ok:
-            if result != <int>AckResult.late or device in named:
-                return ack_answer(result)
+        if acked.status == Status.ok:
+            if acked.result != AckResult.late or device in named:
+                return ack_answer(<int>acked.result)
             hooks.messages.unknown_device(device, request)
+        return self.not_counted(acked.status, handle, named, device, request)
+
+    cdef object not_counted(self, Status status, const Handle* handle, tuple named, object device, object request):
+        """What `Request.ack` answers or raises for an ack that the core does not take."""
         if status == Status.unknown_device and device in named:  # its name has given up its number
-            return ack_answer(<int>self.core.pool.ack_retired(handle))
+            return ack_answer(<int>self.core.pool.ack_retired(handle[0]))
         failed(self.core, request, status, 0, device)
 
     cdef object named(self, const vector[uint32_t]& numbers):

@@ -302,7 +302,7 @@ cdef class Request:
             return _ack_after(self, device, stream)
         number = self.devices.numbers.get(device) if type(device) is str or type(device) is int else None
         if number is None:
-            return self.devices.ack_other_name(self.handle, self.named, device, self)
+            return self.devices.ack_other_name(&self.handle, self.named, device, self)
         cdef uint32_t index = number
         if index >= 64 or not self.named_mask >> index & 1:
             # Once the slot is reused the core cannot tell an unknown device from a late ack, and would answer late.
@@ -310,14 +310,15 @@ cdef class Request:
                 hooks.messages.unknown_device(device, self)
         cdef Acked acked
         if self.core.cleans:
-            return self.devices.ack_without_gil(self.handle, index, self.named, device, self)
+            return self.devices.ack_without_gil(&self.handle, index, self.named, device, self)
         acked = self.core.pool.ack(self.handle, index)
         if acked.status == Status.ok:
             if acked.result == AckResult.pending:
                 return PENDING
             if acked.result != AckResult.late or device in self.named:
                 return ack_answer(<int>acked.result)
-        return self.devices.answer(acked.status, <int>acked.result, self.handle, self.named, device, self)
+            hooks.messages.unknown_device(device, self)
+        return self.devices.not_counted(acked.status, &self.handle, self.named, device, self)
 
     def add_device(self, device):
         """One more device must acknowledge (a ring was repartitioned). Only while the host is a holder.
@@ -551,24 +552,25 @@ cdef object _ack_after(Request self, object device, object stream):
     cdef Error error
     cdef Acked acked
     check_here(self.core)
-    cdef uint32_t number
-    device = plain_name(device)
-    self.devices.known_to(self.named, device, self)  # raises for an unknown one
+    cdef int64_t number = self.devices.known_to(self.named, device, self)  # raises for an unknown one
     # As in ack().
     if device not in self.named and self.core.pool.released(self.handle):
         hooks.messages.unknown_device(device, self)
     on.stream = stream_of(stream)
     on.device = stream_device(stream)
-    known = self.devices.known_to(self.named, device, self)  # again, because Python code of the stream has run
-    if known is None:
+    number = self.devices.known_to(self.named, device, self)  # again, because Python code of the stream has run
+    if number < 0:
         return ack_answer(<int>self.core.pool.ack_retired(self.handle))
-    number = known
-    self.core.pool.devices().hold_number(number)
+    self.core.pool.devices().hold_number(<uint32_t>number)
     with nogil:
-        acked = self.core.pool.ack_after(self.handle, number, on, error)
-    self.core.pool.devices().drop(number)
-    if acked.status == Status.ok or acked.status == Status.unknown_device:
-        return self.devices.answer(acked.status, <int>acked.result, self.handle, self.named, device, self)
+        acked = self.core.pool.ack_after(self.handle, <uint32_t>number, on, error)
+    self.core.pool.devices().drop(<uint32_t>number)
+    if acked.status == Status.ok:
+        if acked.result != AckResult.late or device in self.named:
+            return ack_answer(<int>acked.result)
+        hooks.messages.unknown_device(device, self)
+    if acked.status == Status.unknown_device:
+        return self.devices.not_counted(acked.status, &self.handle, self.named, device, self)
     hooks.messages.stream_failed(StatusCode(<int>acked.status), stream,
                                  text_of(error.text))
     failed(self.core, self, acked.status, 0, device)
