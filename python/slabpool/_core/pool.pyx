@@ -220,7 +220,8 @@ cdef class Pool:
         PoolExhausted
             There is no room for the reserve, or too many requests are alive.
         DuplicateDeviceError, TooManyDevicesError
-            A device named twice; more names than one pool can tell apart.
+            A device named twice; more names than one pool can tell apart at a time (4,096). A name that nothing waits
+            for gives up its place when another one needs it.
         InvalidArgumentError, InvalidTypeError
             A bad id, device, size or time.
 
@@ -375,7 +376,8 @@ cdef class Pool:
         AmbiguousRequestError
             Several generations wait for this device, and none was given.
         UnknownDeviceError
-            The device was never named, in this pool or for the live requests of this id.
+            The device was never named, in this pool or for the live requests of this id; or nothing waited for it when
+            other names needed room.
 
         Examples
         --------
@@ -436,7 +438,7 @@ cdef class Pool:
         Raises
         ------
         UnknownDeviceError
-            No request ever named it.
+            No request named it, or nothing waited for it when other names needed room.
         DeviceAttachedError
             Its process is attached and alive, and `kill` is false; or it is this process; or it cannot be killed from
             here, as in another PID namespace; or it has not ended within 30 seconds after it was killed.
@@ -466,7 +468,7 @@ cdef class Pool:
         Raises
         ------
         UnknownDeviceError
-            No request ever named it.
+            No request named it, or nothing waited for it when other names needed room.
         """
         check_here(self.core)
         cdef uint32_t number = self.devices.known(device, None)
