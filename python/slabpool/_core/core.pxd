@@ -141,6 +141,9 @@ cdef class Devices:
     cdef uint32_t hold_key(self, object device, bytes key) except? 0xFFFFFFFF
     cdef int hold_all(self, tuple devices) except -1
     cdef void drop_all(self, tuple devices) noexcept
+    cdef tuple made_known(self, tuple devices, object parent)
+    cdef Status find_room(self, tuple devices, Status status, Attempt attempt, void* job, int64_t deadline,
+                          uint64_t reserve) except *
     cdef int retire(self) except -1
     cdef object known(self, object device, object request)
     cdef object named(self, const vector[uint32_t]& numbers)

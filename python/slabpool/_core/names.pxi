@@ -199,6 +199,27 @@ cdef class Devices:
         for device in devices:
             self.core.pool.devices().drop(self.numbers[device])
 
+    cdef tuple made_known(self, tuple devices, object parent):
+        """The names as plain values, each of which has a number until Python code runs. All of them or none are added."""
+        for device in devices:
+            name_key(device, "device")  # raises for a wrong type
+        devices = tuple([plain_name(device) for device in devices])
+        if parent is not None:  # named for it, so the pool knows them
+            for device in devices:
+                self.known(device, parent)
+        self.hold_all(devices)
+        self.drop_all(devices)
+        return devices
+
+    cdef Status find_room(self, tuple devices, Status status, Attempt attempt, void* job, int64_t deadline,
+                          uint64_t reserve) except *:
+        """As find_room(), for a request on these devices. Their numbers are held, because the GIL is released."""
+        self.hold_all(devices)
+        try:
+            return find_room(self.core, status, attempt, job, deadline, NO_REQUEST, reserve)
+        finally:
+            self.drop_all(devices)
+
     cdef int retire(self) except -1:
         """Takes back the numbers of names that nothing waits for."""
         cdef vector[uint32_t] retired

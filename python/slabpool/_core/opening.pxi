@@ -70,21 +70,26 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     # Made first: once the request is open, nothing may fail before it has an owner.
     cdef Request request = Request.__new__(Request)
     # Last, because a number may be taken back once Python code runs.
-    for device in <tuple>devices:
-        number = names.numbers.get(device) if type(device) is str or type(device) is int else None
-        if number is None:
-            return _open_new_names(pool, core, names, request_id, <tuple>devices, reserve, quota, lease, timeout,
-                                   parent, opened_at)
-        index = number
-        if index < 64:
-            mask |= <uint64_t>1 << index
-        if count < 16:
-            few[count] = index
+    while True:
+        for device in <tuple>devices:
+            number = names.numbers.get(device) if type(device) is str or type(device) is int else None
+            if number is None:
+                break
+            index = number
+            if index < 64:
+                mask |= <uint64_t>1 << index
+            if count < 16:
+                few[count] = index
+            else:
+                if count == 16:
+                    many.assign(&few[0], &few[0] + 16)
+                many.push_back(index)
+            count += 1
         else:
-            if count == 16:
-                many.assign(&few[0], &few[0] + 16)
-            many.push_back(index)
-        count += 1
+            break
+        devices = names.made_known(<tuple>devices, parent)
+        count = 0
+        mask = 0
     if count <= 16:
         spec.devices = device_span(&few[0], <size_t>count)
     else:
@@ -93,11 +98,7 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     if status != Status.ok:
         opening.spec = &spec
         opening.handle = &handle
-        names.hold_all(<tuple>devices)
-        try:
-            status = find_room(core, status, _attempt, &opening, deadline, NO_REQUEST, spec.reserve)
-        finally:
-            names.drop_all(<tuple>devices)
+        status = names.find_room(<tuple>devices, status, _attempt, &opening, deadline, spec.reserve)
         if status != Status.ok:
             hooks.messages.open_failed(pool, StatusCode(<int>status), request_id, devices, spec.reserve, spec.quota,
                                        timeout, parent)
@@ -114,19 +115,3 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     elif quota is not None:
         request.quota = spec.quota
     return request
-
-
-cdef Request _open_new_names(object pool, Core core, Devices names, object request_id, tuple devices, object reserve,
-                             object quota, object lease, object timeout, Request parent, object opened_at):
-    """As open_request(), where a name is not plain or not known: holds the numbers until the request does."""
-    for device in devices:
-        name_key(device, "device")  # raises for a wrong type
-    devices = tuple([plain_name(device) for device in devices])
-    if parent is not None:
-        for device in devices:
-            names.known(device, parent)
-    names.hold_all(devices)
-    try:
-        return open_request(pool, core, names, request_id, devices, reserve, quota, lease, timeout, parent, opened_at)
-    finally:
-        names.drop_all(devices)
