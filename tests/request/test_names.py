@@ -1,4 +1,4 @@
-"""Names of devices come and go: 4,096 at a time, and a late ack under an old name never counts for a new one."""
+"""Names of devices come and go: 4,096 at a time. A late ack under an old name never counts for a new one."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_late_acks_of_old_names(pool: Pool) -> None:
         with pytest.raises(UnknownDeviceError, match=f"'new-{i}' was never named"):
             request.ack(f"new-{i}")
     for call in (pool.heartbeat, pool.device_lost, lambda name: pool.ack("old", name)):
-        with pytest.raises(UnknownDeviceError, match="'old-0' was never named .* other names needed room"):
+        with pytest.raises(UnknownDeviceError, match=r"'old-0' was never named .* other names needed room"):
             call("old-0")
     after = pool.stats()
     assert (after.acks, after.late_acks) == (before.acks, before.late_acks + 16 + 8)

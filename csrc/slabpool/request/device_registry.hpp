@@ -58,8 +58,8 @@ class DeviceRegistry {
   }
   void drop(std::uint32_t device) noexcept {
     const std::lock_guard lock(mutex_);
-    SLABPOOL_ASSERT(device < known_.size() && known_[device].holds != 0, "a number that is held is dropped",
-                    device);
+    SLABPOOL_ASSERT(device < known_.size() && known_[device].holds != 0,
+                    "a number that is held is dropped", device);
     --known_[device].holds;
   }
 
@@ -96,7 +96,8 @@ class DeviceRegistry {
   }
   std::string name(std::uint32_t device) const {
     const std::lock_guard lock(mutex_);
-    return device < known_.size() && known_[device].name != nullptr ? *known_[device].name : std::string();
+    return device < known_.size() && known_[device].name != nullptr ? *known_[device].name
+                                                                    : std::string();
   }
   // Numbers given so far, those that were taken back included: every number of a name is below it.
   std::uint32_t size() const {

@@ -151,5 +151,5 @@ cdef class Devices:
     # What Request.ack does rarely: here, where the compiler cannot inline it there; with few enough arguments for registers.
     cdef object ack_other_name(self, const Handle* handle, tuple named, object device, object request)
     cdef object ack_without_gil(self, const Handle* handle, uint32_t number, tuple named, object device, object request)
-    cdef object not_counted(self, Status status, const Handle* handle, tuple named, object device, object request)
+    cdef object late(self, Status status, const Handle* handle, tuple named, object device, object request)
     cdef object name_at(self, uint32_t number, int64_t time_ns)

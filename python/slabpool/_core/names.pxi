@@ -276,14 +276,16 @@ cdef class Devices:
         with nogil:
             acked = self.core.pool.ack(handle[0], number)
         self.core.pool.devices().drop(number)
-        if acked.status == Status.ok:
-            if acked.result != AckResult.late or device in named:
-                return ack_answer(<int>acked.result)
-            hooks.messages.unknown_device(device, request)
-        return self.not_counted(acked.status, handle, named, device, request)
+        if acked.result != AckResult.late:
+            return ack_answer(<int>acked.result)
+        return self.late(acked.status, handle, named, device, request)
 
-    cdef object not_counted(self, Status status, const Handle* handle, tuple named, object device, object request):
-        """What `Request.ack` answers or raises for an ack that the core does not take."""
+    cdef object late(self, Status status, const Handle* handle, tuple named, object device, object request):
+        """What `Request.ack` answers or raises for an ack that the core answers late, of any status."""
+        if status == Status.ok:
+            if device in named:
+                return ack_answer(<int>AckResult.late)
+            hooks.messages.unknown_device(device, request)
         if status == Status.unknown_device and device in named:  # its name has given up its number
             return ack_answer(<int>self.core.pool.ack_retired(handle[0]))
         failed(self.core, request, status, 0, device)

@@ -73,7 +73,7 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     while True:
         for device in <tuple>devices:
             number = names.numbers.get(device) if type(device) is str or type(device) is int else None
-            if number is None:
+            if unlikely(number is None):
                 break
             index = number
             if index < 64:
@@ -95,7 +95,7 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     else:
         spec.devices = device_span(many.data(), <size_t>count)
     status = core.pool.open(spec, handle)
-    if status != Status.ok:
+    if unlikely(status != Status.ok):
         opening.spec = &spec
         opening.handle = &handle
         status = names.find_room(<tuple>devices, status, _attempt, &opening, deadline, spec.reserve)

@@ -36,6 +36,9 @@ from slabpool.arguments.texts import show
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 from slabpool.records import Ack, RequestState, waits_for
 
+cdef extern from *:
+    bint unlikely(bint condition) noexcept  # Cython's own macro
+
 cdef object PENDING = Ack.PENDING
 cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
 
@@ -298,10 +301,10 @@ cdef class Request:
         >>> req.ack("gpu0")  # with stream=s: counts once the work queued on s is done
         <Ack.PENDING: 'pending'>
         """
-        if stream is not None:
+        if unlikely(stream is not None):
             return _ack_after(self, device, stream)
         number = self.devices.numbers.get(device) if type(device) is str or type(device) is int else None
-        if number is None:
+        if unlikely(number is None):
             return self.devices.ack_other_name(&self.handle, self.named, device, self)
         cdef uint32_t index = number
         if index >= 64 or not self.named_mask >> index & 1:
@@ -309,16 +312,14 @@ cdef class Request:
             if device not in self.named and self.core.pool.released(self.handle):
                 hooks.messages.unknown_device(device, self)
         cdef Acked acked
-        if self.core.cleans:
+        if unlikely(self.core.cleans):
             return self.devices.ack_without_gil(&self.handle, index, self.named, device, self)
         acked = self.core.pool.ack(self.handle, index)
-        if acked.status == Status.ok:
-            if acked.result == AckResult.pending:
-                return PENDING
-            if acked.result != AckResult.late or device in self.named:
-                return ack_answer(<int>acked.result)
-            hooks.messages.unknown_device(device, self)
-        return self.devices.not_counted(acked.status, &self.handle, self.named, device, self)
+        if acked.result == AckResult.pending:
+            return PENDING
+        if unlikely(acked.result == AckResult.late):  # of every status that is not ok, too
+            return self.devices.late(acked.status, &self.handle, self.named, device, self)
+        return ack_answer(<int>acked.result)
 
     def add_device(self, device):
         """One more device must acknowledge (a ring was repartitioned). Only while the host is a holder.
@@ -565,12 +566,10 @@ cdef object _ack_after(Request self, object device, object stream):
     with nogil:
         acked = self.core.pool.ack_after(self.handle, <uint32_t>number, on, error)
     self.core.pool.devices().drop(<uint32_t>number)
-    if acked.status == Status.ok:
-        if acked.result != AckResult.late or device in self.named:
-            return ack_answer(<int>acked.result)
-        hooks.messages.unknown_device(device, self)
-    if acked.status == Status.unknown_device:
-        return self.devices.not_counted(acked.status, &self.handle, self.named, device, self)
+    if acked.status == Status.ok and acked.result != AckResult.late:
+        return ack_answer(<int>acked.result)
+    if acked.status == Status.ok or acked.status == Status.unknown_device:
+        return self.devices.late(acked.status, &self.handle, self.named, device, self)
     hooks.messages.stream_failed(StatusCode(<int>acked.status), stream,
                                  text_of(error.text))
     failed(self.core, self, acked.status, 0, device)

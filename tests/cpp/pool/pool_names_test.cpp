@@ -81,7 +81,8 @@ TEST_F(PoolNames, BeyondTheFirstWordToo) {
   std::vector<std::string> names;
   for (int i = 0; i < 100; ++i) names.push_back("s" + std::to_string(i));
   const Handle request = open_on(names);
-  for (const std::uint32_t gone : {15U, 16U, 63U, 99U}) EXPECT_EQ(ack(request, gone), AckResult::pending);
+  for (const std::uint32_t gone : {15U, 16U, 63U, 99U})
+    EXPECT_EQ(ack(request, gone), AckResult::pending);
   EXPECT_EQ(retire(), (std::vector<std::uint32_t>{15, 16, 63, 99}));
   for (const std::uint32_t gone : {15U, 16U, 63U, 99U})
     EXPECT_EQ(pool->ack(request, gone).status, Status::unknown_device);
@@ -96,7 +97,8 @@ TEST_F(PoolNames, BeyondTheFirstWordToo) {
 // request: it finds its bit set, and the request waits for no other device.
 TEST_F(PoolNames, SweepsRaceWithOpeningAndAcks) {
   constexpr int kThreads = 4;
-  for (std::uint32_t i = 0; i < kMaxDevices - kThreads - 2; ++i) ASSERT_TRUE(pool->devices().add("g" + std::to_string(i)));
+  for (std::uint32_t i = 0; i < kMaxDevices - kThreads - 2; ++i)
+    ASSERT_TRUE(pool->devices().add("g" + std::to_string(i)));
   std::atomic<std::uint64_t> sweeps{0};
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; ++t) {
@@ -121,7 +123,8 @@ TEST_F(PoolNames, SweepsRaceWithOpeningAndAcks) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_GT(sweeps, 0U);
-  EXPECT_EQ(pool->stats().acks, static_cast<std::uint64_t>(kThreads) * static_cast<std::uint64_t>(rounds(400)));
+  EXPECT_EQ(pool->stats().acks,
+            static_cast<std::uint64_t>(kThreads) * static_cast<std::uint64_t>(rounds(400)));
   expect_all_returned(*pool);
 }
 

@@ -47,7 +47,8 @@ TEST(DeviceRegistry, RemembersHeartbeats) {
   EXPECT_EQ(devices.last_heard(4), 0);
 }
 
-std::vector<std::uint32_t> retire(DeviceRegistry& devices, const std::vector<std::uint32_t>& in_use = {}) {
+std::vector<std::uint32_t> retire(DeviceRegistry& devices,
+                                  const std::vector<std::uint32_t>& in_use = {}) {
   std::vector<std::uint32_t> retired;
   devices.retire(
       retired,

@@ -449,7 +449,8 @@ TEST_F(SharedPool, ThePeerOfANewNameStartsWithoutTheAcksOfTheOld) {
   auto next = attach(number);
   EXPECT_EQ(pool->add_device(handle, number), Status::ok);
   close(handle);
-  EXPECT_EQ(pool->ack(handle, other).result, AckResult::pending) << "the new device has not acknowledged";
+  EXPECT_EQ(pool->ack(handle, other).result, AckResult::pending)
+      << "the new device has not acknowledged";
   (void)old->ack(reference);  // on the board of the old device, which is not read any more
   pool->collect_acks();
   EXPECT_FALSE(pool->released(handle));
