@@ -14,7 +14,7 @@ from libcpp.vector cimport vector
 
 from slabpool._core.array cimport new_array, new_copy, new_full
 from slabpool._core.core cimport (
-    NO_REQUEST, ack_answer, caller, check_here, deadline_of, failed, find_room, located, location, name_key, next_slice,
+    ack_answer, caller, check_here, deadline_of, failed, located, location, name_key, next_slice,
     only_made_by, state_of, text_of,
 )
 from slabpool._core.cpp_cuda cimport StreamName
