@@ -69,7 +69,7 @@ class InvalidTypeError(SlabpoolError, TypeError):
 
 
 class TooManyDevicesError(InvalidArgumentError):
-    """The pool already knows 4,096 device names, which is the limit."""
+    """More than 4,096 devices of one pool at a time. Names that nothing waits for do not count."""
 
 
 class DuplicateDeviceError(InvalidArgumentError):
@@ -118,7 +118,7 @@ class QuotaExceededError(SlabpoolError, MemoryError):
 
 
 class UnknownDeviceError(SlabpoolError, LookupError):
-    """The device was never named for the request. Nothing was changed."""
+    """The device was never named for the request, or the pool has forgotten its name. Nothing was changed."""
 
 
 class AmbiguousRequestError(SlabpoolError, LookupError):

@@ -166,6 +166,12 @@ class SLABPOOL_API Pool final : public AckSink {
   // The device leaves every request. Returns how many requests it held.
   std::uint64_t device_lost(std::uint32_t device) noexcept;
   void heartbeat(std::uint32_t device) noexcept;
+  // Takes back the numbers of names that nothing waits for (DeviceRegistry::retire) and adds them to `retired`. Numbers that
+  // a request which is not over has ever named go only if there are no others. No other thread may be about to use
+  // the number of a name without holding it. Throws std::bad_alloc, and then nothing has changed.
+  void retire_devices(std::vector<std::uint32_t>& retired);
+  // The answer to an ack of a device that had left a request before its number was taken back.
+  AckResult ack_retired(Handle handle) noexcept;
   // Counts polled acks that arrived. Every call that allocates, opens, waits or looks does this, so an ack that a peer has
   // been answered counts in all that this pool does after it.
   void collect_acks() noexcept {
@@ -197,7 +203,8 @@ class SLABPOOL_API Pool final : public AckSink {
   // ---- devices in other processes; only in pools of shared memory (peers.cpp)
   bool shared() const noexcept { return shared_ != nullptr; }
   std::uint64_t shared_id() const noexcept;
-  // False if the device is attached already (system_errno EEXIST), or the system refuses.
+  // False if the device is attached already (system_errno EEXIST), or the system refuses. Its number is held until it is
+  // detached.
   bool attach_peer(std::uint32_t device, PeerFiles& files, Error& error) noexcept;
   int writable_data() const noexcept;
   // The peer is gone: the acks it posted count, and it leaves all other requests. Returns how many requests.

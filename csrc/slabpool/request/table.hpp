@@ -86,6 +86,19 @@ class RequestTable {
   // it leaves another.
   bool holds_any(HolderBit bit) noexcept;
 
+  // Adds to `marks` the holders of every request that is not over; with `left`, also those that have left it.
+  void mark_holders(bool left, HolderMarks& marks) {
+    each([&](const RequestRecord& r, const HolderView& set) {
+      if (!is_over(r.handle())) set.mark(r.handle().generation, left, marks);
+    });
+  }
+  // The holders in `gone` hold no request. Their numbers are about to be other devices', which no request has named yet.
+  void forget_named(const HolderMarks& gone) {
+    each([&](const RequestRecord& r, const HolderView&) {
+      holders(r.slot).forget_named(r.handle().generation, gone);
+    });
+  }
+
   // unknown_device: a child may name only devices that hold its parent.
   Status add_device(Handle handle, std::uint32_t device);
 

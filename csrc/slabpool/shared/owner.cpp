@@ -115,10 +115,10 @@ bool SharedOwner::attach(std::uint32_t device, PeerFiles& files, Error& error) n
   return true;
 }
 
-void SharedOwner::detach(std::uint32_t device) noexcept {
+bool SharedOwner::detach(std::uint32_t device) noexcept {
   const std::lock_guard lock(mutex_);
   const auto found = find(device);
-  if (found == peers_.end()) return;
+  if (found == peers_.end()) return false;
   (void)epoll_ctl(bells_, EPOLL_CTL_DEL, found->bell, nullptr);
   (void)::close(found->bell);
   peers_.erase(found);
@@ -132,6 +132,7 @@ void SharedOwner::detach(std::uint32_t device) noexcept {
   count_.store(count - 1, std::memory_order_release);
   // It fails if the process has no more mappings; the old board then stays mapped, and is not read any more.
   (void)blank(device);
+  return true;
 }
 
 void SharedOwner::silence() noexcept {

@@ -68,7 +68,8 @@ class SharedOwner final : public Doorbell {
     return find(device) != peers_.end();
   }
   // After a last collect(). The peer may keep its map of the board; the owner no longer reads it.
-  void detach(std::uint32_t device) noexcept;
+  // False if the device was not attached.
+  bool detach(std::uint32_t device) noexcept;
 
   // Whether an ack was posted: one load per device. collect() acquires and releases the same word.
   bool news() noexcept {

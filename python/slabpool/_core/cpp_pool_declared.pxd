@@ -104,6 +104,8 @@ cdef extern from * namespace "slabpool" nogil:
         Status add_device(Handle handle, uint32_t device)
         uint64_t device_lost(uint32_t device)
         void heartbeat(uint32_t device)
+        void retire_devices(vector[uint32_t]& retired) except +
+        AckResult ack_retired(Handle handle)
         bool released(Handle handle)
         bool is_open(Handle handle)
         bool cancelled(Handle handle)

@@ -26,10 +26,6 @@ cdef object _stats_of(Core core):
         core.pool.quarantined_bytes(), core.pool.held_bytes()))
 
 
-cdef object _named(list names, const vector[uint32_t]& numbers):
-    return frozenset([names[numbers[i]] for i in range(<Py_ssize_t>numbers.size())])
-
-
 cdef object _record_of(const RequestInfo& info, list names):
     """The record of one request, or None for a session, which has no memory of its own: see sessions()."""
     id, name = identity(info.id, info.kept)
@@ -41,8 +37,8 @@ cdef object _record_of(const RequestInfo& info, list names):
         state=state_of(<int>info.state),
         nbytes=info.nbytes,
         age=info.age_ns / 1e9,
-        pending=_named(names, info.pending),
-        behind_stream=_named(names, info.behind_stream),
+        pending=names_of(names, info.pending),
+        behind_stream=names_of(names, info.behind_stream),
         live_views=info.live_views,
         opened_at=location(info.opened_at),
         parent=None if info.kept else info.parent_generation or None,
@@ -103,8 +99,9 @@ cdef list _records_of(Core core, Devices devices, object older_than):
     check_here(core)
     settle_copies()
     infos = core.pool.requests(_older_than(older_than))
+    cdef list names = devices.names  # of the same moment: see Devices
     for i in range(<Py_ssize_t>infos.size()):
-        record = _record_of(infos[i], devices.names)
+        record = _record_of(infos[i], names)
         if record is not None:
             records.append(record)
     return records
@@ -113,17 +110,27 @@ cdef list _records_of(Core core, Devices devices, object older_than):
 cdef list _events_of(Core core, Devices devices):
     check_here(core)
     cdef vector[CppEvent] events = core.pool.events()
+    cdef list names = devices.names  # of the same moment, as are the former ones: see Devices
+    cdef list former = devices.former
     return [
         Event(
             time_ns=events[i].time_ns,
             thread=events[i].thread,
             kind=EVENT_KINDS[<int>events[i].kind],
             generation=events[i].generation,
-            device=None if events[i].device == kNoDevice else devices.names[events[i].device],
+            device=None if events[i].device == kNoDevice else _name_at(names, former, events[i]),
             nbytes=events[i].bytes,
         )
         for i in range(<Py_ssize_t>events.size())
     ]
+
+
+cdef object _name_at(list names, list former, const CppEvent& event):
+    """The name that the device of an event had at that time."""
+    for until, retired in former:
+        if event.time_ns <= until and event.device in retired:
+            return retired[event.device]
+    return names[event.device]
 
 
 cdef list _corruptions_of(Core core):
