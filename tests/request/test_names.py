@@ -102,6 +102,65 @@ def test_late_acks_of_old_names(pool: Pool) -> None:
         new.add_device("more")
 
 
+def test_a_refusal_says_the_names_of_its_moment(pool: Pool) -> None:
+    held = pool.request("held", ["old"])
+    held.empty(8 << 20, np.uint8)
+    with pytest.raises(slabpool.PoolExhausted) as refused:
+        pool.empty(12 << 20, np.uint8)
+    end(held, "old")
+    fill(pool, 0)  # takes the number of old
+    assert "'held' generation 1" in str(refused.value)
+    assert "waits for old," in str(refused.value)
+
+
+class Sweeps:
+    """A generation whose conversion makes the pool take back the number of a name, and give it to another."""
+
+    def __init__(self, pool: Pool, generation: int) -> None:
+        self.pool = pool
+        self.generation = generation
+        self.new: slabpool.Request | None = None
+
+    def __index__(self) -> int:
+        fill(self.pool, 1)
+        self.new = self.pool.request("r", ["new"])
+        return self.generation
+
+
+@pytest.mark.parametrize("opened", [0, 2], ids=["of the old request", "of the new one"])
+def test_a_number_that_is_taken_back_during_an_ack_by_id(pool: Pool, opened: int) -> None:
+    end(old := pool.request("r", ["old"]), "old")
+    code = Sweeps(pool, old.generation + opened)
+    with pytest.raises(UnknownDeviceError):
+        pool.ack("r", "old", generation=code)  # type: ignore[arg-type]
+    assert code.new is not None and code.new.generation == old.generation + 2
+    assert code.new.pending == {"new"}
+    assert pool.ack("r", "new") is Ack.PENDING
+
+
+@pytest.mark.parametrize("open_requests", [1, 5000])
+def test_a_refused_name_with_all_names_in_use(pool: Pool, open_requests: int) -> None:
+    filler = fill(pool, 0)
+    others = [pool.request(i, ["idle-0"]) for i in range(open_requests)]
+    before = pool.stats()
+    for attempt in range(3):
+        with pytest.raises(TooManyDevicesError):
+            pool.request("one more", [f"new-{attempt}"])
+    assert pool.stats() == before
+    # Each name is free for another one as soon as nothing waits for it.
+    assert filler.ack("idle-7") is Ack.PENDING
+    assert pool.request("one more", ["new"]).pending == {"new"}
+    with pytest.raises(TooManyDevicesError):
+        pool.request("two more", ["newer"])
+    assert filler.ack("idle-0") is Ack.PENDING
+    with pytest.raises(TooManyDevicesError):  # the others wait for it
+        pool.request("two more", ["newer"])
+    for request in others:
+        request.close()
+        assert request.ack("idle-0") is Ack.RELEASED
+    assert pool.request("two more", ["newer"]).pending == {"newer"}
+
+
 def test_a_name_comes_back_under_another_number(pool: Pool) -> None:
     end(old := pool.request("old", ["a"]), "a")
     longest = pool.request("longest", ["a", "b"])

@@ -217,7 +217,10 @@ void Pool::retire_devices(std::vector<std::uint32_t>& retired) {
   polled_->between_collections([&] {
     for (const bool left : {true, false}) {
       devices_.retire(
-          retired, [&](HolderMarks& used) { table_.mark_holders(left, used); },
+          retired,
+          [&](const HolderMarks& wanted, HolderMarks& used) {
+            (void)table_.mark_holders(left, wanted, used);
+          },
           [&](const HolderMarks& gone) {
             if (!left) table_.forget_named(gone);
           });

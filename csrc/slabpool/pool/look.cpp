@@ -11,7 +11,19 @@
 
 namespace slabpool {
 
-inline Stats Pool::figures(bool look_for_doubt) noexcept {
+Pool::Doubt Pool::doubt() noexcept {
+  Doubt doubt;
+  const std::int64_t now = now_ns();
+  table_.each([&](const RequestRecord& r, const HolderView& set) {
+    if (!table_.in_doubt(r, set, now)) return;
+    ++doubt.requests;
+    doubt.bytes += r.blocks.bytes();
+  });
+  return doubt;
+}
+
+template <typename Look>
+inline Stats Pool::figures(Look&& look_for_doubt) noexcept {
   const CacheSet::Sums sums = caches_.sums();
   const auto count = [&](Count what) { return sums.counts[static_cast<unsigned>(what)]; };
   // After the sums: bytes counted as live were committed before.
@@ -33,13 +45,10 @@ inline Stats Pool::figures(bool look_for_doubt) noexcept {
   s.requests_open = requests.open;
   s.requests_draining = requests.draining;
   std::uint64_t in_doubt = 0;
-  if (look_for_doubt) {
-    const std::int64_t now = now_ns();
-    table_.each([&](const RequestRecord& r, const HolderView& set) {
-      if (!table_.in_doubt(r, set, now)) return;
-      ++s.requests_in_doubt;
-      in_doubt += r.blocks.bytes();
-    });
+  if (look_for_doubt()) [[unlikely]] {
+    const Doubt doubt = this->doubt();
+    s.requests_in_doubt = doubt.requests;
+    in_doubt = doubt.bytes;
   }
   // Each figure is of some instant during the call; they are clamped so that they always add up.
   std::uint64_t held = sums.live > 0 ? static_cast<std::uint64_t>(sums.live) : 0;
@@ -58,7 +67,7 @@ inline Stats Pool::figures(bool look_for_doubt) noexcept {
 
 Stats Pool::stats() noexcept {
   collect_acks();
-  return figures(table_.any_lease());
+  return figures([&] { return table_.any_lease(); });
 }
 
 std::vector<Event> Pool::events() const { return log_ != nullptr ? log_->read() : std::vector<Event>(); }
@@ -100,7 +109,7 @@ Refusal Pool::explain_exhausted() noexcept {
   const bool leases = table_.any_lease();
   const RequestTable::Counts counts = table_.counts();
   refusal.counts_in_doubt = !leases || counts.open + counts.draining <= RequestTable::kWalkBatch;
-  refusal.stats = figures(leases && refusal.counts_in_doubt);
+  refusal.stats = figures([&] { return leases && refusal.counts_in_doubt; });
   const std::int64_t now = now_ns();
   try {
     table_.notable([&](const RequestTable::Notable& notable) {

@@ -209,7 +209,7 @@ class SLABPOOL_API Pool final : public AckSink {
   int writable_data() const noexcept;
   // The peer is gone: the acks it posted count, and it leaves all other requests. Returns how many requests.
   std::uint64_t detach_peer(std::uint32_t device) noexcept;
-  // Whether the peer holds any request, after its acks were collected. Throws std::bad_alloc.
+  // Whether the peer holds any request, after its acks were collected.
   bool peer_holds(std::uint32_t device) noexcept;
   // From now on peers find the pool closed.
   void dismiss_peers() noexcept;
@@ -284,8 +284,15 @@ class SLABPOOL_API Pool final : public AckSink {
   Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory,
        std::unique_ptr<SharedOwner> shared);
 
-  // look.cpp. `in_doubt`: whether to look at every request for bytes in doubt; otherwise live includes them.
-  [[gnu::always_inline]] Stats figures(bool in_doubt) noexcept;
+  // look.cpp.
+  struct Doubt {
+    std::uint64_t requests = 0;
+    std::uint64_t bytes = 0;
+  };
+  [[gnu::noinline]] Doubt doubt() noexcept;  // looks at every request
+  // look_for_doubt(): whether to look at every request for bytes in doubt; otherwise live includes them.
+  template <typename Look>
+  [[gnu::always_inline]] Stats figures(Look&& look_for_doubt) noexcept;
 
   // allocate.cpp: one way down. plan, take (this thread's cache, then the depot), hand_out (start, prepare, attach).
   static Plan plan(std::uint64_t nbytes, std::uint64_t align) noexcept;

@@ -64,20 +64,25 @@ class DeviceRegistry {
   }
 
   // Takes back the number of each name that is neither held nor in use, and adds it to `retired`, largest first.
-  // `in_use(marks)` adds to `marks` the holders that are in use, `forget(marks)` forgets those whose number is taken back;
-  // both are called with mutex_ held. Throws std::bad_alloc, and then nothing has changed.
+  // `in_use(wanted, used)` adds to `used` those of `wanted` that are in use, `forget(marks)` forgets those whose number is
+  // taken back; both are called with mutex_ held. Throws std::bad_alloc, and then nothing has changed.
   template <typename InUse, typename Forget>
   void retire(std::vector<std::uint32_t>& retired, InUse&& in_use, Forget&& forget) {
     const std::lock_guard lock(mutex_);
     free_.reserve(kMaxDevices);
     retired.reserve(retired.size() + kMaxDevices);
+    HolderMarks wanted;
+    for (std::uint32_t number = 0; number < known_.size(); ++number) {
+      const Known& known = known_[number];
+      if (known.name != nullptr && known.holds == 0 && !known.for_good) wanted.add(device_bit(number));
+    }
     HolderMarks used;
+    in_use(wanted, used);
+    if (used.contain(wanted)) return;
     HolderMarks gone;
-    in_use(used);
     for (auto number = static_cast<std::uint32_t>(known_.size()); number-- > 0;) {
+      if (!wanted.has(device_bit(number)) || used.has(device_bit(number))) continue;
       Known& known = known_[number];
-      if (known.name == nullptr || known.holds != 0 || known.for_good || used.has(device_bit(number)))
-        continue;
       numbers_.erase(numbers_.find(*known.name));
       known.name = nullptr;
       heard_[number].store(0, std::memory_order_relaxed);  // a sign of life of the old name

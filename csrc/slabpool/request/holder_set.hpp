@@ -13,7 +13,9 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
+#include <iterator>
 
 #include "slabpool/base/assert.hpp"
 
@@ -70,6 +72,11 @@ struct HolderMarks {
   std::uint64_t words[1 + MoreHolders::kWords] = {};
   bool has(HolderBit bit) const noexcept { return (words[bit.word] & bit.mask) != 0; }
   void add(HolderBit bit) noexcept { words[bit.word] |= bit.mask; }
+  bool contain(const HolderMarks& others) const noexcept {
+    for (std::size_t w = 0; w < std::size(words); ++w)
+      if ((others.words[w] & ~words[w]) != 0) return false;
+    return true;
+  }
 };
 
 // The holders of one slot, for a process that may read them.
@@ -114,14 +121,19 @@ class HolderView {
     return true;
   }
 
-  // Adds the holders of this generation to `marks`; with `left`, also those that have left.
-  void mark(std::uint64_t generation, bool left, HolderMarks& marks) const noexcept {
+  // Adds the holders of this generation to `marks`; with `left`, also those that have left. Whether one of `wanted` was
+  // added.
+  bool mark(std::uint64_t generation, bool left, const HolderMarks& wanted,
+            HolderMarks& marks) const noexcept {
     const std::uint32_t words = first_.words.load(std::memory_order_acquire);
+    std::uint64_t added = 0;
     for (std::uint32_t w = 0; w < words; ++w) {
       const HolderWord now((left ? at(w).named : at(w).pending).load(std::memory_order_acquire));
-      if (now.generation() != generation) return;
+      if (now.generation() != generation) break;
+      added |= now.bits() & wanted.words[w] & ~marks.words[w];
       marks.words[w] |= now.bits();
     }
+    return added != 0;
   }
 
   // Calls f(device) for each device that holds, in order of their numbers.

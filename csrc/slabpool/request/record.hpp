@@ -33,7 +33,6 @@ struct OpenSpec {
   std::uint64_t reserve = 0;
   std::uint64_t quota = 0;
   std::int64_t lease_ns = 0;
-  std::int64_t now_ns = 0;
   bool kept = false;  // memory that a session keeps: no id finds it, and it is counted apart
   SourceLocation where;
 };
@@ -69,7 +68,7 @@ struct alignas(64) RequestRecord {
   std::atomic<bool> host_left{false};
   bool cancelled = false;
 
-  // The list of records in use by age, guarded by the table's mutex.
+  // The ring of records in use by age, guarded by the table's mutex: see RequestTable::by_age_.
   RequestRecord* older = nullptr;
   RequestRecord* newer = nullptr;
 
@@ -99,7 +98,7 @@ struct alignas(64) RequestRecord {
 
   // Starts a new request in a free slot, not yet visible to any reader of `generation`. `parent` may be null.
   // Throws std::bad_alloc, and then nothing has changed.
-  void reset(const OpenSpec& spec, const RequestRecord* of_parent);
+  void reset(const OpenSpec& spec, const RequestRecord* of_parent, std::int64_t now_ns);
   // Starts the budget of a request that has one, under the budget mutex.
   void reset_budget(Handle self, const OpenSpec& spec, const RequestRecord* of_parent,
                     ReserveRef of_reserve) noexcept;

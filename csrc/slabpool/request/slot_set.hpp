@@ -1,4 +1,4 @@
-// A set of request slots that finds its members in order.
+// A set of request slots that finds its members in order: see FreeSlots.
 //
 // One bit a slot, and one bit for each word that may be used: finding the next member looks at the words of the upper level
 // (16), and at each word that became empty once. erase() does not look whether its word is empty, which makes it a third

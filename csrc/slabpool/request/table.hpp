@@ -5,7 +5,7 @@
 // Invariants:
 //   claim(h) succeeds exactly once for each request h;
 //   open_ + draining_ == the number of requests that are not retired and not kept;
-//   a slot that was made is in free_slots_ exactly if its record's generation is 0, and in used_ otherwise.
+//   a slot that was made is in free_slots_ exactly if its record's generation is 0, and its record in the list by age otherwise.
 // Order of locks: the pool's (collecting acks, then growing), the table's mutex, the budget mutex, the RequestBlocks locks,
 // then the depot's. No lock declared here is held while blocks are returned.
 #pragma once
@@ -24,10 +24,10 @@
 #include "slabpool/base/status.hpp"
 #include "slabpool/memory/virtual_array.hpp"
 #include "slabpool/request/device_registry.hpp"
+#include "slabpool/request/free_slots.hpp"
 #include "slabpool/request/holder_set.hpp"
 #include "slabpool/request/record.hpp"
 #include "slabpool/request/slot.hpp"
-#include "slabpool/request/slot_set.hpp"
 #include "slabpool/slab/depot.hpp"
 
 namespace slabpool {
@@ -62,7 +62,7 @@ class RequestTable {
   }
 
   // exhausted: the reserve is not available now. A child has no reserve and no quota. Throws std::bad_alloc.
-  Status open(const OpenSpec& spec, Handle& handle);
+  Status open(const OpenSpec& spec, std::int64_t now_ns, Handle& handle);
 
   // The calls below claim the requests that are over by them and add them to `over`, descendants first. The caller ends
   // them: it returns their blocks and calls retire(). None of these calls allocates.
@@ -86,24 +86,20 @@ class RequestTable {
   // it leaves another.
   bool holds_any(HolderBit bit) noexcept;
 
-  // Adds to `marks` the holders of every request that is not over; with `left`, also those that have left it.
-  void mark_holders(bool left, HolderMarks& marks) {
-    each([&](const RequestRecord& r, const HolderView& set) {
-      if (!is_over(r.handle())) set.mark(r.handle().generation, left, marks);
-    });
-  }
+  // Adds to `used` the holders of requests that are not over; with `left`, also those that have left one. Stops once `used`
+  // contains `wanted`. It looks first at the requests that held `wanted` in the last call without `left`: while they
+  // hold it, a call looks at no more than kMaxDevices requests. Returns at how many it looked. The mutex is released as in
+  // each(). One thread at a time. Throws std::bad_alloc.
+  std::size_t mark_holders(bool left, const HolderMarks& wanted, HolderMarks& used);
   // The holders in `gone` hold no request. Their numbers are about to be other devices', which no request has named yet.
-  void forget_named(const HolderMarks& gone) {
-    each([&](const RequestRecord& r, const HolderView&) {
-      holders(r.slot).forget_named(r.handle().generation, gone);
-    });
-  }
+  void forget_named(const HolderMarks& gone) noexcept;
 
   // unknown_device: a child may name only devices that hold its parent.
   Status add_device(Handle handle, std::uint32_t device);
 
-  // True for one caller, once the last holder has left; that caller then returns the blocks and calls retire().
-  bool claim(Handle handle) noexcept;
+  // The record for one caller, once the last holder has left; that caller then returns the blocks and calls retire(). Null
+  // for all others.
+  RequestRecord* claim(Handle handle) noexcept;
   // Forgets a claimed request whose blocks went back. Its slot is free once no block is retained. Children that were not
   // over yet (their parent's end is theirs) are added to `over`.
   void retire(RequestRecord& record, ClaimedList& over) noexcept;
@@ -166,9 +162,9 @@ class RequestTable {
   // whole call is reported once, and one that is opened or ends meanwhile once or not at all.
   template <typename F>
   void each(F&& f) {
-    for (std::uint32_t slot = 0; slot != SlotSet::kNone;) slot = each_from(slot, f);
+    for (std::uint32_t slot = 0; slot != FreeSlots::kNone;) slot = each_from(slot, f);
   }
-  // The part of each() under one hold of the mutex: from `slot` on. Returns the slot to go on from, SlotSet::kNone at
+  // The part of each() under one hold of the mutex: from `slot` on. Returns the slot to go on from, FreeSlots::kNone at
   // the end.
   template <typename F>
   std::uint32_t each_from(std::uint32_t slot, F&& f) {
@@ -265,7 +261,8 @@ class RequestTable {
   std::uint32_t walk(std::uint32_t slot, std::uint32_t most, F&& f);
   template <typename F>
   std::uint32_t with_all_below(RequestRecord& record, F&& f);
-  void claim_into(Handle handle, ClaimedList& over) noexcept;
+  bool claim_record(RequestRecord& record, Handle handle) noexcept;
+  void claim_into(RequestRecord& record, Handle handle, ClaimedList& over) noexcept;
   bool bit_leaves_one(RequestRecord& record, HolderBit bit, ClaimedList& over) noexcept;
   void host_leaves_one(RequestRecord& record, bool cancel, ClaimedList& over) noexcept;
   void cut_one(RequestRecord& record, ClaimedList& over) noexcept;
@@ -278,16 +275,17 @@ class RequestTable {
   Depot& depot_;
   DeviceRegistry& devices_;
   VirtualArray<RequestSlot> slots_;
-  VirtualArray<MoreHolders>
-      more_;  // opened for a slot when a request there names a device beyond the first word
+  // Opened for a slot when a request there names a device beyond the first word.
+  VirtualArray<MoreHolders> more_;
   const std::uint64_t secret_;
   std::unique_ptr<std::atomic<RequestRecord*>[]> chunks_;
   mutable std::mutex mutex_;
   std::uint32_t slots_made_ = 0;
-  std::vector<std::uint32_t> free_slots_;
-  SlotSet used_;
-  RequestRecord* oldest_ = nullptr;  // of the records in use
-  RequestRecord* newest_ = nullptr;
+  FreeSlots free_slots_;
+  // Both ends of the ring of records in use: `newer` is the oldest of them, `older` the newest.
+  RequestRecord by_age_;
+  // Slots of the requests in which mark_holders() found all that it wanted. Its callers exclude each other.
+  std::vector<std::uint32_t> enough_;
   std::uint32_t sessions_ = 0;  // in use
   // For find_notable(): slot + 1 of the largest that it found last, and of those that grew since; and where it goes on.
   static constexpr std::uint32_t kGrown = 8;
@@ -325,13 +323,14 @@ void RequestTable::each_below(RequestRecord& top, F&& f) {
 }
 
 // Calls f for records in use, in order of their slots, from `slot` on, until the results of f add up to `most`. Returns
-// the slot to go on from, SlotSet::kNone at the end.
+// the slot to go on from, FreeSlots::kNone at the end.
 template <typename F>
 std::uint32_t RequestTable::walk(std::uint32_t slot, std::uint32_t most, F&& f) {
   for (std::uint32_t done = 0; done < most; ++slot) {
-    slot = used_.next(slot);
-    if (slot == SlotSet::kNone) return slot;
-    done += f(*record(slot));
+    slot = free_slots_.next(slot);
+    if (slot == FreeSlots::kNone) return slot;
+    RequestRecord& r = *record(slot);
+    if (r.generation.load(std::memory_order_relaxed) != 0) done += f(r);
   }
   return slot;
 }
@@ -371,7 +370,7 @@ void RequestTable::leave_all(HolderBit bit, ClaimedList& over, Left&& left) noex
     if (bit_leaves_one(r, bit, over)) left(generation);
   };
   std::uint64_t opened_later = 0;
-  for (std::uint32_t slot = 0; slot != SlotSet::kNone;) {
+  for (std::uint32_t slot = 0; slot != FreeSlots::kNone;) {
     const std::lock_guard lock(mutex_);
     if (opened_later == 0) opened_later = next_generation_;
     slot = walk(slot, kWalkBatch, [&](RequestRecord& r) {

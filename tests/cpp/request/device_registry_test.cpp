@@ -52,7 +52,7 @@ std::vector<std::uint32_t> retire(DeviceRegistry& devices,
   std::vector<std::uint32_t> retired;
   devices.retire(
       retired,
-      [&](HolderMarks& marks) {
+      [&](const HolderMarks&, HolderMarks& marks) {
         for (const std::uint32_t device : in_use) marks.add(device_bit(device));
       },
       [](const HolderMarks&) {});

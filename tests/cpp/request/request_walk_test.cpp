@@ -35,7 +35,7 @@ TEST_F(RequestWalkTest, AWalkAfterAPeakVisitsWhatIsOpen) {
   for (const Handle handle : all)
     if (handle.slot != 19'000) close(handle);
   const std::uint32_t next = look(0);
-  EXPECT_EQ(next, SlotSet::kNone) << "one part of a walk reaches the end";
+  EXPECT_EQ(next, FreeSlots::kNone) << "one part of a walk reaches the end";
   EXPECT_EQ(seen, std::vector<std::uint64_t>{all[19'000].generation});
 }
 
@@ -43,7 +43,7 @@ TEST_F(RequestWalkTest, OnePartOfAWalkIsBounded) {
   std::vector<Handle> all(10 * RequestTable::kWalkBatch);
   for (Handle& handle : all) handle = open("sa");
   std::uint32_t parts = 0;
-  for (std::uint32_t slot = 0; slot != SlotSet::kNone; ++parts) {
+  for (std::uint32_t slot = 0; slot != FreeSlots::kNone; ++parts) {
     const std::size_t before = seen.size();
     slot = look(slot);
     EXPECT_LE(seen.size() - before, RequestTable::kWalkBatch);
@@ -56,7 +56,7 @@ TEST_F(RequestWalkTest, RequestsThatStayOpenAreSeenOnceWhileOthersComeAndGo) {
   std::vector<Handle> stay;
   std::vector<Handle> go;
   for (int i = 0; i < 1000; ++i) (i % 3 == 0 ? stay : go).push_back(open("s" + std::to_string(i)));
-  for (std::uint32_t slot = 0; slot != SlotSet::kNone;) {
+  for (std::uint32_t slot = 0; slot != FreeSlots::kNone;) {
     slot = look(slot);
     for (int i = 0; i < 20 && !go.empty(); ++i) {
       close(go.back());
@@ -90,6 +90,49 @@ TEST_F(RequestWalkTest, ALostDeviceLeavesEveryRequestDescendantsFirst) {
   EXPECT_FALSE(table.holds_any(device_bit(1)));
   EXPECT_TRUE(table.holds_any(device_bit(0)));
   EXPECT_TRUE(lose(1).empty());
+}
+
+TEST_F(RequestWalkTest, ALookForDevicesThatAllHoldDoesNotGrowWithTheRequests) {
+  constexpr std::uint32_t kNames = 100;
+  HolderMarks wanted;
+  for (std::uint32_t device = 0; device < kNames; ++device) wanted.add(device_bit(device));
+  std::vector<Handle> all;
+  for (std::uint32_t i = 0; i < 20'000; ++i)  // the last names come last
+    all.push_back(open("s", {std::min(i / 100, kNames - 1)}));
+  const auto look_for = [&](bool left) {
+    HolderMarks used;
+    const std::size_t looked = table.mark_holders(left, wanted, used);
+    EXPECT_TRUE(used.contain(wanted));
+    return looked;
+  };
+  EXPECT_GT(look_for(false), 9'000U) << "the first look finds a request for each device";
+  EXPECT_EQ(look_for(false), kNames);
+  EXPECT_EQ(look_for(true), kNames);
+  // One of them ends: a device that other requests wait for is found again.
+  close(all[0]);
+  EXPECT_EQ(leave(all[0], 0), HolderSet::Left::last);
+  EXPECT_TRUE(finish(all[0]));
+  EXPECT_LE(look_for(false), kNames + RequestTable::kWalkBatch);
+  EXPECT_EQ(look_for(true), kNames);
+}
+
+TEST_F(RequestWalkTest, ALookForDevicesFindsTheOneThatLeft) {
+  HolderMarks wanted;
+  for (std::uint32_t device = 0; device < 3; ++device) wanted.add(device_bit(device));
+  const Handle handle = open("sa", {0, 1, 2});
+  const auto found = [&](bool left) {
+    HolderMarks used;
+    (void)table.mark_holders(left, wanted, used);
+    return std::vector<bool>{used.has(device_bit(0)), used.has(device_bit(1)), used.has(device_bit(2))};
+  };
+  EXPECT_EQ(found(false), (std::vector{true, true, true}));
+  EXPECT_EQ(leave(handle, 1), HolderSet::Left::others_hold);
+  EXPECT_EQ(found(false), (std::vector{true, false, true}));
+  EXPECT_EQ(found(true), (std::vector{true, true, true}));
+  HolderMarks gone;
+  gone.add(device_bit(1));
+  table.forget_named(gone);
+  EXPECT_EQ(found(true), (std::vector{true, false, true}));
 }
 
 TEST_F(RequestWalkTest, ADeviceThatHoldsTheLastRequestIsFound) {
