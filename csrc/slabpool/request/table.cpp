@@ -485,8 +485,8 @@ bool RequestTable::in_doubt(const RequestRecord& r, const HolderView& set,
 std::uint64_t RequestTable::metadata_bytes() const noexcept {
   const std::lock_guard lock(mutex_);
   const std::uint64_t chunks = (slots_made_ + kChunk - 1) / kChunk;
-  return chunks * kChunk * sizeof(RequestRecord) + slots_.open_bytes() + more_.open_bytes() +
-         (free_slots_.capacity() + buckets_.capacity()) * sizeof(std::uint32_t) +
+  return sizeof(RequestTable) + chunks * kChunk * sizeof(RequestRecord) + slots_.open_bytes() +
+         more_.open_bytes() + buckets_.capacity() * sizeof(std::uint32_t) +
          kMaxRequests / kChunk * sizeof(std::atomic<RequestRecord*>);
 }
 

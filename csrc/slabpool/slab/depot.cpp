@@ -93,9 +93,9 @@ std::uint64_t Depot::used_pages() const noexcept {
   return pages_.in_use_pages() - (pages_.has_holes() ? solid_free_ : 0);
 }
 
-// A sixteenth above what is used: that bounds both the waste and how often the caches are collected.
+// A 24th above what is used: that bounds both the waste and how often the caches are collected.
 std::uint64_t Depot::soft_limit_for(std::uint64_t used) const noexcept {
-  return std::max(least_soft_limit_, used + used / 16) + pages_.idle_pages();
+  return std::max(least_soft_limit_, used + used / 24) + pages_.idle_pages();
 }
 
 // The most pages that may be committed, where `pages` more come into use.
