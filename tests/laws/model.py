@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from slabpool import Ack, GrowableTensor, Layout, Pool, Request, RequestState, Session, Stats, Tensors
 
-PAGE = 16 << 10
+PAGE = 4 << 10
 SMALL = 128 << 10  # blocks of up to this size share slabs
 Bytes = npt.NDArray[np.uint8]
 
@@ -26,18 +26,9 @@ def pages(nbytes: int) -> int:
     return -(-nbytes // PAGE) * PAGE
 
 
-def slab_bytes(block: int) -> int:
-    """Most bytes of the pool that one block can pin when nothing else is in its slab.
-
-    From the documented slab rule: at least eight blocks (four above 16 KiB), and at most
-    1/64 left unused at the end.
-    """
-    if block > SMALL:
-        return block
-    slab = pages(block * (4 if block > PAGE else 8))
-    while slab % block > slab // 64:
-        slab += PAGE
-    return slab
+def pinned_bytes(block: int) -> int:
+    """Most bytes of pages that one block can pin: every page that it lies on."""
+    return block if block > SMALL else pages(block) + (0 if block % PAGE == 0 else PAGE)
 
 
 def block_bound(nbytes: int, align: int) -> int:
@@ -221,7 +212,7 @@ class PoolModel:
         self.blocks.append(block)
         self.allocations += 1
         self.peak = max(self.peak, self.held())
-        block.outside = slab_bytes(size)
+        block.outside = pinned_bytes(size)
         if request is None or not request.root.reserve:
             assert drawn == 0, "reserved bytes went to another request"
         if request is not None:

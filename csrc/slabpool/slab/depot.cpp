@@ -420,7 +420,7 @@ void Depot::settle(std::uint64_t more) noexcept {
 std::uint64_t Depot::trim() noexcept {
   const std::lock_guard lock(mutex_);
   drop_empty_slabs();
-  const std::uint64_t pages = pages_.decommit(pages_.unused_pages());
+  const std::uint64_t pages = pages_.decommit(pages_.unused_pages()) + hollow_slabs(solid_free_);
   const std::uint64_t discarded = pages_.discard_uncommitted();
   publish();
   SLABPOOL_VERIFY(false, verify_locked());

@@ -74,7 +74,7 @@ class Depot {
   // ago. CacheSet::settle() calls it once a window of time.
   void settle(std::uint64_t more) noexcept;
 
-  // Returns all cached pages to the system, and frees what it keeps for pages that are not committed; the result is in
+  // Returns all cached pages and all free pages of slabs to the system, and frees what it keeps for pages that are not committed; the result is in
   // bytes.
   std::uint64_t trim() noexcept;
 
