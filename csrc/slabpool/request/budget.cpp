@@ -3,6 +3,8 @@
 // A child charges the request it descends from. All of it is under the budget mutex, and each charge names the generation
 // it is for, because an allocation may be in progress while its request ends and the slot gets another one.
 // Invariant: used of a root == sum of `charged` over the root's descendants; kept_bytes_ == sum over kept requests.
+#include <utility>
+
 #include "slabpool/base/assert.hpp"
 #include "slabpool/request/table.hpp"
 
@@ -55,6 +57,23 @@ void RequestTable::return_budget(RequestRecord& r) noexcept {
     }
   }
   if (over.reserve != nullptr) depot_.close_reserve(over);
+}
+
+// The host has left the request, and so all that descend from it: nothing is drawn from its promise any more.
+void RequestTable::close_promise(RequestRecord& r) noexcept {
+  if (!r.has_budget.load(std::memory_order_relaxed)) return;
+  ReserveRef over;
+  {
+    const std::lock_guard lock(budget_mutex_);
+    if (r.root.slot == r.slot) std::swap(over, r.reserve);
+  }
+  if (over.reserve != nullptr) depot_.close_reserve(over);
+}
+
+std::uint64_t RequestTable::reserved_by(const RequestRecord& r) const noexcept {
+  if (!r.has_budget.load(std::memory_order_relaxed)) return 0;
+  const std::lock_guard lock(budget_mutex_);
+  return r.root.slot == r.slot && r.reserve.reserve != nullptr ? depot_.left_of(r.reserve) : 0;
 }
 
 // ---- of kept memory

@@ -212,6 +212,7 @@ void RequestTable::host_leaves_one(RequestRecord& r, bool cancel, ClaimedList& o
   } else {
     open_.fetch_sub(1, std::memory_order_relaxed);
     draining_.fetch_add(1, std::memory_order_relaxed);
+    close_promise(r);
   }
   if (holders(r.slot).leave(own.generation, kHost) == HolderSet::Left::last) claim_into(own, over);
 }
