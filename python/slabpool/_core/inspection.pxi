@@ -41,6 +41,7 @@ cdef list _records_of(Core core, Devices devices, object older_than):
             generation=infos[i].handle.generation,
             state=state_of(<int>infos[i].state),
             nbytes=infos[i].nbytes,
+            reserved=infos[i].reserved,
             age=infos[i].age_ns / 1e9,
             pending=devices.named(infos[i].pending),
             behind_stream=devices.named(infos[i].behind_stream),
