@@ -247,8 +247,9 @@ void Reserves::give(Block* block) noexcept {
   if (arena.live == 0) retire(&arena);
 }
 
-// After the promise was closed: frees the pages of a returned block that no other block uses. Without records for that they
-// are freed with the last block of the span. Visits the blocks on these pages, and the smaller part of the others.
+// After the promise was closed: frees the pages around a returned block that no block uses any more. If there are no records
+// for that, they are freed with the next block beside them that returns. Takes as long as there are free blocks around it,
+// whose pages are freed by it, and as the smaller part of the other blocks of the span.
 void Reserves::free_pages_of(const Block& block, Span* span) noexcept {
   if (span->drawn != span->pages || !pages_.has_spares()) return;
   const std::vector<Block*>& blocks = span->arena->blocks;
@@ -259,18 +260,16 @@ void Reserves::free_pages_of(const Block& block, Span* span) noexcept {
   const auto begin_of = std::lower_bound(blocks.begin(), blocks.end(), base, below);
   const auto end_of = std::lower_bound(begin_of, blocks.end(), end, below);
   const auto at = std::lower_bound(begin_of, end_of, block.data, below);
-  std::uint64_t low = offset(block) >> kPageBits;
-  std::uint64_t high = pages_for(offset(block) + block.bytes);
-  for (auto before = at; before != begin_of;) {
+  // Up to the next blocks in use on both sides.
+  std::uint64_t low = 0;
+  for (auto before = at; before != begin_of && low == 0;) {
     const Block& other = **--before;
-    if (pages_for(offset(other) + other.bytes) <= low) break;
-    if (is_free(other)) continue;
-    ++low;
-    break;
+    if (!is_free(other)) low = pages_for(offset(other) + other.bytes);
   }
-  for (auto after = at + 1; after < end_of && offset(**after) >> kPageBits < high; ++after) {
+  std::uint64_t high = span->pages;
+  for (auto after = at + 1; after < end_of; ++after) {
     if (is_free(**after)) continue;
-    --high;
+    high = offset(**after) >> kPageBits;
     break;
   }
   if (low >= high) return;
