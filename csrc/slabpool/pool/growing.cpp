@@ -127,6 +127,7 @@ bool Pool::give_part(Block& block, Handle request, std::uint64_t from, std::uint
   // Without a cache there is no counter for the bytes: they stay until a later call, or until the request ends.
   ThreadCache* const cache = record != nullptr ? caches_.mine_or_null() : nullptr;
   if (cache == nullptr) return false;
+  if (table_.devices_hold(request)) collect_acks();
   std::uint64_t given = 0;
   bool may = false;
   {
