@@ -1,9 +1,10 @@
-"""Tensors that give a part back: whole pages at once, and never those that an array or a device can access."""
+"""Tensors that give a part back: whole pages at once, never those that an array or a device can access."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import hypothesis.strategies as st
@@ -236,32 +237,25 @@ def test_threads_that_grow_and_drop(pool: Pool) -> None:
     with pool.request("r") as req, switching_often():
         tensor = req.growable((0, 3, KiB), "u1", limit=1 << 20)
 
+        grown: list[int] = []
+
         def grow() -> None:
             for _ in range(400):
-                tensor.extend(5, timeout=60)[-5:] = 1
+                tensor.extend(5, timeout=60)[-1:] = 1
+            grown.append(1)
+
+        def until_grown(shorten: Callable[[], object]) -> None:
+            while len(grown) < 2:
+                with suppress(slabpool.InvalidArgumentError):  # another thread made it shorter in between
+                    shorten()
 
         def drop() -> None:
-            while tensor.first < 1000:
-                array = tensor.drop_front(min(tensor.length, 7))
-                array[:] = 1
+            tensor.drop_front(min(tensor.length, 7))[:] = 1
 
         def cut() -> None:
-            for _ in range(200):
-                tensor.truncate(min(tensor.length, 50), release=True)
+            tensor.truncate(min(tensor.length, 50), release=True)
 
-        def shrink() -> None:
-            try:
-                cut()
-            except slabpool.InvalidArgumentError:  # another thread made it shorter in between
-                shrink()
-
-        def drop_some() -> None:
-            try:
-                drop()
-            except slabpool.InvalidArgumentError:
-                drop_some()
-
-        together(grow, grow, drop_some, shrink)
+        together(grow, grow, lambda: until_grown(drop), lambda: until_grown(cut))
         tensor.drop_front(0)
         figures(pool, tensor)
 

@@ -127,13 +127,15 @@ bool Pool::give_part(Block& block, Handle request, std::uint64_t from, std::uint
   // Without a cache there is no counter for the bytes: they stay until a later call, or until the request ends.
   ThreadCache* const cache = record != nullptr ? caches_.mine_or_null() : nullptr;
   if (cache == nullptr) return false;
-  if (table_.devices_hold(request)) collect_acks();
+  // A device that is named from here on has no reference to the bytes that go.
+  if (table_.devices_hold(request)) {
+    collect_acks();
+    if (table_.devices_hold(request)) return false;
+  }
   std::uint64_t given = 0;
   bool may = false;
   {
     const std::lock_guard growing(growing_mutex_);
-    // A device that is named from here on has no reference to the bytes that go.
-    if (table_.devices_hold(request)) return false;
     const auto accepts = [&] {
       may = record->accepts(request) &&
             block.request.load(std::memory_order_relaxed) == request.slot + 1 &&

@@ -59,15 +59,21 @@ void RequestTable::return_budget(RequestRecord& r) noexcept {
   if (over.reserve != nullptr) depot_.close_reserve(over);
 }
 
-// The host has left the request, and so all that descend from it: nothing is drawn from its promise any more.
-void RequestTable::close_promise(RequestRecord& r) noexcept {
-  if (!r.has_budget.load(std::memory_order_relaxed)) return;
+// The host has left a request that has a budget, and so all that descend from it: nothing is drawn from its promise any more.
+// False if the request is kept, and pinned.
+bool RequestTable::leave_budget(RequestRecord& r) noexcept {
   ReserveRef over;
   {
     const std::lock_guard lock(budget_mutex_);
+    if (r.kept) {
+      forget_charge(r);
+      return r.pins == 0;
+    }
     if (r.root.slot == r.slot) std::swap(over, r.reserve);
   }
+  count_draining();
   if (over.reserve != nullptr) depot_.close_reserve(over);
+  return true;
 }
 
 std::uint64_t RequestTable::reserved_by(const RequestRecord& r) const noexcept {

@@ -111,7 +111,8 @@ class RequestTable {
   Status charge(RequestRecord& record, Handle handle, std::uint64_t bytes, ReserveRef& reserve);
   void uncharge(RequestRecord& record, Handle handle, std::uint64_t bytes) noexcept;
   void return_budget(RequestRecord& record) noexcept;  // at the end
-  std::uint64_t reserved_by(const RequestRecord& record) const noexcept;  // bytes set aside and not drawn
+  std::uint64_t reserved_by(
+      const RequestRecord& record) const noexcept;  // bytes set aside and not drawn
 
   // ---- what sessions keep (keep.cpp): a root for each session, whose quota is its budget, and in it a child for each
   // block.
@@ -215,7 +216,11 @@ class RequestTable {
   void cut_locked(RequestRecord& record, ClaimedList& over) noexcept;  // with its descendants
   void pin_locked(RequestRecord& by, RequestRecord& kept) noexcept;
   void unpin_all(RequestRecord& by, ClaimedList& over) noexcept;
-  void close_promise(RequestRecord& record) noexcept;
+  [[gnu::noinline]] bool leave_budget(RequestRecord& record) noexcept;
+  void count_draining() noexcept {
+    open_.fetch_sub(1, std::memory_order_relaxed);
+    draining_.fetch_add(1, std::memory_order_relaxed);
+  }
   void charge_kept(RequestRecord& kept, std::uint64_t bytes) noexcept;  // under the budget mutex
   void forget_charge(RequestRecord& kept) noexcept;                     // under the budget mutex
 

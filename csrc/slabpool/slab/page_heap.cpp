@@ -372,7 +372,8 @@ const char* PageHeap::verify() const noexcept {
         idle_growing += unused != 0 ? 1 : 0;
       }
     }
-    if (span->kind != SpanKind::growing && (span->gone != 0 || span->front != 0 || span->front_undefined))
+    if (span->kind != SpanKind::growing &&
+        (span->gone != 0 || span->front != 0 || span->front_undefined))
       return "pages were given back of a span that does not grow";
     last = span;
     page += span->pages;

@@ -361,8 +361,8 @@ inline void PageHeap::assert_range([[maybe_unused]] const Span* range) const noe
                       range->committed <= range->pages,
                   "drawn <= sound <= committed <= pages", range->drawn, range->sound, range->committed,
                   range->pages);
-  SLABPOOL_ASSERT(range->gone <= range->front && range->front <= range->drawn,
-                  "gone <= front <= drawn", range->gone, range->front, range->drawn);
+  SLABPOOL_ASSERT(range->gone <= range->front && range->front <= range->drawn, "gone <= front <= drawn",
+                  range->gone, range->front, range->drawn);
   SLABPOOL_ASSERT(
       range->sound == range->pages || ((range->first_page + range->sound) & (granule_ - 1)) == 0,
       "a range is sound up to the end of a granule", range->first_page, range->sound, granule_);

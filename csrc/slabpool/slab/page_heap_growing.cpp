@@ -43,7 +43,9 @@ void PageHeap::set_ahead(Span* growing, std::uint64_t committed, std::uint64_t d
 Span* PageHeap::take_growing(std::uint64_t pages) {
   ready_records();
   // A tensor starts at a granule, so that every granule which it gives back is its own.
-  const auto start = [&](const Span& cached) { return granule_up(cached.first_page) - cached.first_page; };
+  const auto start = [&](const Span& cached) {
+    return granule_up(cached.first_page) - cached.first_page;
+  };
   // Often an earlier tensor of this kind has left cached pages with free addresses behind them.
   Span* rest = nullptr;
   Span* span = committed_spans_.search(kTries, [&](const Span& cached) {

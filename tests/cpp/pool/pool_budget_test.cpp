@@ -169,8 +169,9 @@ TEST_F(PoolBudget, AClosingRequestServesAWaiterFromItsReserve) {
   const Handle request = open(*pool, {.devices = {device}, .reserve = 12 * kMiB});
   Handle next;
   std::thread waiter([&] {
-    EXPECT_EQ(pool->open_until(test::Opening{.id = "sb", .reserve = 16 * kMiB}.spec(), next, in_seconds(60)),
-              Status::ok);
+    EXPECT_EQ(
+        pool->open_until(test::Opening{.id = "sb", .reserve = 16 * kMiB}.spec(), next, in_seconds(60)),
+        Status::ok);
   });
   close(request);
   waiter.join();

@@ -182,7 +182,8 @@ TEST_F(ReserveTest, WhatViewsKeepOfAnEndedPromiseKeepsNoOtherPages) {
     expect_sound();
     std::uint64_t in_use = 0;
     std::uint64_t end = 0;  // of the page that was counted last
-    std::sort(kept.begin(), kept.end(), [](const Block* a, const Block* b) { return a->data < b->data; });
+    std::sort(kept.begin(), kept.end(),
+              [](const Block* a, const Block* b) { return a->data < b->data; });
     for (const Block* block : kept) {
       const auto first = (reinterpret_cast<std::uint64_t>(block->data) >> kPageBits);
       const auto last =
