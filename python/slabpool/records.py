@@ -256,8 +256,8 @@ class RequestRecord:
     kept_as: str | None = None
     #: Devices in `pending` that have acknowledged, but whose ack waits for work on a stream.
     behind_stream: frozenset[str | int] = frozenset()
-    #: Bytes that its ``reserve=`` sets aside and that neither it nor its children have drawn. They go back to the
-    #: pool when the host closes it.
+    #: Bytes that its ``reserve=`` sets aside and that neither it nor its children have drawn. They go back to
+    #: the pool when the host closes it.
     reserved: int = 0
 
     def __repr__(self) -> str:

@@ -18,7 +18,8 @@ import slabpool
 from slabpool import GrowableTensor, Pool
 from tests.crew import switching_often, together
 
-PAGE = 16 << 10
+with slabpool.Pool("1MiB") as _pool, _pool.request("page") as _request:
+    PAGE = _request.growable(1, "u1", limit=1).nbytes
 KiB = 1 << 10
 MiB = 1 << 20
 
@@ -137,7 +138,7 @@ def test_an_array_that_toggles_writeable_keeps_no_more_than_its_rows(pool: Pool)
         window.flags.writeable = True
         window[:] = 3
         assert tensor.nbytes <= least(900, 1000, KiB) + 9 * PAGE
-        exported = memoryview(window.base)
+        exported = memoryview(window.base)  # type: ignore[arg-type]
         assert exported.nbytes == 100 * KiB and exported[0] == 3
         del window
         tensor.drop_front(100)
