@@ -161,6 +161,9 @@ def use_growable(tensor: slabpool.GrowableTensor, req: slabpool.Request) -> None
     assert_type(tensor.extend(2, timeout=0.5), NDArray[Any])
     assert_type(tensor.extend(), NDArray[Any])
     assert_type(tensor.truncate(1), NDArray[Any])
+    assert_type(tensor.truncate(1, release=True), NDArray[Any])
+    assert_type(tensor.drop_front(1), NDArray[Any])
+    assert_type(tensor.first, int)
     assert_type(tensor.array, NDArray[Any])
     assert_type(tensor.shape, tuple[int, ...])
     assert_type(tensor.dtype, np.dtype[Any])
@@ -301,6 +304,7 @@ def read_record(record: slabpool.RequestRecord) -> str:
     assert_type(record.parent, int | None)
     assert_type(record.kept_as, str | None)
     assert_type(record.behind_stream, frozenset[str | int])
+    assert_type(record.reserved, int)
     return str(record)
 
 

@@ -92,6 +92,7 @@ RequestInfo info_of(const RequestTable& table, const PolledAcks& polled, const R
   info.parent_generation = r.parent_generation;
   info.state = state_of(table, r, set, now);
   info.nbytes = r.blocks.bytes();
+  info.reserved = table.reserved_by(r);
   info.age_ns = now - r.opened_ns;
   set.each_device(info.handle.generation, [&](std::uint32_t device) {
     info.pending.push_back(device);

@@ -109,10 +109,21 @@ class SLABPOOL_API Pool final : public AckSink {
   // has a view of it. It has no bytes yet: grow() makes its first `nbytes` usable, and only committed bytes count.
   // quota_exceeded, exhausted, request_closed: the block is unchanged.
   Allocation open_growing(Handle request, std::uint64_t most) noexcept;
-  // `usable`: how many bytes may be touched now; written unless the request or the pool is closed.
+  // `usable`: how many bytes may be touched now; written unless the request or the pool is closed. Both count from the first
+  // byte that the tensor ever had.
   Status grow(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable) noexcept;
   Status grow_until(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable,
                     std::int64_t deadline_ns) noexcept;
+  // Gives the pages back that lie wholly before byte `from` and those wholly from byte `to` on, counted from the first byte
+  // that the tensor ever had, as grow() does. False, and nothing has changed, while a device holds the request (or one that
+  // pins it), the block has more than `views` views, or the request is closed. The caller makes sure that none of those
+  // views reaches the bytes. `kept`: the bytes that the tensor has now, counted likewise.
+  struct Extent {
+    std::uint64_t from = 0;
+    std::uint64_t to = 0;
+  };
+  bool give_part(Block& block, Handle request, std::uint64_t from, std::uint64_t to, std::uint32_t views,
+                 Extent& kept) noexcept;
   // Takes back a growing block that never got any bytes.
   void cancel_growing(Block& block, Handle request) noexcept;
 

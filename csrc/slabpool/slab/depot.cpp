@@ -292,6 +292,25 @@ bool Depot::grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef re
   return grown;
 }
 
+std::uint64_t Depot::give_part(Block& block, std::uint64_t from, std::uint64_t to) noexcept {
+  const std::lock_guard lock(mutex_);
+  Span* span = block.span;
+  SLABPOOL_ASSERT(span->kind == SpanKind::growing && &block == &span->large && from <= to,
+                  "a growing tensor gives a part back", span->kind, from, to);
+  if (pages_.always_committed()) return 0;
+  // The span starts at a granule.
+  const std::uint64_t drawn = std::min(span->drawn, pages_.granule_up(to));
+  const std::uint64_t front = std::max(span->front, pages_.granule_down(std::min(from, drawn)));
+  const std::uint64_t given = front - span->front + span->drawn - drawn;
+  if (given == 0) return 0;
+  pages_.give_part(span, front, drawn);
+  reserves_.refund(span, given);
+  block.data = pages_.address(span) + (front << kPageBits);
+  publish();
+  SLABPOOL_VERIFY(false, verify_locked());
+  return given << kPageBits;
+}
+
 Depot::Taken Depot::take_reserved(ReserveRef reserve, unsigned size_class, std::uint64_t align) {
   Taken taken;
   const std::lock_guard lock(mutex_);

@@ -61,12 +61,17 @@ class Depot {
   // Makes the first `pages` pages of it usable, more than before. `refused`: as system_refused in Taken.
   bool grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef reserve,
             bool& refused) noexcept;
+  // Takes back a part of it: all but the pages [from, to) that it once had, in whole granules. Moves its `data` to the first
+  // byte that is left. The result is the number of bytes taken back; 0 where the memory is always committed.
+  std::uint64_t give_part(Block& block, std::uint64_t from, std::uint64_t to) noexcept;
   // Takes back a chain of blocks of any sizes.
   void give(Block* chain) noexcept;
 
   // Reserves pages if there is room; else null. Throws std::bad_alloc.
   ReserveRef open_reserve(std::uint64_t pages);
   void close_reserve(ReserveRef reserve) noexcept;
+  // Bytes of one promise that are not drawn yet; 0 once it is closed.
+  std::uint64_t left_of(ReserveRef reserve) const noexcept;
   // Bytes promised to requests and not drawn yet. Lock-free.
   std::uint64_t reserved_bytes() const noexcept { return reserves_.reserved_pages() << kPageBits; }
 

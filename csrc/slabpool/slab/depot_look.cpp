@@ -29,6 +29,11 @@ Block* Depot::find_held(const void* address) const noexcept {
   return &span->blocks[offset / static_cast<std::uint32_t>(class_size(span->size_class))];
 }
 
+std::uint64_t Depot::left_of(ReserveRef reserve) const noexcept {
+  const std::lock_guard lock(mutex_);
+  return Reserves::left_of(reserve) << kPageBits;
+}
+
 Depot::Tagged Depot::tagged(std::uint8_t tag) const noexcept {
   Tagged found{};
   const auto look = [&](const Block& block) {

@@ -85,6 +85,10 @@ cdef extern from * namespace "slabpool" nogil:
         Allocation open_growing(Handle request, uint64_t most)
         Status grow(Block& block, Handle request, uint64_t nbytes, uint64_t& usable)
         Status grow_until(Block& block, Handle request, uint64_t nbytes, uint64_t& usable, int64_t deadline_ns)
+        cppclass Extent:
+            uint64_t from_ "from"
+            uint64_t to
+        bool give_part(Block& block, Handle request, uint64_t first, uint64_t last, uint32_t views, Extent& kept)
         void cancel_growing(Block& block, Handle request)
         void hold_view(Block& block)
         Status open_view(Block& block, uint32_t serial, Handle request)

@@ -37,6 +37,7 @@ cdef object _record_of(const RequestInfo& info, list names):
         generation=info.handle.generation,
         state=state_of(<int>info.state),
         nbytes=info.nbytes,
+        reserved=info.reserved,
         age=info.age_ns / 1e9,
         pending=names_of(names, info.pending),
         behind_stream=names_of(names, info.behind_stream),
