@@ -111,6 +111,8 @@ class RequestTable {
   Status charge(RequestRecord& record, Handle handle, std::uint64_t bytes, ReserveRef& reserve);
   void uncharge(RequestRecord& record, Handle handle, std::uint64_t bytes) noexcept;
   void return_budget(RequestRecord& record) noexcept;  // at the end
+  // What was promised to the request or the one that it descends from, if anything.
+  ReserveRef reserve_of(const RequestRecord& record, Handle handle) const noexcept;
 
   // ---- what sessions keep (keep.cpp): a root for each session, whose quota is its budget, and in it a child for each
   // block.
@@ -130,6 +132,12 @@ class RequestTable {
     std::int64_t idle_since_ns = 0;
   };
   bool kept(Handle root, Kept& figures) const noexcept;  // false: the session is closed
+  // A session whose last pin has gone since it was taken here the last time. False: there is none.
+  bool take_idle(Handle& root) noexcept;
+  // Whether what the session keeps is charged to this request (the session itself, or one that it descends from).
+  bool charged_to(Handle session, Handle root) const noexcept;
+  // By how much a charge of so many bytes would exceed the quota of the request's root, which is written too.
+  std::uint64_t over_quota(Handle handle, std::uint64_t bytes, Handle& root) const noexcept;
   // quota_exceeded: the session keeps more.
   Status set_quota(Handle root, std::uint64_t quota) noexcept;
   // The limit and the figure of all kept memory.
@@ -225,6 +233,7 @@ class RequestTable {
   mutable std::mutex mutex_;
   std::uint32_t slots_made_ = 0;
   std::vector<std::uint32_t> free_slots_;
+  std::uint32_t first_idle_ = 0;        // slot + 1 of the session that became idle last, 0 for none
   std::vector<std::uint32_t> buckets_;  // slot + 1, by hash of the id
   std::uint64_t next_generation_;
   mutable std::mutex budget_mutex_;

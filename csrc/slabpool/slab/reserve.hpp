@@ -83,6 +83,14 @@ class Reserves {
   void give(Block* block) noexcept;
   // Adds the pages that a freed span had drawn to its promise again, if that is still open.
   void refund(Span* span) noexcept;
+  // How many pages refund() would add to a promise.
+  static std::uint64_t refundable(const Span& span) noexcept {
+    return current({span.reserve, span.reserve_serial}) ? span.reserve_pages : 0;
+  }
+  // Pages that a promise has left.
+  static std::uint64_t left(ReserveRef ref) noexcept {
+    return current(ref) ? ref.reserve->pages_left : 0;
+  }
 
   // The block of an arena's span that contains an address. O(log n) in the blocks of the arena.
   static Block* find(const Span* span, const std::byte* address) noexcept;
