@@ -28,6 +28,21 @@ cdef struct _Wanted:
     uint64_t nbytes
 
 
+# What an attempt to reserve addresses is about, and its result.
+cdef struct _Addresses:
+    Handle* request
+    uint64_t nbytes
+    Block* block
+
+
+# Addresses are not waited for.
+cdef Status _reserve(Core core, void* job, int64_t until) noexcept:
+    cdef _Addresses* wanted = <_Addresses*>job
+    cdef Allocation result = core.pool.open_growing(wanted.request[0], wanted.nbytes)
+    wanted.block = result.block
+    return result.status
+
+
 cdef Status _attempt(Core core, void* job, int64_t until) noexcept:
     cdef _Growth growth = <_Growth>(<_Wanted*>job).growth
     cdef uint64_t nbytes = (<_Wanted*>job).nbytes
@@ -97,7 +112,7 @@ cdef class GrowableTensor:
         for i in range(shape.nd):
             shape.dims[i] = growth.full.dims[i]
         shape.dims[growth.axis] = length
-        return wrap_strided(self.owner, growth.block.data, growth.dtype, &shape, growth.strides, True)
+        return wrap_strided(self.owner, growth.block.data, growth.dtype, &shape, growth.strides, not self.frozen)
 
     cdef int _grow(self, uint64_t nbytes, object timeout) except -1:
         """Commits memory for so many bytes in all."""
@@ -107,14 +122,12 @@ cdef class GrowableTensor:
         cdef _Wanted wanted
         wanted.growth = <void*>growth
         wanted.nbytes = nbytes
-        while True:
-            status = find_room(self.core, _attempt(self.core, &wanted, 0), _attempt, &wanted, deadline,
-                               growth.handle, nbytes)
-            if status == Status.ok:
-                return 0
-            # Beyond the session's budget: it may make room, or raises.
-            if growth.keeper is None or not growth.keeper(StatusCode(<int>status), nbytes - min(growth.nbytes, nbytes)):
-                break
+        status = find_room(self.core, _attempt(self.core, &wanted, 0), _attempt, &wanted, deadline, growth.handle,
+                           nbytes - min(growth.nbytes, nbytes), True)
+        if status == Status.ok:
+            return 0
+        if growth.keeper is not None:  # raises if the session or its budget is the reason
+            growth.keeper(StatusCode(<int>status), nbytes - min(growth.nbytes, nbytes))
         if status == Status.request_closed and growth.request is not None and self.core.pool.is_open(growth.handle):
             raise RequestClosedError(
                 f"{self!r} cannot grow any more: a session keeps an array of its memory. Keep the GrowableTensor "
@@ -148,6 +161,7 @@ cdef class GrowableTensor:
         cdef Py_ssize_t before, after
         cdef _Growth growth = self.growth
         check_here(self.core)
+        self._must_be_writable()
         while True:
             before = growth.length
             if more > growth.limit - before:
@@ -180,12 +194,20 @@ cdef class GrowableTensor:
             The remaining tensor. Arrays made before stay valid, and see later writes to the same memory.
         """
         cdef Py_ssize_t wanted = _count(length, "length")
+        self._must_be_writable()
         if wanted > self.growth.length:
             raise InvalidArgumentError(
                 f"cannot truncate to {show(wanted)}: the tensor has {self.length} along axis {self.axis}. Use extend()"
             )
         self.growth.length = wanted
         return self._view(wanted)
+
+    cdef int _must_be_writable(self) except -1:
+        if self.frozen:
+            raise InvalidArgumentError(
+                f"{self!r} is read-only: session[name] is for reading. session.writable(name) can be extended and truncated"
+            )
+        return 0
 
     cdef str _whose(self):
         if self.growth.request is None:
@@ -263,11 +285,12 @@ cdef GrowableTensor _new(Core core, _Growth growth):
     return tensor
 
 
-cdef GrowableTensor growable_of(Core core, _Growth growth):
+cdef GrowableTensor growable_of(Core core, _Growth growth, bint writable):
     cdef GrowableTensor tensor
     try:
         tensor = _new(core, growth)
-        tensor.owner = own(core, growth.block, True)
+        tensor.frozen = not writable
+        tensor.owner = own(core, growth.block, True) if writable else own_frozen(core, growth.block)
     except BaseException:
         core.pool.drop_view(growth.block[0])
         raise
@@ -278,7 +301,6 @@ cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object 
                                  object timeout, object request):
     cdef cnp.dtype descr = as_dtype(dtype)
     cdef Shape parsed, full
-    cdef Allocation result
     cdef Py_ssize_t first, most
     cdef uint64_t nbytes, step
     cdef int i, at
@@ -299,10 +321,15 @@ cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object 
     check_here(core)
     cdef _Growth growth = _Growth.__new__(_Growth)
     cdef GrowableTensor tensor = _new(core, growth)  # before the core returns a view hold, which needs an owner
-    result = core.pool.open_growing(handle, nbytes)
-    if result.block is NULL:
-        failed(core, request, result.status, nbytes, None)
-    growth.block = result.block
+    cdef _Addresses wanted
+    wanted.request = &handle
+    wanted.nbytes = nbytes
+    cdef Status status = _reserve(core, &wanted, 0)
+    if status != Status.ok:
+        status = find_room(core, status, _reserve, &wanted, deadline_of(timeout), handle, nbytes, True)
+    if status != Status.ok:
+        failed(core, request, status, nbytes, None)
+    growth.block = wanted.block
     growth.handle = handle
     growth.request = request
     growth.dtype = descr
@@ -321,12 +348,12 @@ cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object 
     try:
         if <uint64_t>first * step != 0:
             tensor._grow(<uint64_t>first * step, timeout)
-        tensor.owner = own(core, result.block, True)
+        tensor.owner = own(core, wanted.block, True)
     except BaseException:
         if growth.nbytes == 0:
-            core.pool.cancel_growing(result.block[0], handle)
+            core.pool.cancel_growing(wanted.block[0], handle)
         else:  # the request holds it until it ends
-            core.pool.drop_view(result.block[0])
+            core.pool.drop_view(wanted.block[0])
         raise
     growth.length = first
     return tensor

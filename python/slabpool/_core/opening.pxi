@@ -98,7 +98,7 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     if status != Status.ok:
         opening.spec = &spec
         opening.handle = &handle
-        status = find_room(core, status, _attempt, &opening, deadline, NO_REQUEST, spec.reserve)
+        status = find_room(core, status, _attempt, &opening, deadline, NO_REQUEST, spec.reserve, True)
         if status != Status.ok:
             hooks.messages.open_failed(pool, StatusCode(<int>status), request_id, devices, spec.reserve, spec.quota,
                                        timeout, parent)
