@@ -57,7 +57,7 @@ def says(raised: pytest.ExceptionInfo[BaseException], text: str) -> None:
 def picture(pool: slabpool.Pool) -> tuple[slabpool.Stats, list[slabpool.RequestRecord]]:
     """Everything visible of a pool that a refused call must not change."""
     stats = pool.stats()._replace(exhaustions=0)
-    return stats, [dataclasses.replace(record, age=0.0) for record in pool.requests()]
+    return stats, [record._replace(age=0.0) for record in pool.requests()]
 
 
 def refused(scene: Scene, call: Callable[[Scene], object], error: type[Exception], text: str) -> None:

@@ -171,8 +171,9 @@ SLABPOOL_API slabpool_block* slabpool_block_find(slabpool_pool* pool, const void
 
 /* ---- devices -------------------------------------------------------------------------------------- */
 
-/* The number of a device's name (UTF-8, ended by 0) in this pool: 0, 1, 2 and so on, in the order in which names are
- * first used; it never changes. The same as Python's str of that name. too_many_devices: there are 4,096. */
+/* The number of a device's name (UTF-8, ended by 0) in this pool, from now on for good: below 4,096, small ones first. The
+ * same as Python's str of that name. too_many_devices: no number is free. Names of Python that nothing waits for give
+ * theirs up when Python needs one, and not to this call. */
 SLABPOOL_API slabpool_status slabpool_device(slabpool_pool* pool, const char* name, uint32_t* device);
 /* The device leaves every request; `requests` (may be null) gets how many it held. unknown_device: a number that no
  * name has. */

@@ -4,7 +4,46 @@ Each class also derives from the built-in error for its case: exhaustion from Me
 ValueError or TypeError. When an error is raised, the pool is as it was before the call.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+_args: Any = BaseException.__dict__["args"]  # the slot that str(), repr() and pickle read
+
 _LONGEST = 900  # characters of a message: its repr() is longer
+
+
+class LateText:
+    """A message that is made when it is first read, because most errors are caught and never read.
+
+    Parameters
+    ----------
+    make : callable
+        Called once, with `facts`; returns the message. It must not fail.
+    *facts : object
+    """
+
+    __slots__ = ("_facts", "_make", "_text")
+
+    def __init__(self, make: Callable[..., str], *facts: object) -> None:
+        self._make: Callable[..., str] | None = make
+        self._facts = facts
+        self._text = ""
+
+    def __str__(self) -> str:
+        make, facts = self._make, self._facts
+        if make is not None:
+            # Two threads may both make it, of the same facts.
+            self._text = str(_short(make(*facts)))
+            self._make, self._facts = None, ()
+        return self._text
+
+    def __repr__(self) -> str:
+        return repr(str(self))
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)
 
 
 class SlabpoolError(Exception):
@@ -30,7 +69,7 @@ class InvalidTypeError(SlabpoolError, TypeError):
 
 
 class TooManyDevicesError(InvalidArgumentError):
-    """The pool already knows 4,096 device names, which is the limit."""
+    """More than 4,096 devices of one pool at a time. Names that nothing waits for do not count."""
 
 
 class DuplicateDeviceError(InvalidArgumentError):
@@ -38,7 +77,29 @@ class DuplicateDeviceError(InvalidArgumentError):
 
 
 class PoolExhausted(SlabpoolError, MemoryError):
-    """The pool has no memory for this now, or got none within the timeout. No live memory was evicted."""
+    """The pool has no memory for this now, or got none within the timeout. No live memory was evicted.
+
+    The message is made when it is first read, of what the pool was like when it refused. Raising and catching
+    the error takes the same few microseconds however many requests are open.
+    """
+
+    def __init__(self, *args: object) -> None:
+        if not (args and type(args[0]) is LateText):  # BaseException.__new__ has stored that one
+            super().__init__(*args)
+
+    @classmethod
+    def later(cls, make: Callable[..., str], *facts: object) -> PoolExhausted:
+        """The error whose message ``make(*facts)`` returns when it is read."""
+        return cls(LateText(make, *facts))
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The message, as a str."""
+        return tuple(str(one) if type(one) is LateText else one for one in _args.__get__(self))
+
+    @args.setter
+    def args(self, args: Iterable[Any]) -> None:
+        _args.__set__(self, args)
 
 
 class TensorTooLargeError(PoolExhausted, ValueError):
@@ -57,7 +118,7 @@ class QuotaExceededError(SlabpoolError, MemoryError):
 
 
 class UnknownDeviceError(SlabpoolError, LookupError):
-    """The device was never named for the request. Nothing was changed."""
+    """The device was never named for the request, or the pool has forgotten its name. Nothing was changed."""
 
 
 class AmbiguousRequestError(SlabpoolError, LookupError):

@@ -1,90 +1,15 @@
 """The pool's reports: plain, immutable records.
 
-They are copies of the pool's state at one instant. They keep no memory alive.
+They are copies of the pool's state at one instant. They keep no memory alive. They are named tuples, because
+making a dataclass for each would cost a third of the time of importing slabpool.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from slabpool.arguments.texts import few, short, show
-
-if TYPE_CHECKING:
-    from dataclasses import dataclass as record
-else:
-
-    class _Fields:
-        """Makes `dataclasses.asdict` and the like work, without loading dataclasses before they are used."""
-
-        def __get__(self, instance, owner):
-            import dataclasses
-
-            names = owner.__slots__
-            fields = [
-                (
-                    name,
-                    owner.__annotations__[name],
-                    *([owner._defaults[name]] if name in owner._defaults else []),
-                )
-                for name in names
-            ]
-            return dataclasses.make_dataclass(owner.__name__, fields).__dataclass_fields__
-
-    def record(**_):
-        """`dataclasses.dataclass` for frozen classes with slots and a repr of their own.
-
-        The real one compiles six functions for each class, which is a third of the time of importing
-        slabpool.
-        """
-
-        def make(of):
-            names = tuple(of.__annotations__)
-            body = {
-                name: value for name, value in vars(of).items() if name not in ("__dict__", "__weakref__")
-            }
-            defaults = {name: body.pop(name) for name in names if name in body}
-            put = object.__setattr__
-
-            def __init__(self, *args, **kwargs):
-                if len(args) > len(names):
-                    raise TypeError(f"{of.__name__} has {len(names)} fields, got {len(args)}")
-                given = dict(zip(names, args, strict=False))
-                if given.keys() & kwargs.keys() or kwargs.keys() - set(names):
-                    raise TypeError(f"{of.__name__} has the fields {', '.join(names)}, each once")
-                given = {**defaults, **given, **kwargs}
-                for name in names:
-                    if name not in given:
-                        raise TypeError(f"{of.__name__} needs a value for {name}")
-                    put(self, name, given[name])
-
-            def values(self):
-                return tuple([getattr(self, name) for name in names])
-
-            def __eq__(self, other):
-                return values(self) == values(other) if other.__class__ is self.__class__ else NotImplemented
-
-            def __hash__(self):
-                return hash(values(self))
-
-            def __setattr__(self, name, value):
-                raise AttributeError(f"cannot assign to field {name!r}")
-
-            def __delattr__(self, name):
-                raise AttributeError(f"cannot delete field {name!r}")
-
-            def __reduce__(self):
-                return type(self), values(self)
-
-            methods = (__init__, __eq__, __hash__, __setattr__, __delattr__, __reduce__)
-            for method in methods:
-                method.__qualname__ = f"{of.__qualname__}.{method.__name__}"
-            body |= {method.__name__: method for method in methods}
-            body |= {"__slots__": names, "__match_args__": names, "_defaults": defaults}
-            body["__dataclass_fields__"] = _Fields()
-            return type(of)(of.__name__, of.__bases__, body)
-
-        return make
 
 
 class Ack(enum.Enum):
@@ -142,8 +67,7 @@ class Stats(NamedTuple):
     """A pool's bytes and counts at one instant.
 
     Invariants: ``committed == live + retained + in_doubt + cached`` and ``committed <= capacity``. All byte
-    counts are of whole blocks, rounding included. (This is a named tuple, because making a frozen dataclass
-    with so many fields takes five times as long.)
+    counts are of whole blocks, rounding included.
 
     Examples
     --------
@@ -221,8 +145,7 @@ class NumpyUsage(NamedTuple):
     nbytes: int
 
 
-@record(frozen=True, slots=True, repr=False)
-class RequestRecord:
+class RequestRecord(NamedTuple):
     """One request that still has bytes, as `Pool.requests` and `Pool.leaks` report it.
 
     Examples
@@ -294,8 +217,7 @@ def _few_names(devices: frozenset[str | int]) -> str:
     return f"frozenset({{{few(sorted(map(repr, devices)))}}})" if devices else "frozenset()"
 
 
-@record(frozen=True, slots=True, repr=False)
-class SessionRecord:
+class SessionRecord(NamedTuple):
     """One open session, as `Pool.sessions` reports it.
 
     Examples
@@ -397,8 +319,7 @@ class SessionStats(NamedTuple):
         )
 
 
-@record(frozen=True, slots=True, repr=False)
-class Event:
+class Event(NamedTuple):
     """One entry of the pool's event log.
 
     Examples
@@ -430,8 +351,7 @@ class Event:
         )
 
 
-@record(frozen=True, slots=True, repr=False)
-class Corruption:
+class Corruption(NamedTuple):
     """A write past the end of a block. A pool with ``debug`` on finds it when the block is freed.
 
     Examples

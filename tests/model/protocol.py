@@ -68,7 +68,8 @@ class Protocol:
         assert faults <= FAULTS.keys()
         self.shape = shape
         self.faults = faults
-        self.told: tuple[int, ...] = ()  # generations of which exactly one ack must be answered `released`
+        # Generations of which exactly one ack must be answered `released`.
+        self.released_once: tuple[int, ...] = ()
         self.names: dict[str, int] = {}
         self.words = shape.devices // shape.width + 1
         self.devices = range(1, shape.devices + 1)
@@ -92,7 +93,16 @@ class Protocol:
             # Ghosts: which devices may read; whether the host holds; how often its memory went back; how
             # often a device was answered `released`; whose acks are on the way; how often each hold was
             # answered as its first.
-            for name in ("reading", "host", "returned", "told", "on_the_way", "parent_of", "gone", "open"):
+            for name in (
+                "reading",
+                "host",
+                "returned",
+                "answered",
+                "on_the_way",
+                "parent_of",
+                "gone",
+                "open",
+            ):
                 self._add(f"ghost_{name}{g}")
         self.generations = range(1, shape.generations + 1)
 
@@ -203,9 +213,9 @@ class Protocol:
                 m[self.at(f"ghost_returned{generation}")] == 1, f"late for {generation}, which is not over"
             )
         elif answer == ANSWER_RELEASED:
-            told = self.at(f"ghost_told{generation}")
-            m[told] += 1
-            require(m[told] == 1, f"two were answered released for {generation}")
+            answers = self.at(f"ghost_answered{generation}")
+            m[answers] += 1
+            require(m[answers] == 1, f"two were answered released for {generation}")
             free = (
                 m[self.at(f"ghost_reading{generation}")] == 0 and m[self.at(f"ghost_host{generation}")] == 0
             )

@@ -25,7 +25,7 @@ def run(name: str, faults: Iterable[str] = ()) -> Result:
     dead = [None if device is None else protocol.at(f"dead{device}") for _, _, device in programs]
     automata = [Automaton(n, p, group) for (n, p, _), group in zip(programs, dead, strict=True)]
     at_rest = [i for i, (n, _, _) in enumerate(programs) if n != "collector"]
-    told = [protocol.at(f"ghost_told{g}") for g in protocol.told]
+    answers = [protocol.at(f"ghost_answered{g}") for g in protocol.released_once]
     returned = [protocol.at(f"ghost_returned{g}") for g in protocol.generations]
 
     def good(memory: tuple[int, ...], where: tuple[int, ...]) -> bool:
@@ -33,7 +33,7 @@ def run(name: str, faults: Iterable[str] = ()) -> Result:
         answered so.
         """
         ended = all(where[i] == DONE for i in at_rest)
-        return ended and all(memory[i] == 1 for i in returned) and all(memory[i] == 1 for i in told)
+        return ended and all(memory[i] == 1 for i in returned) and all(memory[i] == 1 for i in answers)
 
     return explore(protocol.memory(), automata, good)
 
@@ -143,7 +143,7 @@ def the_slot_is_used_again_while_a_thread_collects(p):
 @scene(Shape(devices=2, generations=2))
 def the_slot_is_used_again_by_two_devices(p):
     """A late thread of the first device meets the second device's ack of the next request in the tally."""
-    p.told = (2,)
+    p.released_once = (2,)
 
     def owner() -> Steps:
         yield from opens(p, 0, 1, (1,))
@@ -347,7 +347,7 @@ def released_is_true_for_the_next_call(p):
     """A device that was answered `released` reports so, and the owner's next call finds the request over,
     although another thread of the owner may have taken the ack already.
     """
-    p.told = (1,)
+    p.released_once = (1,)
 
     def owner() -> Steps:
         yield from p.open(0, 1, (1,))
@@ -375,7 +375,7 @@ def released_is_true_unless_an_ack_is_on_its_way(p):
     """With several devices the owner may find the request held by another device that is about to publish
     its ack.
     """
-    p.told = (1,)
+    p.released_once = (1,)
 
     def owner() -> Steps:
         yield from p.open(0, 1, (1, 2))

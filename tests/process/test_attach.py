@@ -153,6 +153,20 @@ def test_more_devices_than_a_word_holds(shared_pool: slabpool.Pool) -> None:
         peer.close()
 
 
+def test_names_of_peers_come_and_go(shared_pool: slabpool.Pool) -> None:
+    """More names than numbers, one after the other; requests on other names keep theirs."""
+    with shared_pool.request("r", devices=["gpu0", "pid-7"]) as req:
+        for i in range(5000):
+            with slabpool.attach("engine", device=f"pid-{i}", timeout=30) as peer:
+                if i in (7, 4999):
+                    if i == 4999:
+                        req.add_device("pid-4999")
+                    assert peer.ack(req.ref()) is Ack.PENDING
+                    assert req.pending == {"gpu0"}
+        assert req.ack("pid-7") is Ack.DUPLICATE
+    assert req.ack("gpu0") is Ack.RELEASED
+
+
 def test_a_name_has_one_owner(meeting_place: Path) -> None:
     with slabpool.Pool("1MiB", memory="shared", name="one"):
         with pytest.raises(NameInUseError, match="'one' exists already"):

@@ -89,6 +89,22 @@ def test_every_number_of_free_descriptors(shared_pool: slabpool.Pool, call: str,
     assert answers[-2:] == ["made", "made"]
 
 
+def test_no_free_descriptor_for_the_place_of_the_names(tmp_path: Path) -> None:
+    """The directory for temporary files is found by making a file there."""
+    code = textwrap.dedent(FREE.replace("{call}", CALLS["creation"]))
+    environment = {name: value for name, value in os.environ.items() if name != "XDG_RUNTIME_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+        env=environment | {"TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    answers = done.stdout.split()
+    assert (answers[0], answers[-2:]) == ("refused", ["made", "made"])
+
+
 def test_the_cause_is_chained(meeting_place: Path) -> None:
     meeting_place.mkdir(mode=0o700)
     (meeting_place / "engine.lock").mkdir()

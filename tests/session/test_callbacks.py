@@ -152,10 +152,11 @@ def test_room_that_it_takes_is_made_again_while_sessions_are_left(pool: Pool) ->
 
 def test_expiry_calls_it_from_the_thread_that_ends_sessions(pool: Pool) -> None:
     saved: list[tuple[bool, str, int]] = []
-    session = pool.session("chat-42", ttl=0.02)
+    session = pool.session("chat-42", ttl=3600)
     session.on_evict(lambda s: saved.append((s.expired, threading.current_thread().name, int(s["kv"][0]))))
     with session.request() as turn:
         session.keep("kv", turn.full(1000, 7, "u1"))
+    assert pool.session("chat-42", ttl=0.02) is session
     until(lambda: pool.stats().live == 0)
     ((expired, thread, first),) = saved
     assert expired and thread == "slabpool-sessions-chats" and first == 7

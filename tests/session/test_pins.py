@@ -15,6 +15,20 @@ from tests.waiting import until
 HALF = 1 << 19
 
 
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Seconds by which the clock of the sessions is ahead; the test sets them."""
+    seconds = [0]
+
+    class Clock:
+        @staticmethod
+        def monotonic_ns() -> int:
+            return time.monotonic_ns() + seconds[0] * 1_000_000_000
+
+    monkeypatch.setattr(registry, "time", Clock)
+    return seconds
+
+
 def test_a_pinned_session_does_not_give_way(pool: Pool) -> None:
     pinned, other = pool.session("pinned"), pool.session("other")
     turn_with(pinned, "kv", HALF, 1)
@@ -50,13 +64,15 @@ def test_a_pin_is_no_hold_of_the_pool(pool: Pool) -> None:
     assert pool.closed
 
 
-def test_a_pinned_session_expires_a_ttl_after_its_last_pin(pool: Pool) -> None:
-    session, other = pool.session("pinned", ttl=0.02), pool.session("other", ttl=0.04)
+def test_a_pinned_session_expires_a_ttl_after_its_last_pin(pool: Pool, ahead: list[int]) -> None:
+    session = pool.session("pinned", ttl=1000)
     session.pin()
-    until(lambda: other.expired)
+    ahead[0] = 5000
     assert not session.closed and pool.sessions()[0].pinned
     session.unpin()
-    until(lambda: session.closed)
+    ahead[0] = 5900
+    assert not session.closed
+    ahead[0] = 6100
     assert session.expired
 
 
@@ -108,15 +124,7 @@ def test_a_refused_turn_is_a_use(pool: Pool) -> None:
     assert other.evicted and not session.closed
 
 
-def test_a_refusal_renews_the_ttl(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    ahead = [0]  # seconds by which the sessions' clock is ahead
-
-    class Clock:
-        @staticmethod
-        def monotonic_ns() -> int:
-            return time.monotonic_ns() + ahead[0] * 1_000_000_000
-
-    monkeypatch.setattr(registry, "time", Clock)
+def test_a_refusal_renews_the_ttl(pool: Pool, ahead: list[int]) -> None:
     refused, idle = pool.session("refused", ttl=1000), pool.session("idle", ttl=1000)
     hog = pool.request("hog", reserve=HALF)
     ahead[0] = 900
@@ -131,9 +139,9 @@ def test_a_refusal_renews_the_ttl(pool: Pool, monkeypatch: pytest.MonkeyPatch) -
 
 def test_figures(pool: Pool) -> None:
     assert pool.session_stats() == (0,) * 8
-    session = pool.session("a", ttl=0.01)
-    assert pool.session("a") is session
+    session = pool.session("a", ttl=3600)
     turn_with(session, "kv", 1000)
+    assert pool.session("a", ttl=0.01) is session
     until(lambda: session.expired)
     stats = pool.session_stats()
     assert (stats.hits, stats.misses, stats.expired, stats.evicted) == (1, 1, 1, 0)

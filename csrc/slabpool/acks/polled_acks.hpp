@@ -34,6 +34,12 @@ class PolledAcks {
   // Counts the acks that arrived. `all` false, for callers that come often: each source may skip a poll, and a mutex that
   // another thread holds is left alone.
   void collect(bool all) noexcept;
+  // Calls f while no thread collects: no ack is on its way from a source to its request.
+  template <typename F>
+  void between_collections(F&& f) {
+    const std::lock_guard lock(mutex_);
+    f();
+  }
   // The signs of life of peers.
   void hear(DeviceRegistry& devices) noexcept;
 

@@ -10,6 +10,8 @@
 #include <cstdio>
 #include <cstring>
 
+#include "slabpool/base/descriptor.hpp"
+
 namespace slabpool {
 namespace {
 
@@ -22,9 +24,9 @@ std::optional<std::uint64_t> number_in(std::string_view text) noexcept {
   return value;
 }
 
-ssize_t read_some(int fd, char* at, std::size_t bytes) noexcept {
+ssize_t read_some(const Descriptor& file, char* at, std::size_t bytes) noexcept {
   ssize_t got = 0;
-  do got = read(fd, at, bytes);
+  do got = read(file.get(), at, bytes);
   while (got < 0 && errno == EINTR);
   return got;
 }
@@ -38,14 +40,13 @@ SystemFile::SystemFile(std::string_view part, std::string_view part2, std::strin
   for (const std::string_view piece : {part, part2, part3})
     end = std::copy(piece.begin(), piece.end(), end);
   *end = '\0';
-  const int fd = open(path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return;
+  const Descriptor file(open(path, O_RDONLY | O_CLOEXEC));
+  if (file.get() < 0) return;
   while (length_ < sizeof buffer_) {
-    const ssize_t got = read_some(fd, buffer_ + length_, sizeof buffer_ - length_);
+    const ssize_t got = read_some(file, buffer_ + length_, sizeof buffer_ - length_);
     if (got <= 0) break;
     length_ += static_cast<std::size_t>(got);
   }
-  (void)close(fd);
 }
 
 std::optional<std::uint64_t> SystemFile::number() const noexcept { return number_in(text()); }
@@ -62,13 +63,12 @@ std::optional<std::uint64_t> SystemFile::number_of(std::string_view name) const 
 }
 
 std::uint64_t count_lines(const char* path) noexcept {
-  const int fd = open(path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return 0;
+  const Descriptor file(open(path, O_RDONLY | O_CLOEXEC));
+  if (file.get() < 0) return 0;
   std::uint64_t lines = 0;
   char buffer[16384];
-  for (ssize_t got = 0; (got = read_some(fd, buffer, sizeof buffer)) > 0;)
+  for (ssize_t got = 0; (got = read_some(file, buffer, sizeof buffer)) > 0;)
     lines += static_cast<std::uint64_t>(std::count(buffer, buffer + got, '\n'));
-  (void)close(fd);
   return lines;
 }
 

@@ -52,4 +52,18 @@ struct RequestInfo {
   bool kept;  // a session, or what it keeps; `id` is then what open_session() or keep() was given
 };
 
+// Why a pool had no room, of one instant and of bounded size: what the text of a refusal is made from when it is read.
+struct Refusal {
+  struct Holder {
+    RequestInfo info;
+    bool of_session = false;    // kept by a session that is open
+    std::int64_t idle_ns = -1;  // of that session; -1: in use
+  };
+  Stats stats{};
+  bool counts_in_doubt = true;  // false: stats.live includes what is in doubt
+  std::uint32_t requests = 0;   // requests and kept tensors
+  std::vector<Holder> largest;  // the largest first; at most five, as are the next
+  std::vector<Holder> oldest;   // without those in `largest`
+};
+
 }  // namespace slabpool

@@ -4,6 +4,8 @@
 //   an ack counts a device, not a message: HolderSet::try_leave() clears a bit once;
 //   a queued ack is a hold like any other until its work is done; it counts for the request and the device it was made
 //   for, and for nothing that was opened or named since;
+//   a number that goes to another name is on its way nowhere: callers hold it, or exclude retire_devices(), from the look-up of
+//   its name until the ack counts, and polled acks are collected with PolledAcks::mutex_, which retire_devices() takes;
 //   of several callers that may find that they were last, one gives the blocks back (RequestTable::claim).
 #include "slabpool/acks/from_streams.hpp"
 #include "slabpool/acks/polled_acks.hpp"
@@ -196,7 +198,7 @@ Status Pool::add_device(Handle handle, std::uint32_t device) noexcept {
 std::uint64_t Pool::device_lost(std::uint32_t device) noexcept {
   if (!usable_here()) return 0;
   collect_acks();
-  // Under one lock of the table: a request that is opened on the device later names it anew, so the device is back.
+  // Requests that are opened on the device later name it anew, so the device is back.
   std::uint64_t held = 0;
   ClaimedList over;
   table_.leave_all(device_bit(device), over, [&](std::uint64_t generation) {
@@ -208,6 +210,30 @@ std::uint64_t Pool::device_lost(std::uint32_t device) noexcept {
 }
 
 void Pool::heartbeat(std::uint32_t device) noexcept { devices_.heard(device, now_ns()); }
+
+void Pool::retire_devices(std::vector<std::uint32_t>& retired) {
+  if (!usable_here()) return;
+  collect_acks();  // a device whose ack has arrived waits for nothing
+  polled_->between_collections([&] {
+    for (const bool left : {true, false}) {
+      devices_.retire(
+          retired,
+          [&](const HolderMarks& wanted, HolderMarks& used) {
+            (void)table_.mark_holders(left, wanted, used);
+          },
+          [&](const HolderMarks& gone) {
+            if (!left) table_.forget_named(gone);
+          });
+      if (!retired.empty()) return;
+    }
+  });
+}
+
+AckResult Pool::ack_retired(Handle handle) noexcept {
+  const bool late = table_.is_over(handle);
+  caches_.count(late ? Count::late_acks : Count::duplicate_acks);
+  return late ? AckResult::late : AckResult::duplicate;
+}
 
 void Pool::context_lost(void* context) noexcept {
   if (memory_->kind() != MemoryKind::device && memory_->kind() != MemoryKind::managed) return;

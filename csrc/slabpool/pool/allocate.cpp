@@ -146,6 +146,7 @@ Allocation Pool::allocate_slowly(const AllocateSpec& spec) noexcept {
     result = hand_out(*result.block, spec.request, record, holds_of(spec),
                       [&](Block& block) { return prepare(block, spec); });
   }
+  if (record != nullptr && result.block != nullptr) table_.note_grown(*record);
   if (budget && result.block == nullptr) table_.uncharge(*record, spec.request, p.need);
   return result;
 }

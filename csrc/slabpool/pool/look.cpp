@@ -11,8 +11,19 @@
 
 namespace slabpool {
 
-Stats Pool::stats() noexcept {
-  collect_acks();
+Pool::Doubt Pool::doubt() noexcept {
+  Doubt doubt;
+  const std::int64_t now = now_ns();
+  table_.each([&](const RequestRecord& r, const HolderView& set) {
+    if (!table_.in_doubt(r, set, now)) return;
+    ++doubt.requests;
+    doubt.bytes += r.blocks.bytes();
+  });
+  return doubt;
+}
+
+template <typename Look>
+inline Stats Pool::figures(Look&& look_for_doubt) noexcept {
   const CacheSet::Sums sums = caches_.sums();
   const auto count = [&](Count what) { return sums.counts[static_cast<unsigned>(what)]; };
   // After the sums: bytes counted as live were committed before.
@@ -34,13 +45,10 @@ Stats Pool::stats() noexcept {
   s.requests_open = requests.open;
   s.requests_draining = requests.draining;
   std::uint64_t in_doubt = 0;
-  if (table_.any_lease()) {
-    const std::int64_t now = now_ns();
-    table_.each([&](const RequestRecord& r, const HolderView& set) {
-      if (!table_.in_doubt(r, set, now)) return;
-      ++s.requests_in_doubt;
-      in_doubt += r.blocks.bytes();
-    });
+  if (look_for_doubt()) [[unlikely]] {
+    const Doubt doubt = this->doubt();
+    s.requests_in_doubt = doubt.requests;
+    in_doubt = doubt.bytes;
   }
   // Each figure is of some instant during the call; they are clamped so that they always add up.
   std::uint64_t held = sums.live > 0 ? static_cast<std::uint64_t>(sums.live) : 0;
@@ -55,6 +63,11 @@ Stats Pool::stats() noexcept {
   SLABPOOL_ASSERT(s.committed == s.live + s.retained + s.in_doubt + s.cached, "bytes add up",
                   s.committed, s.live, s.retained, s.in_doubt, s.cached);
   return s;
+}
+
+Stats Pool::stats() noexcept {
+  collect_acks();
+  return figures([&] { return table_.any_lease(); });
 }
 
 std::vector<Event> Pool::events() const { return log_ != nullptr ? log_->read() : std::vector<Event>(); }
@@ -90,6 +103,36 @@ RequestInfo info_of(const RequestTable& table, const PolledAcks& polled, const R
 }
 
 }  // namespace
+
+Refusal Pool::explain_exhausted() noexcept {
+  Refusal refusal;
+  const bool leases = table_.any_lease();
+  const RequestTable::Counts counts = table_.counts();
+  refusal.counts_in_doubt = !leases || counts.open + counts.draining <= RequestTable::kWalkBatch;
+  refusal.stats = figures([&] { return leases && refusal.counts_in_doubt; });
+  const std::int64_t now = now_ns();
+  try {
+    table_.notable([&](const RequestTable::Notable& notable) {
+      const auto add = [&](std::vector<Refusal::Holder>& to, const RequestRecord& r) {
+        Refusal::Holder& holder = to.emplace_back();
+        holder.info = info_of(table_, *polled_, r, table_.holders(r.slot), now);
+        std::int64_t since = 0;
+        holder.of_session = table_.session_idle_since(r, since);
+        if (since != 0) holder.idle_ns = now - since;
+      };
+      refusal.requests = notable.holders;
+      refusal.largest.reserve(notable.largest_count);
+      refusal.oldest.reserve(notable.oldest_count);
+      const auto* last = notable.largest + notable.largest_count;
+      std::for_each(notable.largest, last, [&](const RequestRecord* r) { add(refusal.largest, *r); });
+      for (std::uint32_t i = 0; i < notable.oldest_count; ++i)
+        if (std::find(notable.largest, last, notable.oldest[i]) == last)
+          add(refusal.oldest, *notable.oldest[i]);
+    });
+  } catch (const std::bad_alloc&) {  // fewer are named
+  }
+  return refusal;
+}
 
 bool Pool::describe(Handle handle, RequestInfo& info) {
   bool found = false;

@@ -22,14 +22,17 @@ bool Pool::attach_peer(std::uint32_t device, PeerFiles& files, Error& error) noe
     error.system_errno = ESHUTDOWN;
     return false;
   }
-  return shared_->attach(device, files, error);
+  if (!shared_->attach(device, files, error)) return false;
+  devices_.hold(device);
+  return true;
 }
 
 std::uint64_t Pool::detach_peer(std::uint32_t device) noexcept {
   if (!usable_here()) return 0;
   collect_acks();  // those it posted while it lived
-  shared_->detach(device);
+  const bool attached = shared_->detach(device);
   const std::uint64_t lost = device_lost(device);
+  if (attached) devices_.drop(device);
   if (closed()) (void)trim();  // no later call will do it
   return lost;
 }

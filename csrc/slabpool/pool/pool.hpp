@@ -166,6 +166,12 @@ class SLABPOOL_API Pool final : public AckSink {
   // The device leaves every request. Returns how many requests it held.
   std::uint64_t device_lost(std::uint32_t device) noexcept;
   void heartbeat(std::uint32_t device) noexcept;
+  // Takes back the numbers of names that nothing waits for (DeviceRegistry::retire) and adds them to `retired`. Numbers that
+  // a request which is not over has ever named go only if there are no others. No other thread may be about to use
+  // the number of a name without holding it. Throws std::bad_alloc, and then nothing has changed.
+  void retire_devices(std::vector<std::uint32_t>& retired);
+  // The answer to an ack of a device that had left a request before its number was taken back.
+  AckResult ack_retired(Handle handle) noexcept;
   // Counts polled acks that arrived. Every call that allocates, opens, waits or looks does this, so an ack that a peer has
   // been answered counts in all that this pool does after it.
   void collect_acks() noexcept {
@@ -218,12 +224,13 @@ class SLABPOOL_API Pool final : public AckSink {
   // ---- devices in other processes; only in pools of shared memory (peers.cpp)
   bool shared() const noexcept { return shared_ != nullptr; }
   std::uint64_t shared_id() const noexcept;
-  // False if the device is attached already (system_errno EEXIST), or the system refuses.
+  // False if the device is attached already (system_errno EEXIST), or the system refuses. Its number is held until it is
+  // detached.
   bool attach_peer(std::uint32_t device, PeerFiles& files, Error& error) noexcept;
   int writable_data() const noexcept;
   // The peer is gone: the acks it posted count, and it leaves all other requests. Returns how many requests.
   std::uint64_t detach_peer(std::uint32_t device) noexcept;
-  // Whether the peer holds any request, after its acks were collected. Throws std::bad_alloc.
+  // Whether the peer holds any request, after its acks were collected.
   bool peer_holds(std::uint32_t device) noexcept;
   // From now on peers find the pool closed.
   void dismiss_peers() noexcept;
@@ -252,6 +259,8 @@ class SLABPOOL_API Pool final : public AckSink {
   std::uint64_t quarantined_bytes() const noexcept { return depot_.quarantined_bytes(); }
   // Requests that are not over or whose bytes views retain, oldest first, at least `older_than_ns` old.
   std::vector<RequestInfo> requests(std::int64_t older_than_ns);
+  // What the text of a refusal is made from. In constant time: see RequestTable::notable().
+  Refusal explain_exhausted() noexcept;
   std::vector<Event> events() const;
   std::vector<Corruption> corruptions() const;
   // Live blocks with this tag (Block::tag) and their bytes. Slow: looks at every block.
@@ -295,6 +304,16 @@ class SLABPOOL_API Pool final : public AckSink {
 
   Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory,
        std::unique_ptr<SharedOwner> shared);
+
+  // look.cpp.
+  struct Doubt {
+    std::uint64_t requests = 0;
+    std::uint64_t bytes = 0;
+  };
+  [[gnu::noinline]] Doubt doubt() noexcept;  // looks at every request
+  // look_for_doubt(): whether to look at every request for bytes in doubt; otherwise live includes them.
+  template <typename Look>
+  [[gnu::always_inline]] Stats figures(Look&& look_for_doubt) noexcept;
 
   // allocate.cpp: one way down. plan, take (this thread's cache, then the depot), hand_out (start, prepare, attach).
   static Plan plan(std::uint64_t nbytes, std::uint64_t align) noexcept;

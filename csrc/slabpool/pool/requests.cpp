@@ -11,12 +11,11 @@ Status Pool::open(const OpenSpec& spec, Handle& handle) noexcept {
   if (spec.quota != 0 && spec.reserve > spec.quota) return Status::invalid_argument;
   collect_acks();
   try {
-    OpenSpec now = spec;
-    now.now_ns = now_ns();
-    Status status = table_.open(now, handle);
+    const std::int64_t now = now_ns();
+    Status status = table_.open(spec, now, handle);
     if (status == Status::exhausted) {
       caches_.collect();
-      status = table_.open(now, handle);
+      status = table_.open(spec, now, handle);
     }
     if (status == Status::ok) log(EventKind::open, handle.generation, kNoDevice, spec.reserve);
     return status;
@@ -53,9 +52,10 @@ void Pool::discard(Handle handle) noexcept {
 }
 
 bool Pool::finish(Handle handle) noexcept {
-  if (!table_.claim(handle)) return false;
+  RequestRecord* claimed = table_.claim(handle);
+  if (claimed == nullptr) return false;
   ClaimedList over;
-  end(*table_.record(handle.slot), over);
+  end(*claimed, over);
   end_all(over);
   return true;
 }

@@ -13,7 +13,9 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
+#include <iterator>
 
 #include "slabpool/base/assert.hpp"
 
@@ -65,6 +67,18 @@ struct MoreHolders {
   HolderWords word[kWords];
 };
 
+// Holders of any requests, as bits of words.
+struct HolderMarks {
+  std::uint64_t words[1 + MoreHolders::kWords] = {};
+  bool has(HolderBit bit) const noexcept { return (words[bit.word] & bit.mask) != 0; }
+  void add(HolderBit bit) noexcept { words[bit.word] |= bit.mask; }
+  bool contain(const HolderMarks& others) const noexcept {
+    for (std::size_t w = 0; w < std::size(words); ++w)
+      if ((others.words[w] & ~words[w]) != 0) return false;
+    return true;
+  }
+};
+
 // The holders of one slot, for a process that may read them.
 class HolderView {
  public:
@@ -105,6 +119,21 @@ class HolderView {
       f(w, now.bits());
     } while (++w < first_.words.load(std::memory_order_acquire) && w < kWords);
     return true;
+  }
+
+  // Adds the holders of this generation to `marks`; with `left`, also those that have left. Whether one of `wanted` was
+  // added.
+  bool mark(std::uint64_t generation, bool left, const HolderMarks& wanted,
+            HolderMarks& marks) const noexcept {
+    const std::uint32_t words = first_.words.load(std::memory_order_acquire);
+    std::uint64_t added = 0;
+    for (std::uint32_t w = 0; w < words; ++w) {
+      const HolderWord now((left ? at(w).named : at(w).pending).load(std::memory_order_acquire));
+      if (now.generation() != generation) break;
+      added |= now.bits() & wanted.words[w] & ~marks.words[w];
+      marks.words[w] |= now.bits();
+    }
+    return added != 0;
   }
 
   // Calls f(device) for each device that holds, in order of their numbers.
@@ -202,6 +231,15 @@ class HolderSet : public HolderView {
   Left leave(std::uint64_t generation, HolderBit bit) noexcept {
     const Left left = try_leave(generation, bit);
     return left == Left::absent ? why_absent(generation, bit) : left;
+  }
+
+  // The holders in `gone`, of which none holds, count as never named. Under the table's mutex.
+  void forget_named(std::uint64_t generation, const HolderMarks& gone) noexcept {
+    const std::uint32_t words = first_.words.load(std::memory_order_acquire);
+    for (std::uint32_t w = 0; w < words; ++w) {
+      if (HolderWord(at(w).named.load(std::memory_order_relaxed)).generation() != generation) return;
+      (void)at(w).named.fetch_and(~gone.words[w], std::memory_order_relaxed);
+    }
   }
 
   // The answer to a holder whose bit is not set. A bit that has been set since belongs to a hold that began later.

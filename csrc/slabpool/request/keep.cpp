@@ -94,7 +94,7 @@ void RequestTable::unpin_all(RequestRecord& by, ClaimedList& over) noexcept {
     // Clears the host's bit if the host left while there were pins. (Pool::close(force) has cleared all bits already.)
     if (kept.host_left.load(std::memory_order_relaxed) &&
         holders(handle.slot).leave(handle.generation, kHost) == HolderSet::Left::last) {
-      claim_into(handle, over);
+      claim_into(kept, handle, over);
     }
   }
 }

@@ -2,10 +2,10 @@
 
 namespace slabpool {
 
-void RequestRecord::reset(const OpenSpec& spec, const RequestRecord* of_parent) {
+void RequestRecord::reset(const OpenSpec& spec, const RequestRecord* of_parent, std::int64_t now_ns) {
   id.assign(spec.id);  // the one step that may fail
   blocks.reset();
-  opened_ns = spec.now_ns;
+  opened_ns = now_ns;
   lease_ns = of_parent != nullptr ? of_parent->lease_ns : spec.lease_ns;
   opened_at = spec.where;
   parent = next_sibling = prev_sibling = 0;
@@ -14,7 +14,7 @@ void RequestRecord::reset(const OpenSpec& spec, const RequestRecord* of_parent) 
   cancelled = false;
   kept = spec.kept;
   pins = 0;
-  idle_since_ns = spec.now_ns;
+  idle_since_ns = now_ns;
   has_budget.store(of_parent != nullptr ? of_parent->has_budget.load(std::memory_order_relaxed)
                                         : spec.quota != 0 || spec.reserve != 0,
                    std::memory_order_relaxed);

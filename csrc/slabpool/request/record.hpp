@@ -33,7 +33,6 @@ struct OpenSpec {
   std::uint64_t reserve = 0;
   std::uint64_t quota = 0;
   std::int64_t lease_ns = 0;
-  std::int64_t now_ns = 0;
   bool kept = false;  // memory that a session keeps: no id finds it, and it is counted apart
   SourceLocation where;
 };
@@ -69,6 +68,10 @@ struct alignas(64) RequestRecord {
   std::atomic<bool> host_left{false};
   bool cancelled = false;
 
+  // The ring of records in use by age, guarded by the table's mutex: see RequestTable::by_age_.
+  RequestRecord* older = nullptr;
+  RequestRecord* newer = nullptr;
+
   // A session's memory (keep.cpp), guarded by the table's mutex except `kept` itself, which is written at open.
   // Requests that may still read a kept request pin it: it is not over before they are.
   bool kept = false;
@@ -98,7 +101,7 @@ struct alignas(64) RequestRecord {
 
   // Starts a new request in a free slot, not yet visible to any reader of `generation`. `parent` may be null.
   // Throws std::bad_alloc, and then nothing has changed.
-  void reset(const OpenSpec& spec, const RequestRecord* of_parent);
+  void reset(const OpenSpec& spec, const RequestRecord* of_parent, std::int64_t now_ns);
   // Starts the budget of a request that has one, under the budget mutex.
   void reset_budget(Handle self, const OpenSpec& spec, const RequestRecord* of_parent,
                     ReserveRef of_reserve) noexcept;
@@ -107,6 +110,8 @@ struct alignas(64) RequestRecord {
   Handle handle() const noexcept {
     return {slot, generation.load(std::memory_order_acquire) & ~kReleased};
   }
+  // Whether this is a session: it holds nothing itself, its children hold what it keeps.
+  bool is_session() const noexcept { return kept && parent_generation == 0; }
   // Whether blocks may be attached to this generation: it is not over, and the host holds it. Under the lock of
   // `blocks` the first is exact. The host may just have left, which is harmless: see RequestBlocks::attach().
   bool accepts(Handle handle) const noexcept {

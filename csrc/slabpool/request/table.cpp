@@ -17,7 +17,9 @@ RequestTable::RequestTable(Depot& depot, DeviceRegistry& devices, SlotTable* slo
       secret_(secret),
       chunks_(new std::atomic<RequestRecord*>[kMaxRequests / kChunk] {}),
       buckets_(8192),
-      next_generation_(first_generation) {}
+      next_generation_(first_generation) {
+  by_age_.older = by_age_.newer = &by_age_;
+}
 
 RequestTable::~RequestTable() {
   for (std::uint32_t i = 0; i < kMaxRequests / kChunk; ++i)
@@ -33,15 +35,9 @@ RequestRecord* RequestTable::live_record(Handle handle) const noexcept {
 }
 
 RequestRecord* RequestTable::new_slot() {
-  if (!free_slots_.empty()) {
-    RequestRecord* r = record(free_slots_.back());
-    free_slots_.pop_back();
-    return r;
-  }
+  if (const std::uint32_t slot = free_slots_.pop(); slot != FreeSlots::kNone) return record(slot);
   if (slots_made_ == kMaxRequests) return nullptr;
   if (slots_made_ % kChunk == 0) {
-    // Room for every slot made, so that giving one back never allocates.
-    if (free_slots_.capacity() < slots_made_ + kChunk) free_slots_.reserve(2 * (slots_made_ + kChunk));
     // A refusal leaves the table as it was: chunks of slots may be open without a record.
     if (!slots_.open(slots_made_, slots_made_ + kChunk)) throw std::bad_alloc();
     auto* chunk = new RequestRecord[kChunk];
@@ -49,6 +45,7 @@ RequestRecord* RequestTable::new_slot() {
   }
   RequestRecord* r = record(slots_made_);
   r->slot = slots_made_++;
+  free_slots_.add(r->slot);
   return r;
 }
 
@@ -72,10 +69,10 @@ void RequestTable::unindex(RequestRecord& r) noexcept {
 // ---- life
 
 void RequestTable::free_slot(RequestRecord& r) noexcept {
-  SLABPOOL_ASSERT(free_slots_.size() < free_slots_.capacity(), "freeing a slot never allocates",
-                  free_slots_.size());
   r.generation.store(0, std::memory_order_release);
-  free_slots_.push_back(r.slot);
+  r.older->newer = r.newer;
+  r.newer->older = r.older;
+  free_slots_.push(r.slot);
 }
 
 void RequestTable::link_child(RequestRecord& child, RequestRecord& parent,
@@ -104,7 +101,7 @@ bool RequestTable::add_more(HolderSet set, std::uint64_t generation,
   return true;
 }
 
-Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
+Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& handle) {
   std::uint64_t first = kHost.mask;  // holders of the first word; few requests have more
   bool more = false;
   for (const std::uint32_t device : spec.devices) {
@@ -132,7 +129,7 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
     RequestRecord* slot = nullptr;
     ~Undo() {
       if (reserve.reserve != nullptr) table.depot_.close_reserve(reserve);
-      if (slot != nullptr) table.free_slots_.push_back(slot->slot);
+      if (slot != nullptr) table.free_slots_.push(slot->slot);
     }
   } undo{*this, reserve};
   RequestRecord* parent = nullptr;
@@ -149,7 +146,7 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   if (r == nullptr) return Status::too_many_requests;
   undo.slot = r;
   if (more && !more_.open(r->slot, r->slot + 1)) throw std::bad_alloc();
-  r->reset(spec, parent);
+  r->reset(spec, parent, now_ns);
   const Handle made{r->slot, next_generation_++};
   HolderSet set = holders(r->slot);
   set.open(made.generation, first);
@@ -163,6 +160,10 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
   }
   // Release: a reader of this generation sees the record as it was opened, and a peer the slot.
   r->generation.store(made.generation, std::memory_order_release);
+  r->older = by_age_.older;
+  r->newer = &by_age_;
+  by_age_.older->newer = r;
+  by_age_.older = r;
   // Release: a reader of this nonce no longer finds the generation before it.
   slots_[r->slot].nonce.store(nonce(made.generation), std::memory_order_release);
   slots_[r->slot].generation.store(made.generation, std::memory_order_release);
@@ -174,15 +175,18 @@ Status RequestTable::open(const OpenSpec& spec, Handle& handle) {
     }
   }
   if (r->lease_ns != 0) leased_.fetch_add(1, std::memory_order_relaxed);
-  if (r->kept) return Status::ok;
+  if (r->kept) {
+    if (r->is_session()) ++sessions_;
+    return Status::ok;
+  }
   index(*r);
   open_.fetch_add(1, std::memory_order_relaxed);
   return Status::ok;
 }
 
 // Claims a request that has no holder left. Another thread, whose ack was the last, may have claimed it before.
-void RequestTable::claim_into(Handle handle, ClaimedList& over) noexcept {
-  if (claim(handle)) over.push(*record(handle.slot));
+void RequestTable::claim_into(RequestRecord& r, Handle handle, ClaimedList& over) noexcept {
+  if (claim_record(r, handle)) over.push(r);
 }
 
 // True if the holder held the request.
@@ -190,7 +194,7 @@ bool RequestTable::bit_leaves_one(RequestRecord& r, HolderBit bit, ClaimedList& 
   const Handle own{r.slot, r.generation.load(std::memory_order_relaxed)};
   if (RequestRecord::is_released(own.generation)) return false;
   const HolderSet::Left left = holders(r.slot).leave(own.generation, bit);
-  if (left == HolderSet::Left::last) claim_into(own, over);
+  if (left == HolderSet::Left::last) claim_into(r, own, over);
   return left == HolderSet::Left::last || left == HolderSet::Left::others_hold;
 }
 
@@ -213,7 +217,7 @@ void RequestTable::host_leaves_one(RequestRecord& r, bool cancel, ClaimedList& o
     open_.fetch_sub(1, std::memory_order_relaxed);
     draining_.fetch_add(1, std::memory_order_relaxed);
   }
-  if (holders(r.slot).leave(own.generation, kHost) == HolderSet::Left::last) claim_into(own, over);
+  if (holders(r.slot).leave(own.generation, kHost) == HolderSet::Left::last) claim_into(r, own, over);
 }
 
 bool RequestTable::close(Handle handle, bool cancel, ClaimedList& over) noexcept {
@@ -230,7 +234,7 @@ void RequestTable::cut_one(RequestRecord& r, ClaimedList& over) noexcept {
   if (own.generation == 0 || RequestRecord::is_released(own.generation)) return;
   host_leaves_one(r, true, over);
   (void)holders(r.slot).cut(own.generation);
-  claim_into(own, over);
+  claim_into(r, own, over);
 }
 
 void RequestTable::cut_locked(RequestRecord& r, ClaimedList& over) noexcept {
@@ -264,13 +268,17 @@ Status RequestTable::add_device(Handle handle, std::uint32_t device) {
   return Status::ok;
 }
 
-bool RequestTable::claim(Handle handle) noexcept {
+RequestRecord* RequestTable::claim(Handle handle) noexcept {
   RequestRecord* r = record(handle.slot);
-  if (r == nullptr || !holders(handle.slot).empty(handle.generation)) return false;
+  return r != nullptr && claim_record(*r, handle) ? r : nullptr;
+}
+
+bool RequestTable::claim_record(RequestRecord& r, Handle handle) noexcept {
+  if (!holders(handle.slot).empty(handle.generation)) return false;
   std::uint64_t expected = handle.generation;
   // Acquire and release: the winner sees everything that the holders did; is_over() sees the request as over.
-  if (!r->generation.compare_exchange_strong(expected, handle.generation | RequestRecord::kReleased,
-                                             std::memory_order_acq_rel, std::memory_order_relaxed)) {
+  if (!r.generation.compare_exchange_strong(expected, handle.generation | RequestRecord::kReleased,
+                                            std::memory_order_acq_rel, std::memory_order_relaxed)) {
     return false;
   }
   // Peers see this before the slot can get another request. Relaxed: they check the holders as well.
@@ -305,6 +313,8 @@ void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
   if (!r.kept) {
     unindex(r);
     (r.host_left ? draining_ : open_).fetch_sub(1, std::memory_order_relaxed);
+  } else if (r.is_session()) {
+    --sessions_;
   }
   if (!r.pinned.empty()) [[unlikely]]
     unpin_all(r, over);
@@ -337,6 +347,107 @@ bool RequestTable::has_ended(Handle handle) const noexcept {
   // Acquire pairs with retire(): the blocks are back.
   return now != (handle.generation | RequestRecord::kReleased) ||
          r->ended.load(std::memory_order_acquire) == handle.generation;
+}
+
+bool RequestTable::holds_any(HolderBit bit) noexcept {
+  const std::lock_guard lock(mutex_);
+  bool found = false;
+  (void)walk(0, 1, [&](const RequestRecord& r) {
+    found = holders(r.slot).holds(r.handle().generation, bit);
+    return found ? 1U : 0U;  // the first one ends the walk
+  });
+  return found;
+}
+
+std::size_t RequestTable::mark_holders(bool left, const HolderMarks& wanted, HolderMarks& used) {
+  enough_.reserve(kMaxDevices);
+  std::size_t looked = 0;
+  // Whether the request holds one that was not found yet.
+  const auto mark = [&](const RequestRecord& r, bool also_left) {
+    ++looked;
+    const Handle own = r.handle();
+    return !is_over(own) &&
+           std::as_const(*this).holders(r.slot).mark(own.generation, also_left, wanted, used);
+  };
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < enough_.size();) {
+    const std::lock_guard lock(mutex_);
+    for (const std::size_t end = std::min(i + kWalkBatch, enough_.size()); i < end; ++i)
+      if (mark(*record(enough_[i]), false)) enough_[kept++] = enough_[i];
+  }
+  enough_.resize(kept);
+  for (std::uint32_t slot = 0; slot != FreeSlots::kNone && !used.contain(wanted);) {
+    const std::lock_guard lock(mutex_);
+    slot = walk(slot, kWalkBatch, [&](const RequestRecord& r) {
+      // Each adds a holder, so there are at most kMaxDevices.
+      if (mark(r, left) && !left) enough_.push_back(r.slot);
+      return 1U;
+    });
+  }
+  return looked;
+}
+
+void RequestTable::forget_named(const HolderMarks& gone) noexcept {
+  for (std::uint32_t slot = 0; slot != FreeSlots::kNone;) {
+    const std::lock_guard lock(mutex_);
+    slot = walk(slot, kWalkBatch, [&](RequestRecord& r) {
+      holders(r.slot).forget_named(r.handle().generation, gone);
+      return 1U;
+    });
+  }
+}
+
+RequestTable::Notable RequestTable::find_notable() noexcept {
+  Notable found;
+  const std::uint32_t in_use = slots_made_ - free_slots_.count();
+  found.holders = in_use - sessions_;
+  // The oldest. Those that hold nothing of their own (sessions) are passed over, as long as there are few.
+  RequestRecord* r = by_age_.newer;
+  for (std::uint32_t looked = 0; r != &by_age_ && looked < kOldestLooked; ++looked, r = r->newer) {
+    if (found.oldest_count == kNotable) break;
+    if (!r->is_session()) found.oldest[found.oldest_count++] = r;
+  }
+  found.looked = found.oldest_count;
+  const auto consider = [&](RequestRecord* one) {
+    ++found.looked;
+    if (one == nullptr || one->generation.load(std::memory_order_relaxed) == 0 || one->is_session())
+      return;
+    const std::uint64_t bytes = one->blocks.bytes();
+    std::uint32_t at = found.largest_count;
+    for (std::uint32_t i = 0; i < found.largest_count; ++i)
+      if (found.largest[i] == one) return;
+    if (at == kNotable) {
+      if (found.bytes[--at] >= bytes) return;
+    } else {
+      ++found.largest_count;
+    }
+    for (; at > 0 && found.bytes[at - 1] < bytes; --at) {
+      found.largest[at] = found.largest[at - 1];
+      found.bytes[at] = found.bytes[at - 1];
+    }
+    found.largest[at] = one;
+    found.bytes[at] = bytes;
+  };
+  // The largest: those of the last call, those that grew since, the oldest, and the next few in order of their slots.
+  for (const std::uint32_t slot : largest_)
+    if (slot != 0) consider(record(slot - 1));
+  for (const std::atomic<std::uint32_t>& slot : grown_)
+    if (const std::uint32_t one = slot.load(std::memory_order_relaxed); one != 0)
+      consider(record(one - 1));
+  for (std::uint32_t i = 0; i < found.oldest_count; ++i) consider(found.oldest[i]);
+  for (std::uint32_t left = std::min(kNextLooked, in_use); left != 0;) {
+    look_from_ = walk(look_from_, left, [&](RequestRecord& one) {
+      consider(&one);
+      --left;
+      return 1U;
+    });
+    if (look_from_ == FreeSlots::kNone) look_from_ = 0;
+  }
+  for (std::uint32_t i = 0; i < kNotable; ++i)
+    largest_[i] = i < found.largest_count ? found.largest[i]->slot + 1 : 0;
+  large_from_.store(found.largest_count == kNotable ? found.bytes[kNotable - 1] : 0,
+                    std::memory_order_relaxed);
+  return found;
 }
 
 RequestTable::Holds RequestTable::holds() {

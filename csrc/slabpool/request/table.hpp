@@ -5,7 +5,7 @@
 // Invariants:
 //   claim(h) succeeds exactly once for each request h;
 //   open_ + draining_ == the number of requests that are not retired and not kept;
-//   a slot is in free_slots_ exactly if its record's generation is 0.
+//   a slot that was made is in free_slots_ exactly if its record's generation is 0, and its record in the list by age otherwise.
 // Order of locks: the pool's (collecting acks, then growing), the table's mutex, the budget mutex, the RequestBlocks locks,
 // then the depot's. No lock declared here is held while blocks are returned.
 #pragma once
@@ -18,11 +18,13 @@
 #include <optional>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "slabpool/base/status.hpp"
 #include "slabpool/memory/virtual_array.hpp"
 #include "slabpool/request/device_registry.hpp"
+#include "slabpool/request/free_slots.hpp"
 #include "slabpool/request/holder_set.hpp"
 #include "slabpool/request/record.hpp"
 #include "slabpool/request/slot.hpp"
@@ -60,7 +62,7 @@ class RequestTable {
   }
 
   // exhausted: the reserve is not available now. A child has no reserve and no quota. Throws std::bad_alloc.
-  Status open(const OpenSpec& spec, Handle& handle);
+  Status open(const OpenSpec& spec, std::int64_t now_ns, Handle& handle);
 
   // The calls below claim the requests that are over by them and add them to `over`, descendants first. The caller ends
   // them: it returns their blocks and calls retire(). None of these calls allocates.
@@ -75,25 +77,29 @@ class RequestTable {
   // request that stays pins it.
   template <typename Stays>
   void close_all(Stays&& stays, ClaimedList& over) noexcept;
-  // A device leaves every request. Calls left(generation) under the mutex for each request that it held, descendants
-  // first.
+  // A device leaves every request that is open when the call starts, and what descends from them. Calls left(generation)
+  // under the mutex for each request that it held, descendants first. The mutex is released now and then, as in each().
   template <typename Left>
   void leave_all(HolderBit bit, ClaimedList& over, Left&& left) noexcept;
 
-  // Whether a device holds any request.
-  bool holds_any(HolderBit bit) noexcept {
-    bool found = false;
-    each([&](const RequestRecord& r, const HolderView& set) {
-      found = found || set.holds(r.handle().generation, bit);
-    });
-    return found;
-  }
+  // Whether a device holds any request. Under one hold of the mutex, because a device may be named for one request while
+  // it leaves another.
+  bool holds_any(HolderBit bit) noexcept;
+
+  // Adds to `used` the holders of requests that are not over; with `left`, also those that have left one. Stops once `used`
+  // contains `wanted`. It looks first at the requests that held `wanted` in the last call without `left`: while they
+  // hold it, a call looks at no more than kMaxDevices requests. Returns at how many it looked. The mutex is released as in
+  // each(). One thread at a time. Throws std::bad_alloc.
+  std::size_t mark_holders(bool left, const HolderMarks& wanted, HolderMarks& used);
+  // The holders in `gone` hold no request. Their numbers are about to be other devices', which no request has named yet.
+  void forget_named(const HolderMarks& gone) noexcept;
 
   // unknown_device: a child may name only devices that hold its parent.
   Status add_device(Handle handle, std::uint32_t device);
 
-  // True for one caller, once the last holder has left; that caller then returns the blocks and calls retire().
-  bool claim(Handle handle) noexcept;
+  // The record for one caller, once the last holder has left; that caller then returns the blocks and calls retire(). Null
+  // for all others.
+  RequestRecord* claim(Handle handle) noexcept;
   // Forgets a claimed request whose blocks went back. Its slot is free once no block is retained. Children that were not
   // over yet (their parent's end is theirs) are added to `over`.
   void retire(RequestRecord& record, ClaimedList& over) noexcept;
@@ -159,15 +165,62 @@ class RequestTable {
   Waiting find_waiting(std::string_view id, std::uint32_t device,
                        std::optional<std::uint64_t> generation, IsQueued&& is_queued);
 
-  // Calls f(record, holders) under the mutex for every request that is not over or still retains bytes.
+  // Calls f(record, holders) under the mutex for every request that is not over or still retains bytes. The mutex is
+  // released after every kWalkBatch records, so the reports are not of one instant: a request that is open during the
+  // whole call is reported once, and one that is opened or ends meanwhile once or not at all.
   template <typename F>
   void each(F&& f) {
-    const std::lock_guard lock(mutex_);
-    for (std::uint32_t slot = 0; slot < slots_made_; ++slot) {
-      RequestRecord& r = *record(slot);
-      if (r.generation.load(std::memory_order_acquire) != 0) f(r, holders(slot));
-    }
+    for (std::uint32_t slot = 0; slot != FreeSlots::kNone;) slot = each_from(slot, f);
   }
+  // The part of each() under one hold of the mutex: from `slot` on. Returns the slot to go on from, FreeSlots::kNone at
+  // the end.
+  template <typename F>
+  std::uint32_t each_from(std::uint32_t slot, F&& f) {
+    const std::lock_guard lock(mutex_);
+    return walk(slot, kWalkBatch, [&](const RequestRecord& r) {
+      f(r, std::as_const(*this).holders(r.slot));
+      return 1U;
+    });
+  }
+  static constexpr std::uint32_t kWalkBatch = 64;
+  // The requests that a refusal names, found in a time that does not grow with their number: the oldest, and the largest
+  // of those looked at. A call looks at the largest of the call before it, at those that took a block from the depot
+  // since and became larger than these, at the oldest, and at the next kNextLooked in order of their slots. So with up
+  // to kNextLooked requests they are the largest, and with n they are after n / kNextLooked calls, wherever blocks moved
+  // by the threads' caches alone.
+  static constexpr std::uint32_t kNotable = 5;
+  static constexpr std::uint32_t kNextLooked = 32;
+  static constexpr std::uint32_t kOldestLooked = 16;
+  struct Notable {
+    RequestRecord* oldest[kNotable];
+    RequestRecord* largest[kNotable];  // in order of their bytes
+    std::uint64_t bytes[kNotable];     // of `largest`
+    std::uint32_t oldest_count = 0;
+    std::uint32_t largest_count = 0;
+    std::uint32_t holders = 0;  // requests and kept tensors, of any size
+    std::uint32_t looked = 0;   // records looked at
+  };
+  // Calls f(notable) under the mutex; f may throw.
+  template <typename F>
+  void notable(F&& f) {
+    const std::lock_guard lock(mutex_);
+    f(find_notable());
+  }
+  // A request took a block from the depot: the next refusal may have to name it.
+  void note_grown(const RequestRecord& record) noexcept {
+    // Relaxed: hints for a report.
+    if (record.blocks.bytes() > large_from_.load(std::memory_order_relaxed))
+      grown_[record.slot % kGrown].store(record.slot + 1, std::memory_order_relaxed);
+  }
+  // Of what a session keeps: since when no request uses the session (ns), 0 while one does. False: the session is closed,
+  // or this is a request. Under the mutex.
+  bool session_idle_since(const RequestRecord& r, std::int64_t& since_ns) const noexcept {
+    if (!r.kept || r.parent == 0) return false;
+    const RequestRecord& session = *record(r.parent - 1);
+    since_ns = session.pins != 0 ? 0 : session.idle_since_ns;
+    return !session.host_left;
+  }
+
   // The same for one request, if it is not over or still retains bytes.
   template <typename F>
   void at(Handle handle, F&& f) {
@@ -202,6 +255,7 @@ class RequestTable {
   RequestRecord* live_record(Handle handle) const noexcept;  // null if the request is over
   RequestRecord* budget_of(Handle root) const noexcept;      // null once the budget was returned
   RequestRecord* new_slot();
+  Notable find_notable() noexcept;  // under mutex_
   static bool add_more(HolderSet set, std::uint64_t generation,
                        std::span<const std::uint32_t> devices) noexcept;
   void free_slot(RequestRecord& record) noexcept;  // under mutex_
@@ -212,8 +266,11 @@ class RequestTable {
   template <typename F>
   void each_below(RequestRecord& top, F&& f);
   template <typename F>
-  void each_top(F&& f);
-  void claim_into(Handle handle, ClaimedList& over) noexcept;
+  std::uint32_t walk(std::uint32_t slot, std::uint32_t most, F&& f);
+  template <typename F>
+  std::uint32_t with_all_below(RequestRecord& record, F&& f);
+  bool claim_record(RequestRecord& record, Handle handle) noexcept;
+  void claim_into(RequestRecord& record, Handle handle, ClaimedList& over) noexcept;
   bool bit_leaves_one(RequestRecord& record, HolderBit bit, ClaimedList& over) noexcept;
   void host_leaves_one(RequestRecord& record, bool cancel, ClaimedList& over) noexcept;
   void cut_one(RequestRecord& record, ClaimedList& over) noexcept;
@@ -226,15 +283,26 @@ class RequestTable {
   Depot& depot_;
   DeviceRegistry& devices_;
   VirtualArray<RequestSlot> slots_;
-  VirtualArray<MoreHolders>
-      more_;  // opened for a slot when a request there names a device beyond the first word
+  // Opened for a slot when a request there names a device beyond the first word.
+  VirtualArray<MoreHolders> more_;
   const std::uint64_t secret_;
   std::unique_ptr<std::atomic<RequestRecord*>[]> chunks_;
   mutable std::mutex mutex_;
   std::uint32_t slots_made_ = 0;
-  std::vector<std::uint32_t> free_slots_;
-  std::uint32_t first_idle_ = 0;        // slot + 1 of the session that became idle last, 0 for none
-  std::vector<std::uint32_t> buckets_;  // slot + 1, by hash of the id
+  FreeSlots free_slots_;
+  std::uint32_t first_idle_ = 0;  // slot + 1 of the session that became idle last, 0 for none
+  // Both ends of the ring of records in use: `newer` is the oldest of them, `older` the newest.
+  RequestRecord by_age_;
+  // Slots of the requests in which mark_holders() found all that it wanted. Its callers exclude each other.
+  std::vector<std::uint32_t> enough_;
+  std::uint32_t sessions_ = 0;  // in use
+  // For find_notable(): slot + 1 of the largest that it found last, and of those that grew since; and where it goes on.
+  static constexpr std::uint32_t kGrown = 8;
+  std::uint32_t largest_[kNotable]{};
+  std::uint32_t look_from_ = 0;
+  std::atomic<std::uint32_t> grown_[kGrown]{};
+  std::atomic<std::uint64_t> large_from_{0};  // bytes of the smallest of `largest_`
+  std::vector<std::uint32_t> buckets_;        // slot + 1, by hash of the id
   std::uint64_t next_generation_;
   mutable std::mutex budget_mutex_;
   std::uint64_t kept_quota_ = ~std::uint64_t{0};  // under the budget mutex, as is the next
@@ -263,14 +331,32 @@ void RequestTable::each_below(RequestRecord& top, F&& f) {
   }
 }
 
-// Calls f for every record in use that has no parent. Each other record in use is below one of them, because a parent is
-// not retired before its children are unlinked.
+// Calls f for records in use, in order of their slots, from `slot` on, until the results of f add up to `most`. Returns
+// the slot to go on from, FreeSlots::kNone at the end.
 template <typename F>
-void RequestTable::each_top(F&& f) {
-  for (std::uint32_t slot = 0; slot < slots_made_; ++slot) {
+std::uint32_t RequestTable::walk(std::uint32_t slot, std::uint32_t most, F&& f) {
+  for (std::uint32_t done = 0; done < most; ++slot) {
+    slot = free_slots_.next(slot);
+    if (slot == FreeSlots::kNone) return slot;
     RequestRecord& r = *record(slot);
-    if (r.parent == 0 && r.generation.load(std::memory_order_relaxed) != 0) f(r);
+    if (r.generation.load(std::memory_order_relaxed) != 0) done += f(r);
   }
+  return slot;
+}
+
+// For a record without a parent: calls f for its descendants, then for the record itself; returns how many. For others
+// does nothing and returns 1. A walk that does this for each record in use reaches all of them, because a parent is not
+// retired before its children are unlinked, and they are over then.
+template <typename F>
+std::uint32_t RequestTable::with_all_below(RequestRecord& r, F&& f) {
+  if (r.parent != 0) return 1;
+  std::uint32_t done = 1;
+  each_below(r, [&](RequestRecord& child) {
+    ++done;
+    f(child);
+  });
+  f(r);
+  return done;
 }
 
 template <typename Stays>
@@ -282,23 +368,24 @@ void RequestTable::close_all(Stays&& stays, ClaimedList& over) noexcept {
       if (!stays(device)) (void)bit_leaves_one(r, device_bit(device), over);
     });
   };
-  each_top([&](RequestRecord& top) {
-    each_below(top, leave);
-    leave(top);
-  });
+  // No limit: nothing else is done with a pool that closes.
+  (void)walk(0, ~0U, [&](RequestRecord& r) { return with_all_below(r, leave); });
 }
 
 template <typename Left>
 void RequestTable::leave_all(HolderBit bit, ClaimedList& over, Left&& left) noexcept {
-  const std::lock_guard lock(mutex_);
   const auto leave = [&](RequestRecord& r) {
     const std::uint64_t generation = r.handle().generation;
     if (bit_leaves_one(r, bit, over)) left(generation);
   };
-  each_top([&](RequestRecord& top) {
-    each_below(top, leave);
-    leave(top);
-  });
+  std::uint64_t opened_later = 0;
+  for (std::uint32_t slot = 0; slot != FreeSlots::kNone;) {
+    const std::lock_guard lock(mutex_);
+    if (opened_later == 0) opened_later = next_generation_;
+    slot = walk(slot, kWalkBatch, [&](RequestRecord& r) {
+      return r.handle().generation < opened_later ? with_all_below(r, leave) : 1U;
+    });
+  }
 }
 
 template <typename IsQueued>

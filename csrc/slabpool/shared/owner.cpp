@@ -38,8 +38,8 @@ std::unique_ptr<SharedOwner> SharedOwner::create(SharedData given, Error& error)
                      owner->tally_->fd(), 0);
   if (tally == MAP_FAILED) return refused();
   owner->tally_map_ = static_cast<AckTally*>(tally);
-  owner->bells_ = epoll_create1(EPOLL_CLOEXEC);
-  if (owner->bells_ < 0) return refused();
+  owner->bells_ = Descriptor(epoll_create1(EPOLL_CLOEXEC));
+  if (owner->bells_.get() < 0) return refused();
   std::uint64_t random[2];
   if (getrandom(random, sizeof random, 0) != static_cast<ssize_t>(sizeof random)) return refused();
   owner->secret_ = random[0];
@@ -52,8 +52,6 @@ std::unique_ptr<SharedOwner> SharedOwner::create(SharedData given, Error& error)
 }
 
 SharedOwner::~SharedOwner() {
-  for (const Peer& peer : peers_) (void)::close(peer.bell);
-  if (bells_ >= 0) (void)::close(bells_);
   for (const auto& board : boards_) {
     if (board.load(std::memory_order_relaxed) != nullptr)
       (void)munmap(board.load(std::memory_order_relaxed), kBoardBytes);
@@ -78,7 +76,7 @@ bool SharedOwner::attach(std::uint32_t device, PeerFiles& files, Error& error) n
   const std::lock_guard lock(mutex_);
   if (!admits_) return refused(ESHUTDOWN);
   if (find(device) != peers_.end()) return refused(EEXIST);
-  Peer peer{device, nullptr, -1};
+  Peer peer{device, nullptr, {}};
   try {
     peers_.reserve(peers_.size() + 1);
     peer.board = SharedFile::create(kBoardBytes, error);
@@ -89,24 +87,20 @@ bool SharedOwner::attach(std::uint32_t device, PeerFiles& files, Error& error) n
   if (!peer.board->seal(false, error)) return false;
   // An eventfd for each peer: epoll watches it edge-triggered, and it is never read. A peer shares the
   // descriptor's flags, and could otherwise make a reader block, or keep another peer from ringing.
-  peer.bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (peer.bell < 0) return refused(errno);
+  peer.bell = Descriptor(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (peer.bell.get() < 0) return refused(errno);
   epoll_event event{};
   event.events = EPOLLIN | EPOLLET;
   // In place of the empty memory, if the device was attached before.
   AckBoard* const before = boards_[device].load(std::memory_order_relaxed);
   void* map = MAP_FAILED;
-  if (epoll_ctl(bells_, EPOLL_CTL_ADD, peer.bell, &event) == 0)
+  if (epoll_ctl(bells_.get(), EPOLL_CTL_ADD, peer.bell.get(), &event) == 0)
     map = mmap(before, kBoardBytes, PROT_READ | PROT_WRITE,
                MAP_SHARED | (before != nullptr ? MAP_FIXED : 0), peer.board->fd(), 0);
-  if (map == MAP_FAILED) {
-    const int system_errno = errno;
-    (void)::close(peer.bell);
-    return refused(system_errno);
-  }
+  if (map == MAP_FAILED) return refused(errno);
   // Release pairs with forget_ack(); count_ publishes it to the others.
   boards_[device].store(static_cast<AckBoard*>(map), std::memory_order_release);
-  files = {data_.fd, table_->read_only_fd(), peer.board->fd(), tally_->fd(), peer.bell};
+  files = {data_.fd, table_->read_only_fd(), peer.board->fd(), tally_->fd(), peer.bell.get()};
   peers_.push_back(std::move(peer));
   const std::uint32_t count = count_.load(std::memory_order_relaxed);
   attached_[count].store(device, std::memory_order_relaxed);
@@ -115,12 +109,11 @@ bool SharedOwner::attach(std::uint32_t device, PeerFiles& files, Error& error) n
   return true;
 }
 
-void SharedOwner::detach(std::uint32_t device) noexcept {
+bool SharedOwner::detach(std::uint32_t device) noexcept {
   const std::lock_guard lock(mutex_);
   const auto found = find(device);
-  if (found == peers_.end()) return;
-  (void)epoll_ctl(bells_, EPOLL_CTL_DEL, found->bell, nullptr);
-  (void)::close(found->bell);
+  if (found == peers_.end()) return false;
+  (void)epoll_ctl(bells_.get(), EPOLL_CTL_DEL, found->bell.get(), nullptr);
   peers_.erase(found);
   const std::uint32_t count = count_.load(std::memory_order_relaxed);
   for (std::uint32_t i = 0; i < count; ++i) {
@@ -132,6 +125,7 @@ void SharedOwner::detach(std::uint32_t device) noexcept {
   count_.store(count - 1, std::memory_order_release);
   // It fails if the process has no more mappings; the old board then stays mapped, and is not read any more.
   (void)blank(device);
+  return true;
 }
 
 void SharedOwner::silence() noexcept {
@@ -139,14 +133,14 @@ void SharedOwner::silence() noexcept {
   constexpr int kAtOnce = 64;
   epoll_event events[kAtOnce];
   for (std::uint32_t looks = 0; looks <= kMaxDevices / kAtOnce; ++looks) {
-    if (epoll_wait(bells_, events, kAtOnce, 0) != kAtOnce) return;
+    if (epoll_wait(bells_.get(), events, kAtOnce, 0) != kAtOnce) return;
   }
 }
 
 void SharedOwner::listen(int wakeup, std::int64_t ns) noexcept {
   constexpr std::int64_t kSecond = 1'000'000'000;
   constexpr std::int64_t kMoment = 5'000'000;
-  pollfd sources[2] = {{bells_, POLLIN, 0}, {wakeup, POLLIN, 0}};
+  pollfd sources[2] = {{bells_.get(), POLLIN, 0}, {wakeup, POLLIN, 0}};
   ns = std::min(ns, wakeup >= 0 ? 3600 * kSecond : kMoment);
   const timespec timeout{static_cast<time_t>(ns / kSecond), static_cast<long>(ns % kSecond)};
   // Interrupted or late: the caller tries again in any case. Where the call is forbidden, it does so by the clock.

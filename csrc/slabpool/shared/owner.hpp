@@ -68,7 +68,8 @@ class SharedOwner final : public Doorbell {
     return find(device) != peers_.end();
   }
   // After a last collect(). The peer may keep its map of the board; the owner no longer reads it.
-  void detach(std::uint32_t device) noexcept;
+  // False if the device was not attached.
+  bool detach(std::uint32_t device) noexcept;
 
   // Whether an ack was posted: one load per device. collect() acquires and releases the same word.
   bool news() noexcept {
@@ -110,7 +111,7 @@ class SharedOwner final : public Doorbell {
   void wait_ends() noexcept override { header_->waiting.fetch_sub(1, std::memory_order_relaxed); }
   void listen(int wakeup, std::int64_t ns) noexcept override;
   // For event loops: readable once a peer has rung. silence() makes it unreadable again; collect acks after it.
-  int bell() const noexcept { return bells_; }
+  int bell() const noexcept { return bells_.get(); }
   void silence() noexcept;
 
   // Peers see at their next call that the pool is closed.
@@ -120,7 +121,7 @@ class SharedOwner final : public Doorbell {
   struct Peer {
     std::uint32_t device;
     std::unique_ptr<SharedFile> board;
-    int bell;
+    Descriptor bell;
   };
 
   explicit SharedOwner(SharedData data) noexcept : data_(std::move(data)) {}
@@ -137,7 +138,7 @@ class SharedOwner final : public Doorbell {
   SharedHeader* header_ = nullptr;
   SlotTable* slots_ = nullptr;
   AckTally* tally_map_ = nullptr;
-  int bells_ = -1;  // epoll over the peers' bells
+  Descriptor bells_;  // epoll over the peers' bells
   std::uint64_t secret_ = 0;
 
   std::vector<Peer>::const_iterator find(std::uint32_t device) const noexcept;  // under mutex_

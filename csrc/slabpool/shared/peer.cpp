@@ -85,14 +85,13 @@ std::unique_ptr<SharedPeer> SharedPeer::create(std::uint32_t device, int data, i
     return refused("the board", errno);
   peer->board_ = reinterpret_cast<AckBoard*>(peer->board_map_);
   peer->tally_ = reinterpret_cast<AckTally*>(peer->tally_map_);
-  peer->bell_ = fcntl(bell, F_DUPFD_CLOEXEC, 0);
-  if (peer->bell_ < 0) return refused("the bell", errno);
+  peer->bell_ = Descriptor(fcntl(bell, F_DUPFD_CLOEXEC, 0));
+  if (peer->bell_.get() < 0) return refused("the bell", errno);
   peer->heartbeat();
   return peer;
 }
 
 SharedPeer::~SharedPeer() {
-  if (bell_ >= 0) (void)::close(bell_);
   if (table_map_ != nullptr) (void)munmap(table_map_, kTableBytes);
   if (board_map_ != nullptr) (void)munmap(board_map_, kBoardBytes);
   if (tally_map_ != nullptr) (void)munmap(tally_map_, kTallyBytes);
@@ -165,7 +164,7 @@ SharedPeer::Acked SharedPeer::ack(const Reference& reference) noexcept {
   // Sequentially consistent: see AckBoard::publish().
   if (header_->waiting.load(std::memory_order_seq_cst) != 0) {
     const std::uint64_t one = 1;
-    (void)!write(bell_, &one, sizeof one);
+    (void)!write(bell_.get(), &one, sizeof one);
   }
   return {PeerStatus::ok, last ? AckResult::released : AckResult::pending};
 }

@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 
+#include "slabpool/base/descriptor.hpp"
 #include "slabpool/base/error.hpp"
 #include "slabpool/base/export.hpp"
 #include "slabpool/base/fork.hpp"
@@ -97,7 +98,7 @@ class SLABPOOL_API SharedPeer {
   std::byte* tally_map_ = nullptr;
   std::atomic<std::byte*> writable_{nullptr};
   std::mutex writable_mutex_;  // one thread maps at a time; a leaf in the order of locks
-  int bell_ = -1;
+  Descriptor bell_;
   std::atomic<bool> lost_{false};
 };
 

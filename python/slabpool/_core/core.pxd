@@ -73,6 +73,8 @@ cdef inline object text_of(const string& text):
 cdef int check_here(Core core) except -1
 # Raises the exception for a status. `extra`: the timeout, or the device.
 cdef int failed(Core core, object request, Status status, uint64_t nbytes, object extra) except -1
+# A member of StatusCode.
+cdef object status_code(int status)
 # In place of constructors: no Python code makes an object of this type, and the text says what does.
 cdef int only_made_by(type made, str text) except -1
 
@@ -134,10 +136,27 @@ cdef object ack_answer(int result)
 cdef class Devices:
     cdef Core core
     cdef str pool               # its name, for messages
-    cdef dict numbers           # name -> number; names are never forgotten
-    cdef list names             # number -> name
+    cdef dict numbers           # name -> number
+    # number -> name; None where no request has named one. retire() replaces both lists: a caller that takes a list after
+    # numbers were read from the core, and before the GIL is released or Python code runs, has the names of that moment.
+    cdef list names
+    cdef list former            # (time in ns, {number: name}): what events say of numbers taken back then
 
-    cdef object number(self, object device)
+    cdef uint32_t hold(self, object device) except? 0xFFFFFFFF
+    cdef uint32_t hold_key(self, object device, bytes key) except? 0xFFFFFFFF
+    cdef int hold_all(self, tuple devices) except -1
+    cdef void drop_all(self, tuple devices) noexcept
+    cdef tuple made_known(self, tuple devices, object parent)
+    cdef Status find_room(self, tuple devices, Status status, Attempt attempt, void* job, int64_t deadline,
+                          uint64_t reserve) except *
+    cdef int retire(self) except -1
     cdef object known(self, object device, object request)
-    cdef object named(self, const vector[uint32_t]& numbers)
-    cdef bint room_for(self, tuple devices) except -1
+    cdef int64_t known_to(self, tuple named, object device, object request) except? -2
+    # What Request.ack does rarely: here, where the compiler cannot inline it there; with few enough arguments for registers.
+    cdef object ack_other_name(self, const Handle* handle, tuple named, object device, object request)
+    cdef object ack_without_gil(self, const Handle* handle, uint32_t number, tuple named, object device, object request)
+    cdef object late(self, Status status, const Handle* handle, tuple named, object device, object request)
+
+
+# The names of these devices (frozenset).
+cdef object names_of(list names, const vector[uint32_t]& numbers)

@@ -63,6 +63,14 @@ StatusCode = enum.IntEnum("StatusCode", {
 })
 
 
+# status_code(<int>status) is StatusCode(<int>status) without the search of the enum's class.
+cdef dict _codes = {int(code): code for code in StatusCode}
+
+
+cdef object status_code(int status):
+    return _codes.get(status) or StatusCode(status)
+
+
 cdef class Maker:
     """The interface of `slabpool._core.device_array.DeviceMaker`."""
 
@@ -107,7 +115,7 @@ cdef int check_here(Core core) except -1:
 
 
 cdef int failed(Core core, object request, Status status, uint64_t nbytes, object extra) except -1:
-    hooks.messages.call_failed(core.owner(), request, StatusCode(<int>status), nbytes, extra)
+    hooks.messages.call_failed(core.owner(), request, status_code(<int>status), nbytes, extra)
     raise SystemError("slabpool: a call failed without a reason")
 
 

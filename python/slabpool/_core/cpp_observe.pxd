@@ -47,6 +47,18 @@ cdef extern from "slabpool/observe/stats.hpp" namespace "slabpool" nogil:
         SourceLocation opened_at
         bool kept
 
+    cdef cppclass Holder "slabpool::Refusal::Holder":
+        RequestInfo info
+        bool of_session
+        int64_t idle_ns
+
+    cdef cppclass Refusal:
+        Stats stats
+        bool counts_in_doubt
+        uint32_t requests
+        vector[Holder] largest
+        vector[Holder] oldest
+
 
 cdef extern from "slabpool/observe/event_log.hpp" namespace "slabpool" nogil:
     const uint32_t kNoDevice

@@ -16,7 +16,7 @@ from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_request cimport (
     AckResult, DeviceRegistry, Handle, OpenSpec, SourceLocation, handle_span, string_view,
 )
-from slabpool._core.cpp_observe cimport Corruption, Event, RequestInfo, Stats
+from slabpool._core.cpp_observe cimport Corruption, Event, Refusal, RequestInfo, Stats
 from slabpool._core.cpp_shared cimport PeerFiles
 from slabpool._core.cpp_status cimport Error, Status
 
@@ -118,6 +118,8 @@ cdef extern from * namespace "slabpool" nogil:
         Status add_device(Handle handle, uint32_t device)
         uint64_t device_lost(uint32_t device)
         void heartbeat(uint32_t device)
+        void retire_devices(vector[uint32_t]& retired) except +
+        AckResult ack_retired(Handle handle)
         bool released(Handle handle)
         bool is_open(Handle handle)
         bool cancelled(Handle handle)
@@ -159,6 +161,7 @@ cdef extern from * namespace "slabpool" nogil:
         vector[Event] events() except +
         vector[Corruption] corruptions() except +
         Tagged tagged(uint8_t tag)
+        Refusal explain_exhausted() noexcept
         const char* verify()
         uint64_t trim()
         Status close(bool force)

@@ -38,9 +38,11 @@ cdef extern from "<span>" namespace "std" nogil:
 
 cdef extern from "slabpool/request/device_registry.hpp" namespace "slabpool" nogil:
     cdef cppclass DeviceRegistry:
-        optional[uint32_t] add(string_view name) except +
-        optional[uint32_t] find(const string& name) except +
-        string name(uint32_t device) except +
+        optional[uint32_t] hold(string_view name) except +
+        void hold_number "hold"(uint32_t device)
+        void drop(uint32_t device)
+        optional[uint32_t] find(string_view name)
+        uint32_t room()
 
 
 cdef extern from "slabpool/request/holder_set.hpp" namespace "slabpool" nogil:

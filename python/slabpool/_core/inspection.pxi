@@ -5,7 +5,7 @@ from libcpp.vector cimport vector
 
 from slabpool._core.cpp_observe cimport Corruption as CppCorruption
 from slabpool._core.cpp_observe cimport Event as CppEvent
-from slabpool._core.cpp_observe cimport RequestInfo, kNoDevice
+from slabpool._core.cpp_observe cimport Holder, Refusal, RequestInfo, kNoDevice
 from slabpool._core.cpp_observe cimport Stats as CppStats
 
 from slabpool.records import Corruption, Event, RequestRecord, Stats
@@ -26,46 +26,111 @@ cdef object _stats_of(Core core):
         core.pool.quarantined_bytes(), core.pool.held_bytes()))
 
 
+cdef object _record_of(const RequestInfo& info, list names):
+    """The record of one request, or None for a session, which has no memory of its own: see sessions()."""
+    id, name = identity(info.id, info.kept)
+    if info.kept and name is None:
+        return None
+    return RequestRecord(
+        request_id=id,
+        generation=info.handle.generation,
+        state=state_of(<int>info.state),
+        nbytes=info.nbytes,
+        age=info.age_ns / 1e9,
+        pending=names_of(names, info.pending),
+        behind_stream=names_of(names, info.behind_stream),
+        live_views=info.live_views,
+        opened_at=location(info.opened_at),
+        parent=None if info.kept else info.parent_generation or None,
+        kept_as=name,
+    )
+
+
+@cython.final
+cdef class Snapshot:
+    """Why a pool had no room: figures and a few holders, as the core saw them. Texts are made from it when read.
+
+    It keeps the strings alive that the core points into, and not the pool.
+    """
+
+    cdef Refusal refusal
+    cdef list names
+    cdef dict filenames
+    cdef readonly object pool  # weak reference to the Pool
+
+    def figures(self):
+        """(live, retained, in doubt or None if live includes it, reserved, address space, requests)."""
+        cdef CppStats* s = &self.refusal.stats
+        return (s.live, s.retained, s.in_doubt if self.refusal.counts_in_doubt else None, s.reserved,
+                s.address_space, self.refusal.requests)
+
+    def largest(self):
+        """(record, idle) of the largest holders. idle: None without a session, -1 while it is in use, else seconds."""
+        return self._records(self.refusal.largest)
+
+    def oldest(self):
+        """The same of the oldest holders that are not among the largest."""
+        return self._records(self.refusal.oldest)
+
+    cdef list _records(self, const vector[Holder]& holders):
+        cdef list records = []
+        for i in range(<Py_ssize_t>holders.size()):
+            record = _record_of(holders[i].info, self.names)
+            if record is not None:
+                idle = None
+                if holders[i].of_session:
+                    idle = -1 if holders[i].idle_ns < 0 else holders[i].idle_ns / 1e9
+                records.append((record, idle))
+        return records
+
+
+cdef Snapshot _snapshot_of(Core core, Devices devices):
+    cdef Snapshot snapshot = Snapshot.__new__(Snapshot)
+    snapshot.refusal = core.pool.explain_exhausted()
+    snapshot.names = devices.names
+    snapshot.filenames = core.filenames
+    snapshot.pool = core.owner
+    return snapshot
+
+
 cdef list _records_of(Core core, Devices devices, object older_than):
     cdef vector[RequestInfo] infos
     cdef list records = []
     check_here(core)
     settle_copies()
     infos = core.pool.requests(_older_than(older_than))
+    cdef list names = devices.names  # of the same moment: see Devices
     for i in range(<Py_ssize_t>infos.size()):
-        id, name = identity(infos[i].id, infos[i].kept)
-        if infos[i].kept and name is None:
-            continue  # a session, without memory of its own: see sessions()
-        records.append(RequestRecord(
-            request_id=id,
-            generation=infos[i].handle.generation,
-            state=state_of(<int>infos[i].state),
-            nbytes=infos[i].nbytes,
-            age=infos[i].age_ns / 1e9,
-            pending=devices.named(infos[i].pending),
-            behind_stream=devices.named(infos[i].behind_stream),
-            live_views=infos[i].live_views,
-            opened_at=location(infos[i].opened_at),
-            parent=None if infos[i].kept else infos[i].parent_generation or None,
-            kept_as=name,
-        ))
+        record = _record_of(infos[i], names)
+        if record is not None:
+            records.append(record)
     return records
 
 
 cdef list _events_of(Core core, Devices devices):
     check_here(core)
     cdef vector[CppEvent] events = core.pool.events()
+    cdef list names = devices.names  # of the same moment, as are the former ones: see Devices
+    cdef list former = devices.former
     return [
         Event(
             time_ns=events[i].time_ns,
             thread=events[i].thread,
             kind=EVENT_KINDS[<int>events[i].kind],
             generation=events[i].generation,
-            device=None if events[i].device == kNoDevice else devices.names[events[i].device],
+            device=None if events[i].device == kNoDevice else _name_at(names, former, events[i]),
             nbytes=events[i].bytes,
         )
         for i in range(<Py_ssize_t>events.size())
     ]
+
+
+cdef object _name_at(list names, list former, const CppEvent& event):
+    """The name that the device of an event had at that time."""
+    for until, retired in former:
+        if event.time_ns <= until and event.device in retired:
+            return retired[event.device]
+    return names[event.device]
 
 
 cdef list _corruptions_of(Core core):

@@ -48,36 +48,11 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     cdef Py_ssize_t count = 0
     cdef uint32_t index
     cdef uint64_t mask = 0
-    cdef bint checked = False
     cdef bytes key
     cdef _Opening opening
     check_here(core)
     if type(devices) is not tuple:
         devices = _several(devices)
-    for device in <tuple>devices:
-        number = names.numbers.get(device) if type(device) is str or type(device) is int else None
-        if number is None:
-            if type(device) is not str and type(device) is not int:
-                name_key(device, "device")  # raises for a wrong type
-                return open_request(pool, core, names, request_id, tuple([plain_name(one) for one in <tuple>devices]),
-                                    reserve, quota, lease, timeout, parent, opened_at)
-            if not checked and parent is None:
-                checked = names.room_for(<tuple>devices)  # before any name is added: all of them or none
-            number = names.number(device) if parent is None else names.known(device, parent)
-        index = number
-        if index < 64:
-            mask |= <uint64_t>1 << index
-        if count < 16:
-            few[count] = index
-        else:
-            if count == 16:
-                many.assign(&few[0], &few[0] + 16)
-            many.push_back(index)
-        count += 1
-    if count <= 16:
-        spec.devices = device_span(&few[0], <size_t>count)
-    else:
-        spec.devices = device_span(many.data(), <size_t>count)
     key = name_key(request_id, "request_id")
     spec.id = string_view(PyBytes_AS_STRING(key), <size_t>PyBytes_GET_SIZE(key))
     if reserve is not None:
@@ -94,13 +69,38 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
         spec.where = located(core, opened_at[0], opened_at[1])
     # Made first: once the request is open, nothing may fail before it has an owner.
     cdef Request request = Request.__new__(Request)
+    # Last, because a number may be taken back once Python code runs.
+    while True:
+        for device in <tuple>devices:
+            number = names.numbers.get(device) if type(device) is str or type(device) is int else None
+            if unlikely(number is None):
+                break
+            index = number
+            if index < 64:
+                mask |= <uint64_t>1 << index
+            if count < 16:
+                few[count] = index
+            else:
+                if count == 16:
+                    many.assign(&few[0], &few[0] + 16)
+                many.push_back(index)
+            count += 1
+        else:
+            break
+        devices = names.made_known(<tuple>devices, parent)
+        count = 0
+        mask = 0
+    if count <= 16:
+        spec.devices = device_span(&few[0], <size_t>count)
+    else:
+        spec.devices = device_span(many.data(), <size_t>count)
     status = core.pool.open(spec, handle)
-    if status != Status.ok:
+    if unlikely(status != Status.ok):
         opening.spec = &spec
         opening.handle = &handle
-        status = find_room(core, status, _attempt, &opening, deadline, NO_REQUEST, spec.reserve, True)
+        status = names.find_room(<tuple>devices, status, _attempt, &opening, deadline, spec.reserve)
         if status != Status.ok:
-            hooks.messages.open_failed(pool, StatusCode(<int>status), request_id, devices, spec.reserve, spec.quota,
+            hooks.messages.open_failed(pool, status_code(<int>status), request_id, devices, spec.reserve, spec.quota,
                                        timeout, parent)
     request.pool = pool
     request.core = core

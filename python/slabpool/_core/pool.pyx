@@ -13,7 +13,7 @@ from libcpp.optional cimport optional
 from slabpool._core.array cimport new_array, new_copy, new_full
 from slabpool._core.core cimport (
     NO_REQUEST, Core, Devices, ack_answer, add_reachable, caller_of, check_here, failed, identity, location, name_key,
-    settle_copies, state_of, text_of, trim_heaps, view_of,
+    names_of, settle_copies, state_of, text_of, trim_heaps, view_of,
 )
 from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_memory cimport MemoryKind
@@ -220,7 +220,8 @@ cdef class Pool:
         PoolExhausted
             There is no room for the reserve, or too many requests are alive.
         DuplicateDeviceError, TooManyDevicesError
-            A device named twice; more names than one pool can tell apart.
+            A device named twice; more names than one pool can tell apart at a time (4,096). A name that nothing waits
+            for gives up its place when another one needs it.
         InvalidArgumentError, InvalidTypeError
             A bad id, device, size or time.
 
@@ -398,7 +399,8 @@ cdef class Pool:
         AmbiguousRequestError
             Several generations wait for this device, and none was given.
         UnknownDeviceError
-            The device was never named, in this pool or for the live requests of this id.
+            The device was never named, in this pool or for the live requests of this id; or nothing waited for it when
+            other names needed room.
 
         Examples
         --------
@@ -410,23 +412,29 @@ cdef class Pool:
         """
         cdef optional[uint64_t] wanted
         cdef Acked acked
-        cdef uint32_t number = self.devices.known(device, None)
+        cdef uint32_t number
         cdef bytes key = name_key(request_id, "request_id")
         cdef string_view id = view_of(key)
         if generation is not None:
             wanted = _generation(generation)
+        number = self.devices.known(device, None)  # last, because a number may be taken back once Python code runs
         cdef StreamName on
         cdef Error error
         if stream is not None:
             on.stream = stream_of(stream)
             on.device = stream_device(stream)
+            number = self.devices.known(device, None)
+            self.core.pool.devices().hold_number(number)
             with nogil:
                 acked = self.core.pool.ack_id_after(id, number, wanted, on, error)
+            self.core.pool.devices().drop(number)
             hooks.messages.stream_failed(StatusCode(<int>acked.status), stream,
                                          text_of(error.text))
         elif self.core.cleans:
+            self.core.pool.devices().hold_number(number)
             with nogil:
                 acked = self.core.pool.ack_id(id, number, wanted)
+            self.core.pool.devices().drop(number)
         else:
             acked = self.core.pool.ack_id(id, number, wanted)
         if acked.status == Status.ok:
@@ -453,7 +461,7 @@ cdef class Pool:
         Raises
         ------
         UnknownDeviceError
-            No request ever named it.
+            No request named it, or nothing waited for it when other names needed room.
         DeviceAttachedError
             Its process is attached and alive, and `kill` is false; or it is this process; or it cannot be killed from
             here, as in another PID namespace; or it has not ended within 30 seconds after it was killed.
@@ -467,8 +475,10 @@ cdef class Pool:
             if count is not None:
                 return count
         number = self.devices.known(device, None)
+        self.core.pool.devices().hold_number(number)
         with nogil:
             lost = self.core.pool.device_lost(number)
+        self.core.pool.devices().drop(number)
         return lost
 
     def heartbeat(self, device):
@@ -481,7 +491,7 @@ cdef class Pool:
         Raises
         ------
         UnknownDeviceError
-            No request ever named it.
+            No request named it, or nothing waited for it when other names needed room.
         """
         check_here(self.core)
         cdef uint32_t number = self.devices.known(device, None)
@@ -557,6 +567,10 @@ cdef class Pool:
         check_here(self.core)
         cdef const char* wrong = self.core.pool.verify()
         return None if wrong is NULL else wrong.decode()
+
+    def _snapshot(self):
+        """Why the pool has no room, in constant time."""
+        return _snapshot_of(self.core, self.devices)
 
     def _refusal(self):
         """Why the pool was last refused memory: the driver's text, or ""; and the system's errno, or 0."""

@@ -2,10 +2,9 @@
 
 from libc.errno cimport EEXIST
 
-from slabpool._core.cpp_request cimport kMaxDevices
 from slabpool._core.cpp_shared cimport PeerFiles
 
-from slabpool.errors import AttachError, TooManyDevicesError
+from slabpool.errors import AttachError
 
 
 @cython.final
@@ -13,25 +12,26 @@ cdef class Link:
     """What the thread that serves peers calls in a pool. Keeps the core alive, and not the `Pool`."""
 
     cdef Core core
+    cdef Devices devices
 
     def __cinit__(self, Pool pool not None):
         if not pool.core.pool.shared():
             raise InvalidArgumentError(f"pool {show(pool.name)} is not shared: no peer can attach")
         self.core = pool.core
+        self.devices = pool.devices
 
     def attach(self, device):
         """The device's number and the descriptors of its files, which the pool keeps open."""
-        cdef bytes key = name_key(device, "device")
-        cdef optional[uint32_t] added = self.core.pool.devices().add(view_of(key))
+        cdef uint32_t number = self.devices.hold_key(device, name_key(device, "device"))
         cdef PeerFiles files
         cdef Error error
-        if not added.has_value():
-            raise TooManyDevicesError(f"a pool tells at most {kMaxDevices} devices apart")
-        if not self.core.pool.attach_peer(added.value(), files, error):
+        cdef bint attached = self.core.pool.attach_peer(number, files, error)
+        self.core.pool.devices().drop(number)  # attach_peer() holds it
+        if not attached:
             if error.system_errno == EEXIST:
                 raise FileExistsError(f"device {show(device)} is attached already")
             raise AttachError(f"the owner cannot serve another peer: {os.strerror(error.system_errno)}")
-        return added.value(), (files.data, files.table, files.board, files.tally, files.bell)
+        return number, (files.data, files.table, files.board, files.tally, files.bell)
 
     def detach(self, uint32_t number):
         """The peer is gone. Returns how many requests it held."""

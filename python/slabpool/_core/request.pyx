@@ -14,8 +14,8 @@ from libcpp.vector cimport vector
 
 from slabpool._core.array cimport new_array, new_copy, new_full
 from slabpool._core.core cimport (
-    NO_REQUEST, ack_answer, caller, check_here, deadline_of, failed, find_room, located, location, name_key, next_slice,
-    only_made_by, state_of, text_of,
+    ack_answer, caller, check_here, deadline_of, failed, located, location, name_key, names_of, next_slice, only_made_by,
+    state_of, status_code, text_of,
 )
 from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_observe cimport RequestInfo
@@ -35,6 +35,9 @@ from slabpool.arguments.names import plain_name
 from slabpool.arguments.texts import show
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 from slabpool.records import Ack, RequestState, waits_for
+
+cdef extern from *:
+    bint unlikely(bint condition) noexcept  # Cython's own macro
 
 cdef object PENDING = Ack.PENDING
 cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
@@ -298,29 +301,25 @@ cdef class Request:
         >>> req.ack("gpu0")  # with stream=s: counts once the work queued on s is done
         <Ack.PENDING: 'pending'>
         """
-        if stream is not None:
+        if unlikely(stream is not None):
             return _ack_after(self, device, stream)
         number = self.devices.numbers.get(device) if type(device) is str or type(device) is int else None
-        if number is None:
-            number = self.devices.known(device, self)
+        if unlikely(number is None):
+            return self.devices.ack_other_name(&self.handle, self.named, device, self)
         cdef uint32_t index = number
         if index >= 64 or not self.named_mask >> index & 1:
             # Once the slot is reused the core cannot tell an unknown device from a late ack, and would answer late.
             if device not in self.named and self.core.pool.released(self.handle):
                 hooks.messages.unknown_device(device, self)
         cdef Acked acked
-        if self.core.cleans:
-            with nogil:
-                acked = self.core.pool.ack(self.handle, index)
-        else:
-            acked = self.core.pool.ack(self.handle, index)
-        if acked.status == Status.ok:
-            if acked.result == AckResult.pending:
-                return PENDING
-            if acked.result != AckResult.late or device in self.named:
-                return ack_answer(<int>acked.result)
-            hooks.messages.unknown_device(device, self)
-        failed(self.core, self, acked.status, 0, device)
+        if unlikely(self.core.cleans):
+            return self.devices.ack_without_gil(&self.handle, index, self.named, device, self)
+        acked = self.core.pool.ack(self.handle, index)
+        if acked.result == AckResult.pending:
+            return PENDING
+        if unlikely(acked.result == AckResult.late):  # of every status that is not ok, too
+            return self.devices.late(acked.status, &self.handle, self.named, device, self)
+        return ack_answer(<int>acked.result)
 
     def add_device(self, device):
         """One more device must acknowledge (a ring was repartitioned). Only while the host is a holder.
@@ -335,11 +334,15 @@ cdef class Request:
             This is a child, and its parent does not wait for the device.
         """
         cdef uint32_t number
+        cdef Status status
+        device = plain_name(device)
         if self.parent is None:
-            number = self.devices.number(device)
+            number = self.devices.hold(device)
+            status = self.core.pool.add_device(self.handle, number)
+            self.core.pool.devices().drop(number)
         else:
             number = self.devices.known(device, self)  # named for its parent, so the pool knows it
-        cdef Status status = self.core.pool.add_device(self.handle, number)
+            status = self.core.pool.add_device(self.handle, number)
         if status == Status.unknown_device:
             hooks.messages.not_the_parents(device, self)
         if status != Status.ok:
@@ -445,8 +448,9 @@ cdef class Request:
         check_here(self.core)
         if not self.core.pool.describe(self.handle, info):
             return RequestState.RELEASED, 0, frozenset(), 0, "?", frozenset()
-        pending = self.devices.named(info.pending)
-        behind = self.devices.named(info.behind_stream)
+        cdef list names = self.devices.names  # of the same moment: see Devices
+        pending = names_of(names, info.pending)
+        behind = names_of(names, info.behind_stream)
         return state_of(<int>info.state), info.nbytes, pending, info.live_views, location(info.opened_at), behind
 
     @property
@@ -545,18 +549,23 @@ cdef object _ack_after(Request self, object device, object stream):
     cdef Error error
     cdef Acked acked
     check_here(self.core)
-    cdef uint32_t number = self.devices.known(device, self)
+    cdef int64_t number = self.devices.known_to(self.named, device, self)  # raises for an unknown one
     # As in ack().
     if device not in self.named and self.core.pool.released(self.handle):
         hooks.messages.unknown_device(device, self)
     on.stream = stream_of(stream)
     on.device = stream_device(stream)
+    number = self.devices.known_to(self.named, device, self)  # again, because Python code of the stream has run
+    if number < 0:
+        return ack_answer(<int>self.core.pool.ack_retired(self.handle))
+    self.core.pool.devices().hold_number(<uint32_t>number)
     with nogil:
-        acked = self.core.pool.ack_after(self.handle, number, on, error)
-    if acked.status == Status.ok:
-        if acked.result != AckResult.late or device in self.named:
-            return ack_answer(<int>acked.result)
-        hooks.messages.unknown_device(device, self)
+        acked = self.core.pool.ack_after(self.handle, <uint32_t>number, on, error)
+    self.core.pool.devices().drop(<uint32_t>number)
+    if acked.status == Status.ok and acked.result != AckResult.late:
+        return ack_answer(<int>acked.result)
+    if acked.status == Status.ok or acked.status == Status.unknown_device:
+        return self.devices.late(acked.status, &self.handle, self.named, device, self)
     hooks.messages.stream_failed(StatusCode(<int>acked.status), stream,
                                  text_of(error.text))
     failed(self.core, self, acked.status, 0, device)

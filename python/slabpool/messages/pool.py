@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 from slabpool._core import heaps
 from slabpool._core.core import StatusCode
 from slabpool.arguments.sizes import show_size
-from slabpool.arguments.texts import SHOWN, few, show
+from slabpool.arguments.texts import SHOWN, few, short, show
 from slabpool.errors import (
     DeviceLostError,
     DeviceUnavailableError,
@@ -31,7 +31,7 @@ from slabpool.errors import (
 from slabpool.messages.system import system_refused
 
 if TYPE_CHECKING:
-    from slabpool._core.pool import Pool
+    from slabpool._core.pool import Pool, Snapshot
     from slabpool._core.request import Request
     from slabpool.arguments.pool_options import Options
     from slabpool.records import RequestRecord
@@ -104,6 +104,42 @@ def _idle(record: RequestRecord, sessions: dict[str | int | bytes, float | None]
     return ", in use" if idle is None else f", idle for {idle:.1f} s"
 
 
+def held_at(snapshot: Snapshot) -> str:
+    """As `holders`, of the instant of a refusal. Arrays of numpy are counted when the text is made."""
+    largest = snapshot.largest()
+    oldest = snapshot.oldest()
+    lines = [f"\n  {record}{_idle_for(idle)}" for record, idle in largest]
+    more = snapshot.figures()[5] - len(largest)
+    if more > 0:
+        ages = few(f"{_name(record)} {record.age:.1f} s" for record, _ in oldest) or "among these"
+        lines.append(f"\n  and {more} more requests; the oldest: {ages}")
+    pool = snapshot.pool()
+    arrays, nbytes = (0, 0) if pool is None else heaps.usage(pool)
+    if arrays:
+        lines.append(f"\n  {arrays} arrays that numpy made under numpy_handler: {show_size(nbytes)}")
+    return "".join(lines) or "\n  no request; views that belong to none"
+
+
+def _name(record: RequestRecord) -> str:
+    name = show(record.request_id)
+    return short(name if record.kept_as is None else f"{name} {show(record.kept_as)}", 30)
+
+
+def _idle_for(idle: float | None) -> str:
+    return "" if idle is None else ", in use" if idle < 0 else f", idle for {idle:.1f} s"
+
+
+def usage_at(name: str, capacity: int, snapshot: Snapshot) -> str:
+    """As `usage`, of the instant of a refusal."""
+    live, retained, in_doubt, reserved, _, _ = snapshot.figures()
+    doubt = "" if in_doubt is None else f", {show_size(in_doubt)} in doubt"
+    return (
+        f"pool {show(name)} has {show_size(capacity)}: {show_size(live)} live"
+        f"{' or in doubt' if in_doubt is None else ''}, {show_size(retained)} retained by views{doubt}, "
+        f"{show_size(reserved)} reserved"
+    )
+
+
 def usage(pool: Pool) -> str:
     """How the capacity is used, in one line."""
     s = pool.stats()
@@ -149,6 +185,33 @@ def unknown_device(device: object, request: Request) -> NoReturn:
     )
 
 
+Named = tuple[object, int] | None
+
+
+def _for_request(named: Named) -> str:
+    return "" if named is None else f" for request {show(named[0])} generation {named[1]}"
+
+
+def _exhausted(
+    name: str, capacity: int, request: Named, nbytes: int, timeout: object, snapshot: Snapshot
+) -> str:
+    waited = f" within {timeout} s" if timeout is not None else ""
+    return (
+        f"cannot allocate {show_size(nbytes)}{_for_request(request)}{waited}: "
+        f"{usage_at(name, capacity, snapshot)}. Held by:{held_at(snapshot)}"
+    )
+
+
+def _no_addresses(
+    name: str, capacity: int, request: Named, nbytes: int, timeout: object, snapshot: Snapshot
+) -> str:
+    return (
+        f"cannot reserve addresses for a tensor of up to {show_size(nbytes)}{_for_request(request)}: pool "
+        f"{show(name)} has {show_size(snapshot.figures()[4])} of them, for the limits of all its growing "
+        f"tensors. Lower limit=, or make the pool larger. Held by:{held_at(snapshot)}"
+    )
+
+
 def call_failed(
     pool: Pool | None, request: Request | None, status: StatusCode, nbytes: int, extra: object
 ) -> NoReturn:
@@ -168,21 +231,18 @@ def call_failed(
     """
     if pool is None:
         raise PoolClosedError("the pool is gone")
+    if status in (StatusCode.EXHAUSTED, StatusCode.NO_ADDRESSES):
+        raise PoolExhausted.later(
+            _no_addresses if status == StatusCode.NO_ADDRESSES else _exhausted,
+            pool.name, pool.capacity, None if request is None else (request.id, request.generation), nbytes,
+            extra, pool._snapshot(),
+        )  # fmt: skip
     unusable(pool, status)
     what = f"{show_size(nbytes)}{of_request(request)}"
     if status == StatusCode.TOO_LARGE:
         raise TensorTooLargeError(
             f"cannot allocate {what}: larger than the capacity of pool {show(pool.name)}, "
             f"{show_size(pool.capacity)}. Make the pool larger or the tensor smaller"
-        )
-    if status == StatusCode.EXHAUSTED:
-        waited = f" within {extra} s" if extra is not None else ""
-        raise PoolExhausted(f"cannot allocate {what}{waited}: {usage(pool)}. Held by:{holders(pool)}")
-    if status == StatusCode.NO_ADDRESSES:
-        raise PoolExhausted(
-            f"cannot reserve addresses for a tensor of up to {what}: pool {show(pool.name)} has "
-            f"{show_size(pool.stats().address_space)} of them, for the limits of all its growing tensors. "
-            f"Lower limit=, or make the pool larger. Held by:{holders(pool)}"
         )
     if status == StatusCode.SYSTEM_REFUSED:
         raise PoolExhausted(f"cannot allocate {what}: {refusal(pool)}; {usage(pool)}")

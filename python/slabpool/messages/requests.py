@@ -19,11 +19,28 @@ from slabpool.errors import (
     TensorTooLargeError,
     UnknownDeviceError,
 )
-from slabpool.messages.pool import holders, names, of_request, refusal, unusable, usage
+from slabpool.messages.pool import held_at, names, of_request, refusal, unusable, usage, usage_at
 
 if TYPE_CHECKING:
-    from slabpool._core.pool import Pool
+    from slabpool._core.pool import Pool, Snapshot
     from slabpool._core.request import Request
+
+
+def _no_reserve(
+    name: str, capacity: int, request_id: object, reserve: int, timeout: object, snapshot: Snapshot
+) -> str:
+    waited = f" within {timeout} s" if timeout is not None else ""
+    return (
+        f"cannot reserve {show_size(reserve)} for request {show(request_id)}{waited}: "
+        f"{usage_at(name, capacity, snapshot)}. Held by:{held_at(snapshot)}"
+    )
+
+
+def _no_slot(name: str, request_id: object, snapshot: Snapshot) -> str:
+    return (
+        f"cannot open request {show(request_id)}: pool {show(name)} has as many requests as it can hold. "
+        f"The largest:{held_at(snapshot)}"
+    )
 
 
 def open_failed(
@@ -51,17 +68,11 @@ def open_failed(
             f"pool {show(pool.name)}, {show_size(pool.capacity)}. Make the pool larger or the reserve smaller"
         )
     if status == StatusCode.EXHAUSTED:
-        waited = f" within {timeout} s" if timeout is not None else ""
-        raise PoolExhausted(
-            f"cannot reserve {show_size(reserve)} for request {show(request_id)}{waited}: {usage(pool)}. "
-            f"Held by:{holders(pool)}"
+        raise PoolExhausted.later(
+            _no_reserve, pool.name, pool.capacity, request_id, reserve, timeout, pool._snapshot()
         )
     if status == StatusCode.TOO_MANY_REQUESTS:
-        raise PoolExhausted(
-            f"cannot open request {show(request_id)}: pool {show(pool.name)} has as many requests as it "
-            "can hold. "
-            f"The largest:{holders(pool)}"
-        )
+        raise PoolExhausted.later(_no_slot, pool.name, request_id, pool._snapshot())
     if status == StatusCode.SYSTEM_REFUSED:
         raise PoolExhausted(f"cannot open request {request_id!r}: {refusal(pool)}; {usage(pool)}")
     if status == StatusCode.INVALID_ARGUMENT:

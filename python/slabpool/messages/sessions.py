@@ -15,10 +15,10 @@ from slabpool.errors import (
     RequestClosedError,
     SessionLostError,
 )
-from slabpool.messages.pool import holders, usage
+from slabpool.messages.pool import held_at, usage
 
 if TYPE_CHECKING:
-    from slabpool._core.pool import Pool
+    from slabpool._core.pool import Pool, Snapshot
     from slabpool.sessions.state import State
 
 
@@ -61,10 +61,13 @@ def not_pinned(state: State) -> NoReturn:
 
 def no_slot(pool: Pool, session_id: object) -> NoReturn:
     """Raises if every request slot is taken."""
-    raise PoolExhausted(
-        f"cannot keep anything for session {show(session_id)}: pool {show(pool.name)} has as many "
-        "requests and kept "
-        f"tensors as it can hold. The largest:{holders(pool)}"
+    raise PoolExhausted.later(_no_slot, pool.name, session_id, pool._snapshot())
+
+
+def _no_slot(name: str, session_id: object, snapshot: Snapshot) -> str:
+    return (
+        f"cannot keep anything for session {show(session_id)}: pool {show(name)} has as many requests and "
+        f"kept tensors as it can hold. The largest:{held_at(snapshot)}"
     )
 
 

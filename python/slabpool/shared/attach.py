@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slabpool._core.shared import Peer, new_peer
 from slabpool.arguments.names import MOST_BITS, plain_name
@@ -37,6 +37,27 @@ if TYPE_CHECKING:
 _PATIENCE = 30.0  # seconds that a live owner may take to answer
 _LONGEST = 1e9  # seconds of a timeout; beyond 292 years the system's calls refuse it
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
+
+
+def _ask(
+    line: socket.socket, name: str, question: dict[str, Any], without: str
+) -> tuple[dict[str, Any] | None, list[int]]:
+    """The owner's answer and its descriptors; None if the connection has closed.
+
+    Raises `AttachError` if the owner does not answer in time, and `SystemRefusedError`, which says `without`,
+    if this process has no room for the descriptors.
+    """
+    try:
+        wire.send(line, question)
+        return wire.receive(line)
+    except TimeoutError as error:
+        raise AttachError(
+            f"{without}: the owner of pool {name!r} does not answer; is its process stopped?"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.EMFILE:
+            raise system_refused(without, errno.EMFILE) from error
+        return None, []
 
 
 class Connection:
@@ -65,20 +86,12 @@ class Connection:
     def writable_file(self) -> int:
         """A descriptor for a writable map of the pool's memory, which the caller closes."""
         with self._asking:
-            try:
-                wire.send(self._line, {"writable": True})
-                message, files = wire.receive(self._line)
-            except TimeoutError as error:
-                raise AttachError(
-                    f"the owner of pool {self._name!r} does not answer, so the pool cannot be mapped for "
-                    "writing; is its process stopped?"
-                ) from error
-            except OSError as error:
-                if error.errno == errno.EMFILE:
-                    raise system_refused(
-                        f"pool {self._name!r} cannot be mapped for writing", errno.EMFILE
-                    ) from error
-                message, files = None, []
+            message, files = _ask(
+                self._line,
+                self._name,
+                {"writable": True},
+                f"pool {self._name!r} cannot be mapped for writing",
+            )
         if message is None or len(files) != 1:
             wire.close(files)
             raise OwnerLostError(
@@ -166,19 +179,12 @@ def _attach(name: str, device: str | int, deadline: float | None) -> Peer:
     line = connect(name, _PATIENCE if deadline is None else max(deadline - time.monotonic(), 0.001))
     files: list[int] = []
     try:
-        try:
-            wire.send(line, {"attach": device, "version": wire.VERSION})
-            message, files = wire.receive(line)
-        except TimeoutError as error:
-            raise AttachError(
-                f"the owner of pool {name!r} does not answer; is its process stopped?"
-            ) from error
-        except OSError as error:
-            if error.errno == errno.EMFILE:
-                raise system_refused(
-                    f"this process cannot receive the files of pool {name!r}", errno.EMFILE
-                ) from error
-            message = None  # the connection closed meanwhile
+        message, files = _ask(
+            line,
+            name,
+            {"attach": device, "version": wire.VERSION},
+            f"this process cannot receive the files of pool {name!r}",
+        )
         if message is None:
             raise AttachError(f"the owner of pool {name!r} ended the connection; it may be closing")
         _raise_refusal(name, device, message)

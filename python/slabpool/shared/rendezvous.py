@@ -56,7 +56,13 @@ def directory() -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if runtime and os.path.isabs(runtime) and os.access(runtime, os.W_OK):
         return Path(runtime, "slabpool")
-    return Path(tempfile.gettempdir(), f"slabpool-{os.geteuid()}")
+    try:
+        temporary = tempfile.gettempdir()
+    except FileNotFoundError:
+        # It tries to make a file in each place, and reports any error as places that do not exist.
+        socket.socket().close()  # raises OSError if no descriptor is free
+        raise
+    return Path(temporary, f"slabpool-{os.geteuid()}")
 
 
 class _translated:

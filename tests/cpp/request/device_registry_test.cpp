@@ -1,8 +1,9 @@
-// Device names: each has one number for ever, for every caller.
+// Device names: each has one number for every caller, until it is taken back.
 #include "slabpool/request/device_registry.hpp"
 
 #include <gtest/gtest.h>
 
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -10,7 +11,7 @@
 namespace slabpool {
 namespace {
 
-TEST(DeviceRegistry, NumbersInOrderAndForGood) {
+TEST(DeviceRegistry, NumbersInOrder) {
   DeviceRegistry devices;
   EXPECT_EQ(devices.add("sgpu0"), 0U);
   EXPECT_EQ(devices.add("sgpu1"), 1U);
@@ -44,6 +45,56 @@ TEST(DeviceRegistry, RemembersHeartbeats) {
   devices.heard(5, 123);
   EXPECT_EQ(devices.last_heard(5), 123);
   EXPECT_EQ(devices.last_heard(4), 0);
+}
+
+std::vector<std::uint32_t> retire(DeviceRegistry& devices,
+                                  const std::vector<std::uint32_t>& in_use = {}) {
+  std::vector<std::uint32_t> retired;
+  devices.retire(
+      retired,
+      [&](const HolderMarks&, HolderMarks& marks) {
+        for (const std::uint32_t device : in_use) marks.add(device_bit(device));
+      },
+      [](const HolderMarks&) {});
+  return retired;
+}
+
+TEST(DeviceRegistry, NumbersThatAreHeldInUseOrForGoodStay) {
+  DeviceRegistry devices;
+  const std::uint32_t good = devices.add("sgood").value(), held = devices.hold("sheld").value(),
+                      used = devices.hold("sused").value(), idle = devices.hold("sidle").value();
+  devices.hold(held);
+  for (const std::uint32_t device : {held, used, idle}) devices.drop(device);
+  devices.heard(idle, 77);
+  EXPECT_EQ(retire(devices, {used}), std::vector{idle});
+  EXPECT_EQ(devices.find("sidle"), std::nullopt);
+  EXPECT_EQ(devices.name(idle), "");
+  EXPECT_EQ(devices.last_heard(idle), 0) << "not a sign of life of the next name";
+  EXPECT_EQ(devices.size(), 4U);
+  EXPECT_EQ(devices.room(), kMaxDevices - 3);
+  EXPECT_EQ(devices.find("sgood"), good);
+  devices.drop(held);
+  EXPECT_EQ(retire(devices), (std::vector{used, held}));
+  EXPECT_EQ(devices.hold("snew"), held) << "the smallest number first";
+  EXPECT_EQ(devices.name(held), "snew");
+}
+
+TEST(DeviceRegistry, ManyMoreNamesThanNumbersInTurn) {
+  DeviceRegistry devices;
+  std::uint32_t sweeps = 0;
+  for (std::uint32_t i = 0; i < 3 * kMaxDevices; ++i) {
+    const std::string name = "s" + std::to_string(i);
+    std::optional<std::uint32_t> number = devices.hold(name);
+    if (!number) {
+      ++sweeps;
+      EXPECT_EQ(retire(devices).size(), kMaxDevices);
+      number = devices.hold(name);
+    }
+    ASSERT_TRUE(number.has_value());
+    EXPECT_EQ(devices.name(*number), name);
+    devices.drop(*number);
+  }
+  EXPECT_EQ(sweeps, 2U);
 }
 
 TEST(DeviceRegistry, ThreadsAgreeOnNumbers) {

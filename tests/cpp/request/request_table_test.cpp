@@ -406,9 +406,8 @@ TEST_F(RequestTableTest, SilentDevicesPutARequestInDoubt) {
   const std::vector<std::uint32_t> on{0, 1};
   spec.devices = on;
   spec.lease_ns = 100;
-  spec.now_ns = 1000;
   Handle handle;
-  ASSERT_EQ(table.open(spec, handle), Status::ok);
+  ASSERT_EQ(table.open(spec, 1000, handle), Status::ok);
   EXPECT_TRUE(table.any_lease());
   const auto in_doubt = [&](std::int64_t now) {
     return table.in_doubt(*table.record(handle.slot), table.holders(handle.slot), now);
@@ -435,7 +434,7 @@ TEST_F(RequestTableTest, AGenerationIsNeverUsedTwice) {
   const std::vector<std::uint32_t> on{0};
   spec.devices = on;
   RequestTable last{depot, devices, nullptr, 0, kMaxGeneration};
-  ASSERT_EQ(last.open(spec, handle), Status::ok);
+  ASSERT_EQ(last.open(spec, 0, handle), Status::ok);
   EXPECT_EQ(handle.generation, kMaxGeneration);
   HolderSet holders = last.holders(handle.slot);
   for (const int bit : {16, 32, 47}) {
@@ -445,7 +444,7 @@ TEST_F(RequestTableTest, AGenerationIsNeverUsedTwice) {
   }
   EXPECT_EQ(holders.leave(handle.generation, device_bit(0)), Left::others_hold);
   Handle refused;
-  EXPECT_EQ(last.open(spec, refused), Status::too_many_requests);
+  EXPECT_EQ(last.open(spec, 0, refused), Status::too_many_requests);
   EXPECT_EQ(last.counts().open, 1U);
 }
 

@@ -5,7 +5,9 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <optional>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -402,6 +404,60 @@ TEST_F(SharedPool, AFileThatIsNotThePoolsIsRefusedWithTheReason) {
   EXPECT_EQ(error.system_errno, EPROTO);
   EXPECT_EQ(error.text, std::string("the table: ") + strerror(EPROTO));
   EXPECT_EQ(pool->detach_peer(gpu), 0U);
+}
+
+TEST_F(SharedPool, NamesOfPeersComeAndGo) {
+  std::uint32_t sweeps = 0;
+  for (std::uint32_t i = 0; i < kMaxDevices + 100; ++i) {
+    const std::string name = "s" + std::to_string(i);
+    std::optional<std::uint32_t> number = pool->devices().hold(name);
+    if (!number) {
+      std::vector<std::uint32_t> retired;
+      pool->retire_devices(retired);
+      EXPECT_EQ(retired.size(), kMaxDevices);
+      ++sweeps;
+      number = pool->devices().hold(name);
+    }
+    ASSERT_TRUE(number.has_value());
+    PeerFiles files;
+    Error error;
+    ASSERT_TRUE(pool->attach_peer(*number, files, error)) << error.text;
+    pool->devices().drop(*number);
+    EXPECT_EQ(pool->detach_peer(*number), 0U);
+  }
+  EXPECT_EQ(sweeps, 1U);
+}
+
+TEST_F(SharedPool, ThePeerOfANewNameStartsWithoutTheAcksOfTheOld) {
+  const std::uint32_t other = device("sother");
+  const std::uint32_t number = pool->devices().hold("sold").value();
+  auto old = attach(number);
+  pool->devices().drop(number);
+  const Handle handle = open(*pool, {.devices = {other, number}});
+  const Reference reference = refer(handle, nullptr);
+  std::vector<std::uint32_t> retired;
+  pool->retire_devices(retired);
+  EXPECT_TRUE(retired.empty()) << "attached, and waited for";
+  EXPECT_EQ(ack(*old, reference), AckResult::pending);
+  pool->retire_devices(retired);
+  EXPECT_TRUE(retired.empty()) << "attached";
+  EXPECT_EQ(pool->detach_peer(number), 0U);
+  pool->retire_devices(retired);
+  EXPECT_EQ(retired, std::vector{number});
+
+  ASSERT_EQ(pool->devices().hold("snew"), number);
+  auto next = attach(number);
+  EXPECT_EQ(pool->add_device(handle, number), Status::ok);
+  close(handle);
+  EXPECT_EQ(pool->ack(handle, other).result, AckResult::pending)
+      << "the new device has not acknowledged";
+  (void)old->ack(reference);  // on the board of the old device, which is not read any more
+  pool->collect_acks();
+  EXPECT_FALSE(pool->released(handle));
+  EXPECT_EQ(ack(*next, reference), AckResult::released);
+  EXPECT_TRUE(pool->released(handle));
+  next.reset();
+  EXPECT_EQ(pool->detach_peer(number), 0U);
 }
 
 }  // namespace

@@ -26,7 +26,7 @@ class TableFixture : public testing::Test {
     spec.parent = parent;
     spec.reserve = reserve;
     spec.quota = quota;
-    return table.open(spec, handle);
+    return table.open(spec, 0, handle);
   }
   Handle open(std::string_view id, const std::vector<std::uint32_t>& on = {},
               std::optional<Handle> parent = {}, std::uint64_t reserve = 0, std::uint64_t quota = 0) {

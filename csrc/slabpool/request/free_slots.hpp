@@ -1,0 +1,77 @@
+// The slots of a request table that no request has.
+//
+// Two parts: a small stack, from which opening a request takes a slot and to which its end returns it, and a set for all
+// others. Slots move between the two kMoved at a time, when the stack is full or empty. A walk over the requests visits every
+// slot that is not in the set: those in use, and at most kNear free ones. So a walk costs what is in use now and not what
+// once was, and the hot path keeps no index for it. Not synchronised: the table's mutex guards it. Allocates nothing.
+// Invariants:
+//   a slot that was added is in use, in near_, or in far_;
+//   walked_ has the slots that are in use or in near_.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "slabpool/request/slot.hpp"
+#include "slabpool/request/slot_set.hpp"
+
+namespace slabpool {
+
+class FreeSlots {
+ public:
+  static constexpr std::uint32_t kNone = SlotSet::kNone;
+  static constexpr std::uint32_t kNear = 32;
+
+  // A slot that was never free; it is in use from now on.
+  void add(std::uint32_t slot) noexcept { walked_.insert(slot); }
+  // A free slot, in use from now on; kNone: there is none.
+  std::uint32_t pop() noexcept {
+    if (near_count_ == 0) [[unlikely]] {
+      if (far_count_ == 0) return kNone;
+      bring_near();
+    }
+    return near_[--near_count_];
+  }
+  void push(std::uint32_t slot) noexcept {
+    if (near_count_ == kNear) [[unlikely]]
+      put_away();
+    near_[near_count_++] = slot;
+  }
+  std::uint32_t count() const noexcept { return near_count_ + far_count_; }
+  // The first slot from `slot` on that a walk visits; kNone: there is none.
+  std::uint32_t next(std::uint32_t slot) noexcept { return walked_.next(slot); }
+
+ private:
+  static constexpr std::uint32_t kMoved = kNear / 2;
+
+  // The smallest slots of the set, the smallest on top: so slots in use stay close together.
+  [[gnu::noinline, gnu::cold]] void bring_near() noexcept {
+    std::uint32_t slot = 0;
+    while (near_count_ < kMoved && far_count_ != 0) {
+      slot = far_.next(slot);
+      far_.erase(slot);
+      walked_.insert(slot);
+      --far_count_;
+      near_[near_count_++] = slot++;
+    }
+    std::reverse(near_, near_ + near_count_);
+  }
+  // The slots that were returned first.
+  [[gnu::noinline, gnu::cold]] void put_away() noexcept {
+    for (std::uint32_t i = 0; i < kMoved; ++i) {
+      far_.insert(near_[i]);
+      walked_.erase(near_[i]);
+    }
+    far_count_ += kMoved;
+    near_count_ -= kMoved;
+    std::copy_n(near_ + kMoved, near_count_, near_);
+  }
+
+  std::uint32_t near_[kNear]{};
+  std::uint32_t near_count_ = 0;
+  std::uint32_t far_count_ = 0;
+  SlotSet far_;
+  SlotSet walked_;
+};
+
+}  // namespace slabpool
