@@ -76,6 +76,12 @@ bool RequestTable::pins(Handle by, std::uint32_t slot) const noexcept {
                                      [&](Handle handle) { return handle.slot == slot; });
 }
 
+void RequestTable::list_idle(RequestRecord& session) noexcept {
+  if (session.listed_idle) return;
+  session.listed_idle = true;
+  session.next_idle = std::exchange(first_idle_, session.slot + 1);
+}
+
 // Called by retire(), under the table's mutex. The last pinned first: a root is pinned before its children, and must not
 // be over before them.
 void RequestTable::unpin_all(RequestRecord& by, ClaimedList& over) noexcept {
@@ -87,10 +93,7 @@ void RequestTable::unpin_all(RequestRecord& by, ClaimedList& over) noexcept {
     SLABPOOL_ASSERT(kept.pins != 0, "a pinned request counts its pins", handle.slot, handle.generation);
     if (--kept.pins != 0) continue;
     kept.idle_since_ns = now;
-    if (kept.parent == 0 && !kept.listed_idle) {
-      kept.listed_idle = true;
-      kept.next_idle = std::exchange(first_idle_, handle.slot + 1);
-    }
+    if (kept.parent == 0) list_idle(kept);
     // Clears the host's bit if the host left while there were pins. (Pool::close(force) has cleared all bits already.)
     if (kept.host_left.load(std::memory_order_relaxed) &&
         holders(handle.slot).leave(handle.generation, kHost) == HolderSet::Left::last) {

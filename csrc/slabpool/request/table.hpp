@@ -277,6 +277,7 @@ class RequestTable {
   void cut_locked(RequestRecord& record, ClaimedList& over) noexcept;  // with its descendants
   void pin_locked(RequestRecord& by, RequestRecord& kept) noexcept;
   void unpin_all(RequestRecord& by, ClaimedList& over) noexcept;
+  [[gnu::noinline]] void list_idle(RequestRecord& session) noexcept;
   void charge_kept(RequestRecord& kept, std::uint64_t bytes) noexcept;  // under the budget mutex
   void forget_charge(RequestRecord& kept) noexcept;                     // under the budget mutex
 
