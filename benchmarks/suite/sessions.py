@@ -38,7 +38,7 @@ def keep(nbytes: int) -> Statement:
 
     def one() -> None:
         turn = session.request(("gpu0",))
-        kv = session["kv"]
+        kv = session.writable("kv")
         kv[0] = kv[-1]
         session.keep("kv", kv)
         turn.close()
@@ -108,6 +108,7 @@ _PARTS = {
     "session.request(), close": "session.request().close()",
     "pool.request(), close": "pool.request('other').close()",
     "session[name]": "session['kv']",
+    "session.writable(name)": "session.writable('kv')",
     "empty + drop in the turn": "turn.empty(1000, 'u1')",
 }
 

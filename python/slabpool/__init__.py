@@ -60,6 +60,7 @@ from slabpool.records import (
     RequestRecord,
     RequestState,
     SessionRecord,
+    SessionStats,
     Stats,
 )
 from slabpool.sessions import Session
@@ -148,6 +149,7 @@ __all__ = [
     "Session",
     "SessionLostError",
     "SessionRecord",
+    "SessionStats",
     "SlabpoolError",
     "StaleReferenceError",
     "Stats",

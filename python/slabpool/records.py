@@ -262,6 +262,10 @@ class SessionRecord(NamedTuple):
     budget: int | None
     #: Seconds of idle time after which it expires; None for never.
     ttl: float | None
+    #: Sessions of a lower priority are evicted first.
+    priority: int
+    #: Whether it is pinned: neither evicted nor expired.
+    pinned: bool
     #: Seconds since it was opened.
     age: float
     #: ``file:line`` that opened it.
@@ -272,16 +276,61 @@ class SessionRecord(NamedTuple):
         return (
             f"SessionRecord(session_id={show(self.session_id)}, nbytes={self.nbytes}, "
             f"names=({names}), idle={self.idle!r}, requests={self.requests}, "
-            f"budget={self.budget}, ttl={self.ttl!r}, age={self.age!r}, "
+            f"budget={self.budget}, ttl={self.ttl!r}, priority={self.priority}, pinned={self.pinned}, "
+            f"age={self.age!r}, "
             f"opened_at={short(repr(self.opened_at), 100)})"
         )
 
     def __str__(self) -> str:
         state = f"used by {self.requests} requests" if self.idle is None else f"idle for {self.idle:.1f} s"
         names = few(self.names) or "nothing"
+        if self.pinned:
+            state += ", pinned"
         return (
             f"session {show(self.session_id)}: {state}, {self.nbytes} bytes ({names}), opened at "
             f"{short(self.opened_at, 100)} {self.age:.1f} s ago"
+        )
+
+
+class SessionStats(NamedTuple):
+    """How often a pool's sessions were found, and why they were evicted, since the pool was made.
+
+    Examples
+    --------
+    >>> import slabpool
+    >>> pool = slabpool.Pool("1MiB")
+    >>> session, same = pool.session("chat-42"), pool.session("chat-42")
+    >>> stats = pool.session_stats()
+    >>> stats.hits, stats.misses, stats.evicted
+    (1, 1, 0)
+    """
+
+    #: Calls of `Pool.session` that found the session of the id alive.
+    hits: int
+    #: Calls of `Pool.session` that made a new one.
+    misses: int
+    #: Sessions evicted because an allocation, a reserve or a growing tensor found no memory.
+    evicted_for_bytes: int
+    #: Sessions evicted because no run of free addresses was long enough for a growing tensor.
+    evicted_for_addresses: int
+    #: Sessions evicted because every request slot was taken.
+    evicted_for_slots: int
+    #: Sessions evicted to stay within `Pool.session_budget`.
+    evicted_for_budget: int
+    #: Sessions evicted to stay within a quota that they counted in.
+    evicted_for_quota: int
+    #: Sessions that ended because no request used them for their ttl.
+    expired: int
+
+    @property
+    def evicted(self) -> int:
+        """Sessions evicted for whatever reason; those that expired are not among them."""
+        return (
+            self.evicted_for_bytes
+            + self.evicted_for_addresses
+            + self.evicted_for_slots
+            + self.evicted_for_budget
+            + self.evicted_for_quota
         )
 
 

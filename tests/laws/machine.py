@@ -76,14 +76,15 @@ class Machine(RuleBasedStateMachine):
         try:
             try:
                 handle = self.pool.request(id, devices, reserve=reserve, quota=quota, lease=lease)
-            finally:
-                model.learn_evictions()
+            except slabpool.SlabpoolError:
+                model.learn_evictions(refused=True)
+                raise
+            model.learn_evictions()
         except slabpool.TensorTooLargeError:
             assert reserve is not None and reserve > CAPACITY
         except slabpool.PoolExhausted:
-            assert reserve and model.pinned() + before.reserved + pages(reserve) > CAPACITY, (
-                "a reserve that fits"
-            )
+            held = model.pinned(without_idle=True) + before.reserved
+            assert reserve and held + pages(reserve) > CAPACITY, "a reserve that fits"
             model.exhaustions += 1
         except slabpool.DuplicateDeviceError:
             assert len(set(devices)) < len(devices)

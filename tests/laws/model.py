@@ -164,6 +164,10 @@ class SessionModel:
     def nbytes(self) -> int:
         return sum(keeper.nbytes for keeper in self.keepers)
 
+    @property
+    def evictable(self) -> bool:
+        return not self.pins and not any(keeper.live_views for keeper in self.keepers)
+
 
 class PoolModel:
     """All of one pool: the figures that it must report."""
@@ -191,10 +195,16 @@ class PoolModel:
     def held(self) -> int:
         return sum(b.size for b in self.blocks)
 
-    def pinned(self) -> int:
-        """Most bytes of pages that other requests cannot use because of held blocks and drawn reserves."""
+    def pinned(self, without_idle: bool = False) -> int:
+        """Most bytes of pages that other requests cannot use because of held blocks and drawn reserves.
+
+        `without_idle`: as if every session were evicted that may be.
+        """
         drawn = sum(pages(r.reserve) - r.reserve_left for r in self.live_requests if r.promised)
-        return drawn + sum(b.outside for b in self.blocks)
+        going: set[RequestModel] = set()
+        if without_idle:
+            going.update(keeper for s in self.sessions if s.evictable for keeper in s.keepers)
+        return drawn + sum(b.outside for b in self.blocks if b.request not in going)
 
     def retained(self) -> int:
         return sum(b.size for b in self.blocks if b.request is not None and b.request.over)
@@ -353,18 +363,16 @@ class PoolModel:
         for keeper in session.keepers:
             self.host_leaves(keeper, False)
 
-    def learn_evictions(self) -> None:
-        """The pool decides which sessions it evicts; whether it may, and in which order, is checked."""
+    def learn_evictions(self, refused: bool = False) -> None:
+        """The pool decides which sessions it evicts; whether it may is checked.
+
+        `tests/session/test_plan.py` checks which go first, and that none of them could have been left out.
+        """
         gone = [s for s in self.sessions if s.session.evicted]
-        if not gone:
-            return
+        assert not (refused and gone), "evicted for nothing"
         for session in gone:
-            assert not session.pins, "evicted while a request was using it"
-            assert not all(keeper.live_views for keeper in session.keepers), "no memory came back"
-        others = [s for s in self.sessions if s not in gone and not s.pins]
-        others = [s for s in others if any(not keeper.live_views for keeper in s.keepers)]
-        assert max(s.idle_since for s in gone) <= min((s.idle_since for s in others), default=1 << 60)
-        for session in gone:
+            assert session.evictable, "evicted while in use, or while views kept its memory"
+            assert session.keepers, "evicted although it kept nothing"
             self.end_session(session)
 
     def ack(self, request: RequestModel, device: str | int) -> Ack | None:

@@ -58,7 +58,10 @@ class MemoryRules(Machine):
     """Allocates, checks, slices and drops."""
 
     def _must_fit(self, request: RequestModel | None, nbytes: int, align: int) -> bool:
-        """Whether the pool must serve this, even if every held block pins as much as it can."""
+        """Whether the pool must serve this, even if every held block pins as much as it can.
+
+        What idle sessions hold gives way.
+        """
         fresh = pages(block_bound(nbytes, align))
         own = 0
         if request is not None and request.root.reserve:
@@ -74,7 +77,7 @@ class MemoryRules(Machine):
                 return True  # a reserve serves to its last byte
             if nbytes <= SMALL:
                 own = 0
-        return self.model.pinned() + fresh + self.model.set_aside() - own <= CAPACITY
+        return self.model.pinned(without_idle=True) + fresh + self.model.set_aside() - own <= CAPACITY
 
     def _allocated(self, request: RequestModel | None, nbytes: int, align: int) -> Block:
         self.model.learn_evictions()
@@ -87,7 +90,7 @@ class MemoryRules(Machine):
 
     def _refused(self, error: Exception, request: RequestModel | None, nbytes: int, align: int) -> None:
         """Checks that this refusal was right."""
-        self.model.learn_evictions()
+        self.model.learn_evictions(refused=True)
         nbytes += self.guard
         if isinstance(error, slabpool.RequestClosedError):
             assert request is not None and not request.host
@@ -98,9 +101,6 @@ class MemoryRules(Machine):
             assert block_bound(nbytes, align) > CAPACITY
         else:
             assert isinstance(error, slabpool.PoolExhausted), error
-            assert not any(
-                not s.pins and any(not keeper.live_views for keeper in s.keepers) for s in self.model.sessions
-            ), "refused although an idle session could give way"
             assert not self._must_fit(request, nbytes, align), "refused what must fit"
             self.model.exhaustions += 1
 
@@ -219,7 +219,7 @@ class MemoryRules(Machine):
         try:
             tensor = request.handle.growable(nbytes, "u1", limit=nbytes + limit)
         except slabpool.SlabpoolError as error:
-            self.model.learn_evictions()
+            self.model.learn_evictions(refused=True)
             self._refused_growth(error, request, 0, nbytes)
             if not isinstance(error, slabpool.RequestClosedError):
                 self.model.allocations += 1  # an allocation of no bytes, returned at once
@@ -245,7 +245,7 @@ class MemoryRules(Machine):
         try:
             view.growing.extend(nbytes)
         except slabpool.SlabpoolError as error:
-            self.model.learn_evictions()
+            self.model.learn_evictions(refused=True)
             assert view.growing.length == length
             self._refused_growth(error, view.block.request, view.block.size, length + nbytes)
             return
@@ -279,7 +279,7 @@ class MemoryRules(Machine):
             assert pages(nbytes) > CAPACITY
         else:
             assert isinstance(error, slabpool.PoolExhausted), error
-            free = CAPACITY - self.model.pinned() - self.model.set_aside()
+            free = CAPACITY - self.model.pinned(without_idle=True) - self.model.set_aside()
             assert more > free + min(root.reserve_left, more), "refused what must fit"
             self.model.exhaustions += 1
 

@@ -143,7 +143,7 @@ class SessionRules(Machine):
             self.layouts.append(TensorsModel(tensors, made.layout, block, kept.keeper, dict(made.stamps)))
             return
         if kept.grows:
-            tensor = session.session[name]
+            tensor = session.session.writable(name)
             block.views += 1
             self.views.append(View(block, kept.stamp, [(tensor.array, 0)], tensor, kept.keeper))
             return

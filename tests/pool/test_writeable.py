@@ -55,7 +55,32 @@ def test_a_kept_tensor(pool: Pool) -> None:
     session = pool.session("chat-42")
     turn = session.request()
     session.keep("kv", turn.full((4,), 3.0))
-    frozen_and_thawed(session["kv"])
+    frozen_and_thawed(session.writable("kv"))
+
+
+def test_what_a_session_shows_for_reading_stays_read_only(pool: Pool) -> None:
+    session = pool.session("chat-42")
+    with session.request() as turn:
+        session.keep("array", turn.full((4,), 3.0))
+        session.keep("strided", turn.full((4, 4), 3.0).T)
+        session.keep("layout", turn.allocate(slabpool.Layout({"k": (4, "f8")}), zero=True))
+        session.keep("grows", turn.growable(2, "f8", limit=10))
+    shown = session["array"], session["strided"], session["layout"].k, session["grows"].array
+    for array in shown:
+        assert not array.flags.writeable
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 1
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            array.flags.writeable = True
+        assert memoryview(array.base).readonly
+    with pytest.raises(slabpool.InvalidArgumentError, match=r"read-only.*session\.writable"):
+        session["grows"].extend(1)
+    with pytest.raises(slabpool.InvalidArgumentError, match=r"read-only.*session\.writable"):
+        session["grows"].truncate(1)
+    for array in (session.writable("array"), session.writable("strided"), session.writable("layout").k,
+                  session.writable("grows").extend(1)):  # fmt: skip
+        array[:] = 5
+    assert session["array"][0] == session["strided"][0, 0] == session["layout"].k[0] == shown[3][1] == 5
 
 
 def test_a_large_block_that_is_scrubbed() -> None:

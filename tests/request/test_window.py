@@ -199,7 +199,7 @@ def test_a_session_keeps_a_window(pool: Pool) -> None:
         del window
     for number in range(20):
         with session.request(devices=["gpu0"] if number % 2 else []) as turn:
-            window = session["window"]
+            window = session.writable("window")
             assert window.length == min(number * 300, 300)
             window.extend(300)[-300:] = number
             array = window.drop_front(window.length - 300)
@@ -208,7 +208,7 @@ def test_a_session_keeps_a_window(pool: Pool) -> None:
             if number % 2:
                 turn.ack("gpu0")
         assert session.nbytes == pool.stats().live <= MiB
-    session["window"].drop_front(300)
+    session.writable("window").drop_front(300)
     assert session.nbytes == session["window"].nbytes <= 5 * PAGE
 
 

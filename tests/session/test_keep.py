@@ -37,7 +37,7 @@ def test_the_next_turn_has_the_same_bytes(pool: Pool) -> None:
         assert (turn.nbytes, session.nbytes) == (0, pool.stats().live)
     assert turn.ack("gpu0") is Ack.RELEASED
     with session.request() as turn:
-        kept = session["kv"]
+        kept = session.writable("kv")
         assert kept.ctypes.data == address
         assert (kept == 7).all() and kept.shape == (3, 1000) and kept.dtype == np.int32
         kept[0] = 8
@@ -117,7 +117,7 @@ def test_a_growing_tensor_keeps_growing_in_the_next_turn(pool: Pool) -> None:
         del keys
     for length in range(204, 210):
         with session.request() as turn:
-            keys = session["keys"]
+            keys = session.writable("keys")
             assert keys.length == length - 1
             array = keys.extend(1)
             array[:, -1] = 3
@@ -125,7 +125,7 @@ def test_a_growing_tensor_keeps_growing_in_the_next_turn(pool: Pool) -> None:
             assert array[:, :3].sum() == 2 * 3 * 64
             del array, keys
     assert session.nbytes == pool.stats().live == session["keys"].nbytes
-    kept = session["keys"]
+    kept = session.writable("keys")
     refused(
         pool,
         lambda kept=kept: kept.extend(400),

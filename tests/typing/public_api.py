@@ -417,7 +417,7 @@ async def drain_in_a_loop(req: slabpool.Request) -> None:
 
 
 def open_sessions(pool: slabpool.Pool) -> None:
-    session = pool.session("chat-42", budget="1MiB", ttl=600)
+    session = pool.session("chat-42", budget="1MiB", ttl=600, priority=1)
     assert_type(session, slabpool.Session)
     assert_type(pool.session_budget, int | None)
     pool.session_budget = "8MiB"
@@ -445,12 +445,21 @@ def use_session(pool: slabpool.Pool, session: slabpool.Session) -> None:
     assert_type(session.nbytes, int)
     assert_type(session.in_use, bool)
     assert_type(session["kv"], Any)
+    assert_type(session.writable("kv"), Any)
+    assert_type((session.priority, session.pinned), tuple[int, bool])
+    session.on_evict(lambda leaves: print(leaves["kv"]))
+    session.on_evict(None)
+    session.pin()
+    assert_type(session.unpin(), None)
+    with session.pin() as same:
+        assert_type(same, slabpool.Session)
     assert_type(list(session), list[str])
     assert_type(len(session), int)
     assert_type("kv" in session, bool)
     assert_type(session.drop("layout"), None)
     for record in pool.sessions():
         read_session(record)
+    read_session_stats(pool.session_stats())
 
     async def wait() -> None:
         with await session.request_async(reserve=1, quota=None, lease=None, timeout=1) as turn:
@@ -469,6 +478,14 @@ def read_session(record: slabpool.SessionRecord) -> None:
     assert_type(record.ttl, float | None)
     assert_type(record.age, float)
     assert_type(record.opened_at, str)
+    assert_type((record.priority, record.pinned), tuple[int, bool])
+
+
+def read_session_stats(stats: slabpool.SessionStats) -> None:
+    assert_type((stats.hits, stats.misses, stats.expired, stats.evicted), tuple[int, int, int, int])
+    assert_type((stats.evicted_for_bytes, stats.evicted_for_addresses), tuple[int, int])
+    assert_type((stats.evicted_for_slots, stats.evicted_for_budget), tuple[int, int])
+    assert_type(stats.evicted_for_quota, int)
 
 
 def use_device(pool: slabpool.Pool) -> None:

@@ -32,7 +32,12 @@ Allocation Pool::open_growing(Handle request, std::uint64_t most) noexcept {
   if (record == nullptr || !table_.is_open(request)) return {nullptr, Status::request_closed};
   Block* block = nullptr;
   try {
-    block = depot_.take_growing(std::max<std::uint64_t>(most, 1)).chain;
+    most = std::max<std::uint64_t>(most, 1);
+    block = depot_.take_growing(most, Depot::Effort::soft).chain;
+    if (block == nullptr) {
+      caches_.collect();
+      block = depot_.take_growing(most, Depot::Effort::hard).chain;
+    }
     if (block == nullptr) return {nullptr, Status::no_addresses};
     if (options_.debug > 0) guard_.skip(*block);
     ThreadCache& cache = caches_.mine();

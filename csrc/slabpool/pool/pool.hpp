@@ -211,6 +211,27 @@ class SLABPOOL_API Pool final : public AckSink {
   void set_kept_quota(std::uint64_t quota) noexcept;               // of all sessions together
   std::uint64_t kept_bytes() const noexcept;
 
+  // A session that became idle since the last call; false: none did. Each is reported once for each time.
+  bool take_idle(Handle& session) noexcept;
+  // Whether what a session keeps counts in the quota of `root`, which over_quota() wrote.
+  bool charged_to(Handle session, Handle root) const noexcept;
+  // Bytes that must leave the quota of the request's root before it can be charged so many more.
+  std::uint64_t over_quota(Handle request, std::uint64_t bytes, Handle& root) const noexcept;
+  // Bytes of the capacity that stay taken, whatever sessions give back. Of some instant during the call.
+  std::uint64_t bytes_not_kept() noexcept;
+  // What has to come back before an allocation succeeds that has failed for lack of memory.
+  struct Shortage {
+    std::uint64_t bytes = 0;  // of one block, or of whole pages beyond those promised to the request
+    bool pages = false;       // in whole pages: a free block does not help
+  };
+  // `pages`: the bytes are whole pages, as for a reserve and a tensor that grows; else they are one tensor's.
+  Shortage shortage(Handle request, std::uint64_t nbytes, bool pages) const noexcept;
+  // Which groups of kept blocks to give back, so that there is room (Depot::plan_return()). `status`: how the attempt
+  // failed; no_addresses: the bytes are addresses; system_refused: what is free now does not help.
+  using Groups = Depot::Groups;
+  using Planned = Depot::Planned;
+  Planned plan_return(Status status, const Shortage& shortage, Groups& groups) const noexcept;
+
   // ---- devices in other processes; only in pools of shared memory (peers.cpp)
   bool shared() const noexcept { return shared_ != nullptr; }
   std::uint64_t shared_id() const noexcept;

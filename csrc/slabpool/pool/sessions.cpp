@@ -1,4 +1,6 @@
 // What sessions keep: a block moves to a request that stays, and goes back once no request pins it.
+#include <algorithm>
+
 #include "slabpool/pool/pool.hpp"
 
 namespace slabpool {
@@ -61,5 +63,54 @@ Status Pool::set_quota(Handle session, std::uint64_t quota) noexcept {
 void Pool::set_kept_quota(std::uint64_t quota) noexcept { table_.set_kept_quota(quota); }
 
 std::uint64_t Pool::kept_bytes() const noexcept { return table_.kept_bytes(); }
+
+// ---- what gives way
+
+bool Pool::take_idle(Handle& session) noexcept {
+  collect_acks();  // sessions become idle by them
+  return table_.take_idle(session);
+}
+
+bool Pool::charged_to(Handle session, Handle root) const noexcept {
+  return table_.charged_to(session, root);
+}
+
+std::uint64_t Pool::over_quota(Handle request, std::uint64_t bytes, Handle& root) const noexcept {
+  return table_.over_quota(request, bytes, root);
+}
+
+std::uint64_t Pool::bytes_not_kept() noexcept {
+  const auto held = static_cast<std::uint64_t>(std::max<std::int64_t>(caches_.sums().live, 0));
+  return depot_.reserved_bytes() + held - std::min(held, table_.kept_bytes());
+}
+
+Pool::Shortage Pool::shortage(Handle request, std::uint64_t nbytes, bool pages) const noexcept {
+  if (!pages) {
+    const Plan block = plan(nbytes + (options_.debug > 0 ? kGuard : 0), kDefaultAlign);
+    if (block.bin < kSlabClasses) return {block.need, false};
+    nbytes = block.need;
+  }
+  std::uint64_t promised = 0;
+  RequestRecord* record = request.generation != 0 ? table_.record(request.slot) : nullptr;
+  if (record != nullptr) promised = depot_.left_bytes(table_.reserve_of(*record, request));
+  const std::uint64_t bytes = pages_for(nbytes) << kPageBits;
+  return {bytes - std::min(bytes, promised), true};
+}
+
+Pool::Planned Pool::plan_return(Status status, const Shortage& shortage, Groups& groups) const noexcept {
+  Depot::Need need;
+  if (status == Status::no_addresses) {
+    need.addresses = pages_for(std::max<std::uint64_t>(shortage.bytes, 1));
+  } else {
+    need.pages = pages_for(shortage.bytes);
+    if (!shortage.pages) need.size_class = bin_of(shortage.bytes);
+    need.count_room = status != Status::system_refused;
+  }
+  try {
+    return depot_.plan_return(need, groups);
+  } catch (const std::bad_alloc&) {  // no memory to plan with
+    return Planned::never;
+  }
+}
 
 }  // namespace slabpool

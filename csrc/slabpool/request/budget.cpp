@@ -39,6 +39,13 @@ void RequestTable::uncharge(RequestRecord& r, Handle handle, std::uint64_t bytes
   if (RequestRecord* root = budget_of(r.root)) root->used -= bytes;
 }
 
+ReserveRef RequestTable::reserve_of(const RequestRecord& r, Handle handle) const noexcept {
+  const std::lock_guard lock(budget_mutex_);
+  if (r.charged_for != handle.generation) return {};
+  const RequestRecord* root = budget_of(r.root);
+  return root != nullptr ? root->reserve : ReserveRef{};
+}
+
 void RequestTable::return_budget(RequestRecord& r) noexcept {
   ReserveRef over;
   {
@@ -107,6 +114,22 @@ Status RequestTable::set_quota(Handle root, std::uint64_t quota) noexcept {
   if (r->used > quota) return Status::quota_exceeded;
   r->quota = quota;
   return Status::ok;
+}
+
+bool RequestTable::charged_to(Handle session, Handle root) const noexcept {
+  const std::lock_guard budget_lock(budget_mutex_);
+  const RequestRecord* r = budget_of(session);
+  return r != nullptr && r->root.slot == root.slot && r->root.generation == root.generation;
+}
+
+std::uint64_t RequestTable::over_quota(Handle handle, std::uint64_t bytes, Handle& root) const noexcept {
+  const std::lock_guard budget_lock(budget_mutex_);
+  const RequestRecord* r = budget_of(handle);
+  if (r == nullptr) return 0;
+  root = r->root;
+  r = budget_of(root);
+  if (r == nullptr || r->quota == 0 || r->used + bytes <= r->quota) return 0;
+  return r->used + bytes - r->quota;
 }
 
 void RequestTable::set_kept_quota(std::uint64_t quota) noexcept {

@@ -5,6 +5,7 @@
 // only once every request that pinned it is over too. Pins are under the table's mutex, charges under the budget's; a
 // move holds both and the locks of both requests' blocks, and changes all or nothing.
 #include <algorithm>
+#include <utility>
 
 #include "slabpool/base/assert.hpp"
 #include "slabpool/base/clock.hpp"
@@ -92,6 +93,12 @@ bool RequestTable::devices_hold(Handle handle) const noexcept {
   return held;
 }
 
+void RequestTable::list_idle(RequestRecord& session) noexcept {
+  if (session.listed_idle) return;
+  session.listed_idle = true;
+  session.next_idle = std::exchange(first_idle_, session.slot + 1);
+}
+
 // Called by retire(), under the table's mutex. The last pinned first: a root is pinned before its children, and must not
 // be over before them.
 void RequestTable::unpin_all(RequestRecord& by, ClaimedList& over) noexcept {
@@ -103,12 +110,26 @@ void RequestTable::unpin_all(RequestRecord& by, ClaimedList& over) noexcept {
     SLABPOOL_ASSERT(kept.pins != 0, "a pinned request counts its pins", handle.slot, handle.generation);
     if (--kept.pins != 0) continue;
     kept.idle_since_ns = now;
+    if (kept.parent == 0) list_idle(kept);
     // Clears the host's bit if the host left while there were pins. (Pool::close(force) has cleared all bits already.)
     if (kept.host_left.load(std::memory_order_relaxed) &&
         holders(handle.slot).leave(handle.generation, kHost) == HolderSet::Left::last) {
       claim_into(kept, handle, over);
     }
   }
+}
+
+bool RequestTable::take_idle(Handle& root) noexcept {
+  const std::lock_guard lock(mutex_);
+  while (first_idle_ != 0) {
+    RequestRecord& r = *record(first_idle_ - 1);
+    first_idle_ = r.next_idle;
+    r.listed_idle = false;
+    root = r.handle();
+    // Otherwise the session is over, or in use again, and is listed when that ends.
+    if (r.kept && r.pins == 0 && live_record(root) != nullptr) return true;
+  }
+  return false;
 }
 
 bool RequestTable::kept(Handle root, Kept& figures) const noexcept {

@@ -75,9 +75,12 @@ struct alignas(64) RequestRecord {
   // A session's memory (keep.cpp), guarded by the table's mutex except `kept` itself, which is written at open.
   // Requests that may still read a kept request pin it: it is not over before they are.
   bool kept = false;
+  // On the list of sessions that became idle. Not reset: an entry may outlive its session (RequestTable::take_idle()).
+  bool listed_idle = false;
   std::uint32_t pins = 0;
   std::int64_t idle_since_ns = 0;  // of a kept request without pins
   std::vector<Handle> pinned;      // by this request
+  std::uint32_t next_idle = 0;     // on that list: slot + 1, 0 for none
 
   // Of this request or the one it descends from. Written at open and read without a lock; a stale answer is
   // harmless, because charge() checks again under the budget mutex. True if `kept`.

@@ -119,6 +119,8 @@ class RequestTable {
   void return_budget(RequestRecord& record) noexcept;  // at the end
   std::uint64_t reserved_by(
       const RequestRecord& record) const noexcept;  // bytes set aside and not drawn
+  // What was promised to the request or the one that it descends from, if anything.
+  ReserveRef reserve_of(const RequestRecord& record, Handle handle) const noexcept;
 
   // ---- what sessions keep (keep.cpp): a root for each session, whose quota is its budget, and in it a child for each
   // block.
@@ -140,6 +142,12 @@ class RequestTable {
     std::int64_t idle_since_ns = 0;
   };
   bool kept(Handle root, Kept& figures) const noexcept;  // false: the session is closed
+  // A session whose last pin has gone since it was taken here the last time. False: there is none.
+  bool take_idle(Handle& root) noexcept;
+  // Whether what the session keeps is charged to this request (the session itself, or one that it descends from).
+  bool charged_to(Handle session, Handle root) const noexcept;
+  // By how much a charge of so many bytes would exceed the quota of the request's root, which is written too.
+  std::uint64_t over_quota(Handle handle, std::uint64_t bytes, Handle& root) const noexcept;
   // quota_exceeded: the session keeps more.
   Status set_quota(Handle root, std::uint64_t quota) noexcept;
   // The limit and the figure of all kept memory.
@@ -280,6 +288,7 @@ class RequestTable {
     open_.fetch_sub(1, std::memory_order_relaxed);
     draining_.fetch_add(1, std::memory_order_relaxed);
   }
+  [[gnu::noinline]] void list_idle(RequestRecord& session) noexcept;
   void charge_kept(RequestRecord& kept, std::uint64_t bytes) noexcept;  // under the budget mutex
   void forget_charge(RequestRecord& kept) noexcept;                     // under the budget mutex
 
@@ -293,6 +302,7 @@ class RequestTable {
   mutable std::mutex mutex_;
   std::uint32_t slots_made_ = 0;
   FreeSlots free_slots_;
+  std::uint32_t first_idle_ = 0;  // slot + 1 of the session that became idle last, 0 for none
   // Both ends of the ring of records in use: `newer` is the oldest of them, `older` the newest.
   RequestRecord by_age_;
   // Slots of the requests in which mark_holders() found all that it wanted. Its callers exclude each other.

@@ -52,6 +52,7 @@ struct alignas(64) Block {
   static std::uint32_t views(std::uint64_t state) noexcept {
     return static_cast<std::uint32_t>(state & (kRequest - 1));
   }
+  std::uint32_t live_views() const noexcept { return views(state.load(std::memory_order_relaxed)); }
   std::uint32_t serial() const noexcept {
     return static_cast<std::uint32_t>(state.load(std::memory_order_relaxed) >> 32);
   }

@@ -250,9 +250,14 @@ Depot::Taken Depot::take_span(std::uint64_t bytes, std::uint64_t align, Effort e
   return taken;
 }
 
-Depot::Taken Depot::take_growing(std::uint64_t most) {
+Depot::Taken Depot::take_growing(std::uint64_t most, Effort effort) {
   Taken taken;
   const std::lock_guard lock(mutex_);
+  const Publishing after(*this);
+  if (effort == Effort::hard) {
+    drop_empty_slabs();
+    (void)pages_.decommit(pages_.unused_pages());
+  }
   Span* span = pages_.take_growing(pages_for(most));
   if (span == nullptr) return taken;
   Block* block = &span->large;

@@ -56,8 +56,9 @@ class Depot {
   // One small block out of a promise, aligned to `align` bytes (up to a page). No chain and not refused: the promise has
   // too few pages left.
   Taken take_reserved(ReserveRef reserve, unsigned size_class, std::uint64_t align);
-  // A block that has no bytes yet and may grow up to `most`. No chain: there is no such run of addresses.
-  Taken take_growing(std::uint64_t most);
+  // A block that has no bytes yet and may grow up to `most`. No chain: there is no such run of addresses. `hard` first
+  // returns cached pages to the system, so that their addresses join the free ones beside them.
+  Taken take_growing(std::uint64_t most, Effort effort);
   // Makes the first `pages` pages of it usable, more than before. `refused`: as system_refused in Taken.
   bool grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef reserve,
             bool& refused) noexcept;
@@ -79,7 +80,32 @@ class Depot {
   // ago. CacheSet::settle() calls it once a window of time.
   void settle(std::uint64_t more) noexcept;
 
-  // Returns all cached pages and all free pages of slabs to the system, and frees what it keeps for pages that are not committed; the result is in
+  // ---- what giving blocks back would bring (return_plan.cpp)
+
+  // What an allocation needs: pages at any addresses, or else one block of a size class; or addresses in a row.
+  struct Need {
+    std::uint64_t pages = 0;
+    unsigned size_class = kSlabClasses;  // kSlabClasses: no block will do
+    std::uint64_t addresses = 0;         // pages of addresses; 0: it is memory that is needed
+    bool count_room = true;              // false: pages that are free now do not help
+  };
+  // Groups of blocks that may be given back together, in the order in which they are to go. `ends[i]`: the index in
+  // `blocks` behind the last one of group i.
+  struct Groups {
+    std::vector<Block*> blocks;
+    std::vector<std::uint32_t> ends;
+    std::vector<std::uint8_t> chosen;  // 1: yes. The answer of plan_return()
+  };
+  // room: nothing has to be given back. never: not even all groups together suffice. chosen: those in `chosen` suffice,
+  // and without any one of them the others do not.
+  enum class Planned : std::uint8_t { never, room, chosen };
+  // The caller holds every block, and no block of a group has a view. O(number of blocks). Throws std::bad_alloc.
+  Planned plan_return(const Need& need, Groups& groups) const;
+  // Bytes that a promise has left.
+  std::uint64_t left_bytes(ReserveRef reserve) const noexcept;
+
+  // Returns all cached pages and all free pages of slabs to the system, and frees what it keeps for pages that are not
+  // committed; the result is in
   // bytes.
   std::uint64_t trim() noexcept;
 
@@ -126,6 +152,9 @@ class Depot {
  private:
   const char* verify_locked() const noexcept;
   const char* verify_slab(const Span& slab) const noexcept;
+  std::uint64_t room_pages() const noexcept;
+  Planned plan_pages(const Need& need, Groups& groups) const;
+  Planned plan_addresses(const Need& need, Groups& groups) const;
   void assert_figures() const noexcept;
   // Makes sure that arrays_ has a block array for one slab more. Throws std::bad_alloc.
   void ready_array(unsigned size_class);

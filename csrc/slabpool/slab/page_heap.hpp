@@ -272,6 +272,15 @@ class PageHeap {
     return all_.size() * kRecordBatch * sizeof(Span) + map_.open_bytes() + starts_.open_bytes();
   }
 
+  // Whether free addresses for that many pages lie in a row, without cached pages between them.
+  bool has_addresses(std::uint64_t pages) const noexcept {
+    return uncommitted_spans_.best_fit(granule_up(pages)) != nullptr;
+  }
+  // The span that ends before this page, or begins at it; null at the ends of the range.
+  const Span* span_before(std::uint64_t page) const noexcept {
+    return map_[page].load(std::memory_order_relaxed);
+  }
+  const Span* span_from(std::uint64_t page) const noexcept { return at(page); }
   // Every span, from the first page to the last.
   template <typename Visit>
   void each(Visit&& visit) const noexcept {

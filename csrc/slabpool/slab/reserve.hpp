@@ -86,6 +86,10 @@ class Reserves {
   // Adds pages of a span that were freed to the promise that it has drawn from, if that is still open: as many as it has
   // drawn.
   void refund(Span* span, std::uint64_t freed = ~std::uint64_t{0}) noexcept;
+  // How many pages refund() would add to a promise.
+  static std::uint64_t refundable(const Span& span) noexcept {
+    return current({span.reserve, span.reserve_serial}) ? span.reserve_pages : 0;
+  }
 
   // The block of an arena's span that contains an address. O(log n) in the blocks of the arena.
   static Block* find(const Span* span, const std::byte* address) noexcept;

@@ -14,10 +14,14 @@ cdef uint64_t parse_shape(object shape, Py_ssize_t itemsize, Shape* out) except?
 # An object that stands for a view hold on a block, which it takes over. `bulk`: the block may be large when it is
 # returned.
 cdef object own(Core core, Block* block, bint bulk)
+# The same, for arrays that are read-only and stay so.
+cdef object own_frozen(Core core, Block* block)
 # One more array over memory that `owner` keeps.
 cdef object wrap_strided(object owner, void* data, cnp.dtype dtype, Shape* shape, cnp.npy_intp* strides, bint writable)
 # An array over `data`, inside `block`. Takes over a view hold of the block, and drops it on failure.
 cdef object wrap(Core core, Block* block, void* data, cnp.dtype dtype, Shape* shape)
+# The same, read-only.
+cdef object wrap_frozen(Core core, Block* block, void* data, cnp.dtype dtype, Shape* shape)
 # `who`: the Request, for messages, or None.
 cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align, bint view, bint zero,
                      object timeout, object who) except NULL

@@ -72,6 +72,29 @@ cdef class _BulkOwner:
             self.core.pool.drop_view(self.block[0])
 
 
+@cython.final
+@cython.no_gc
+cdef class _FrozenOwner:
+    """As `_Owner`, for arrays that are read-only and stay so."""
+
+    cdef Core core
+    cdef Block* block
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.block.data, <Py_ssize_t>self.block.bytes, 1, flags)
+
+    def __dealloc__(self):
+        with nogil:
+            self.core.pool.drop_view(self.block[0])
+
+
+cdef object own_frozen(Core core, Block* block):
+    cdef _FrozenOwner owner = _FrozenOwner.__new__(_FrozenOwner)
+    owner.core = core
+    owner.block = block
+    return owner
+
+
 cdef object own(Core core, Block* block, bint bulk):
     return _own(core, block, bulk)
 
@@ -111,6 +134,14 @@ cdef object wrap(Core core, Block* block, void* data, cnp.dtype dtype, Shape* sh
     cdef object owner = _own(core, block, block.bytes >= BULK)
     Py_INCREF(dtype)  # taken over by the call, also when it fails
     return _based(new_over(<PyObject*>dtype, shape.nd, shape.dims, data), owner)
+
+
+cdef object wrap_frozen(Core core, Block* block, void* data, cnp.dtype dtype, Shape* shape):
+    cdef object owner = own_frozen(core, block)
+    Py_INCREF(dtype)  # taken over by the call, also when it fails
+    array = _based(new_over(<PyObject*>dtype, shape.nd, shape.dims, data), owner)
+    cnp.PyArray_CLEARFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
+    return array
 
 
 # ---- allocating
@@ -159,7 +190,7 @@ cdef Block* _find_block(Core core, AllocateSpec* spec, Status status, int64_t de
     cdef _Job job
     job.spec = spec
     job.block = NULL
-    status = find_room(core, status, _attempt, &job, deadline, spec.request, spec.nbytes)
+    status = find_room(core, status, _attempt, &job, deadline, spec.request, spec.nbytes, False)
     if job.block is NULL:
         failed(core, who, status, spec.nbytes, timeout)
     return job.block

@@ -13,6 +13,7 @@ from libcpp.vector cimport vector
 from slabpool._core.cpp_block cimport Block
 from slabpool._core.cpp_memory cimport MemoryKind
 from slabpool._core.cpp_pool_declared cimport Pool as CppPool
+from slabpool._core.cpp_pool_declared cimport Shortage
 from slabpool._core.cpp_request cimport Handle, SourceLocation, string_view
 from slabpool._core.cpp_status cimport Status
 
@@ -51,7 +52,7 @@ cdef class Core:
     cdef bint records_lines           # debug: every block remembers the line that allocated it
     cdef bint cleans                  # blocks are scrubbed or poisoned when returned: bulk work, done without the GIL
     cdef Maker maker                  # None where the host reaches the memory
-    cdef object give_way              # (core, needs_slot) -> bool: slabpool.sessions.give_way
+    cdef object give_way              # slabpool.sessions.give_way
     cdef public object sessions       # None, or a weak reference to the pool's slabpool.sessions.Sessions
     cdef list heaps                   # None, or weak references to its stream-ordered heaps
     cdef object __weakref__
@@ -91,9 +92,10 @@ ctypedef Status (*Attempt)(Core core, void* job, int64_t until) noexcept
 # 0 without a timeout.
 cdef int64_t deadline_of(object timeout) except -1
 cdef int64_t next_slice(int64_t deadline) noexcept
-# The final status of an attempt that has failed once with `status`. Running out is counted for the request, with `nbytes`.
+# The final status of an attempt that has failed once with `status`. Running out is counted for the request, with `nbytes`:
+# those of one tensor or, with `pages`, those by which whole pages are exceeded (a reserve, growth, addresses).
 cdef Status find_room(Core core, Status status, Attempt attempt, void* job, int64_t deadline, Handle request,
-                      uint64_t nbytes) except *
+                      uint64_t nbytes, bint pages) except *
 
 # ---- calls of the pool, for modules that do not include pool.hpp
 

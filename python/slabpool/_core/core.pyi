@@ -24,6 +24,10 @@ class StatusCode(IntEnum):
     NO_ADDRESSES = ...
     DEVICE_LOST = ...
 
+NOTHING: int
+ROOM: int
+FREED: int
+
 @disjoint_base
 class Core:
     sessions: weakref.ref[Sessions] | None

@@ -192,21 +192,52 @@ cdef int64_t deadline_of(object timeout) except -1:
     return at
 
 
-cdef bint _room_may_come(Status status) noexcept:
-    return status == Status.exhausted or status == Status.system_refused or status == Status.too_many_requests
+# Answers of the policy that makes room: nothing gave way; there is room already; something gave way.
+NOTHING, ROOM, FREED = 0, 1, 2
+
+# How often in a row an attempt is repeated because there seemed to be room. Other threads may take it each time; and what
+# is free may not be usable, for instance where the memory's granules are larger than a page.
+cdef int ROOM_TRIES = 16
+
+
+cdef bint _may_give_way(Status status) noexcept:
+    return (status == Status.exhausted or status == Status.system_refused or status == Status.too_many_requests
+            or status == Status.no_addresses or status == Status.quota_exceeded)
+
+
+cdef bint _may_wait(Status status) noexcept:
+    return status == Status.exhausted or status == Status.too_many_requests
+
+
+cdef int _give_way(Core core, Status status, Handle request, uint64_t nbytes, bint pages) except -1:
+    cdef Shortage shortage
+    root = None
+    if status == Status.quota_exceeded:
+        root = (request.slot, request.generation)
+        shortage = core.pool.shortage(NO_REQUEST, nbytes, pages)  # what is promised to it is charged like the rest
+    elif status == Status.no_addresses:
+        shortage.bytes = nbytes
+        shortage.pages = True
+    else:
+        shortage = core.pool.shortage(request, nbytes, pages)
+    return core.give_way(core, <int>status, shortage.bytes, root, shortage.pages)
 
 
 cdef Status find_room(Core core, Status status, Attempt attempt, void* job, int64_t deadline, Handle request,
-                      uint64_t nbytes) except *:
+                      uint64_t nbytes, bint pages) except *:
     """Asks the policy to free memory until it finds none; then waits, in slices, until the deadline."""
     cdef int64_t until = 0
-    while _room_may_come(status):
+    cdef int tries = 0
+    cdef int way
+    while _may_give_way(status):
         if deadline and until and (until == deadline or now_ns() >= deadline):
             break
-        if core.give_way is not None and core.give_way(core, status == Status.too_many_requests):
+        way = _give_way(core, status, request, nbytes, pages) if core.give_way is not None else 0
+        if way == 2 or (way == 1 and tries < ROOM_TRIES):
+            tries = 0 if way == 2 else tries + 1
             status = attempt(core, job, 0)
             continue
-        if deadline == 0 or status == Status.system_refused:
+        if deadline == 0 or not _may_wait(status):
             break
         PyErr_CheckSignals()
         until = next_slice(deadline)

@@ -12,3 +12,4 @@ cdef extern from "slabpool/slab/block.hpp" namespace "slabpool" nogil:
         byte* data
         uint64_t bytes
         uint32_t serial()
+        uint32_t live_views()

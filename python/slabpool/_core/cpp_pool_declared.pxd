@@ -75,6 +75,20 @@ cdef extern from * namespace "slabpool" nogil:
         uint64_t blocks
         uint64_t bytes
 
+    cdef cppclass Shortage "slabpool::Pool::Shortage":
+        uint64_t bytes
+        bool pages
+
+    cdef cppclass Groups "slabpool::Depot::Groups":
+        vector[Block*] blocks
+        vector[uint32_t] ends
+        vector[uint8_t] chosen
+
+    cdef enum class Planned "slabpool::Depot::Planned"(int):
+        never
+        room
+        chosen
+
     cdef cppclass Pool:
         @staticmethod
         unique_ptr[Pool] create(const PoolOptions& options, Error& error)
@@ -124,6 +138,12 @@ cdef extern from * namespace "slabpool" nogil:
         Status set_quota(Handle session, uint64_t quota)
         void set_kept_quota(uint64_t quota)
         uint64_t kept_bytes()
+        bint take_idle(Handle& session)
+        uint64_t bytes_not_kept()
+        bint charged_to(Handle session, Handle root)
+        uint64_t over_quota(Handle request, uint64_t nbytes, Handle& root)
+        Shortage shortage(Handle request, uint64_t nbytes, bint pages)
+        Planned plan_return(Status status, const Shortage& shortage, Groups& groups)
         bool shared()
         uint64_t shared_id()
         bool attach_peer(uint32_t device, PeerFiles& files, Error& error)

@@ -75,6 +75,7 @@ cdef class _Rows:
 
     cdef _Extent extent
     cdef object hold
+    cdef bint frozen  # its arrays stay read-only
     cdef Py_ssize_t low, high
     cdef void* next
     cdef void* prev
@@ -84,7 +85,7 @@ cdef class _Rows:
         cdef _Extent extent = self.extent
         cdef uint64_t first = max(<uint64_t>self.low * extent.step, extent.begin)
         cdef char* data = <char*>extent.block.data + (first - extent.begin)
-        PyBuffer_FillInfo(buffer, self, data, <Py_ssize_t>(<uint64_t>self.high * extent.step - first), 0, flags)
+        PyBuffer_FillInfo(buffer, self, data, <Py_ssize_t>(<uint64_t>self.high * extent.step - first), self.frozen, flags)
 
     def __dealloc__(self):
         cdef _Extent extent = self.extent
@@ -111,6 +112,21 @@ cdef class _Growth:
 cdef struct _Wanted:
     void* extent
     uint64_t end
+
+
+# What an attempt to reserve addresses is about, and its result.
+cdef struct _Addresses:
+    Handle* request
+    uint64_t nbytes
+    Block* block
+
+
+# Addresses are not waited for.
+cdef Status _reserve(Core core, void* job, int64_t until) noexcept:
+    cdef _Addresses* wanted = <_Addresses*>job
+    cdef Allocation result = core.pool.open_growing(wanted.request[0], wanted.nbytes)
+    wanted.block = result.block
+    return result.status
 
 
 cdef Status _attempt(Core core, void* job, int64_t until) noexcept:
@@ -210,7 +226,7 @@ cdef class GrowableTensor:
             shape.dims[i] = growth.full.dims[i]
         shape.dims[growth.axis] = extent.stop - extent.first
         return wrap_strided(rows, growth.base + <uint64_t>extent.first * extent.step, growth.dtype, &shape,
-                            growth.strides, True)
+                            growth.strides, not self.frozen)
 
     cdef int _grow(self, uint64_t end, object timeout) except -1:
         """Commits memory for the bytes up to `end`."""
@@ -222,14 +238,12 @@ cdef class GrowableTensor:
         wanted.extent = <void*>extent
         wanted.end = end
         extent._give()  # what a device could still read at an earlier call may be free now
-        while True:
-            status = find_room(self.core, _attempt(self.core, &wanted, 0), _attempt, &wanted, deadline,
-                               extent.handle, end - extent.begin)
-            if status == Status.ok:
-                return 0
-            # Beyond the session's budget: it may make room, or raises.
-            if growth.keeper is None or not growth.keeper(StatusCode(<int>status), end - min(extent.usable, end)):
-                break
+        status = find_room(self.core, _attempt(self.core, &wanted, 0), _attempt, &wanted, deadline, extent.handle,
+                           end - min(extent.usable, end), True)
+        if status == Status.ok:
+            return 0
+        if growth.keeper is not None:  # raises if the session or its budget is the reason
+            growth.keeper(StatusCode(<int>status), end - min(extent.usable, end))
         if status == Status.request_closed and growth.request is not None and self.core.pool.is_open(extent.handle):
             raise RequestClosedError(
                 f"{self!r} cannot grow any more: a session keeps an array of its memory. Keep the GrowableTensor "
@@ -265,6 +279,7 @@ cdef class GrowableTensor:
         cdef _Growth growth = self.growth
         cdef _Extent extent = growth.extent
         check_here(self.core)
+        self._must_be_writable()
         while True:
             before = extent.stop
             if more > growth.limit - before:
@@ -316,6 +331,7 @@ cdef class GrowableTensor:
         """
         cdef Py_ssize_t wanted = _count(length, "length")
         cdef _Extent extent = self.growth.extent
+        self._must_be_writable()
         if wanted > extent.stop - extent.first:
             raise InvalidArgumentError(
                 f"cannot truncate to {show(wanted)}: the tensor has {self.length} along axis {self.axis}. Use extend()"
@@ -362,6 +378,7 @@ cdef class GrowableTensor:
         """
         cdef Py_ssize_t count = _count(n, "n")
         cdef _Extent extent = self.growth.extent
+        self._must_be_writable()
         if count > extent.stop - extent.first:
             raise InvalidArgumentError(
                 f"cannot drop {show(count)}: the tensor has {self.length} along axis {self.axis}"
@@ -370,6 +387,13 @@ cdef class GrowableTensor:
         extent.current = NULL  # arrays made from now on begin later
         extent._give()
         return self._view()
+
+    cdef int _must_be_writable(self) except -1:
+        if self.frozen:
+            raise InvalidArgumentError(
+                f"{self!r} is read-only: session[name] is for reading. session.writable(name) can be extended, truncated and dropped from"
+            )
+        return 0
 
     cdef str _whose(self):
         if self.growth.request is None:
@@ -437,12 +461,13 @@ cdef _Rows _rows_of(GrowableTensor self):
     """The base of the next array."""
     cdef _Extent extent = self.growth.extent
     cdef _Rows rows
-    if extent.current is not NULL:
+    if extent.current is not NULL and (<_Rows>extent.current).frozen == self.frozen:
         rows = <_Rows>extent.current
         rows.high = max(rows.high, extent.stop)
         return rows
     rows = _Rows.__new__(_Rows)
     rows.hold = self.hold
+    rows.frozen = self.frozen
     rows.low = extent.first
     rows.high = extent.stop
     rows.next = extent.rows
@@ -481,10 +506,11 @@ cdef _Hold _hold(_Extent extent):
     return hold
 
 
-cdef GrowableTensor growable_of(Core core, _Growth growth):
+cdef GrowableTensor growable_of(Core core, _Growth growth, bint writable):
     cdef GrowableTensor tensor
     try:
         tensor = _new(core, growth)
+        tensor.frozen = not writable
         tensor.hold = _hold(growth.extent)
     except BaseException:
         core.pool.drop_view(growth.extent.block[0])
@@ -496,7 +522,6 @@ cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object 
                                  object timeout, object request):
     cdef cnp.dtype descr = as_dtype(dtype)
     cdef Shape parsed, full
-    cdef Allocation result
     cdef Py_ssize_t first, most
     cdef uint64_t nbytes, step
     cdef int i, at
@@ -518,15 +543,20 @@ cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object 
     cdef _Growth growth = _Growth.__new__(_Growth)
     cdef _Extent extent = _Extent.__new__(_Extent)
     cdef GrowableTensor tensor = _new(core, growth)  # before the core returns a view hold, which needs an owner
-    result = core.pool.open_growing(handle, nbytes)
-    if result.block is NULL:
-        failed(core, request, result.status, nbytes, None)
+    cdef _Addresses wanted
+    wanted.request = &handle
+    wanted.nbytes = nbytes
+    cdef Status status = _reserve(core, &wanted, 0)
+    if status != Status.ok:
+        status = find_room(core, status, _reserve, &wanted, deadline_of(timeout), handle, nbytes, True)
+    if status != Status.ok:
+        failed(core, request, status, nbytes, None)
     extent.core = core
-    extent.block = result.block
+    extent.block = wanted.block
     extent.handle = handle
     extent.step = step
     growth.extent = extent
-    growth.base = <char*>result.block.data
+    growth.base = <char*>wanted.block.data
     growth.request = request
     growth.dtype = descr
     growth.axis = at
@@ -544,9 +574,9 @@ cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object 
         tensor.hold = _hold(extent)
     except BaseException:
         if extent.usable == 0:
-            core.pool.cancel_growing(result.block[0], handle)
+            core.pool.cancel_growing(wanted.block[0], handle)
         else:  # the request holds it until it ends
-            core.pool.drop_view(result.block[0])
+            core.pool.drop_view(wanted.block[0])
         raise
     extent.stop = extent.wanted = first
     return tensor

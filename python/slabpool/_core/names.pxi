@@ -216,7 +216,7 @@ cdef class Devices:
         """As find_room(), for a request on these devices. Their numbers are held, because the GIL is released."""
         self.hold_all(devices)
         try:
-            return find_room(self.core, status, attempt, job, deadline, NO_REQUEST, reserve)
+            return find_room(self.core, status, attempt, job, deadline, NO_REQUEST, reserve, True)
         finally:
             self.drop_all(devices)
 

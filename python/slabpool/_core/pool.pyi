@@ -3,7 +3,7 @@ from types import TracebackType
 from typing import Any, Literal, SupportsIndex, final
 
 from slabpool._core.request import Request, _Makers
-from slabpool.records import Ack, Corruption, Event, RequestRecord, SessionRecord, Stats
+from slabpool.records import Ack, Corruption, Event, RequestRecord, SessionRecord, SessionStats, Stats
 from slabpool.sessions.session import Session
 
 @final
@@ -69,8 +69,10 @@ class Pool(_Makers):
         *,
         budget: str | SupportsIndex | None = None,
         ttl: float | None = None,
+        priority: SupportsIndex | None = None,
     ) -> Session: ...
     def sessions(self) -> list[SessionRecord]: ...
+    def session_stats(self) -> SessionStats: ...
     @property
     def session_budget(self) -> int | None: ...
     @session_budget.setter

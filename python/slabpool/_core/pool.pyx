@@ -262,7 +262,7 @@ cdef class Pool:
 
     # ---- sessions
 
-    def session(self, session_id, *, budget=None, ttl=None):
+    def session(self, session_id, *, budget=None, ttl=None, priority=None):
         """The live session of this id, or a new one: memory that one request leaves for the next.
 
         Parameters
@@ -275,12 +275,15 @@ cdef class Pool:
         ttl : float, optional
             Seconds after which it expires if no request uses it. For a live session it replaces the old one; by
             default a new session does not expire.
+        priority : int, optional
+            Idle sessions of a lower priority are evicted first. For a live session it replaces the old one; by default
+            that of a new session is 0.
 
         Returns
         -------
         Session
-            An idle session is evicted, the longest idle first, when the pool has no room; one that a request uses
-            never is.
+            An idle session is evicted when the pool has no room and that makes enough: those of the lowest priority
+            first, of these the longest idle. One that a request uses never is.
 
         Raises
         ------
@@ -305,7 +308,7 @@ cdef class Pool:
         (2, 4, 64)
         """
         where = caller_of(self.core)
-        return self._sessions().open(session_id, budget, ttl, where)
+        return self._sessions().open(session_id, budget, ttl, priority, where)
 
     def sessions(self):
         """Every live session: the longest idle first, those in use last.
@@ -327,12 +330,32 @@ cdef class Pool:
         check_here(self.core)
         return [] if self.sessions_ is None else self.sessions_.records()
 
+    def session_stats(self):
+        """How often `session` found a live session, and how many were evicted, by reason.
+
+        Returns
+        -------
+        SessionStats
+            Counted since the pool was made.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> pool = slabpool.Pool("1MiB")
+        >>> with pool.session("chat-42") as session, session.request() as turn:
+        ...     session.keep("kv", turn.zeros(1 << 19, "u1"))
+        ...     _ = pool.session("chat-42")
+        >>> pool.session_stats()[:3]
+        (1, 1, 0)
+        """
+        return self._sessions().stats()
+
     @property
     def session_budget(self):
         """Most bytes that all sessions together may keep (int), or None; settable, also as text.
 
-        To stay below it, idle sessions are evicted, the longest idle first, when it is set and when a session keeps
-        more. Sessions in use are not.
+        To stay below it, idle sessions are evicted when it is set and when a session keeps more: those of the lowest
+        priority first, of these the longest idle. Sessions in use, pinned ones and ones with live views are not.
         """
         return None if self.sessions_ is None else self.sessions_.budget
 

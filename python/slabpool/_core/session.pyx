@@ -8,16 +8,17 @@ called with the lock of its registry held. Invariant: nothing here keeps a `Pool
 
 cimport cython
 cimport numpy as cnp
+from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 from libc.stdint cimport uint32_t, uint64_t
 from libcpp.optional cimport make_optional
 from libcpp.vector cimport vector
 
-from slabpool._core.array cimport own, parse_shape, wrap, wrap_strided
+from slabpool._core.array cimport own, own_frozen, parse_shape, wrap, wrap_frozen, wrap_strided
 from slabpool._core.core cimport Core, Shape, check_here, failed, located, name_key, view_of
 from slabpool._core.cpp_block cimport Block, byte
 from slabpool._core.cpp_observe cimport RequestInfo
 from slabpool._core.cpp_pool cimport Kept as CppKept
-from slabpool._core.cpp_pool cimport KeepSpec
+from slabpool._core.cpp_pool cimport Groups, KeepSpec, Planned, Shortage
 from slabpool._core.cpp_request cimport Handle, SourceLocation, handle_span
 from slabpool._core.cpp_status cimport Status
 from slabpool._core.pool cimport Pool
@@ -65,8 +66,7 @@ cdef class Kept:
 
     @property
     def live_views(self):
-        cdef RequestInfo info
-        return info.live_views if self.core.pool.describe(self.handle, info) else 0
+        return self.block.live_views()
 
     def close(self):
         """Returns the block, once no request pins it."""
@@ -78,19 +78,19 @@ cdef class Kept:
         if isinstance(tensor, GrowableTensor):
             _adopt((<GrowableTensor>tensor).growth, self.handle, keeper)
 
-    def view(self, Form form not None):
+    def view(self, Form form not None, bint writable):
         """The tensor: an array, Tensors or a GrowableTensor. None if the block was returned."""
         cdef Shape shape
         cdef cnp.npy_intp strides[64]
         cdef Status status
         cdef int i
         if isinstance(form.descr, Layout):
-            return tensors_of(self.core, self.handle, <Layout>form.descr, self.block, self.serial)
+            return tensors_of(self.core, self.handle, <Layout>form.descr, self.block, self.serial, writable)
         status = self.core.pool.open_view(self.block[0], self.serial, self.handle)
         if status != Status.ok:
             return None
         if isinstance(form.descr, _Growth):
-            return growable_of(self.core, <_Growth>form.descr)
+            return growable_of(self.core, <_Growth>form.descr, writable)
         cdef cnp.dtype descr = form.descr
         parse_shape(form.shape, descr.itemsize, &shape)
         if not _lies_in(self.block, form, &shape):
@@ -99,10 +99,13 @@ cdef class Kept:
                 "the session keeps an array under this name whose elements a GrowableTensor of the same memory has dropped "
                 "since. drop() the name, and keep the GrowableTensor only")
         if form.strides is None:
-            return wrap(self.core, self.block, form.first, descr, &shape)
+            if writable:
+                return wrap(self.core, self.block, form.first, descr, &shape)
+            return wrap_frozen(self.core, self.block, form.first, descr, &shape)
         for i in range(shape.nd):
             strides[i] = form.strides[i]
-        return wrap_strided(own(self.core, self.block, True), form.first, descr, &shape, strides, True)
+        owner = own(self.core, self.block, True) if writable else own_frozen(self.core, self.block)
+        return wrap_strided(owner, form.first, descr, &shape, strides, writable)
 
 
 @cython.final
@@ -120,6 +123,16 @@ cdef class Shelf:
         if not self.core.pool.kept(self.handle, kept):
             return None
         return kept.bytes, None if kept.quota == NO_LIMIT else kept.quota, kept.pins, kept.idle_since_ns
+
+    @property
+    def generation(self):
+        return self.handle.generation
+
+    def counts_in(self, tuple root):
+        """Whether what it keeps counts in the quota of a request; see `over_quota`."""
+        cdef Handle other
+        other.slot, other.generation = root
+        return self.core.pool.charged_to(self.handle, other)
 
     def set_budget(self, budget):
         """Returns False, and changes nothing, if the session keeps more than that."""
@@ -299,3 +312,56 @@ def set_limit(Pool pool not None, limit):
 def kept_bytes(Pool pool not None):
     """Bytes that all sessions of a pool keep."""
     return pool.core.pool.kept_bytes()
+
+
+# ---- what gives way
+
+def gone_idle(Pool pool not None):
+    """Generations of the sessions that became idle since the last call, the last one first."""
+    cdef list found = []
+    cdef Handle session
+    while pool.core.pool.take_idle(session):
+        found.append(session.generation)
+    return found
+
+
+def bytes_not_kept(Pool pool not None):
+    """Bytes of the capacity that stay taken, whatever sessions give back. Of some instant during the call."""
+    return pool.core.pool.bytes_not_kept()
+
+
+def plan_return(Pool pool not None, status, nbytes, pages, list groups):
+    """Which of several lists of Kept to close, so that there is room: their indexes.
+
+    The first in the list are to go first. None: not even all of them would do. An empty list: there is room already.
+    `status`, `nbytes` and `pages` are those that `give_way` gets. No block may have a view.
+    """
+    cdef Groups wanted
+    cdef Shortage shortage
+    cdef Kept kept
+    cdef list group
+    cdef size_t i
+    shortage.bytes = nbytes
+    shortage.pages = pages
+    for group in groups:
+        for kept in group:
+            wanted.blocks.push_back(kept.block)
+        wanted.ends.push_back(<uint32_t>wanted.blocks.size())
+    cdef Planned planned = pool.core.pool.plan_return(<Status><int>status, shortage, wanted)
+    if planned == Planned.never:
+        return None
+    return [i for i in range(wanted.chosen.size()) if wanted.chosen[i]] if planned == Planned.chosen else []
+
+
+def over_quota(Pool pool not None, tuple request, nbytes):
+    """(bytes by which a charge to the request would exceed the quota that it counts in, the request that has the quota)."""
+    cdef Handle asks, root
+    asks.slot, asks.generation = request
+    cdef uint64_t over = pool.core.pool.over_quota(asks, nbytes, root)
+    return over, (root.slot, root.generation)
+
+
+def report(error, where):
+    """Passes an exception that no caller gets to `sys.unraisablehook`."""
+    PyErr_SetObject(type(error), error)
+    PyErr_WriteUnraisable(where)

@@ -29,12 +29,13 @@ cdef class Tensors:
     cdef Block* block
     cdef uint32_t serial
     cdef readonly Layout layout
+    cdef bint frozen                # its views are read-only
     cdef object _view(self, _Field field)
 
 
 cdef Tensors new_tensors(Core core, Handle request, Layout layout, bint zero, object timeout, object who)
 # Of a block that has such a layout, and is held by that request.
-cdef Tensors tensors_of(Core core, Handle request, Layout layout, Block* block, uint32_t serial)
+cdef Tensors tensors_of(Core core, Handle request, Layout layout, Block* block, uint32_t serial, bint writable)
 
 
 # ---- tensors that grow (growable.pxi)
@@ -64,7 +65,7 @@ cdef class _Growth:
     cdef _Extent extent
     cdef char* base                 # the first byte that it ever had
     cdef object request             # the Request; None once a session keeps it
-    cdef object keeper              # then: (status, bytes) -> True after making room, or raises
+    cdef object keeper              # then: called with (status, bytes) if it cannot grow; may raise
     cdef cnp.dtype dtype
     cdef int axis
     cdef Py_ssize_t limit
@@ -76,13 +77,15 @@ cdef class GrowableTensor:
     cdef Core core
     cdef _Growth growth
     cdef object hold                # the one view hold that all its arrays share
+    cdef bint frozen                # its views are read-only, and its length does not change
 
     cdef object _view(self)
+    cdef int _must_be_writable(self) except -1
     cdef str _whose(self)
     cdef int _grow(self, uint64_t end, object timeout) except -1
 
 
 # One more for a block that the caller has a view hold on, which the tensor takes over.
-cdef GrowableTensor growable_of(Core core, _Growth growth)
+cdef GrowableTensor growable_of(Core core, _Growth growth, bint writable)
 cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object dtype, object axis, object limit,
                                  object timeout, object request)

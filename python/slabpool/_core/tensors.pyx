@@ -11,7 +11,7 @@ cimport numpy as cnp
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from slabpool._core.array cimport allocate, as_dtype, parse_shape, wrap, wrap_strided
+from slabpool._core.array cimport allocate, as_dtype, own, own_frozen, parse_shape, wrap, wrap_frozen, wrap_strided
 from slabpool._core.core cimport (
     BULK, check_here, deadline_of, failed, find_room, only_made_by, open_view,
 )
@@ -154,7 +154,10 @@ cdef class Tensors:
                 f"request generation {self.request.generation} is released, and its tensors with it; "
                 "make the views you need before its last holder leaves"
             )
-        return wrap(self.core, self.block, <byte*>self.block.data + field.offset, field.dtype, &field.shape)
+        cdef byte* first = <byte*>self.block.data + field.offset
+        if self.frozen:
+            return wrap_frozen(self.core, self.block, first, field.dtype, &field.shape)
+        return wrap(self.core, self.block, first, field.dtype, &field.shape)
 
     def __getitem__(self, name):
         return self._view(self.layout.fields[name])
@@ -195,16 +198,17 @@ cdef class Tensors:
 
 cdef Tensors new_tensors(Core core, Handle request, Layout layout, bint zero, object timeout, object who):
     cdef Block* block = allocate(core, request, layout.nbytes, ALIGN, False, zero, timeout, who)
-    return tensors_of(core, request, layout, block, block.serial())
+    return tensors_of(core, request, layout, block, block.serial(), True)
 
 
-cdef Tensors tensors_of(Core core, Handle request, Layout layout, Block* block, uint32_t serial):
+cdef Tensors tensors_of(Core core, Handle request, Layout layout, Block* block, uint32_t serial, bint writable):
     cdef Tensors tensors = Tensors.__new__(Tensors)
     tensors.core = core
     tensors.request = request
     tensors.block = block
     tensors.serial = serial
     tensors.layout = layout
+    tensors.frozen = not writable
     return tensors
 
 

@@ -34,12 +34,28 @@ def lost(state: State) -> NoReturn:
     how = {
         "closed": "was closed",
         "expired": f"expired: no request used it for its ttl of {state.ttl} s",
-        "evicted": "was evicted as the longest idle when the pool had no room",
+        "evicted": f"was evicted while it was idle, because the pool had no room ({state.lost_for}),",
     }.get(state.lost or "", "was closed with its pool")
     ago = (time.monotonic_ns() - state.lost_ns) / 1e9 if state.lost else 0.0
     raise SessionLostError(
         f"session {show(state.id)} {how} {ago:.1f} s ago, and its memory was returned. "
         f"pool.session({show(state.id)}) opens a new one"
+    )
+
+
+def calls_back(session_id: object) -> NoReturn:
+    """Raises for a session that an on_evict callback opens or keeps something in."""
+    raise PoolExhausted(
+        f"session {show(session_id)} can take nothing now: an on_evict callback of this pool is running on "
+        "this thread, because the pool has no room. Copy what leaves to other memory, or to another pool"
+    )
+
+
+def not_pinned(state: State) -> NoReturn:
+    """Raises for an unpin() without a pin()."""
+    raise InvalidArgumentError(
+        f"session {show(state.id)} is not pinned. Each unpin() takes back one pin(); a with statement over "
+        "pin() does so at its end"
     )
 
 

@@ -2,8 +2,9 @@
 
 Invariants: one lock guards the registry, and tensors are kept, pinned, dropped and evicted only while it is
 held. So a session that is found idle stays idle until it has ended. A thread that holds the lock waits for
-nothing and calls no code of users. The core knows when the last request that used a session was released; the
-registry asks it each time. The registry does not keep the `Pool` alive.
+nothing and calls no code of users: callbacks of sessions that leave are called after its release. The core
+knows when the last request that used a session was released; the registry asks it each time. The registry
+does not keep the `Pool` alive.
 """
 
 from __future__ import annotations
@@ -11,17 +12,23 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Generator
+from collections import Counter, deque
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from slabpool._core.core import StatusCode
+from slabpool._core.core import FREED, NOTHING, ROOM, StatusCode
 from slabpool._core.session import (
     Kept,
     Shelf,
+    bytes_not_kept,
+    gone_idle,
     kept_bytes,
     key_of,
     open_shelf,
+    over_quota,
+    plan_return,
+    report,
     set_limit,
 )
 from slabpool.arguments.names import plain_name
@@ -29,13 +36,19 @@ from slabpool.arguments.sizes import parse_size
 from slabpool.arguments.texts import show_typed
 from slabpool.errors import InvalidTypeError
 from slabpool.messages import sessions as messages
-from slabpool.records import SessionRecord
+from slabpool.records import SessionRecord, SessionStats
 from slabpool.sessions.expiry import start
+from slabpool.sessions.idle import Idle, fewest
 from slabpool.sessions.session import Session
 from slabpool.sessions.state import (
     CLOSED_BY_USER,
     EVICTED,
     EXPIRED,
+    FOR_ADDRESSES,
+    FOR_BUDGET,
+    FOR_BYTES,
+    FOR_QUOTA,
+    FOR_SLOTS,
     POOL_CLOSED,
     Block,
     Keeper,
@@ -44,6 +57,7 @@ from slabpool.sessions.state import (
     Queue,
     State,
     Where,
+    parse_priority,
     parse_ttl,
 )
 
@@ -52,63 +66,80 @@ if TYPE_CHECKING:
     from slabpool._core.request import Request
 
 
+_REASONS: dict[int, str] = {
+    StatusCode.EXHAUSTED: FOR_BYTES,
+    StatusCode.SYSTEM_REFUSED: FOR_BYTES,
+    StatusCode.NO_ADDRESSES: FOR_ADDRESSES,
+    StatusCode.TOO_MANY_REQUESTS: FOR_SLOTS,
+    StatusCode.QUOTA_EXCEEDED: FOR_QUOTA,
+}
+
+#: What is to give way, and what the caller is to do.
+Plan = tuple[int, list[State]]
+
+
 class Sessions:
     """The sessions of one pool."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = weakref.ref(pool)
         self.budget: int | None = None
-        self._lock = Lock()
+        self._lock = Lock(self._let_go)
         self._live: dict[bytes, State] = {}
+        self._roots: dict[int, State] = {}  # the same by the generation that the core knows each by
         self._blocks: dict[int, Block] = {}  # by the generation of what keeps them
-        # Live sessions by a time that is not later than the time since which each is idle; see _oldest_idle.
-        self._idle = Queue()
+        self._idle = Idle()
         # Each session with a ttl by an instant before which it does not expire.
-        self._deadlines = Queue()
+        self._deadlines: Queue[int] = Queue()
+        # By thread: sessions whose callbacks it has yet to call. Each thread uses only its own entry.
+        self._calling: dict[int, deque[State]] = {}
+        self._hits = self._misses = 0
+        self._ended: Counter[str] = Counter()  # evictions by reason, and expirations
         self._news = threading.Event()  # set for an earlier deadline, and at the end
         self._thread: threading.Thread | None = None
         self._stopped = False
 
     # ---- opening
 
-    def open(self, session_id: str | int | bytes, budget: object, ttl: object, where: Where) -> Session:
+    def open(
+        self, session_id: str | int | bytes, budget: object, ttl: object, priority: object, where: Where
+    ) -> Session:
         """The live session of the id, or a new one."""
         most = None if budget is None else parse_size(budget, "budget", least=1, most=1 << 60)
         seconds = None if ttl is None else parse_ttl(ttl)
+        rank = None if priority is None else parse_priority(priority)
         pool = self._pool_here()
         session_id = plain_name(session_id)
         key = key_of(session_id)
-        with self._lock:
-            state = self._live.get(key)
-            if state is None or self._has_expired(state):
-                state = self._new(pool, session_id, key, most, seconds, where)
-                return Session._of(pool, self, state)
-            if most is not None and not state.shelf.set_budget(most):
-                messages.budget_below(state, most)
-            if seconds is not None:
-                state.ttl = seconds
-                self._watch(state)
-            return Session._of(pool, self, state)
+        while True:
+            with self._lock:
+                state = self._live.get(key)
+                if state is not None and not self._has_expired(state):
+                    self._hits += 1
+                    self._change(state, most, seconds, rank)
+                    return Session._of(pool, self, state)
+                if self._calls_back():
+                    messages.calls_back(session_id)
+                shelf = open_shelf(pool, session_id, most, where)
+                if shelf is not None:
+                    self._misses += 1
+                    state = State(session_id, key, shelf, seconds, rank or 0, where, time.monotonic_ns())
+                    self._live[key] = self._roots[shelf.generation] = state
+                    self._idle.push(state)
+                    self._watch(state)
+                    return Session._of(pool, self, state)
+                if self._evict(self._plan_slot(pool), FOR_SLOTS) == NOTHING:
+                    messages.no_slot(pool, session_id)
 
-    def _new(
-        self,
-        pool: Pool,
-        session_id: str | int | bytes,
-        key: bytes,
-        budget: int | None,
-        ttl: float | None,
-        where: Where,
-    ) -> State:
-        shelf = open_shelf(pool, session_id, budget, where)
-        while shelf is None:
-            if not self._evict(slots=True):
-                messages.no_slot(pool, session_id)
-            shelf = open_shelf(pool, session_id, budget, where)
-        state = State(session_id, key, shelf, ttl, where, time.monotonic_ns())
-        self._live[key] = state
-        self._idle.push(state.born_ns, state)
-        self._watch(state)
-        return state
+    def _change(self, state: State, budget: int | None, ttl: float | None, priority: int | None) -> None:
+        if budget is not None and not state.shelf.set_budget(budget):
+            messages.budget_below(state, budget)
+        if ttl is not None:
+            state.ttl = ttl
+            self._watch(state)
+        if priority is not None and priority != state.priority:
+            state.priority = priority
+            self._idle.push(state)
 
     def open_turn(self, state: State, options: Options, where: Where) -> Request:
         """Opens a request that uses the session until it is released."""
@@ -129,9 +160,16 @@ class Sessions:
             state.opening += 1
 
     def no_turn(self, state: State) -> None:
-        """The request could not be opened."""
+        """The request could not be opened. That it was wanted counts as a use."""
         with self._lock:
             state.opening -= 1
+            self._touch(state)
+
+    def _touch(self, state: State) -> None:
+        """The session was used until now, although no request was."""
+        if state.lost is None:
+            state.touched_ns = time.monotonic_ns()
+            self._idle.push(state)
 
     def turn_opened(self, state: State, request: Request) -> Request:
         """Everything that the session keeps stays until this request is released."""
@@ -142,6 +180,8 @@ class Sessions:
                     return request
         except BaseException:  # no memory
             state.shelf.discard(request)
+            with self._lock:
+                self._touch(state)
             raise
         # The session was closed meanwhile. No caller has the request yet, so no device would acknowledge it.
         state.shelf.discard(request)
@@ -154,25 +194,41 @@ class Sessions:
         if not isinstance(name, str):
             raise InvalidTypeError(f"a kept tensor's name must be a str, got {show_typed(name)}")
         pool = self._pool_here()
-        with self._lock:
-            self._check(state)
-            found = state.shelf.locate(tensor)
-            if found is None:
-                messages.nothing_to_keep(pool, state, name, tensor)
-            owner, form, nbytes = found
-            old = state.tensors.get(name)
-            block = self._blocks.get(owner)
-            if block is None:
-                block = self._move(pool, state, name, tensor, nbytes, where, None if old is None else old[0])
-            elif block.shelf is not state.shelf:
-                other = next(other for other in self._live.values() if other.shelf is block.shelf)
-                messages.kept_elsewhere(state, name, other)
-            else:
-                block.kept.adopt(tensor, Keeper(self, state, name))
-            block.names += 1
-            state.tensors[name] = block, form
-            if old is not None:
-                self._forget(old[0])
+        while True:
+            with self._lock:
+                self._check(state)
+                if self._calls_back():
+                    messages.calls_back(state.id)
+                plan = self._keep(pool, state, name, tensor, where)
+                if plan is None:
+                    return
+                self._evict(*plan)
+
+    def _keep(
+        self, pool: Pool, state: State, name: str, tensor: object, where: Where
+    ) -> tuple[Plan, str] | None:
+        """None once it is kept; otherwise what has to give way first, and why."""
+        found = state.shelf.locate(tensor)
+        if found is None:
+            messages.nothing_to_keep(pool, state, name, tensor)
+        owner, form, nbytes = found
+        old = state.tensors.get(name)
+        block = self._blocks.get(owner)
+        if block is None:
+            moved = self._move(pool, state, name, tensor, nbytes, where, None if old is None else old[0])
+            if not isinstance(moved, Block):
+                return moved
+            block = moved
+        elif block.shelf is not state.shelf:
+            other = next(other for other in self._live.values() if other.shelf is block.shelf)
+            messages.kept_elsewhere(state, name, other)
+        else:
+            block.kept.adopt(tensor, Keeper(self, state, name))
+        block.names += 1
+        state.tensors[name] = block, form
+        if old is not None:
+            self._forget(old[0])
+        return None
 
     def _move(
         self,
@@ -183,28 +239,29 @@ class Sessions:
         nbytes: int,
         where: Where,
         old: Block | None,
-    ) -> Block:
+    ) -> Block | tuple[Plan, str]:
         instead = old.kept if old is not None and old.names == 1 else None
-        while True:
-            kept = state.shelf.keep(tensor, name, where, instead, Keeper(self, state, name))
-            if isinstance(kept, Kept):
-                block = Block(kept, state.shelf)
-                self._blocks[kept.generation] = block
-                return block
-            if kept == StatusCode.EXHAUSTED:
-                more = kept_bytes(pool) - (0 if instead is None else instead.nbytes)
-                if self._evict_bytes(more + nbytes - (self.budget or 0), state):
-                    continue
+        kept = state.shelf.keep(tensor, name, where, instead, Keeper(self, state, name))
+        if isinstance(kept, Kept):
+            block = Block(kept, state.shelf)
+            self._blocks[kept.generation] = block
+            return block
+        if kept == StatusCode.EXHAUSTED:
+            more = nbytes - (0 if instead is None else instead.nbytes)
+            plan = self._plan_budget(pool, more, state)
+            if plan[0] == NOTHING:
                 messages.session_budget_exceeded(pool, state, name, nbytes, self.budget or 0)
-            if kept == StatusCode.TOO_MANY_REQUESTS and self._evict(slots=True, spare=state):
-                continue
-            if kept == StatusCode.TOO_MANY_REQUESTS:
+            return plan, FOR_BUDGET
+        if kept == StatusCode.TOO_MANY_REQUESTS:
+            plan = self._plan_slot(pool, state)
+            if plan[0] == NOTHING:
                 messages.no_slot(pool, state.id)
-            if kept == StatusCode.QUOTA_EXCEEDED:
-                messages.budget_exceeded(state, name, nbytes)
-            if kept in (StatusCode.REQUEST_CLOSED, StatusCode.INVALID_ARGUMENT):
-                messages.not_kept(state, name, closed=kept == StatusCode.REQUEST_CLOSED)
-            messages.system_refuses(pool, state, name)
+            return plan, FOR_SLOTS
+        if kept == StatusCode.QUOTA_EXCEEDED:
+            messages.budget_exceeded(state, name, nbytes)
+        if kept in (StatusCode.REQUEST_CLOSED, StatusCode.INVALID_ARGUMENT):
+            messages.not_kept(state, name, closed=kept == StatusCode.REQUEST_CLOSED)
+        return messages.system_refuses(pool, state, name)
 
     def _forget(self, block: Block) -> None:
         block.names -= 1
@@ -219,13 +276,13 @@ class Sessions:
             self._check(state)
             self._forget(state.tensors.pop(name)[0])
 
-    def get(self, state: State, name: str) -> Any:
+    def get(self, state: State, name: str, writable: bool) -> Any:
         """A view of what is kept under a name."""
         self._pool_here()
         with self._lock:
-            self._check(state)
+            self._check_readable(state)
             block, form = state.tensors[name]
-            view = block.kept.view(form)
+            view = block.kept.view(form, writable)
             if view is None:  # the pool was closed by force
                 messages.lost(state)
             return view
@@ -234,7 +291,7 @@ class Sessions:
         """The names, in the order in which they were first kept."""
         self._pool_here()
         with self._lock:
-            self._check(state)
+            self._check_readable(state)
             return tuple(state.tensors)
 
     def look(self, state: State) -> None:
@@ -246,21 +303,20 @@ class Sessions:
 
     def growth_refused(
         self, shelf: Shelf, session_id: str | int | bytes, name: str, status: StatusCode, nbytes: int
-    ) -> bool:
-        """A kept tensor could not grow by so many bytes. True after making room within the budgets."""
+    ) -> None:
+        """A kept tensor could not grow by so many bytes: raises if its session or a budget is the reason."""
         pool = self._pool_here()
         with self._lock:
             state = self._live.get(key_of(session_id))
             if state is None or state.shelf is not shelf or status == StatusCode.REQUEST_CLOSED:
                 messages.growth_of_the_dropped(session_id, name)
             if status != StatusCode.QUOTA_EXCEEDED:
-                return False
+                return
             figures = shelf.figures()
-            if figures is None or (figures[1] is not None and figures[0] + nbytes > figures[1]):
+            over = figures is None or (figures[1] is not None and figures[0] + nbytes > figures[1])
+            if over or self.budget is None:
                 messages.budget_exceeded(state, name, nbytes)
-            if self._evict_bytes(kept_bytes(pool) + nbytes - (self.budget or 0), state):
-                return True
-            return messages.session_budget_exceeded(pool, state, name, nbytes, self.budget or 0)
+            messages.session_budget_exceeded(pool, state, name, nbytes, self.budget)
 
     # ---- ending
 
@@ -275,73 +331,205 @@ class Sessions:
         state.lost = how
         state.lost_ns = time.monotonic_ns()
         del self._live[state.key]
+        del self._roots[state.shelf.generation]
         for block in state.blocks():
             del self._blocks[block.kept.generation]
-        state.tensors.clear()
         self._idle.discard(state)
         self._deadlines.discard(state)
+        if state.on_evict is not None and how in (EVICTED, EXPIRED):
+            state.leaving = True
+            self._lock.leaving.append(state)
+        else:
+            self._clear(state)
+
+    def _clear(self, state: State) -> None:
+        """Gives back what an ended session kept."""
+        state.leaving = False
+        state.on_evict = None
+        state.tensors.clear()
         state.shelf.close()  # with everything on it
 
     def _check(self, state: State) -> None:
         if state.lost is not None or self._has_expired(state):
             messages.lost(state)
 
+    def _check_readable(self, state: State) -> None:
+        """As _check(), but what leaves can be read by its callback."""
+        if not state.leaving:
+            self._check(state)
+
+    # ---- callbacks
+
+    def on_evict(self, state: State, callback: Callable[[Session], object] | None) -> None:
+        """What is called before the session's memory goes."""
+        if callback is not None and not callable(callback):
+            raise InvalidTypeError(f"on_evict takes a callable or None, got {show_typed(callback)}")
+        self._pool_here()
+        with self._lock:
+            self._check(state)
+            state.on_evict = callback
+
+    def _calls_back(self) -> bool:
+        """Whether this thread is in a callback of a session that leaves."""
+        return threading.get_ident() in self._calling
+
+    def _let_go(self, leaving: list[State]) -> None:
+        """Calls the callbacks of ended sessions, and gives back their memory. Without the lock."""
+        thread = threading.get_ident()
+        if (
+            thread in self._calling
+        ):  # in a callback: the call below that made it goes on with these, without recursion
+            self._calling[thread].extend(leaving)
+            return
+        calls = self._calling[thread] = deque(leaving)
+        stop: BaseException | None = None
+        try:
+            while calls:
+                state = calls.popleft()
+                try:
+                    self._call(state)
+                except BaseException as error:  # KeyboardInterrupt and the like: the others still go
+                    stop = error
+                with self._lock:
+                    self._clear(state)
+        finally:
+            del self._calling[thread]
+        if stop is not None:
+            raise stop
+
+    def _call(self, state: State) -> None:
+        callback, pool = state.on_evict, self._pool()
+        if callback is None or pool is None:
+            return
+        try:
+            callback(Session._of(pool, self, state))
+        except Exception as error:
+            report(error, callback)
+
+    # ---- pins
+
+    def pin(self, state: State) -> None:
+        """The session is neither evicted nor expires until it is unpinned as often."""
+        self._pool_here()
+        with self._lock:
+            self._check(state)
+            state.pins += 1
+
+    def unpin(self, state: State) -> None:
+        """Takes back one pin(). Of a session that is over: nothing."""
+        self._pool_here()
+        with self._lock:
+            if state.pins == 0:
+                messages.not_pinned(state)
+            state.pins -= 1
+            self._touch(state)
+
     # ---- eviction
 
-    def _oldest_idle(self) -> Generator[State, None, None]:
-        """Idle sessions, the longest idle first.
+    def make_room(self, status: int, nbytes: int, root: tuple[int, int] | None, pages: bool) -> int:
+        """Evicts as many idle sessions as an attempt of this thread lacks; none if they would not do.
 
-        The order is exact although no event says when a session becomes idle: the instant of an entry is
-        never too late, so the first entry whose instant is right is the longest idle session.
+        Returns
+        -------
+        int
+            FREED, ROOM or NOTHING.
         """
-        seen: list[tuple[int, State]] = []
-        try:
-            while self._idle.first() is not None:
-                since, state = self._idle.pop()
-                idle_since = state.idle_since()
-                if idle_since is None:
-                    seen.append((time.monotonic_ns(), state))
-                elif idle_since > since:
-                    self._idle.push(idle_since, state)
-                else:
-                    seen.append((since, state))
-                    yield state
-        finally:
-            for since, state in seen:
-                if state.lost is None:
-                    self._idle.push(since, state)
-
-    def evict_longest_idle(self, needs_slot: bool) -> bool:
-        """Evicts the longest idle session whose end frees memory, or a request slot. False if none."""
-        if self._lock.mine():  # a finaliser that runs inside a call of this registry
-            return False
+        # Not inside a call of this registry (a finaliser), and not in a callback, where evictions could go on
+        # for ever.
+        if not self._live or self._lock.mine() or self._calls_back():
+            return NOTHING
+        pool = self._pool()
+        if pool is None:
+            return NOTHING
         with self._lock:
-            return self._evict(needs_slot)
+            if status == StatusCode.TOO_MANY_REQUESTS:
+                plan = self._plan_slot(pool)
+            elif status == StatusCode.QUOTA_EXCEEDED:
+                plan = self._plan_quota(pool, root or (0, 0), nbytes)
+            else:
+                plan = self._plan_memory(pool, status, nbytes, pages)
+            return self._evict(plan, _REASONS[status])
 
-    def _evict(self, slots: bool, spare: State | None = None) -> bool:
-        with closing(self._oldest_idle()) as idle:
-            for state in idle:
-                # Blocks with live views would not be returned.
-                if state is not spare and (slots or state.frees()):
-                    self._end(state, EVICTED)
-                    return True
-        return False
-
-    def _evict_bytes(self, nbytes: int, spare: State) -> bool:
-        """Evicts the longest idle sessions until so many bytes are freed; none if all together keep less."""
-        victims: list[State] = []
-        with closing(self._oldest_idle()) as idle:
-            for state in idle:
-                if nbytes <= 0:
-                    break
-                if state is not spare and (size := state.nbytes):
-                    victims.append(state)
-                    nbytes -= size
-        if nbytes > 0:
-            return False
-        for state in victims:
+    def _evict(self, plan: Plan, reason: str) -> int:
+        answer, states = plan
+        for state in states:
+            state.lost_for = reason
+            self._ended[reason] += 1
             self._end(state, EVICTED)
-        return bool(victims)
+        return answer
+
+    def _candidates(
+        self, pool: Pool, spare: State | None = None
+    ) -> Generator[tuple[State, list[Kept]], None, None]:
+        """Sessions that may be evicted and what each keeps, the least valuable first. To be closed."""
+        for generation in gone_idle(pool):
+            state = self._roots.get(generation)
+            if state is not None:
+                self._idle.push(state)
+        with closing(self._idle.walk()) as walk:
+            for state in walk:
+                if state is spare:
+                    continue
+                kept = state.kept()
+                if kept is not None:
+                    yield state, kept
+
+    def _plan_slot(self, pool: Pool, spare: State | None = None) -> Plan:
+        """Every session has a request slot."""
+        with closing(self._candidates(pool, spare)) as candidates:
+            for state, _ in candidates:
+                return FREED, [state]
+        return NOTHING, []
+
+    def _plan_budget(self, pool: Pool, more: int, spare: State | None) -> Plan:
+        """Makes room for so many bytes in the budget of all sessions."""
+        need = kept_bytes(pool) + more - (self.budget or 0)
+        if need <= 0:
+            return ROOM, []
+        if need > kept_bytes(pool):
+            return NOTHING, []
+        with closing(self._candidates(pool, spare)) as candidates:
+            states = fewest(((state, state.nbytes) for state, _ in candidates), need)
+        return (FREED if states else NOTHING), states
+
+    def _plan_quota(self, pool: Pool, request: tuple[int, int], more: int) -> Plan:
+        """Makes room for so many bytes in a request's quota, or in the budget of all sessions."""
+        need, root = over_quota(pool, request, more)
+        if need <= 0:
+            if request[1] in self._blocks and self.budget is not None:
+                shelf = self._blocks[request[1]].shelf
+                return self._plan_budget(pool, more, self._roots.get(shelf.generation))
+            return NOTHING, []
+        if need > kept_bytes(pool):
+            return NOTHING, []
+        with closing(self._candidates(pool)) as candidates:
+            states = fewest(
+                ((state, state.nbytes) for state, _ in candidates if state.shelf.counts_in(root)), need
+            )
+        return (FREED if states else NOTHING), states
+
+    def _plan_memory(self, pool: Pool, status: int, nbytes: int, pages: bool) -> Plan:
+        """The core knows which blocks make whole pages, or addresses in a row, together."""
+        if status != StatusCode.NO_ADDRESSES and bytes_not_kept(pool) + nbytes > pool.capacity:
+            return NOTHING, []
+        states: list[State] = []
+        groups: list[list[Kept]] = []
+        most = 4
+        with closing(self._candidates(pool)) as candidates:
+            for state, kept in candidates:
+                if kept:
+                    states.append(state)
+                    groups.append(kept)
+                if len(groups) == most:  # so that a plan costs what it evicts
+                    chosen = plan_return(pool, status, nbytes, pages, groups)
+                    if chosen is not None:
+                        break
+                    most *= 4
+            else:
+                chosen = plan_return(pool, status, nbytes, pages, groups)
+        if chosen is None:
+            return NOTHING, []
+        return (FREED if chosen else ROOM), [states[i] for i in chosen]
 
     def set_budget(self, budget: object) -> None:
         """Sets the budget of all sessions together."""
@@ -352,23 +540,26 @@ class Sessions:
             set_limit(pool, most)
             if most is None:
                 return
-            with closing(self._oldest_idle()) as idle:
-                for state in idle:
-                    if kept_bytes(pool) <= most:
-                        break
-                    if state.nbytes:
-                        self._end(state, EVICTED)
+            answer, states = self._plan_budget(pool, 0, None)
+            if answer == NOTHING:  # all that may go, although more than the budget stays in use
+                with closing(self._candidates(pool)) as candidates:
+                    states = [state for state, kept in candidates if kept]
+            self._evict((FREED, states), FOR_BUDGET)
 
     # ---- expiring
 
     def _has_expired(self, state: State) -> bool:
-        if state.ttl is None:
+        if state.ttl is None or state.pins:
             return False
         since = state.idle_since()
         if since is None or time.monotonic_ns() < since + int(state.ttl * 1e9):
             return False
-        self._end(state, EXPIRED)
+        self._expire(state)
         return True
+
+    def _expire(self, state: State) -> None:
+        self._ended[EXPIRED] += 1
+        self._end(state, EXPIRED)
 
     def _watch(self, state: State) -> None:
         if state.ttl is None or self._stopped:
@@ -390,12 +581,12 @@ class Sessions:
             now = time.monotonic_ns()
             while (first := self._deadlines.first()) is not None and first <= now:
                 _, state = self._deadlines.pop()
-                since = state.idle_since()
+                since = None if state.pins else state.idle_since()
                 # A session in use expires a ttl after the release of its last request, which is still to
-                # come.
+                # come; one that is pinned a ttl after the end of its last pin.
                 at = (now if since is None else since) + int((state.ttl or 0) * 1e9)
                 if since is not None and at <= now:
-                    self._end(state, EXPIRED)
+                    self._expire(state)
                 else:
                     self._deadlines.push(at, state)
             return threading.TIMEOUT_MAX if first is None else (first - now) / 1e9
@@ -436,6 +627,21 @@ class Sessions:
         self._news.set()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+
+    def stats(self) -> SessionStats:
+        """Figures since the pool was made."""
+        self._pool_here()
+        with self._lock:
+            return SessionStats(
+                hits=self._hits,
+                misses=self._misses,
+                evicted_for_bytes=self._ended[FOR_BYTES],
+                evicted_for_addresses=self._ended[FOR_ADDRESSES],
+                evicted_for_slots=self._ended[FOR_SLOTS],
+                evicted_for_budget=self._ended[FOR_BUDGET],
+                evicted_for_quota=self._ended[FOR_QUOTA],
+                expired=self._ended[EXPIRED],
+            )
 
     def records(self) -> list[SessionRecord]:
         """A record of each live session: the longest idle first, those in use last."""

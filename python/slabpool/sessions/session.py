@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from slabpool.sessions.registry import Sessions
 
 _Size = str | SupportsIndex
+_Callback = Callable[["Session"], object]
 
 
 def _caller() -> tuple[str, int]:
@@ -36,11 +37,13 @@ class Session:
     """Memory that the requests of one id leave for each other; made by `Pool.session`.
 
     Each request (`request`) is one turn. A tensor that it keeps (`keep`) moves, without a copy, from the
-    request to the session, and ``session[name]`` is a view of it in the next turn. Iterating over a session
-    yields the names. A turn uses the session until its last device has acknowledged; until then no memory is
-    returned that the turn could have read, even if it is dropped, replaced or closed. A session that no turn
-    uses is idle: it expires after its ttl, and is evicted, the longest idle first, when the pool has no room.
-    Then, and after `close`, its methods raise `SessionLostError`; opening the same id makes a new session.
+    request to the session, and ``session[name]`` is a read-only view of it in the next turn; `writable` makes
+    one that can be written. Iterating over a session yields the names. A turn uses the session until its last
+    device has acknowledged; until then no memory is returned that the turn could have read, even if it is
+    dropped, replaced or closed. A session that no turn uses is idle: it expires after its ttl, and is evicted
+    when the pool has no room and that makes enough: sessions of the lowest priority first, of these the
+    longest idle. `pin` prevents both; a callback set by `on_evict` is called before. Then, and after `close`,
+    its methods raise `SessionLostError`; opening the same id makes a new session.
 
     Any thread may call it.
 
@@ -202,8 +205,42 @@ class Session:
         self._sessions.keep(self._state, name, tensor, _caller())
 
     def __getitem__(self, name: str) -> Any:
-        """A view of the tensor kept under a name: a numpy.ndarray, Tensors or a GrowableTensor."""
-        return self._sessions.get(self._state, name)
+        """A read-only view of the tensor kept under a name: a numpy.ndarray, Tensors or a GrowableTensor."""
+        return self._sessions.get(self._state, name, False)
+
+    def writable(self, name: str) -> Any:
+        """As ``session[name]``, for writing; a `GrowableTensor` can be extended and truncated.
+
+        Other turns and devices that read the tensor see what is written.
+
+        Parameters
+        ----------
+        name : str
+
+        Returns
+        -------
+        numpy.ndarray, Tensors or GrowableTensor
+
+        Raises
+        ------
+        KeyError
+            Nothing is kept under this name.
+        SessionLostError
+            The session is closed, expired or evicted.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> pool = slabpool.Pool("1MiB")
+        >>> session = pool.session("chat-42")
+        >>> with session.request() as turn:
+        ...     session.keep("kv", turn.growable((0, 4), "f4", limit=100))
+        >>> with session.request() as turn:
+        ...     session.writable("kv").extend(2)[:] = 1
+        ...     print(session["kv"].array.sum(), session["kv"].array.flags.writeable)
+        8.0 False
+        """
+        return self._sessions.get(self._state, name, True)
 
     def drop(self, name: str) -> None:
         """Drops a kept tensor. Its memory is returned once the turns that could read it are released.
@@ -229,6 +266,93 @@ class Session:
 
     def __len__(self) -> int:
         return len(self._sessions.names(self._state))
+
+    # ---- eviction
+
+    def pin(self) -> _Pin:
+        """Protects the session from eviction and expiry until `unpin`, or the end of a with statement.
+
+        Pins are counted. A turn does not need one: a session in use is not evicted. The ttl starts again with
+        the end of the last pin. `close` ends a pinned session, too.
+
+        Returns
+        -------
+        context manager
+            Whose ``as`` is the session, and whose end takes the pin back.
+
+        Raises
+        ------
+        SessionLostError
+            The session is closed, expired or evicted.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> pool = slabpool.Pool("1MiB")
+        >>> session = pool.session("system prompt")
+        >>> with session.request() as turn:
+        ...     session.keep("kv", turn.zeros(1 << 19, "u1"))
+        >>> with session.pin():
+        ...     try:
+        ...         pool.empty(1 << 20, "u1")
+        ...     except slabpool.PoolExhausted:
+        ...         print("refused; pinned:", pool.sessions()[0].pinned)
+        refused; pinned: True
+        >>> array = pool.empty(1 << 20, "u1")
+        >>> session.evicted
+        True
+        """
+        self._sessions.pin(self._state)
+        return _Pin(self)
+
+    def unpin(self) -> None:
+        """Takes back one `pin`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            It is not pinned.
+        """
+        self._sessions.unpin(self._state)
+
+    def on_evict(self, callback: _Callback | None) -> None:
+        """Sets what is called before the session's memory goes because it is evicted or has expired.
+
+        It is called with the session, once, by a thread that holds no lock of the pool: the one that needs
+        room, finds the session expired, or ends expired sessions. The session is over by then: `evicted` or
+        `expired` is true, and no turn can be opened. But its tensors can be read until the callback returns,
+        to copy them elsewhere. Views that outlive it keep their memory from coming back. It is not called by
+        `close`, nor when the pool is closed.
+
+        While it runs, nothing is evicted for allocations of its thread, and its thread can neither open new
+        sessions of this pool nor keep anything in one. An exception goes to `sys.unraisablehook` and changes
+        nothing.
+
+        Parameters
+        ----------
+        callback : callable or None
+            Replaces the one before; None removes it.
+
+        Raises
+        ------
+        SessionLostError
+            The session is closed, expired or evicted.
+        InvalidTypeError
+            Not callable.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> pool, saved = slabpool.Pool("1MiB"), {}
+        >>> session = pool.session("chat-42")
+        >>> with session.request() as turn:
+        ...     session.keep("kv", turn.full(4, 7, "u1"))
+        >>> session.on_evict(lambda session: saved.update({session.id: session["kv"].copy()}))
+        >>> array = pool.empty(1 << 20, "u1")
+        >>> session.evicted, saved
+        (True, {'chat-42': array([7, 7, 7, 7], dtype=uint8)})
+        """
+        self._sessions.on_evict(self._state, callback)
 
     # ---- the end
 
@@ -257,6 +381,16 @@ class Session:
     def ttl(self) -> float | None:
         """Seconds after which it expires if idle, or None."""
         return self._state.ttl
+
+    @property
+    def priority(self) -> int:
+        """As given to `Pool.session`: sessions of a lower one are evicted first."""
+        return self._state.priority
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it is pinned."""
+        return self._state.pins > 0
 
     @property
     def budget(self) -> int | None:
@@ -307,3 +441,22 @@ class Session:
         names = few(self) or "nothing"
         use = ", in use" if self.in_use else ""
         return f"<Session {show(state.id)}: keeps {names} in {self.nbytes} bytes{use}>"
+
+
+class _Pin:
+    """What `Session.pin` returns: at the end of a with statement it takes the pin back."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __enter__(self) -> Session:
+        return self._session
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # A child of fork leaves the block too, and must not change its parent's session.
+        if self._session._pool._usable_here:
+            self._session.unpin()
