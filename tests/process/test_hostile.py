@@ -12,7 +12,6 @@ import os
 import random
 import socket
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -93,8 +92,8 @@ def _map(fd: int) -> np.ndarray:  # type: ignore[type-arg]
     return np.frombuffer(mmap.mmap(fd, size(fd)), "u1")
 
 
-def scribble(_: None, name: str, device: str, seconds: float, seed: int) -> int:
-    """Writes random bytes over board, tally and data for `seconds`; rings, drains and blocks the bell."""
+def scribble(_: None, name: str, device: str, stop: Path, seed: int) -> int:
+    """Writes random bytes over board, tally and data until `stop` exists; rings, drains and blocks the bell."""
     rng = np.random.default_rng(seed)
     raw = Raw(name, device)
     board, tally = _map(raw.board), _map(raw.tally)
@@ -102,8 +101,7 @@ def scribble(_: None, name: str, device: str, seconds: float, seed: int) -> int:
     os.set_blocking(raw.bell, True)  # shared with the owner
     words = board.view("u8")
     count = 0
-    until_then = time.monotonic() + seconds
-    while time.monotonic() < until_then:
+    while not stop.exists():
         count += 1
         kind = count % 8
         if kind == 0:
@@ -128,10 +126,11 @@ def scribble(_: None, name: str, device: str, seconds: float, seed: int) -> int:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_random_bytes_everywhere(shared_pool: slabpool.Pool, seed: int) -> None:
+def test_random_bytes_everywhere(shared_pool: slabpool.Pool, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     hostile = Device("engine", None)
-    hostile.start(scribble, "engine", "evil", 4.0, seed)
+    stop = tmp_path / "stop"
+    hostile.start(scribble, "engine", "evil", stop, seed)
     with attached(shared_pool, "good") as (good,):
         released = 0
         for i in range(ROUNDS):
@@ -168,7 +167,8 @@ def test_random_bytes_everywhere(shared_pool: slabpool.Pool, seed: int) -> None:
         good.start(ack, ref)
         assert last.wait(timeout=devices.PATIENCE)
         good._answer()
-    hostile._answer()
+    stop.touch()
+    assert hostile._answer() > 0
     hostile.kill()
     until(lambda: shared_pool.stats().requests_draining == 0)
     assert (shared_pool.stats().live, shared_pool.stats().retained) == (0, 0)
@@ -202,8 +202,9 @@ def test_a_heartbeat_from_the_future_counts_as_now(shared_pool: slabpool.Pool) -
     board = _map(raw.board).view("i8")
     with shared_pool.request("r", devices=["evil"], lease=0.05) as req:
         pass
+    until(lambda: req.state is slabpool.RequestState.IN_DOUBT)
     board[1] = 1 << 62
-    assert req.state is slabpool.RequestState.DRAINING
+    until(lambda: req.state is slabpool.RequestState.DRAINING)
     board[1] = -(1 << 62)
     until(lambda: req.state is slabpool.RequestState.IN_DOUBT)
     raw.close()
@@ -275,7 +276,9 @@ def test_a_full_queue_of_connections_is_waited_for(meeting_place: Path) -> None:
     with pytest.raises(slabpool.AttachError, match="does not answer"):
         while len(waiting) < 1000:
             waiting.append(rendezvous.connect("crowded", timeout=0.02))
-    connecting = threading.Thread(target=lambda: waiting.append(rendezvous.connect("crowded", timeout=60)))
+    connecting = threading.Thread(
+        target=lambda: waiting.append(rendezvous.connect("crowded", timeout=devices.PATIENCE))
+    )
     connecting.start()
     count = len(waiting)
     claim.listener.accept()[0].close()
