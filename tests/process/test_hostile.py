@@ -92,8 +92,11 @@ def _map(fd: int) -> np.ndarray:  # type: ignore[type-arg]
     return np.frombuffer(mmap.mmap(fd, size(fd)), "u1")
 
 
-def scribble(_: None, name: str, device: str, stop: Path, seed: int) -> int:
-    """Writes random bytes over board, tally and data until `stop` exists; rings, drains and blocks the bell."""
+def scribble(_: None, name: str, device: str, place: Path, seed: int) -> int:
+    """Writes random bytes over board, tally and data; rings, drains and blocks the bell.
+
+    Makes the file `started` once it has done each of these. Ends when there is a file `stop`.
+    """
     rng = np.random.default_rng(seed)
     raw = Raw(name, device)
     board, tally = _map(raw.board), _map(raw.tally)
@@ -101,7 +104,7 @@ def scribble(_: None, name: str, device: str, stop: Path, seed: int) -> int:
     os.set_blocking(raw.bell, True)  # shared with the owner
     words = board.view("u8")
     count = 0
-    while not stop.exists():
+    while not (place / "stop").exists():
         count += 1
         kind = count % 8
         if kind == 0:
@@ -122,6 +125,8 @@ def scribble(_: None, name: str, device: str, stop: Path, seed: int) -> int:
             os.write(raw.bell, (1 << 62).to_bytes(8, "little"))
             os.read(raw.bell, 8)
             os.write(raw.bell, (1).to_bytes(8, "little"))
+        if count == 8:
+            (place / "started").touch()
     return count
 
 
@@ -129,8 +134,8 @@ def scribble(_: None, name: str, device: str, stop: Path, seed: int) -> int:
 def test_random_bytes_everywhere(shared_pool: slabpool.Pool, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     hostile = Device("engine", None)
-    stop = tmp_path / "stop"
-    hostile.start(scribble, "engine", "evil", stop, seed)
+    hostile.start(scribble, "engine", "evil", tmp_path, seed)
+    until((tmp_path / "started").exists)
     with attached(shared_pool, "good") as (good,):
         released = 0
         for i in range(ROUNDS):
@@ -167,8 +172,8 @@ def test_random_bytes_everywhere(shared_pool: slabpool.Pool, tmp_path: Path, see
         good.start(ack, ref)
         assert last.wait(timeout=devices.PATIENCE)
         good._answer()
-    stop.touch()
-    assert hostile._answer() > 0
+    (tmp_path / "stop").touch()
+    assert hostile._answer() > 8
     hostile.kill()
     until(lambda: shared_pool.stats().requests_draining == 0)
     assert (shared_pool.stats().live, shared_pool.stats().retained) == (0, 0)
