@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-TIMEOUT = 60  # seconds after which a thread counts as stuck
+TIMEOUT = 300  # seconds after which a thread counts as stuck; no test takes so long, also on a busy machine
 
 
 def together(*works: Callable[[], object]) -> None:

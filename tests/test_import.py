@@ -27,7 +27,7 @@ def fresh(code: str) -> Any:
         "import sys, numpy\nnumpys = set(sys.modules)\nimport slabpool\nours = set(sys.modules) - numpys\n"
     )
     code = f"{setup}{code}\nimport json\nprint(json.dumps(found))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -448,7 +448,7 @@ def test_an_allocation_that_waits_looks_too(standin: Standin) -> None:
             x.copy_to_host(staging.empty(most, np.uint8), stream=s)
             del x
             waiter = threading.Thread(
-                target=lambda: got.append(pool.empty(most, np.uint8, timeout=60).nbytes)
+                target=lambda: got.append(pool.empty(most, np.uint8, timeout=120).nbytes)
             )
             waiter.start()
         waiter.join()

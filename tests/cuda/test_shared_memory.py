@@ -89,7 +89,7 @@ def test_the_whole_range_is_there_from_the_start(pool: slabpool.Pool, gpu0: Devi
             seen, _, _ = gpu0.ask(read, ref)
             assert seen.min() == seen.max() == value
     gpu0.kill()
-    assert pool.empty(3_500_000, "u1", timeout=60).nbytes == 3_500_000
+    assert pool.empty(3_500_000, "u1", timeout=120).nbytes == 3_500_000
 
 
 def test_references_to_other_memory_are_refused(pool: slabpool.Pool) -> None:
@@ -110,7 +110,7 @@ def test_a_process_that_sees_no_gpu_cannot_attach(cuda: object, pool: slabpool.P
         env=os.environ | {"SLABPOOL_STANDIN_DEVICES": "0"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert "AttachError: pool 'engine' cannot be mapped in this process" in done.stderr

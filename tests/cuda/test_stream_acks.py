@@ -17,7 +17,7 @@ from slabpool import Ack
 from slabpool._core.cuda import handle_of
 from tests.cuda.gpu_work import Work
 from tests.cuda.standin_build import Standin
-from tests.waiting import once, waits
+from tests.waiting import PATIENCE, once, waits
 
 MIB = 1 << 20
 
@@ -137,7 +137,7 @@ def test_waiting(memory: str, work: Work) -> None:
     req.ack("gpu0", stream=stream)
     assert not req.wait(0.01)
     thread = once(waits(threading.main_thread().ident or 0), lambda: work.let_go(stream))
-    assert req.wait(30)
+    assert req.wait(2 * PATIENCE)
     thread.join()
 
 
@@ -155,7 +155,7 @@ def test_waiting_in_an_event_loop(memory: str, work: Work) -> None:
         done, _ = await asyncio.wait([waiting], timeout=0.01)
         assert not done
         work.let_go(stream)
-        await asyncio.wait_for(waiting, 30)
+        await asyncio.wait_for(waiting, PATIENCE)
         assert req.state is slabpool.RequestState.RELEASED
 
     asyncio.run(main())
@@ -326,7 +326,7 @@ def test_without_a_driver() -> None:
         env={**os.environ, "SLABPOOL_CUDA_DRIVER": "/nonexistent/libcuda.so"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=True,
     )
     message, pending, last = done.stdout.splitlines()
@@ -347,7 +347,7 @@ def test_on_a_gpu(gpu: None) -> None:
         del array
         req.close()
         assert req.ack("gpu0", stream=stream) in (Ack.PENDING, Ack.RELEASED)
-        assert req.wait(30)
+        assert req.wait(PATIENCE)
     work.synchronize(stream)
     work.close()
     assert pool.stats().live == 0

@@ -25,7 +25,7 @@ import numpy as np
 import slabpool
 
 MiB = 1 << 20
-PATIENCE = 60  # seconds after which a child counts as hung
+PATIENCE = 120  # seconds after which a child counts as hung
 
 
 class Faults:
@@ -124,7 +124,7 @@ class Device:
             what, argument = pipe.recv()
             try:
                 if what == "attach":
-                    peer = slabpool.attach(name, device="b", timeout=5)
+                    peer = slabpool.attach(name, device="b", timeout=PATIENCE)
                     answer: Any = True
                 elif what == "sum":
                     answer = int(peer.open(argument).sum())
@@ -217,7 +217,7 @@ def scenario(kind: str, steps: Steps, device: Device | None, name: str) -> None:
     steps.back("close", req.close)
     if device is None:
         steps.back("device_lost", lambda: pool.device_lost("b"))
-    assert steps.forth("wait", lambda: req.wait(timeout=5)), "the request is over"
+    assert steps.forth("wait", lambda: req.wait(timeout=PATIENCE)), "the request is over"
     small = large = grown = None
     gc.collect()
     steps.back("close of a session", turn_of.close)
@@ -324,16 +324,18 @@ def forked(kind: str, call: str, k: int, native: bool) -> dict[str, Any]:
     return {"k": k, **result}
 
 
-def main(kind: str, call: str, native: str, most: str, seconds: str) -> None:
-    """Runs k = 0, which fails nothing, and then up to `most` others, evenly spread over all calls."""
+def main(kind: str, call: str, native: str, most: str, least: str, seconds: str) -> None:
+    """Runs k = 0, which fails nothing, and then up to `most` others, evenly spread over all calls.
+
+    After so many `seconds` no further k is started, except the first `least` ones."""
     warnings.simplefilter("ignore")
     end = time.monotonic() + float(seconds)
     whole = forked(kind, call, 0, native == "native")
     print(json.dumps(whole), flush=True)
     calls = whole.get("calls", 0)
     step = max(1, -(-calls // int(most)))
-    for k in range(1, calls + 1, step):
-        if time.monotonic() > end:
+    for count, k in enumerate(range(1, calls + 1, step)):
+        if count >= int(least) and time.monotonic() > end:
             break
         print(json.dumps(forked(kind, call, k, native == "native")), flush=True)
 

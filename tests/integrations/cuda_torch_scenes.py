@@ -132,7 +132,7 @@ def scene_allocations_belong_to_the_active_request() -> None:
         y = torch.ones(MIB, device=DEVICE)
         assert inside == req.nbytes >= 8 * MIB
     assert req.ack("gpu0", stream=torch.cuda.current_stream()) in tuple(slabpool.Ack)
-    req.wait(10)
+    assert req.wait(120)
     assert POOL.stats().retained >= 8 * MIB
     assert x.sum().item() == 2 * MIB
     del x, y

@@ -18,6 +18,7 @@ import numpy as np
 
 from slabpool.exo import Adapter
 from tests.integrations.exo_engine_shapes import LAYERS, TOKENS, Engine, Shard
+from tests.waiting import PATIENCE
 
 
 class Callback:
@@ -328,20 +329,20 @@ async def answer(node: Node, request_id: str, prompt: str) -> list[int]:
     node.on_token.register(observer).on_next(on_token)
     try:
         await node.process_prompt(Shard(0, 0), prompt, request_id)
-        await asyncio.wait_for(done.wait(), 30)
+        await asyncio.wait_for(done.wait(), PATIENCE)
     finally:
         node.on_token.deregister(observer)
     return tokens
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Returns once the condition holds; fails if it does not within half a minute."""
+    """Returns once the condition holds; fails if it does not within `PATIENCE`."""
 
     async def look() -> None:
         while not condition():
             await asyncio.sleep(0.001)
 
-    await asyncio.wait_for(look(), 30)
+    await asyncio.wait_for(look(), PATIENCE)
 
 
 def nothing_kept(*adapters: Adapter) -> bool:

@@ -7,6 +7,7 @@ tests/integrations/test_exo_tinygrad.py has tinygrad's tensors, and benchmarks/e
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from slabpool.exo import Adapter, RunRefusedError, _engine, _runs
 from slabpool.exo._wire import Message, Tag, parse, tagged, untagged
 from tests.integrations.exo_engine_shapes import CONTEXT, LAYERS, TOKENS, Shard, reference
 from tests.integrations.exo_shapes import Node, answer, make_ring, nothing_kept, until
+from tests.waiting import PATIENCE
 
 PROMPTS = [f"prompt number {i}" for i in range(8)]
 #: Bytes of the caches of one request on one of two nodes.
@@ -253,13 +255,12 @@ async def test_a_peer_that_does_not_answer(a: Node, b: Node, at_a: Adapter, at_b
 
 async def sweeps(a: Node, b: Node, at_a: Adapter, at_b: Adapter) -> None:
     """Looks for peers until nothing is kept. exo looks every other second."""
-    for _ in range(1000):
+    deadline = time.monotonic() + PATIENCE
+    while not nothing_kept(at_a, at_b):
+        assert time.monotonic() < deadline, f"still kept: {at_a.counts()}, {at_b.counts()}"
         for node in (a, b):
             await node.update_peers()
         await asyncio.sleep(0.001)
-        if nothing_kept(at_a, at_b):
-            return
-    raise AssertionError(f"still kept: {at_a.counts()}, {at_b.counts()}")
 
 
 @scene

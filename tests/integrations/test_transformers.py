@@ -13,7 +13,7 @@ import pytest
 
 import slabpool
 from tests.integrations.transformer_models import FAMILIES, WINDOW, make_config, make_model
-from tests.waiting import until
+from tests.waiting import PATIENCE, once, until, waits
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'slabpool[transformers]'")
 transformers = pytest.importorskip(
@@ -316,14 +316,14 @@ def test_closing_the_request_while_it_generates(pool: slabpool.Pool) -> None:
     def criterion(ids: Any, scores: Any, **more: Any) -> Any:
         if ids.shape[1] == 15:
             reached.set()
-            assert closed.wait(60)
+            assert closed.wait(PATIENCE)
         return torch.zeros(len(ids), dtype=torch.bool)
 
     req = pool.request("chat", devices=["gpu0"])
     cache = SlabCache(req, model.config, limit=64)
 
     def close() -> None:
-        assert reached.wait(60)
+        assert reached.wait(PATIENCE)
         req.close()
         closed.set()
 
@@ -396,9 +396,8 @@ def test_a_cache_waits_for_memory_if_asked_to(pool: slabpool.Pool) -> None:
     config = make_config("llama", num_hidden_layers=1)
     hog = [pool.empty(pool.capacity - (64 << 10), "u1")]
     with pool.request("chat") as req:
-        cache = SlabCache(req, config, limit=20_000, timeout=60)
-        giver = threading.Timer(0.05, hog.clear)
-        giver.start()
+        cache = SlabCache(req, config, limit=20_000, timeout=2 * PATIENCE)
+        giver = once(waits(threading.get_ident()), hog.clear)
         cache.update(torch.ones(1, 2, 8000, 8), torch.ones(1, 2, 8000, 8), 0)
         giver.join()
         assert cache.get_seq_length() == 8000

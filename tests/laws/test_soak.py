@@ -42,7 +42,7 @@ class Watch:
     def __init__(self, pool: Pool, requests: int) -> None:
         self.pool = pool
         self.tenth = requests // 10
-        self.took: npt.NDArray[np.int64] = np.zeros(requests, np.int64)  # ns per request
+        self.took: npt.NDArray[np.int64] = np.zeros(requests, np.int64)  # ns of processor time per request
         self.took.fill(1)  # touches its pages now
         self.resident: list[int] = [0] * 10
         self.stats: list[Stats | None] = [None] * 10
@@ -72,7 +72,7 @@ class Watch:
         assert (end.live, end.retained, end.requests_open, end.requests_draining) == (0, 0, 0, 0)
         assert self.pool.requests() == []
         assert self.pool._verify() is None
-        # The fastest hundredth, because other processes on the machine slow the rest down. A search over all
+        # The fastest hundredth, because other processes on the machine use its caches. A search over all
         # requests since the start would make those of the last tenth six times as slow as in the second.
         fastest = [float(np.percentile(tenth, 1)) for tenth in np.array_split(self.took, 10)]
         assert fastest[-1] < 3 * fastest[1], f"requests have become slower: {fastest}"
@@ -101,7 +101,7 @@ def test_devices_in_turn(record_property: Callable[[str, object], None]) -> None
     before = serve(pool, 0)
     for device in DEVICES:
         before.ack(device)
-    clock, took = time.perf_counter_ns, watch.took
+    clock, took = time.process_time_ns, watch.took
     for number in range(requests):
         began = clock()
         request = serve(pool, number)
@@ -137,7 +137,7 @@ def test_devices_in_threads(record_property: Callable[[str, object], None]) -> N
                 released.release()
 
     def host() -> None:
-        clock, took = time.perf_counter_ns, watch.took
+        clock, took = time.process_time_ns, watch.took
         for number in range(requests):
             began = clock()
             request = serve(pool, number)

@@ -20,6 +20,7 @@ import pytest
 
 import slabpool
 from slabpool import Ack, Pool
+from tests.waiting import PATIENCE
 
 T = TypeVar("T")
 CAPACITY = 1 << 20
@@ -43,7 +44,7 @@ def pool() -> Pool:
 
 
 def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    return asyncio.run(asyncio.wait_for(main(), 60))
+    return asyncio.run(asyncio.wait_for(main(), PATIENCE))
 
 
 def check_nothing_left(pool: Pool) -> None:
@@ -270,7 +271,7 @@ def test_two_loops_in_two_threads(pool: Pool) -> None:
         loops.append(asyncio.get_running_loop())
         ready.append(asyncio.Queue())
         mine, my_queue = len(loops) - 1, ready[-1]
-        await asyncio.get_running_loop().run_in_executor(None, started.wait, 30)
+        await asyncio.get_running_loop().run_in_executor(None, started.wait, PATIENCE)
         theirs = 1 - mine
 
         async def open_and_wait() -> None:

@@ -13,7 +13,7 @@ import pytest
 import slabpool
 from slabpool import Ack, Layout, Pool, PoolBusyError, PoolClosedError, RequestState
 from tests.scene import says
-from tests.waiting import until, waits
+from tests.waiting import PATIENCE, until, waits
 
 KiB = 1 << 10
 MiB = 1 << 20
@@ -185,8 +185,8 @@ def test_force_ends_all_waiting() -> None:
             answers.append(type(error))
 
     calls: list[Callable[[], object]] = [
-        lambda: pool.empty(64, timeout=60), lambda: pool.request("s", reserve=64, timeout=60),
-        lambda: req.empty(64, timeout=60), lambda: req.wait(), lambda: req.wait(60),
+        lambda: pool.empty(64, timeout=PATIENCE), lambda: pool.request("s", reserve=64, timeout=PATIENCE),
+        lambda: req.empty(64, timeout=PATIENCE), lambda: req.wait(), lambda: req.wait(PATIENCE),
     ]  # fmt: skip
     threads = [threading.Thread(target=attempt, args=(call,)) for call in calls]
     for thread in threads:
@@ -195,7 +195,7 @@ def test_force_ends_all_waiting() -> None:
     until(lambda: all(look() for look in looks))
     pool.close(force=True)
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
     assert sorted(map(str, answers)).count("True") == 2
     errors = [answer for answer in answers if answer is not True]

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from slabpool import Layout, Pool, PoolExhausted, TensorTooLargeError
+from tests.crew import together
 from tests.scene import says
-from tests.waiting import once, waits
+from tests.waiting import PATIENCE, once, waits
 
 KiB = 1 << 10
 MiB = 1 << 20
@@ -190,12 +191,12 @@ def test_waiting_call_is_served_when_a_device_acknowledges(pool: Pool, how: str)
     me = threading.get_ident()
     thread = once(waits(me), lambda: req.ack("gpu0"))
     if how == "pool":
-        assert pool.full(512 * KiB, 3, "u1", timeout=30).nbytes == 512 * KiB
+        assert pool.full(512 * KiB, 3, "u1", timeout=2 * PATIENCE).nbytes == 512 * KiB
     elif how == "request":
         with pool.request("s") as other:
-            assert not other.zeros(512 * KiB, "u1", timeout=30).any()
+            assert not other.zeros(512 * KiB, "u1", timeout=2 * PATIENCE).any()
     else:
-        with pool.request("s", reserve="512KiB", timeout=30) as other:
+        with pool.request("s", reserve="512KiB", timeout=2 * PATIENCE) as other:
             assert pool.stats().reserved == 512 * KiB
     thread.join()
     assert pool.stats().exhaustions == 0
@@ -204,7 +205,7 @@ def test_waiting_call_is_served_when_a_device_acknowledges(pool: Pool, how: str)
 def test_waiting_call_is_served_when_a_view_dies(pool: Pool) -> None:
     box = [pool.empty(768 * KiB, "u1")]
     thread = once(waits(threading.get_ident()), box.clear)
-    assert pool.empty(512 * KiB, "u1", timeout=30).nbytes == 512 * KiB
+    assert pool.empty(512 * KiB, "u1", timeout=2 * PATIENCE).nbytes == 512 * KiB
     thread.join()
 
 
@@ -215,7 +216,7 @@ def test_waiting_call_is_served_when_a_device_is_lost(pool: Pool) -> None:
     thread = once(waits(threading.get_ident()), lambda: pool.device_lost("gpu0"))
     layout = Layout({"a": (512 * KiB, "u1")})
     with pool.request("s") as other:
-        assert other.allocate(layout, timeout=30).a.nbytes == 512 * KiB
+        assert other.allocate(layout, timeout=2 * PATIENCE).a.nbytes == 512 * KiB
     thread.join()
 
 
@@ -229,17 +230,18 @@ def test_timeout_ends_the_wait(pool: Pool) -> None:
         start = time.monotonic()
         with pytest.raises(PoolExhausted, match=r"512 KiB.*within 0.05 s.*768 KiB live"):
             call()
-        assert 0.05 <= time.monotonic() - start < 20
+        assert time.monotonic() - start >= 0.05
     assert pool.requests() == []
     del view
 
 
 def test_call_that_can_be_served_does_not_wait(pool: Pool) -> None:
-    start = time.monotonic()
-    for _ in range(100):
-        pool.empty(1000, timeout=3600)
-        pool.request("r", timeout=3600).close()
-    assert time.monotonic() - start < 20
+    def serve() -> None:
+        for _ in range(100):
+            pool.empty(1000, timeout=36000)
+            pool.request("r", timeout=36000).close()
+
+    together(serve)  # fails if it is stuck
 
 
 def test_all_waiters_are_served_in_the_end(pool: Pool) -> None:
@@ -247,7 +249,7 @@ def test_all_waiters_are_served_in_the_end(pool: Pool) -> None:
 
     def one() -> None:
         for _ in range(20):
-            array = pool.full(512 * KiB, 1, "u1", timeout=60)
+            array = pool.full(512 * KiB, 1, "u1", timeout=PATIENCE)
             served.append(array[0])
             del array
 

@@ -8,6 +8,9 @@ import textwrap
 
 import pytest
 
+from tests.conftest import ROOT
+from tests.waiting import PATIENCE
+
 CALLS = [
     "req.wait()",
     "req.wait(600)",
@@ -21,12 +24,13 @@ CALLS = [
 def test_ctrl_c_ends_the_wait(call: str) -> None:
     code = f"""
         import os, signal, slabpool, threading
+        from tests.waiting import once, waits
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent process may ignore it
         pool = slabpool.Pool("1MiB")
         req = pool.request("r", ["gpu0"])
         held = pool.empty(512 << 10, "u1")
         before = pool.stats()
-        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+        once(waits(threading.get_ident()), lambda: os.kill(os.getpid(), signal.SIGINT))
         try:
             {call}
         except KeyboardInterrupt:
@@ -36,6 +40,10 @@ def test_ctrl_c_ends_the_wait(call: str) -> None:
             print("interrupted")
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=10
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,  # whose tests it imports
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")

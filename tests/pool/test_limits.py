@@ -60,7 +60,7 @@ class Mappings:
 """
 
 
-def run(code: str, *arguments: str, timeout: float = 120) -> None:
+def run(code: str, *arguments: str, timeout: float = 400) -> None:
     """Runs the code in a new process; skips if it says that this machine cannot (77)."""
     done = subprocess.run(
         [sys.executable, "-c", HELP + textwrap.dedent(code), *arguments],
@@ -363,13 +363,13 @@ def test_memory_of_sleeping_threads_is_found_without_membarrier(error: str) -> N
             sys.exit(77)
         assert libc.syscall(numbers[platform.machine()], 8, 0, 0) == -1
         assert ctypes.get_errno() == getattr(errno, sys.argv[1])
-        x = pool.full(8 << 20, 2, np.uint8, timeout=20)  # everything that the sleeping threads have
+        x = pool.full(8 << 20, 2, np.uint8, timeout=120)  # everything that the sleeping threads have
         assert (x == 2).all() and pool._verify() is None
         refused(lambda: pool.empty(64 << 10, np.uint8, timeout=0.01), slabpool.PoolExhausted)
         del x
         for i in range(200):  # the threads' caches are in use again
             use()
-            assert pool.empty(8 << 20, np.uint8, timeout=20).nbytes == 8 << 20
+            assert pool.empty(8 << 20, np.uint8, timeout=120).nbytes == 8 << 20
         over.set()
         for thread in threads:
             thread.join()

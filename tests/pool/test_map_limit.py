@@ -99,7 +99,7 @@ def test_tensors_can_be_written_without_free_mappings(tmp_path: Path, memory: st
         [sys.executable, "-c", textwrap.dedent(SCENE), memory, str(limit), str(seed)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         env={"XDG_RUNTIME_DIR": str(tmp_path), "PATH": "/usr/bin:/bin"},
     )
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr[-2000:])

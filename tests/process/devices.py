@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import slabpool
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
-PATIENCE = 60  # seconds after which a process counts as hung
 METHODS = ["fork", "spawn", "forkserver"]
 
 

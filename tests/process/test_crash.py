@@ -93,9 +93,10 @@ def test_two_hundred_kills_leave_nothing(meeting_place: Path) -> None:
     for worker in workers.values():
         worker.ready()
     kept: list[np.ndarray] = []  # type: ignore[type-arg]
-    kills = opened = 0
+    kills = opened = served = 0
     try:
         while kills < KILLS:
+            opened_before = opened
             for _ in range(rng.randint(1, 12)):
                 opened += 1
                 fill = opened % 251
@@ -116,6 +117,9 @@ def test_two_hundred_kills_leave_nothing(meeting_place: Path) -> None:
                 for name in named:
                     workers[name].send(refs[name], fill)
                 del x, y
+            if kills % 4 == 0:  # all of these acknowledge before the next kill
+                until(lambda: pool.stats().requests_draining + pool.stats().requests_in_doubt == 0)
+                served += opened - opened_before
             victim = rng.choice(NAMES)
             workers[victim].process.kill()
             workers[victim].end(-signal.SIGKILL)
@@ -136,7 +140,7 @@ def test_two_hundred_kills_leave_nothing(meeting_place: Path) -> None:
     stats = pool.stats()
     assert (stats.live, stats.retained, stats.in_doubt) == (0, 0, 0)
     assert stats.allocations == stats.frees
-    assert stats.acks > opened  # most were acknowledged, not only lost
+    assert stats.acks >= served >= KILLS // 4  # not all were lost
     assert pool.requests() == []
     assert pool._verify() is None
     pool.close()

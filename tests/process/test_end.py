@@ -10,7 +10,7 @@ from tests.process.devices import PATIENCE
 
 DEVICE = """
 import sys, slabpool
-peer = slabpool.attach("engine", device="gpu0", timeout=60)
+peer = slabpool.attach("engine", device="gpu0", timeout=120)
 print("attached", flush=True)
 sys.stdin.readline()
 """

@@ -240,6 +240,7 @@ def test_a_lock_of_the_directory_is_waited_for_with_a_deadline(
     meeting_place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meeting_place.mkdir(mode=0o700)
+    patience = rendezvous._PATIENCE
     monkeypatch.setattr(rendezvous, "_PATIENCE", 0.2)
     before = devices.descriptors()
     with subprocess.Popen(
@@ -257,6 +258,7 @@ def test_a_lock_of_the_directory_is_waited_for_with_a_deadline(
         assert raised.value.errno == errno.ETIMEDOUT
         assert str(meeting_place) in str(raised.value)
         holder.kill()
+    monkeypatch.setattr(rendezvous, "_PATIENCE", patience)
     del raised
     gc.collect()
     assert {fd: what for fd, what in devices.descriptors().items() if before.get(fd) != what} == {}

@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # with threads, from Python 3.12 on
 ]
 
-ALARM = 60  # seconds after which a child counts as hung
+ALARM = 120  # seconds after which a child counts as hung
 LAYOUT = Layout({"k": ((16, 64), "f4"), "v": ((16, 64), "f4")})
 
 
@@ -295,7 +295,7 @@ def test_fork_while_threads_are_at_work() -> None:
                     f"busy-{number}", [f"d{number}", f"fresh{number}-{made % 500}"], reserve=64 << 10
                 )
                 array = request.full(20_000, number, "u1")
-                other = pool.zeros(400_000, "u1", timeout=5)  # releases the GIL inside the pool
+                other = pool.zeros(400_000, "u1", timeout=ALARM)  # releases the GIL inside the pool
                 request.close()
                 pool.stats(), pool.requests()
                 pool.ack(request.id, f"d{number}", generation=request.generation)

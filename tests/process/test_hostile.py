@@ -12,7 +12,6 @@ import os
 import random
 import socket
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -93,8 +92,11 @@ def _map(fd: int) -> np.ndarray:  # type: ignore[type-arg]
     return np.frombuffer(mmap.mmap(fd, size(fd)), "u1")
 
 
-def scribble(_: None, name: str, device: str, seconds: float, seed: int) -> int:
-    """Writes random bytes over board, tally and data for `seconds`; rings, drains and blocks the bell."""
+def scribble(_: None, name: str, device: str, place: Path, seed: int) -> int:
+    """Writes random bytes over board, tally and data; rings, drains and blocks the bell.
+
+    Makes the file `started` once it has done each of these. Ends when there is a file `stop`.
+    """
     rng = np.random.default_rng(seed)
     raw = Raw(name, device)
     board, tally = _map(raw.board), _map(raw.tally)
@@ -102,8 +104,7 @@ def scribble(_: None, name: str, device: str, seconds: float, seed: int) -> int:
     os.set_blocking(raw.bell, True)  # shared with the owner
     words = board.view("u8")
     count = 0
-    until_then = time.monotonic() + seconds
-    while time.monotonic() < until_then:
+    while not (place / "stop").exists():
         count += 1
         kind = count % 8
         if kind == 0:
@@ -124,14 +125,17 @@ def scribble(_: None, name: str, device: str, seconds: float, seed: int) -> int:
             os.write(raw.bell, (1 << 62).to_bytes(8, "little"))
             os.read(raw.bell, 8)
             os.write(raw.bell, (1).to_bytes(8, "little"))
+        if count == 8:
+            (place / "started").touch()
     return count
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_random_bytes_everywhere(shared_pool: slabpool.Pool, seed: int) -> None:
+def test_random_bytes_everywhere(shared_pool: slabpool.Pool, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     hostile = Device("engine", None)
-    hostile.start(scribble, "engine", "evil", 4.0, seed)
+    hostile.start(scribble, "engine", "evil", tmp_path, seed)
+    until((tmp_path / "started").exists)
     with attached(shared_pool, "good") as (good,):
         released = 0
         for i in range(ROUNDS):
@@ -168,7 +172,8 @@ def test_random_bytes_everywhere(shared_pool: slabpool.Pool, seed: int) -> None:
         good.start(ack, ref)
         assert last.wait(timeout=devices.PATIENCE)
         good._answer()
-    hostile._answer()
+    (tmp_path / "stop").touch()
+    assert hostile._answer() > 8
     hostile.kill()
     until(lambda: shared_pool.stats().requests_draining == 0)
     assert (shared_pool.stats().live, shared_pool.stats().retained) == (0, 0)
@@ -202,8 +207,9 @@ def test_a_heartbeat_from_the_future_counts_as_now(shared_pool: slabpool.Pool) -
     board = _map(raw.board).view("i8")
     with shared_pool.request("r", devices=["evil"], lease=0.05) as req:
         pass
+    until(lambda: req.state is slabpool.RequestState.IN_DOUBT)
     board[1] = 1 << 62
-    assert req.state is slabpool.RequestState.DRAINING
+    until(lambda: req.state is slabpool.RequestState.DRAINING)
     board[1] = -(1 << 62)
     until(lambda: req.state is slabpool.RequestState.IN_DOUBT)
     raw.close()
@@ -275,7 +281,9 @@ def test_a_full_queue_of_connections_is_waited_for(meeting_place: Path) -> None:
     with pytest.raises(slabpool.AttachError, match="does not answer"):
         while len(waiting) < 1000:
             waiting.append(rendezvous.connect("crowded", timeout=0.02))
-    connecting = threading.Thread(target=lambda: waiting.append(rendezvous.connect("crowded", timeout=60)))
+    connecting = threading.Thread(
+        target=lambda: waiting.append(rendezvous.connect("crowded", timeout=devices.PATIENCE))
+    )
     connecting.start()
     count = len(waiting)
     claim.listener.accept()[0].close()

@@ -38,7 +38,7 @@ PEER_PIDFD = 77  # SO_PEERPIDFD, which Python does not name
 DEVICE = """
 import os, socket, subprocess, sys
 import slabpool
-peer = slabpool.attach("engine", device="gpu0", timeout=60)
+peer = slabpool.attach("engine", device="gpu0", timeout=120)
 print(os.getpid(), flush=True)
 for line in sys.stdin:
     copies = []
@@ -69,7 +69,7 @@ with slabpool.Pool("1MiB", memory="shared", name="engine") as pool:
     for line in sys.stdin:
         asked = json.loads(line)
         if asked == "wait":
-            said = request.wait(timeout=60)
+            said = request.wait(timeout=120)
         else:
             try:
                 said = pool.device_lost("gpu0", kill=asked == "kill")
@@ -297,7 +297,7 @@ def test_a_killed_process_that_does_not_end(
             assert request.pending == {"gpu0"}
             assert shared_pool.stats().live > 0
             assert tracer.end() == 0
-        monkeypatch.setattr(owner, "_PATIENCE", 30.0)
+        monkeypatch.setattr(owner, "_PATIENCE", devices.PATIENCE)
         # The kernel ends it now; a repeated call waits for that, or it is detached already.
         assert shared_pool.device_lost("gpu0", kill=True) in (0, 1)
         assert device.process.wait(devices.PATIENCE) == -signal.SIGKILL

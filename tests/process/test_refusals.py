@@ -69,7 +69,7 @@ FREE = """
 """
 CALLS = {
     "creation": "slabpool.Pool('1MiB', memory='shared', name='small')",
-    "attach": "slabpool.attach('engine', device='gpu0', timeout=60)",
+    "attach": "slabpool.attach('engine', device='gpu0', timeout=120)",
 }
 
 

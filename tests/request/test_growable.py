@@ -10,6 +10,7 @@ import pytest
 
 import slabpool
 from slabpool import Pool
+from tests.waiting import PATIENCE, once, waits
 
 PAGE = 4 << 10
 
@@ -96,9 +97,8 @@ def test_running_out_is_an_error_and_changes_nothing(pool):
             req.growable((0, 1 << 20), "u1", limit=1 << 30)
         kept = [other]
         del other
-        giver = threading.Timer(0.05, kept.clear)
-        giver.start()
-        assert tensor.extend(8 << 20, timeout=60).size == 9 << 20
+        giver = once(waits(threading.get_ident()), kept.clear)
+        assert tensor.extend(8 << 20, timeout=2 * PATIENCE).size == 9 << 20
         giver.join()
 
 
@@ -210,7 +210,7 @@ def test_two_threads_extend_one_tensor(pool):
         def work() -> None:
             start.wait()
             for _ in range(3000):
-                seen.append(tensor.extend(1, timeout=10).shape[0])
+                seen.append(tensor.extend(1, timeout=PATIENCE).shape[0])
 
         threads = [threading.Thread(target=work) for _ in range(2)]
         for thread in threads:

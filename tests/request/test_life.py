@@ -246,15 +246,15 @@ def test_many_requests_of_one_id_end_as_fast_as_of_many() -> None:
     def seconds(ids: list[Any]) -> float:
         with Pool("1MiB") as pool:
             requests = [pool.request(request_id, ["gpu0"]) for request_id in ids]
-            start = time.perf_counter()
+            start = time.thread_time()  # of this thread, because other processes may have the processor
             for req in requests:  # oldest first, as is usual
                 req.close()
                 req.ack("gpu0")
-            return time.perf_counter() - start
+            return time.thread_time() - start
 
     count = 8000
-    ratio = min(seconds(["chat"] * count) / seconds(list(range(count))) for _ in range(3))
-    assert ratio < 5
+    same = min(seconds(["chat"] * count) for _ in range(3))
+    assert same < 5 * min(seconds(list(range(count))) for _ in range(3))
 
 
 # ---- acks by id

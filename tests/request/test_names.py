@@ -11,6 +11,7 @@ import pytest
 
 import slabpool
 from slabpool import Ack, DuplicateDeviceError, Pool, TooManyDevicesError, UnknownDeviceError
+from tests.waiting import PATIENCE, until
 
 MAX = 4096
 NAMES = 6000
@@ -194,8 +195,7 @@ def test_a_lease_does_not_count_signs_of_the_old_name(pool: Pool) -> None:
     fill(pool, 1)
     request = pool.request("r", ["new"], lease=1e-9)
     request.empty(8)
-    while pool.stats().in_doubt == 0:
-        pass
+    until(lambda: pool.stats().in_doubt > 0)
     assert request.state is slabpool.RequestState.IN_DOUBT
 
 
@@ -224,7 +224,7 @@ def test_threads_with_more_names_than_numbers(debug: int) -> None:
         try:
             for i in range(300):
                 name = f"{thread}.{i}"
-                request = pool.request(thread, [name], reserve=65536, timeout=10)
+                request = pool.request(thread, [name], reserve=65536, timeout=PATIENCE)
                 request.add_device(f"{name}+")
                 assert request.pending == {name, f"{name}+"}
                 request.close()

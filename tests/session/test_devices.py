@@ -69,7 +69,7 @@ def test_a_reader_keeps_a_session_from_eviction(shared: slabpool.Pool) -> None:
             shared.empty(800_000, "u1")
         assert gpu0.ask(total, ref) == 1_200_000
         gpu0.kill()
-        assert shared.empty(800_000, "u1", timeout=60).nbytes == 800_000
+        assert shared.empty(800_000, "u1", timeout=120).nbytes == 800_000
 
 
 def test_a_turn_refers_only_to_what_it_may_read(shared: slabpool.Pool) -> None:

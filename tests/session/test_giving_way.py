@@ -109,12 +109,12 @@ def test_a_growing_kept_tensor_evicts_others_but_not_itself(pool: Pool) -> None:
 
 def test_waiting_begins_after_evictions_and_ends_when_a_session_becomes_idle(pool: Pool) -> None:
     sessions = four(pool)
-    assert pool.empty(QUARTER, "u1", timeout=60).nbytes == QUARTER
+    assert pool.empty(QUARTER, "u1", timeout=120).nbytes == QUARTER
     assert sessions[0].evicted
     turns = [s.request() for s in sessions[1:]]
     held = pool.empty(QUARTER, "u1")
     thread = once(waits(threading.get_ident()), turns[1].close)
-    array = pool.empty(QUARTER, "u1", timeout=60)
+    array = pool.empty(QUARTER, "u1", timeout=120)
     thread.join()
     assert sessions[2].evicted and not sessions[1].closed
     for turn in turns:

@@ -16,7 +16,7 @@ import pytest
 import slabpool
 from slabpool import Pool, SessionLostError
 from tests.session.conftest import turn_with
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 
 def keepers() -> list[threading.Thread]:
@@ -26,24 +26,26 @@ def keepers() -> list[threading.Thread]:
 
 def test_an_idle_session_expires_without_a_call(pool: Pool) -> None:
     assert keepers() == []
-    session = pool.session("chat-42", ttl=0.05)
+    session = pool.session("chat-42", ttl=3600)
     turn_with(session, "kv", 1000)
     assert [thread.name for thread in keepers()] == ["slabpool-sessions-chats"]
+    pool.session("chat-42", ttl=0.05)
     until(lambda: pool.stats().live == 0)
     assert session.expired and session.closed and not session.evicted
     with pytest.raises(SessionLostError, match=r"expired: no request used it for its ttl of 0\.05 s"):
         session.keep("kv", pool.zeros(1))
     assert repr(session) == "<Session 'chat-42': expired>" and pool.sessions() == []
-    again = pool.session("chat-42", ttl=60)
+    again = pool.session("chat-42", ttl=3600)
     assert again is not session and not again.closed
     pool.close()
     assert keepers() == []
 
 
 def test_a_session_in_use_expires_a_ttl_after_its_last_request(pool: Pool) -> None:
-    session = pool.session("chat-42", ttl=0.02)
+    session = pool.session("chat-42")
     turn = session.request(devices=["gpu0"])
     turn.close()
+    pool.session("chat-42", ttl=0.02)
     other = pool.session("other", ttl=0.05)  # when it expires, the ttl of the first would be over too
     until(lambda: other.expired)
     assert not session.closed and pool.sessions()[0].idle is None
@@ -58,8 +60,10 @@ def test_a_ttl_may_change(pool: Pool) -> None:
     assert pool.session("chat-42").ttl == 3600
     assert pool.session("chat-42", ttl=0.01) is session and session.ttl == 0.01
     until(lambda: session.expired)
-    longer = pool.session("chat-42", ttl=0.05)
-    assert pool.session("chat-42", ttl=3600) is longer
+    longer = pool.session("chat-42")
+    with longer.request():  # in use, it does not expire in between
+        assert pool.session("chat-42", ttl=0.05) is longer
+        assert pool.session("chat-42", ttl=3600) is longer
     first = pool.session("first", ttl=0.06)
     until(lambda: first.expired)
     assert not longer.closed
@@ -92,7 +96,7 @@ def test_closed_while_a_turn_is_being_opened(pool: Pool) -> None:
 
     def open_turn() -> None:
         try:
-            session.request(["gpu0"], reserve=1000, timeout=60)
+            session.request(["gpu0"], reserve=1000, timeout=PATIENCE)
         except SessionLostError as error:
             failed.append(error.with_traceback(None))
 
@@ -101,13 +105,13 @@ def test_closed_while_a_turn_is_being_opened(pool: Pool) -> None:
     until(lambda: session.in_use)
     session.close()
     del held
-    thread.join(60)
+    thread.join(PATIENCE)
     assert len(failed) == 1
     assert pool.requests() == [] and pool.stats().requests_open == 0
 
 
 def test_a_pool_closes_over_idle_sessions(pool: Pool) -> None:
-    session, other = pool.session("chat-42", ttl=60), pool.session("other")
+    session, other = pool.session("chat-42", ttl=3600), pool.session("other")
     turn_with(session, "kv", 1000)
     turn_with(other, "kv", 1000)
     view = session["kv"]
@@ -134,7 +138,7 @@ def test_a_pool_closes_over_idle_sessions(pool: Pool) -> None:
 
 
 def test_closing_a_pool_by_force_ends_its_sessions(pool: Pool) -> None:
-    session = pool.session("chat-42", ttl=60)
+    session = pool.session("chat-42", ttl=3600)
     turn_with(session, "kv", 1000, 7)
     turn = session.request(devices=["gpu0"])
     view = session["kv"]
@@ -171,9 +175,10 @@ def test_a_session_lives_without_its_object(pool: Pool) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_does_not_touch_sessions(pool: Pool) -> None:
-    session = pool.session("chat-42", ttl=0.1)
+    session = pool.session("chat-42")
     turn_with(session, "kv", 1000, 7)
     turn = session.request()
+    pool.session("chat-42", ttl=0.1)  # which begins when the turn is over
     view = session["kv"]
     read, write = os.pipe()
 

@@ -511,11 +511,11 @@ TEST_F(StreamAcks, WhoWaitsLooksAgain) {
     }
     std::atomic<int> done{0};
     std::thread waits([&] {
-      EXPECT_TRUE(pool->wait_released(handle, in_seconds(60)));
+      EXPECT_TRUE(pool->wait_released(handle, in_seconds(120)));
       ++done;
     });
     std::thread allocates([&] {
-      const Allocation made = pool->allocate_until(bytes(kCapacity / 2), in_seconds(60));
+      const Allocation made = pool->allocate_until(bytes(kCapacity / 2), in_seconds(120));
       EXPECT_EQ(made.status, Status::ok);
       if (made.block != nullptr) pool->drop_view(*made.block);
       ++done;

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cstdint>
 #include <cstring>
 #include <thread>
 #include <vector>
@@ -12,6 +13,8 @@
 
 namespace slabpool::test {
 namespace {
+
+constexpr std::int64_t kHour = std::int64_t{3600} * 1'000'000'000;
 
 enum class Kind { host, shared, debug };
 
@@ -78,7 +81,7 @@ class Scenario {
   // gets no memory for it sleeps in short slices instead.
   void wait_once() {
     const failing_new::Armed armed;
-    EXPECT_TRUE(pool_->wait_released({}, in_seconds(1)));
+    EXPECT_TRUE(pool_->wait_released({}, in_seconds(120)));
   }
 
   void name_devices() {
@@ -103,7 +106,7 @@ class Scenario {
                                taken("a span", bytes(300'000)), taken("a large span", bytes(5 * kMiB)),
                                taken("an aligned block", aligned)};
     forth("allocate_until", [&] {
-      return made(pool_->allocate_until(bytes(1000), in_seconds(1)), all.emplace_back(nullptr));
+      return made(pool_->allocate_until(bytes(1000), in_seconds(120)), all.emplace_back(nullptr));
     });
     if (all.back() == nullptr) all.pop_back();
     Block* last = all.back();
@@ -134,7 +137,7 @@ class Scenario {
     (void)taken("allocate for a request", kept(1000, unborn));
     back("discard", [&] { pool_->discard(unborn); });
     EXPECT_TRUE(pool_->released(unborn)) << "no device has to acknowledge it";
-    const Handle handle = opened("open", {.id = "sr", .devices = {0, 1}, .lease_ns = 1'000'000'000});
+    const Handle handle = opened("open", {.id = "sr", .devices = {0, 1}, .lease_ns = kHour});
     Block* viewed = taken("allocate for a request", bytes(1000, handle));
     (void)taken("allocate without a view", kept(200'000, handle));
     const std::uint32_t serial = viewed->serial();
@@ -142,7 +145,7 @@ class Scenario {
     drop("drop_view of a request's block", viewed);
     forth("open_until", [&] {
       Handle other;
-      const Status status = pool_->open_until(Opening{.id = "so"}.spec(), other, in_seconds(1));
+      const Status status = pool_->open_until(Opening{.id = "so"}.spec(), other, in_seconds(120));
       if (status == Status::ok) pool_->close_request(other, false);
       return status;
     });
@@ -154,7 +157,7 @@ class Scenario {
     for (const std::uint32_t device : {0U, 1U, 1U, 2U})
       back("ack", [&] { EXPECT_EQ(pool_->ack(handle, device).status, Status::ok); });
     back("released", [&] { EXPECT_TRUE(pool_->released(handle)); });
-    back("wait_released", [&] { EXPECT_TRUE(pool_->wait_released(handle, in_seconds(1))); });
+    back("wait_released", [&] { EXPECT_TRUE(pool_->wait_released(handle, in_seconds(120))); });
     drop("drop_view of a retained block", viewed);
   }
 
@@ -197,7 +200,7 @@ class Scenario {
     for (const std::uint64_t size : {kMiB / 8, kMiB, 2 * kMiB})
       forth("grow", [&] { return pool_->grow(*block, handle, size, usable); });
     forth("grow_until",
-          [&] { return pool_->grow_until(*block, handle, 3 * kMiB, usable, in_seconds(1)); });
+          [&] { return pool_->grow_until(*block, handle, 3 * kMiB, usable, in_seconds(120)); });
     Pool::Extent left;
     back("give_part", [&] { (void)pool_->give_part(*block, handle, kMiB, 2 * kMiB, 1, left); });
     EXPECT_EQ(block->bytes, kMiB);
@@ -295,7 +298,7 @@ class Scenario {
       peer = SharedPeer::create(0, files.data, files.table, files.board, files.tally, files.bell, error);
       return peer != nullptr;
     });
-    const Handle handle = opened("open", {.id = "sx", .devices = {0}, .lease_ns = 1'000'000'000});
+    const Handle handle = opened("open", {.id = "sx", .devices = {0}, .lease_ns = kHour});
     Block* block = taken("allocate", kept(5000, handle));
     Reference reference;
     back("refer", [&] {

@@ -211,7 +211,7 @@ TEST_F(PoolGrowing, ItWaitsForMemory) {
   std::uint64_t usable = 0;
   EXPECT_EQ(pool->grow_until(*block, request, 8 * kMiB, usable, now_ns()), Status::exhausted);
   waiting.store(true, std::memory_order_release);
-  EXPECT_EQ(pool->grow_until(*block, request, 8 * kMiB, usable, test::in_seconds(60)), Status::ok);
+  EXPECT_EQ(pool->grow_until(*block, request, 8 * kMiB, usable, test::in_seconds(120)), Status::ok);
   EXPECT_EQ(usable, 8 * kMiB);
   giver.join();
   pool->drop_view(*block);

@@ -454,7 +454,7 @@ TEST(Race, ClosedAsSoonAsTheMemoryIsBack) {
     pool->drop_view(*block);
     pool->close_request(request, false);
     std::thread device([&] { (void)pool->ack(request, 0); });
-    const Allocation made = pool->allocate_until(bytes(800'000), test::in_seconds(60));
+    const Allocation made = pool->allocate_until(bytes(800'000), test::in_seconds(120));
     if (made.block != nullptr) pool->drop_view(*made.block);
     if (made.block == nullptr || pool->close(false) != Status::ok) ++refused;
     device.join();

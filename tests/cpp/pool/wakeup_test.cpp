@@ -90,7 +90,7 @@ TEST_F(Wakeup, NoneIsLost) {
     start.arrive();
     Allocation made;
     while ((made = pool->allocate(bytes(900'000))).block == nullptr) {
-      if (!woken(30'000)) {
+      if (!woken(120'000)) {
         ADD_FAILURE() << "round " << round;
         std::abort();  // the other thread waits for this one
       }

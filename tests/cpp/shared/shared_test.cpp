@@ -238,8 +238,8 @@ TEST_F(SharedPool, TheBellRingsOnlyForWaiters) {
   const Handle handle = open(*pool, {.devices = {gpu}});
   const Reference reference = refer(handle, nullptr);
   close(handle);
-  std::thread waiter([&] { EXPECT_TRUE(pool->wait_released(handle, in_seconds(60))); });
-  std::thread other([&] { EXPECT_TRUE(pool->wait_released(handle, in_seconds(60))); });
+  std::thread waiter([&] { EXPECT_TRUE(pool->wait_released(handle, in_seconds(120))); });
+  std::thread other([&] { EXPECT_TRUE(pool->wait_released(handle, in_seconds(120))); });
   EXPECT_EQ(ack(*peer, reference), AckResult::released);
   waiter.join();
   other.join();
