@@ -282,7 +282,8 @@ def test_the_systems_refusal_is_distinguished_from_exhaustion() -> None:
             else:
                 raise AssertionError("the system served it")
         after = pool.stats()
-        assert after == before._replace(exhaustions=after.exhaustions, metadata=after.metadata), (before, after)
+        same = before._replace(exhaustions=after.exhaustions, metadata=after.metadata)
+        assert after == same, (before, after)
         assert pool._verify() is None and not view.any()
         resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY,) * 2)
         assert not pool.zeros(256 << 20, "u1")[::4096].any()

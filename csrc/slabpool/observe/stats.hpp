@@ -61,7 +61,9 @@ struct Refusal {
     std::int64_t idle_ns = -1;  // of that session; -1: in use
   };
   Stats stats{};
-  bool counts_in_doubt = true;  // false: stats.live includes what is in doubt
+  bool counts_in_doubt = true;   // false: stats.live includes what is in doubt
+  std::uint64_t fragmented = 0;  // as Pool::fragmented_bytes() and metadata_bytes()
+  std::uint64_t metadata = 0;
   std::uint32_t requests = 0;   // requests and kept tensors
   std::vector<Holder> largest;  // the largest first; at most five, as are the next
   std::vector<Holder> oldest;   // without those in `largest`

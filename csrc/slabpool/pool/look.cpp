@@ -112,6 +112,8 @@ Refusal Pool::explain_exhausted() noexcept {
   const RequestTable::Counts counts = table_.counts();
   refusal.counts_in_doubt = !leases || counts.open + counts.draining <= RequestTable::kWalkBatch;
   refusal.stats = figures([&] { return leases && refusal.counts_in_doubt; });
+  refusal.fragmented = fragmented_bytes();
+  refusal.metadata = metadata_bytes();
   const std::int64_t now = now_ns();
   try {
     table_.notable([&](const RequestTable::Notable& notable) {

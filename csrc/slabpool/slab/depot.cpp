@@ -45,8 +45,8 @@ Depot::~Depot() {
 
 void Depot::note_fragmented() noexcept {
   const std::uint64_t usable = (solid_free_ << kPageBits) + slab_bytes_used_;
-  SLABPOOL_ASSERT(usable <= slab_pages_ << kPageBits, "blocks and free pages of slabs fit in their pages",
-                  usable, slab_pages_);
+  SLABPOOL_ASSERT(usable <= slab_pages_ << kPageBits,
+                  "blocks and free pages of slabs fit in their pages", usable, slab_pages_);
   fragmented_.store((slab_pages_ << kPageBits) - usable, std::memory_order_relaxed);
 }
 
@@ -150,8 +150,8 @@ void Depot::ready_array(unsigned size_class) {
   const std::size_t made = arrays_made_[size_class] + 1;
   if (made > arrays_[size_class].capacity()) arrays_[size_class].reserve(2 * made);
   // The states of a slab's pages lie behind its blocks.
-  auto* blocks = static_cast<Block*>(::operator new[](count * sizeof(Block) + sizeof(SlabPages),
-                                                      std::align_val_t{alignof(Block)}));
+  auto* blocks = static_cast<Block*>(
+      ::operator new[](count * sizeof(Block) + sizeof(SlabPages), std::align_val_t{alignof(Block)}));
   for (std::uint32_t i = 0; i < count; ++i) new (&blocks[i]) Block();
   new (static_cast<void*>(blocks + count)) SlabPages();
   all_arrays_.push_back(blocks);
@@ -287,9 +287,8 @@ bool Depot::grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef re
     publish();
     return false;
   }
-  const bool grown =
-      pages_.grow(span, pages, commit_limit(more, effort)) ||
-      (effort == Effort::hard && pages_.grow(span, pages, capacity_ >> kPageBits));
+  const bool grown = pages_.grow(span, pages, commit_limit(more, effort)) ||
+                     (effort == Effort::hard && pages_.grow(span, pages, capacity_ >> kPageBits));
   if (grown) reserves_.draw(reserve, own, span);
   refused = !grown && effort == Effort::hard && pages_.system_refused();
   publish();

@@ -208,8 +208,8 @@ class Depot {
   std::uint64_t solid_free_ = 0;
   std::uint64_t solid_free_in_[kSlabClasses] = {};
   std::uint64_t slab_bytes_used_ = 0;
-  std::uint64_t slab_pages_ = 0;      // committed pages of slabs
-  std::uint64_t block_records_ = 0;   // bytes
+  std::uint64_t slab_pages_ = 0;              // committed pages of slabs
+  std::uint64_t block_records_ = 0;           // bytes
   std::atomic<std::uint64_t> fragmented_{0};  // relaxed: a figure for reports
   Span* empty_[kSlabClasses] = {};  // the one slab of a class that is kept with all its blocks free
   std::vector<Block*> arrays_[kSlabClasses];  // block arrays of freed slabs, for use by new ones

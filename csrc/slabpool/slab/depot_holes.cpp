@@ -19,9 +19,9 @@ constexpr std::uint64_t kHollowStep = 256;
 void Depot::count_solid_free(const Span* slab, std::int64_t pages) noexcept {
   solid_free_ += static_cast<std::uint64_t>(pages);
   solid_free_in_[slab->size_class] += static_cast<std::uint64_t>(pages);
-  SLABPOOL_ASSERT(solid_free_in_[slab->size_class] <= solid_free_ &&
-                      solid_free_ <= pages_.committed_pages(),
-                  "free pages of slabs are committed", solid_free_, pages_.committed_pages());
+  SLABPOOL_ASSERT(
+      solid_free_in_[slab->size_class] <= solid_free_ && solid_free_ <= pages_.committed_pages(),
+      "free pages of slabs are committed", solid_free_, pages_.committed_pages());
 }
 
 SlabPages::Run Depot::pages_of(const Span* slab, const Block* block) const noexcept {

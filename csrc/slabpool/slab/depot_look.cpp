@@ -65,7 +65,8 @@ const char* Depot::verify() noexcept {
 const char* Depot::verify_slab(const Span& slab) const noexcept {
   if (slab.carved > slab.count || slab.free_blocks > slab.count)
     return "a slab has more blocks than fit in it";
-  if (slab.holes != 0 && slab.carved != slab.count) return "a slab with holes has blocks without a record";
+  if (slab.holes != 0 && slab.carved != slab.count)
+    return "a slab with holes has blocks without a record";
   const SlabPages& states = *slab.page_states;
   std::uint32_t in_use[SlabPages::kMost] = {};
   const auto add = [&](const Block& block, std::uint32_t n) {

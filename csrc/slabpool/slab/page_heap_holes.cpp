@@ -10,7 +10,8 @@ namespace slabpool {
 
 bool PageHeap::punch(Span* slab, std::uint64_t first, std::uint64_t pages) noexcept {
   SLABPOOL_ASSERT(slab->kind == SpanKind::slab && first >= slab->first_page &&
-                      first + pages <= slab->first_page + slab->pages && slab->holes + pages <= slab->pages,
+                      first + pages <= slab->first_page + slab->pages &&
+                      slab->holes + pages <= slab->pages,
                   "a hole lies in a slab", slab->kind, first, pages, slab->holes);
   system_refused_ = !memory_.punch_hole(first << kPageBits, pages << kPageBits);
   if (system_refused_) return false;
@@ -35,8 +36,8 @@ bool PageHeap::fill(Span* slab, std::uint64_t first, std::uint64_t pages,
 }
 
 void PageHeap::free_hollow(Span* slab) noexcept {
-  SLABPOOL_ASSERT(slab->kind == SpanKind::slab && slab->holes == slab->pages,
-                  "every page is a hole", slab->kind, slab->holes, slab->pages);
+  SLABPOOL_ASSERT(slab->kind == SpanKind::slab && slab->holes == slab->pages, "every page is a hole",
+                  slab->kind, slab->holes, slab->pages);
   slab->holes = 0;
   memory_.discard(slab->first_page << kPageBits, slab->pages << kPageBits);
   slab->kind = SpanKind::uncommitted_free;

@@ -70,13 +70,17 @@ class FreedPages {
   std::uint64_t add(const Block& block) {
     if (!by_page(block)) return spans_.add(block) ? pages_of(*block.span) : 0;
     std::uint64_t pages = 0;
-    each_page(block, [&](std::uint64_t page, std::uint32_t in_use) { pages += ++given_[page] == in_use ? 1 : 0; });
+    each_page(block, [&](std::uint64_t page, std::uint32_t in_use) {
+      pages += ++given_[page] == in_use ? 1 : 0;
+    });
     return pages;
   }
   std::uint64_t remove(const Block& block) {
     if (!by_page(block)) return spans_.remove(block) ? pages_of(*block.span) : 0;
     std::uint64_t pages = 0;
-    each_page(block, [&](std::uint64_t page, std::uint32_t in_use) { pages += given_[page]-- == in_use ? 1 : 0; });
+    each_page(block, [&](std::uint64_t page, std::uint32_t in_use) {
+      pages += given_[page]-- == in_use ? 1 : 0;
+    });
     return pages;
   }
 
@@ -85,7 +89,8 @@ class FreedPages {
   template <typename F>
   static void each_page(const Block& block, F&& f) {
     const Span& slab = *block.span;
-    const SlabPages::Run run = SlabPages::run(static_cast<std::uint64_t>(block.data - slab.blocks[0].data), block.bytes);
+    const SlabPages::Run run =
+        SlabPages::run(static_cast<std::uint64_t>(block.data - slab.blocks[0].data), block.bytes);
     for (std::uint32_t page = run.first; page < run.end; ++page)
       f(slab.first_page + page, slab.page_states->in_use[page]);
   }
@@ -140,8 +145,7 @@ class Runs {
 }  // namespace
 
 std::uint64_t Depot::room_pages() const noexcept {
-  const std::uint64_t taken =
-      used_pages() + reserves_.reserved_pages() + pages_.quarantined_pages();
+  const std::uint64_t taken = used_pages() + reserves_.reserved_pages() + pages_.quarantined_pages();
   const std::uint64_t all = capacity_ >> kPageBits;
   return all - std::min(all, taken);
 }

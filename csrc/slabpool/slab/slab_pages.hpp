@@ -25,8 +25,8 @@ struct SlabPages {
   bool is_solid_free(std::uint32_t page) const noexcept { return in_use[page] == 0 && !is_hole(page); }
   void set_holes(std::uint32_t first, std::uint32_t end, bool hole) noexcept {
     for (std::uint32_t page = first; page < end; ++page) {
-      SLABPOOL_ASSERT(is_hole(page) != hole && in_use[page] == 0, "only a free page becomes a hole", page,
-                      in_use[page]);
+      SLABPOOL_ASSERT(is_hole(page) != hole && in_use[page] == 0, "only a free page becomes a hole",
+                      page, in_use[page]);
       holes[page / 64] ^= std::uint64_t{1} << (page % 64);
     }
   }

@@ -233,7 +233,8 @@ void CacheSet::collect() noexcept {
 void CacheSet::settle(std::int64_t now) noexcept {
   std::int64_t end = window_end_.load(std::memory_order_relaxed);
   // Relaxed: the threads that try agree on one of them, and the depot's mutex orders the rest.
-  if (now < end || !window_end_.compare_exchange_strong(end, now + kWindow, std::memory_order_relaxed)) return;
+  if (now < end || !window_end_.compare_exchange_strong(end, now + kWindow, std::memory_order_relaxed))
+    return;
   (void)sums();  // updates the peak
   std::int64_t live = 0;
   const std::int64_t peak = start_window(now - end > kWindow, live);

@@ -145,7 +145,8 @@ class CacheSet {
   // thread calls keeps what it has.
   void settle_if_due() noexcept {
     // Relaxed: settle() decides with a compare-and-swap.
-    if (const std::int64_t now = coarse_now_ns(); now >= window_end_.load(std::memory_order_relaxed)) [[unlikely]]
+    if (const std::int64_t now = coarse_now_ns(); now >= window_end_.load(std::memory_order_relaxed))
+        [[unlikely]]
       settle(now);
   }
 

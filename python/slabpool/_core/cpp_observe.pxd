@@ -56,6 +56,8 @@ cdef extern from "slabpool/observe/stats.hpp" namespace "slabpool" nogil:
     cdef cppclass Refusal:
         Stats stats
         bool counts_in_doubt
+        uint64_t fragmented
+        uint64_t metadata
         uint32_t requests
         vector[Holder] largest
         vector[Holder] oldest

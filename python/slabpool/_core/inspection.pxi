@@ -61,10 +61,10 @@ cdef class Snapshot:
     cdef readonly object pool  # weak reference to the Pool
 
     def figures(self):
-        """(live, retained, in doubt or None if live includes it, reserved, address space, requests)."""
+        """(live, retained, in doubt or None if live includes it, reserved, address space, requests, fragmented, metadata)."""
         cdef CppStats* s = &self.refusal.stats
         return (s.live, s.retained, s.in_doubt if self.refusal.counts_in_doubt else None, s.reserved,
-                s.address_space, self.refusal.requests)
+                s.address_space, self.refusal.requests, self.refusal.fragmented, self.refusal.metadata)
 
     def largest(self):
         """(record, idle) of the largest holders. idle: None without a session, -1 while it is in use, else seconds."""

@@ -202,7 +202,7 @@ cdef class Pool:
         devices : iterable of str or int
             The devices that must acknowledge before the memory is returned.
         reserve : int or str, optional
-            Bytes to reserve now for this request and its children, in whole pages of 16 KiB. Tensors take their block
+            Bytes to reserve now for this request and its children, in whole pages of 4 KiB. Tensors take their block
             sizes out of it, see `Request.nbytes`.
         quota : int or str, optional
             Most bytes it may hold, children included.

@@ -11,7 +11,7 @@ cimport numpy as cnp
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from slabpool._core.array cimport allocate, as_dtype, own, own_frozen, parse_shape, wrap, wrap_frozen, wrap_strided
+from slabpool._core.array cimport allocate, as_dtype, parse_shape, wrap, wrap_frozen, wrap_strided
 from slabpool._core.core cimport (
     BULK, check_here, deadline_of, failed, find_room, only_made_by, open_view,
 )

@@ -81,9 +81,9 @@ class HolesTest : public testing::Test {
 };
 
 TEST_F(HolesTest, EveryPairOfSizesIsServedFromFreePages) {
-  const std::uint64_t sizes[] = {64,        256,       1536,      3 * kKiB,  4 * kKiB,  4608,       12 * kKiB,
-                                 16 * kKiB, 20 * kKiB, 48 * kKiB, 80 * kKiB, 96 * kKiB, 128 * kKiB, 192 * kKiB,
-                                 1024 * kKiB};
+  const std::uint64_t sizes[] = {64,        256,       1536,       3 * kKiB,   4 * kKiB,
+                                 4608,      12 * kKiB, 16 * kKiB,  20 * kKiB,  48 * kKiB,
+                                 80 * kKiB, 96 * kKiB, 128 * kKiB, 192 * kKiB, 1024 * kKiB};
   for (const std::uint64_t small : sizes) {
     std::vector<Block*> kept = fill(small);
     if (small >= 1536) free_some(kept, 0.75, static_cast<unsigned>(small));
@@ -206,7 +206,9 @@ TEST_P(RefusedHolesTest, RefusalsLoseNothing) {
   std::vector<Block*> all;
   int refused = 0;
   for (int step = 0; step < test::rounds(6'000) && !HasFailure(); ++step) {
-    const auto maybe = [&](int kind) { return GetParam() == kind || GetParam() == 3 ? static_cast<int>(random() % 4) : -1; };
+    const auto maybe = [&](int kind) {
+      return GetParam() == kind || GetParam() == 3 ? static_cast<int>(random() % 4) : -1;
+    };
     memory.refuse_punches_after = maybe(0);
     memory.refuse_fills_after = maybe(1);
     memory.refuse_commits_after = maybe(2);
