@@ -166,7 +166,5 @@ bool Pool::cancelled(Handle handle) const noexcept { return table_.is_cancelled(
 std::vector<Corruption> Pool::corruptions() const { return guard_.found(); }
 Depot::Tagged Pool::tagged(std::uint8_t tag) const noexcept { return depot_.tagged(tag); }
 const char* Pool::verify() noexcept { return depot_.verify(); }
-void Pool::add_wakeup(int fd) { waiters_.add_wakeup(fd); }
-void Pool::remove_wakeup(int fd) noexcept { waiters_.remove_wakeup(fd); }
 
 }  // namespace slabpool

@@ -22,7 +22,7 @@ void Pool::give_back(Block* chain, bool to_depot) noexcept {
   } else {
     cache->push(chain);
   }
-  waiters_.notify();
+  notify(true);
 }
 
 void Pool::hold_view(Block& block) noexcept {
@@ -46,7 +46,7 @@ Status Pool::open_view(Block& block, std::uint32_t serial, Handle request) noexc
 
 void Pool::drop_view(Block& block) noexcept {
   ThreadCache* cache = caches_.last();
-  if (cache == nullptr || (slow_path_flags_.load(std::memory_order_relaxed) & ~kPolledAcks) != 0)
+  if (cache == nullptr || (slow_path_flags_.load(std::memory_order_relaxed) & ~(kPolledAcks | kWaiting)) != 0)
       [[unlikely]]
     return drop_view_slowly(block);
   if (block.request.load(std::memory_order_relaxed) != 0) {
@@ -56,7 +56,7 @@ void Pool::drop_view(Block& block) noexcept {
   }
   if (!block.drop_private()) return;
   if (cache->push_own(block)) [[likely]] {
-    waiters_.notify();
+    notify();
   } else {
     block.next = nullptr;
     give_back(&block);
@@ -86,7 +86,8 @@ void Pool::drop_retained(Block& block) noexcept {
   if (closed()) (void)trim();
   if (!record.blocks.returned_retained()) return;
   table_.recycle(record);
-  waiters_.notify();  // for a free slot
+  if (queue_.any()) [[unlikely]]
+    queue_.wake({.slots = true});
 }
 
 }  // namespace slabpool

@@ -57,6 +57,18 @@ void RequestTable::return_budget(RequestRecord& r) noexcept {
   if (over.reserve != nullptr) depot_.close_reserve(over);
 }
 
+Handle RequestTable::root_of(const RequestRecord& r, Handle handle) const noexcept {
+  const std::lock_guard lock(budget_mutex_);
+  return r.charged_for == handle.generation ? r.root : Handle{};
+}
+
+RequestTable::Quota RequestTable::quota_of(Handle root) const noexcept {
+  const std::lock_guard lock(budget_mutex_);
+  const RequestRecord* r = budget_of(root);
+  if (r == nullptr || r->quota == 0) return {};
+  return {r->quota, r->quota > r->used ? r->quota - r->used : 0};
+}
+
 // ---- of kept memory
 
 void RequestTable::charge_kept(RequestRecord& r, std::uint64_t bytes) noexcept {

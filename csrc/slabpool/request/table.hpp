@@ -102,7 +102,8 @@ class RequestTable {
   RequestRecord* claim(Handle handle) noexcept;
   // Forgets a claimed request whose blocks went back. Its slot is free once no block is retained. Children that were not
   // over yet (their parent's end is theirs) are added to `over`.
-  void retire(RequestRecord& record, ClaimedList& over) noexcept;
+  // Whether it pinned anything.
+  bool retire(RequestRecord& record, ClaimedList& over) noexcept;
   // Frees the slot; called by the thread for which RequestBlocks::returned_retained() returned true.
   void recycle(RequestRecord& record) noexcept;
 
@@ -117,6 +118,14 @@ class RequestTable {
   Status charge(RequestRecord& record, Handle handle, std::uint64_t bytes, ReserveRef& reserve);
   void uncharge(RequestRecord& record, Handle handle, std::uint64_t bytes) noexcept;
   void return_budget(RequestRecord& record) noexcept;  // at the end
+  // The request that a request with a budget charges; generation 0 once the budget was returned.
+  Handle root_of(const RequestRecord& record, Handle handle) const noexcept;
+  // The quota of such a root, and what is left of it; both are all bytes if it has none, or is over.
+  struct Quota {
+    std::uint64_t bytes = ~std::uint64_t{0};
+    std::uint64_t left = ~std::uint64_t{0};
+  };
+  Quota quota_of(Handle root) const noexcept;
 
   // ---- what sessions keep (keep.cpp): a root for each session, whose quota is its budget, and in it a child for each
   // block.
@@ -236,6 +245,10 @@ class RequestTable {
   // some: a request is held. ending: none is held, but a thread is still giving blocks of one back.
   enum class Holds { none, ending, some };
   Holds holds();
+  std::uint32_t free_slots() const noexcept {
+    const std::lock_guard lock(mutex_);
+    return kMaxRequests - slots_made_ + static_cast<std::uint32_t>(free_slots_.size());
+  }
   bool any_lease() const noexcept { return leased_.load(std::memory_order_relaxed) != 0; }
 
  private:

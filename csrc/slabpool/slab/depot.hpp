@@ -61,6 +61,11 @@ class Depot {
   // Reserves pages if there is room; else null. Throws std::bad_alloc.
   ReserveRef open_reserve(std::uint64_t pages);
   void close_reserve(ReserveRef reserve) noexcept;
+  // Pages of a promise that are not drawn.
+  std::uint64_t reserve_left(ReserveRef reserve) const noexcept {
+    const std::lock_guard lock(mutex_);
+    return Reserves::left(reserve);
+  }
   // Bytes promised to requests and not drawn yet. Lock-free.
   std::uint64_t reserved_bytes() const noexcept { return reserves_.reserved_pages() << kPageBits; }
 

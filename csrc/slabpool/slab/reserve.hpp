@@ -79,6 +79,9 @@ class Reserves {
     return span.reserve_pages == 0 || (span.reserve == ref.reserve && span.reserve_serial == ref.serial);
   }
 
+  // Pages promised and not drawn; 0 once the promise is closed.
+  static std::uint64_t left(ReserveRef ref) noexcept { return current(ref) ? ref.reserve->pages_left : 0; }
+
   // Takes back a block of an arena.
   void give(Block* block) noexcept;
   // Adds the pages that a freed span had drawn to its promise again, if that is still open.

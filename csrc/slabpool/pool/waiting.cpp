@@ -1,0 +1,157 @@
+// Waiting in the queue, and what wakes a waiter. The order of waiters is the queue's: wait/queue.hpp.
+#include "slabpool/pool/waiting.hpp"
+
+#include <algorithm>
+
+namespace slabpool {
+
+bool Pool::may_come(Status status, const Waiter& waiter) const noexcept {
+  const Wanted& wanted = waiter.blocked_on();
+  switch (wanted.resource) {
+    case Resource::memory:
+      return no_room(status);
+    case Resource::addresses:
+      return pages_for(wanted.amount) << kPageBits <= depot_.address_space();
+    case Resource::quota:
+      return wanted.amount <= table_.quota_of({wanted.of.slot, wanted.of.generation}).bytes;
+    case Resource::slots:
+    case Resource::kept:
+    case Resource::end:
+      break;
+  }
+  return true;
+}
+
+void Pool::enter_end(Waiter& waiter, Handle request) noexcept {
+  queue_.enter(waiter, {Resource::end, 0, {request.slot, request.generation}});
+}
+
+void Pool::blocked(Waiter* waiter, Resource resource, std::uint64_t amount, Handle of) noexcept {
+  if (waiter != nullptr) queue_.block(*waiter, {resource, amount, {of.slot, of.generation}});
+}
+
+// ---- quotas
+
+Status Pool::charge(RequestRecord& record, Handle request, std::uint64_t bytes, ReserveRef& reserve,
+                    Waiter* waiter) noexcept {
+  const bool asks = queue_.any();
+  Handle root;
+  const auto wanted = [&] {
+    return record.kept ? Wanted{Resource::kept, bytes}
+                       : Wanted{Resource::quota, bytes, {root.slot, root.generation}};
+  };
+  if (asks || waiter != nullptr) {
+    root = table_.root_of(record, request);
+    if (root.generation == 0) return Status::request_closed;
+  }
+  if (asks && !passes(waiter, wanted())) return Status::waiters_ahead;
+  const Status status = table_.charge(record, request, bytes, reserve);
+  if (status == Status::quota_exceeded && waiter != nullptr) queue_.block(*waiter, wanted());
+  return status;
+}
+
+// A waiter may have found the quota used up by an attempt that failed meanwhile.
+void Pool::uncharge(RequestRecord& record, Handle request, std::uint64_t bytes) noexcept {
+  const Handle root = queue_.any() ? table_.root_of(record, request) : Handle{};
+  table_.uncharge(record, request, bytes);
+  if (queue_.any()) queue_.wake({.kept = record.kept, .quota = {root.slot, root.generation}});
+}
+
+// ---- waking
+
+// Allocated and not returned, and promised: pages of which a part is in use count as free here, so this is no less than
+// what an attempt finds.
+std::uint64_t Pool::free_bytes() noexcept {
+  const std::int64_t live = std::max<std::int64_t>(caches_.sums().live, 0);
+  const std::uint64_t used = static_cast<std::uint64_t>(live) + depot_.reserved_bytes();
+  return used < options_.capacity ? options_.capacity - used : 0;
+}
+
+void Pool::memory_waits(bool any) noexcept {
+  if (any) {
+    // Sequentially consistent, as the count of waiters: what is allocated after this asks the queue.
+    slow_path_flags_.fetch_or(kWaiting, std::memory_order_seq_cst);
+  } else {
+    slow_path_flags_.fetch_and(~kWaiting, std::memory_order_relaxed);
+  }
+}
+
+void Pool::notify_end(const RequestRecord& record, bool unpinned) noexcept {
+  News news;
+  news.memory = news.addresses = news.slots = true;
+  news.kept = record.kept;
+  news.any_memory = unpinned;  // a session may be idle now, and give way
+  // If the slot has another request by now, that one is later.
+  news.ended = {record.slot, record.ended.load(std::memory_order_acquire)};
+  queue_.wake(news);
+}
+
+void Pool::notify_closed() noexcept {
+  queue_.cancel_if([&](const Subject& of) { return !table_.is_open({of.slot, of.generation}); });
+  queue_.wake({.memory = true, .kept = true});
+}
+
+void Pool::notify_kept(Handle from) noexcept {
+  const RequestRecord* record = table_.record(from.slot);
+  const Handle root = table_.root_of(*record, from);
+  queue_.wake({.quota = {root.slot, root.generation}});
+}
+
+// ---- looking
+
+std::vector<WaiterInfo> Pool::waiters() {
+  std::vector<WaiterInfo> all;
+  const std::int64_t now = now_ns();
+  queue_.each([&](const Waiter& waiter) { all.push_back(WaitQueue::info_of(waiter, now)); });
+  for (WaiterInfo& info : all) name(info);
+  return all;
+}
+
+// The id of the request in which a waiter allocates; "" if it is over.
+void Pool::name(WaiterInfo& info) {
+  if (!info.id.empty() || info.request.generation == 0) return;
+  table_.at({info.request.slot, info.request.generation},
+            [&](const RequestRecord& r, const HolderView&) { info.id = r.id; });
+}
+
+Pool::Ahead Pool::ahead_of(const Waiter& waiter) {
+  Ahead ahead;
+  ahead.first.reserve(kNamedAhead);
+  const std::int64_t now = now_ns();
+  ahead.count = queue_.ahead(waiter, kNamedAhead, [&](const Waiter& other) {
+    ahead.first.push_back(WaitQueue::info_of(other, now));
+  });
+  for (WaiterInfo& info : ahead.first) name(info);
+  return ahead;
+}
+
+bool Pool::in_circle() noexcept {
+  Handle waiting[kMostInCircle];
+  std::uint32_t count = 0;
+  const Waiter* first = nullptr;  // of those that wait for memory; not used after the walk
+  std::int32_t priority = 0;
+  std::uint64_t needs = 0;
+  queue_.each([&](const Waiter& waiter) {
+    if (waiter.blocked_on().resource != Resource::memory) return;
+    if (first == nullptr || waiter.priority > priority) {
+      first = &waiter;
+      priority = waiter.priority;
+      needs = waiter.blocked_on().amount;
+    }
+    if (waiter.request.generation != 0 && count < kMostInCircle)
+      waiting[count++] = {waiter.request.slot, waiter.request.generation};
+  });
+  if (first == nullptr) return false;
+  // One request may wait in several threads.
+  std::sort(waiting, waiting + count, [](Handle a, Handle b) { return a.generation < b.generation; });
+  std::uint64_t held = 0;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    if (i != 0 && waiting[i].generation == waiting[i - 1].generation) continue;
+    const RequestRecord* record = table_.record(waiting[i].slot);
+    if (record != nullptr && record->handle().generation == waiting[i].generation)
+      held += record->blocks.bytes();
+  }
+  return held >= options_.capacity || needs > options_.capacity - held;
+}
+
+}  // namespace slabpool
