@@ -60,6 +60,7 @@ from slabpool.records import (
     RequestRecord,
     RequestState,
     SessionRecord,
+    WaiterRecord,
     Stats,
 )
 from slabpool.sessions import Session

@@ -154,30 +154,29 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // waiter, attempts again, and sleeps with wait() between further attempts. It leaves when it is served or gives up; so
   // does the destructor. A waiter whose cancelled() is true gives up at once.
   bool may_come(Status status, const Waiter& waiter) const noexcept;
-  void enter(Waiter& waiter) noexcept { queue_.enter(waiter); }
+  void enter(Waiter& waiter) noexcept;
   void enter_end(Waiter& waiter, Handle request) noexcept;  // for the end of a request
-  void leave(Waiter& waiter) noexcept { queue_.leave(waiter); }
+  void leave(Waiter& waiter) noexcept;
   // True: try again. False: `until_ns` (monotonic) has passed.
-  bool wait(Waiter& waiter, std::int64_t until_ns) noexcept { return queue_.wait(waiter, until_ns); }
-  bool is_first(const Waiter& waiter) noexcept { return queue_.is_first(waiter); }
+  bool wait(Waiter& waiter, std::int64_t until_ns) noexcept;
+  // The first waiter tries to make room itself, by what the caller knows (sessions, heaps), and is woken for that.
+  void set_gives_way(bool may) noexcept { gives_way_.store(may, std::memory_order_relaxed); }
+  bool is_first(const Waiter& waiter) noexcept;
   // For event loops.
-  Waiter* take_woken(WakeTarget& target) noexcept { return queue_.take(target); }
-  bool take_again(Waiter& waiter) noexcept { return queue_.take_again(waiter); }
-  std::uint32_t waiting() const noexcept { return queue_.waiting(); }
+  Waiter* take_woken(WakeTarget& target) noexcept;
+  bool take_again(Waiter& waiter) noexcept;
+  std::uint32_t waiting() const noexcept;
   // All waiters, by arrival. Throws std::bad_alloc.
   std::vector<WaiterInfo> waiters();
-  // What stands before a waiter, or before a caller that does not wait. Throws std::bad_alloc.
+  // What stands before a waiter, or before a caller that does not wait; kNamedAhead with what they want. Throws
+  // std::bad_alloc.
   static constexpr std::uint32_t kNamedAhead = 3;
-  struct Ahead {
-    std::uint32_t count = 0;
-    std::vector<WaiterInfo> first;  // kNamedAhead at most
-  };
   Ahead ahead_of(const Waiter& waiter);
   // The requests that wait for memory hold so much that the first of them cannot be served before one of them lets go.
   // Looks at kMostInCircle waiters.
   static constexpr std::uint32_t kMostInCircle = 1024;
   bool in_circle() noexcept;
-  std::uint64_t wakeups() const noexcept { return queue_.wakeups(); }
+  std::uint64_t wakeups() const noexcept;  // for tests
 
   // ---- acks (acks.cpp)
   struct Acked {
@@ -373,6 +372,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
     return table_.quota_of({of.slot, of.generation}).left;
   }
   bool polls() noexcept override { return must_poll(); }
+  bool gives_way() noexcept override { return gives_way_.load(std::memory_order_relaxed); }
   void collect() noexcept override { collect_acks(); }
   void memory_waits(bool any) noexcept override;
 
@@ -428,6 +428,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // in the order of locks; taken when a page boundary is passed, not at every step.
   std::mutex growing_mutex_;
   WaitQueue queue_;
+  std::atomic<bool> gives_way_{false};
   std::unique_ptr<PolledAcks> polled_;
 };
 

@@ -22,6 +22,16 @@ bool Pool::may_come(Status status, const Waiter& waiter) const noexcept {
   return true;
 }
 
+// Not inline: bindings see the exported Pool, and not the queue.
+void Pool::enter(Waiter& waiter) noexcept { queue_.enter(waiter); }
+void Pool::leave(Waiter& waiter) noexcept { queue_.leave(waiter); }
+bool Pool::wait(Waiter& waiter, std::int64_t until_ns) noexcept { return queue_.wait(waiter, until_ns); }
+bool Pool::is_first(const Waiter& waiter) noexcept { return queue_.is_first(waiter); }
+Waiter* Pool::take_woken(WakeTarget& target) noexcept { return queue_.take(target); }
+bool Pool::take_again(Waiter& waiter) noexcept { return queue_.take_again(waiter); }
+std::uint32_t Pool::waiting() const noexcept { return queue_.waiting(); }
+std::uint64_t Pool::wakeups() const noexcept { return queue_.wakeups(); }
+
 void Pool::enter_end(Waiter& waiter, Handle request) noexcept {
   queue_.enter(waiter, {Resource::end, 0, {request.slot, request.generation}});
 }
@@ -111,10 +121,13 @@ std::vector<WaiterInfo> Pool::waiters() {
 void Pool::name(WaiterInfo& info) {
   if (!info.id.empty() || info.request.generation == 0) return;
   table_.at({info.request.slot, info.request.generation},
-            [&](const RequestRecord& r, const HolderView&) { info.id = r.id; });
+            [&](const RequestRecord& r, const HolderView&) {
+              info.id = r.id;
+              info.kept = r.kept;
+            });
 }
 
-Pool::Ahead Pool::ahead_of(const Waiter& waiter) {
+Ahead Pool::ahead_of(const Waiter& waiter) {
   Ahead ahead;
   ahead.first.reserve(kNamedAhead);
   const std::int64_t now = now_ns();

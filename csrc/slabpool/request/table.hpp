@@ -247,7 +247,7 @@ class RequestTable {
   Holds holds();
   std::uint32_t free_slots() const noexcept {
     const std::lock_guard lock(mutex_);
-    return kMaxRequests - slots_made_ + static_cast<std::uint32_t>(free_slots_.size());
+    return kMaxRequests - slots_made_ + free_slots_.count();
   }
   bool any_lease() const noexcept { return leased_.load(std::memory_order_relaxed) != 0; }
 

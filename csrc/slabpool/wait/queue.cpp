@@ -10,6 +10,10 @@
 
 namespace slabpool {
 
+Waiter::~Waiter() {
+  if (queue_ != nullptr) queue_->leave(*this);
+}
+
 WaitQueue::~WaitQueue() {
   SLABPOOL_ASSERT(all_.first == nullptr, "all waiters have left");
   if (listener_wakeup_ >= 0) (void)::close(listener_wakeup_);
@@ -110,7 +114,7 @@ void WaitQueue::enter(Waiter& waiter, const Wanted& wanted) noexcept {
 }
 
 void WaitQueue::leave(Waiter& waiter) noexcept {
-  if (waiter.queue_ == nullptr) return;
+  if (waiter.queue_ == nullptr || epoch_ != fork_epoch()) return;
   SLABPOOL_ASSERT(waiter.queue_ == this, "a waiter leaves the queue that it entered");
   if (doorbell_ != nullptr) doorbell_->wait_ends();
   Wanted wanted;
@@ -138,6 +142,7 @@ void WaitQueue::leave(Waiter& waiter) noexcept {
   if (!others) return;
   News news;
   news.memory = wanted.resource == Resource::memory;
+  news.any_memory = news.memory && room_.gives_way();
   news.addresses = wanted.resource == Resource::addresses;
   news.slots = wanted.resource == Resource::slots;
   news.kept = wanted.resource == Resource::kept;
@@ -293,8 +298,8 @@ void WaitQueue::look(const Wanted& wanted, bool polls, std::uint64_t free) noexc
 
 void WaitQueue::wake(const News& news) noexcept {
   constexpr std::uint64_t kAll = std::numeric_limits<std::uint64_t>::max();
-  // Of two threads that return memory at once, one at least sees what both returned.
-  std::atomic_thread_fence(std::memory_order_seq_cst);
+  // Acquire and release, on one word: of two threads that return memory at once, the later one sees what both returned.
+  news_.fetch_add(1, std::memory_order_acq_rel);
   const bool polls = room_.polls();
   const std::uint64_t bytes = news.any_memory ? kAll : news.memory ? room_.free_bytes() : 0;
   const std::uint64_t slots = news.slots ? room_.free_slots() : 0;

@@ -29,8 +29,11 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "slabpool/base/clock.hpp"
+#include "slabpool/base/export.hpp"
+#include "slabpool/base/fork.hpp"
 #include "slabpool/base/source_location.hpp"
 #include "slabpool/wait/doorbell.hpp"
 
@@ -65,7 +68,7 @@ struct WakeTarget {
 
 class WaitQueue;
 
-class Waiter {
+class SLABPOOL_API Waiter {
  public:
   Waiter() noexcept = default;
   Waiter(const Waiter&) = delete;
@@ -117,11 +120,18 @@ class Waiter {
 struct WaiterInfo {
   std::string id;
   Subject request;
+  bool kept = false;  // the request is what a session keeps
   std::uint64_t nbytes = 0;
   std::int32_t priority = 0;
   std::int64_t waited_ns = 0;
   Resource resource = Resource::memory;
   SourceLocation where;
+};
+
+// What stands before a caller: how many, and the first of them.
+struct Ahead {
+  std::uint32_t count = 0;
+  std::vector<WaiterInfo> first;
 };
 
 // What the queue asks the pool.
@@ -135,6 +145,8 @@ class Room {
   virtual std::uint64_t quota_left(Subject of) noexcept = 0;
   // Whether something may come back without a wake-up. The first waiters then try again by the clock. Takes no lock.
   virtual bool polls() noexcept = 0;
+  // Whether something may be made free that no thread returns, by a waiter that is the first. Takes no lock.
+  virtual bool gives_way() noexcept = 0;
   // Collects what peers have acknowledged: called when the bell rang.
   virtual void collect() noexcept = 0;
   // Whether any waiter is blocked on memory. Takes no lock.
@@ -168,7 +180,8 @@ class WaitQueue {
   // Registers a waiter after an attempt that failed on blocked_on(), or with what it waits for. It must try again then.
   void enter(Waiter& waiter) noexcept;
   void enter(Waiter& waiter, const Wanted& wanted) noexcept;
-  // Takes the waiter off, and looks at the next. Repeating it does nothing.
+  // Takes the waiter off, and looks at the next. Repeating it does nothing; nor does a call in a fork's child, whose
+  // parent's the waiter is.
   void leave(Waiter& waiter) noexcept;
   // Whether nothing stands between the caller and a resource: no waiter of it that is before the caller. Else the caller is
   // blocked on that resource. The waiter may be registered or not.
@@ -271,9 +284,11 @@ class WaitQueue {
 
   Doorbell* const doorbell_;
   Room& room_;
+  const std::uint32_t epoch_ = fork_epoch();
   std::atomic<std::uint32_t> count_{0};
   std::atomic<std::uint32_t> waiting_{0};  // without those for an end; a figure for reports
   std::atomic<std::uint64_t> wakeups_{0};
+  std::atomic<std::uint64_t> news_{0};
   mutable std::mutex mutex_;
   std::uint64_t next_arrival_ = 0;
   List all_;                                       // by arrival
@@ -281,9 +296,5 @@ class WaitQueue {
   Waiter* listener_ = nullptr;                     // the thread that listens to the doorbell
   int listener_wakeup_ = -1;                       // its eventfd, made once
 };
-
-inline Waiter::~Waiter() {
-  if (queue_ != nullptr) queue_->leave(*this);
-}
 
 }  // namespace slabpool

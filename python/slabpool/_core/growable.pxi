@@ -28,7 +28,7 @@ cdef struct _Wanted:
     uint64_t nbytes
 
 
-cdef Status _attempt(Core core, void* job, int64_t until) noexcept:
+cdef Status _attempt(Core core, void* job, Waiter* waiter) noexcept:
     cdef _Growth growth = <_Growth>(<_Wanted*>job).growth
     cdef uint64_t nbytes = (<_Wanted*>job).nbytes
     cdef uint64_t usable = 0
@@ -36,14 +36,11 @@ cdef Status _attempt(Core core, void* job, int64_t until) noexcept:
     cdef Status status
     while True:
         handle = growth.handle
-        if until:
+        if waiter is not NULL or nbytes - growth.nbytes >= BULK:
             with nogil:
-                status = core.pool.grow_until(growth.block[0], handle, nbytes, usable, until)
-        elif nbytes - growth.nbytes >= BULK:
-            with nogil:
-                status = core.pool.grow(growth.block[0], handle, nbytes, usable)
+                status = core.pool.grow(growth.block[0], handle, nbytes, usable, waiter)
         else:
-            status = core.pool.grow(growth.block[0], handle, nbytes, usable)
+            status = core.pool.grow(growth.block[0], handle, nbytes, usable, NULL)
         growth.nbytes = max(growth.nbytes, usable)
         # A session that came to keep the tensor meanwhile has changed the handle: it grows in the session's name now.
         if status == Status.ok or growth.handle.generation == handle.generation:
@@ -102,27 +99,33 @@ cdef class GrowableTensor:
     cdef int _grow(self, uint64_t nbytes, object timeout) except -1:
         """Commits memory for so many bytes in all."""
         cdef _Growth growth = self.growth
-        cdef int64_t deadline = deadline_of(timeout)
-        cdef Status status = Status.ok
+        cdef Status status = Status.waiters_ahead
+        cdef Wait wait = None
         cdef _Wanted wanted
         wanted.growth = <void*>growth
         wanted.nbytes = nbytes
-        while True:
-            status = find_room(self.core, _attempt(self.core, &wanted, 0), _attempt, &wanted, deadline,
-                               growth.handle, nbytes)
+        if timeout is None:
+            status = _attempt(self.core, &wanted, NULL)
             if status == Status.ok:
                 return 0
-            # Beyond the session's budget: it may make room, or raises.
+        while True:
+            wait = wait_of(self.core, timeout, growth.request)
+            # Beyond the session's budget the keeper may make room, or raises.
+            status = find_room(self.core, status, _attempt, &wanted, wait, growth.handle,
+                               nbytes - min(growth.nbytes, nbytes), growth.keeper)
+            if status == Status.ok:
+                return 0
             if growth.keeper is None or not growth.keeper(StatusCode(<int>status), nbytes - min(growth.nbytes, nbytes)):
                 break
+            status = Status.waiters_ahead
         if status == Status.request_closed and growth.request is not None and self.core.pool.is_open(growth.handle):
             raise RequestClosedError(
                 f"{self!r} cannot grow any more: a session keeps an array of its memory. Keep the GrowableTensor "
                 "itself: then it can go on growing")
-        failed(self.core, growth.request, status, nbytes - min(growth.nbytes, nbytes), timeout)
+        failed(self.core, growth.request, status, nbytes - min(growth.nbytes, nbytes), wait)
         return 0
 
-    def extend(self, n=1, *, timeout=None):
+    def extend(self, n=1, *, timeout=None, priority=None):
         """Makes it longer.
 
         Parameters
@@ -130,7 +133,9 @@ cdef class GrowableTensor:
         n : int, default 1
             Elements to add along the axis.
         timeout : float, optional
-            Seconds to wait for memory to come back. By default running out is an error at once.
+            Seconds to wait for memory, or for the quota. By default running out is an error at once.
+        priority : int, optional
+            As for `Request.empty`.
 
         Returns
         -------
@@ -157,7 +162,7 @@ cdef class GrowableTensor:
                 )
             after = before + more
             if <uint64_t>after * growth.step > growth.nbytes:
-                self._grow(<uint64_t>after * growth.step, timeout)
+                self._grow(<uint64_t>after * growth.step, patience(timeout, priority))
             elif not self.core.pool.is_open(growth.handle):
                 if growth.keeper is not None:
                     growth.keeper(StatusCode(<int>Status.request_closed), 0)
@@ -165,6 +170,32 @@ cdef class GrowableTensor:
             if growth.length == before:  # otherwise another thread has extended it meanwhile
                 growth.length = after
                 return self._view(after)
+
+    def extend_async(self, n=1, *, timeout=None, priority=None):
+        """As `extend`, awaitable: waits without blocking the event loop.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait; by default there is no limit. The others are those of `extend`.
+
+        Returns
+        -------
+        numpy.ndarray
+
+        Examples
+        --------
+        >>> import asyncio, slabpool
+        >>> async def main():
+        ...     with slabpool.Pool("1MiB") as pool, pool.request("r") as req:
+        ...         keys = req.growable((0, 8), "f4", limit=100)
+        ...         return (await keys.extend_async(16)).shape
+        >>> asyncio.run(main())
+        (16, 8)
+        """
+        check_here(self.core)
+        return async_wait.served(self.core.owner(), loop_wait(self.core, priority),
+                                 lambda wait: self.extend(n, timeout=wait), timeout)
 
     def truncate(self, length):
         """Makes it shorter. Its memory stays committed, and the next `extend` reuses it.
@@ -274,6 +305,34 @@ cdef GrowableTensor growable_of(Core core, _Growth growth):
     return tensor
 
 
+cdef struct _Opened:
+    Handle* request
+    uint64_t most
+    Allocation result
+
+
+cdef Status _attempt_addresses(Core core, void* job, Waiter* waiter) noexcept:
+    cdef _Opened* opened = <_Opened*>job
+    opened.result = core.pool.open_growing(opened.request[0], opened.most, waiter)
+    return opened.result.status
+
+
+cdef Allocation _find_addresses(Core core, Handle handle, uint64_t nbytes, Wait wait, object request) except *:
+    cdef _Opened opened
+    cdef Status status = Status.waiters_ahead
+    opened.request = &handle
+    opened.most = nbytes
+    if wait is None:
+        status = _attempt_addresses(core, &opened, NULL)
+        if status == Status.ok:
+            return opened.result
+        wait = wait_of(core, None, request)
+    status = find_room(core, status, _attempt_addresses, &opened, wait, handle, nbytes, None)
+    if status != Status.ok:
+        failed(core, request, status, nbytes, wait)
+    return opened.result
+
+
 cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object dtype, object axis, object limit,
                                  object timeout, object request):
     cdef cnp.dtype descr = as_dtype(dtype)
@@ -299,9 +358,8 @@ cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object 
     check_here(core)
     cdef _Growth growth = _Growth.__new__(_Growth)
     cdef GrowableTensor tensor = _new(core, growth)  # before the core returns a view hold, which needs an owner
-    result = core.pool.open_growing(handle, nbytes)
-    if result.block is NULL:
-        failed(core, request, result.status, nbytes, None)
+    cdef Wait wait = wait_of(core, timeout, request) if timeout is not None else None
+    result = _find_addresses(core, handle, nbytes, wait, request)
     growth.block = result.block
     growth.handle = handle
     growth.request = request
@@ -320,7 +378,7 @@ cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object 
     growth.strides[at] = <cnp.npy_intp>nbytes
     try:
         if <uint64_t>first * step != 0:
-            tensor._grow(<uint64_t>first * step, timeout)
+            tensor._grow(<uint64_t>first * step, wait)
         tensor.owner = own(core, result.block, True)
     except BaseException:
         if growth.nbytes == 0:

@@ -246,7 +246,7 @@ TEST(PoolQueue, WaitersAreReported) {
   EXPECT_EQ(waiters[1].id, "sopening");
   EXPECT_EQ(waiters[1].priority, 3);
   EXPECT_EQ(waiters[1].where.line, 12);
-  const Pool::Ahead ahead = pool->ahead_of(first.waiter);
+  const Ahead ahead = pool->ahead_of(first.waiter);
   EXPECT_EQ(ahead.count, 1U);
   ASSERT_EQ(ahead.first.size(), 1U);
   EXPECT_EQ(ahead.first[0].id, "sopening");
