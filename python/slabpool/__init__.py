@@ -60,8 +60,8 @@ from slabpool.records import (
     RequestRecord,
     RequestState,
     SessionRecord,
-    WaiterRecord,
     Stats,
+    WaiterRecord,
 )
 from slabpool.sessions import Session
 
@@ -158,6 +158,7 @@ __all__ = [
     "Tensors",
     "TooManyDevicesError",
     "UnknownDeviceError",
+    "WaiterRecord",
     "__version__",
     "active_request",
     "attach",
