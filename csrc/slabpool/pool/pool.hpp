@@ -133,7 +133,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   Block* find_held(const void* address) const noexcept;
 
   // ---- requests
-  Status open(const OpenSpec& spec, Handle& handle) noexcept { return open(spec, handle, nullptr); }
+  Status open(const OpenSpec& spec, Handle& handle) noexcept;
   Status open(const OpenSpec& spec, Handle& handle, Waiter* waiter) noexcept;
   Status open_until(const OpenSpec& spec, Handle& handle, std::int64_t deadline_ns) noexcept;
   void close_request(Handle handle, bool cancel) noexcept;
@@ -360,10 +360,13 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // After memory came back.
   void notify(bool addresses = false) noexcept {
     if (queue_.any()) [[unlikely]]
-      queue_.wake({.memory = true, .addresses = addresses});
+      notify_returned(addresses);
   }
-  [[gnu::noinline]] void notify_end(const RequestRecord& ended, bool unpinned) noexcept;
-  [[gnu::noinline]] void notify_closed() noexcept;
+  // Apart, so that callers need no stack for them.
+  [[gnu::noinline, gnu::cold]] void notify_returned(bool addresses) noexcept;
+  [[gnu::noinline, gnu::cold]] void notify_end(const RequestRecord& ended) noexcept;
+  [[gnu::noinline, gnu::cold]] void notify_closed() noexcept;
+  [[gnu::noinline, gnu::cold]] void notify_quota(Handle root) noexcept;
   void name(WaiterInfo& info);
   void notify_kept(Handle from) noexcept;  // a block of `from` moved to a session
   std::uint64_t free_bytes() noexcept override;
@@ -374,7 +377,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   bool polls() noexcept override { return must_poll(); }
   bool gives_way() noexcept override { return gives_way_.load(std::memory_order_relaxed); }
   void collect() noexcept override { collect_acks(); }
-  void memory_waits(bool any) noexcept override;
+  void waits(bool memory, bool slots) noexcept override;
 
   // release.cpp
   [[gnu::noinline]] void drop_view_slowly(Block& block) noexcept;
@@ -384,6 +387,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   void clean(Block& block) noexcept;
 
   // requests.cpp
+  [[gnu::always_inline]] Status open_now(const OpenSpec& spec, Handle& handle) noexcept;
   bool finish(Handle handle) noexcept;  // false: another thread does
   void end(RequestRecord& claimed, ClaimedList& over) noexcept;
   void end_all(ClaimedList& over) noexcept;
@@ -411,9 +415,10 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // Everything that keeps an allocation or a return off the hot path, in one word.
   // kPolledAcks: there are sources of acks to poll: peers (always in a shared pool), or streams with queued acks.
   // kLost: the GPU backing this pool has failed; every allocation returns device_lost.
-  // kWaiting: a waiter is blocked on memory, so an allocation asks the queue whether it may pass.
+  // kWaiting: a waiter is blocked on memory, so an allocation asks the queue whether it may pass. kSlotsWait: the same for
+  // opening a request.
   static constexpr std::uint32_t kClosed = 1, kDebug = 2, kScrub = 4, kLog = 8, kPolledAcks = 16,
-                                 kLost = 32, kWaiting = 64;
+                                 kLost = 32, kWaiting = 64, kSlotsWait = 128;
   std::atomic<std::uint32_t> slow_path_flags_;
   std::unique_ptr<MemoryResource> memory_;
   std::unique_ptr<SharedOwner> shared_;  // null unless peers may attach

@@ -5,18 +5,10 @@
 
 namespace slabpool {
 
-Status Pool::open(const OpenSpec& spec, Handle& handle, Waiter* waiter) noexcept {
-  if (!usable_here()) return Status::forked;
-  if (closed()) return Status::pool_closed;
+inline Status Pool::open_now(const OpenSpec& spec, Handle& handle) noexcept {
   if (pages_for(spec.reserve) > options_.capacity >> kPageBits) return Status::too_large;
   if (spec.quota != 0 && spec.reserve > spec.quota) return Status::invalid_argument;
   collect_acks();
-  const std::uint64_t reserve = pages_for(spec.reserve) << kPageBits;
-  // Sessions make room for what they keep themselves.
-  if (queue_.any() && !spec.kept &&
-      (!passes(waiter, {Resource::slots, 1}) ||
-       (reserve != 0 && !passes(waiter, {Resource::memory, reserve}))))
-    return Status::waiters_ahead;
   try {
     const std::int64_t now = now_ns();
     Status status = table_.open(spec, now, handle);
@@ -25,12 +17,33 @@ Status Pool::open(const OpenSpec& spec, Handle& handle, Waiter* waiter) noexcept
       status = table_.open(spec, now, handle);
     }
     if (status == Status::ok) log(EventKind::open, handle.generation, kNoDevice, spec.reserve);
-    if (status == Status::exhausted) blocked(waiter, Resource::memory, reserve);
-    if (status == Status::too_many_requests) blocked(waiter, Resource::slots, 1);
     return status;
   } catch (const std::bad_alloc&) {
     return Status::system_refused;
   }
+}
+
+Status Pool::open(const OpenSpec& spec, Handle& handle) noexcept {
+  if (!usable_here()) return Status::forked;
+  // Acquire: as closed().
+  if ((slow_path_flags_.load(std::memory_order_acquire) & (kClosed | kWaiting | kSlotsWait)) != 0)
+      [[unlikely]]
+    return open(spec, handle, nullptr);
+  return open_now(spec, handle);
+}
+
+Status Pool::open(const OpenSpec& spec, Handle& handle, Waiter* waiter) noexcept {
+  if (!usable_here()) return Status::forked;
+  if (closed()) return Status::pool_closed;
+  const std::uint64_t reserve = pages_for(spec.reserve) << kPageBits;
+  // Sessions make room for what they keep themselves.
+  if (!spec.kept && (!passes(waiter, {Resource::slots, 1}) ||
+                     (reserve != 0 && !passes(waiter, {Resource::memory, reserve}))))
+    return Status::waiters_ahead;
+  const Status status = open_now(spec, handle);
+  if (status == Status::exhausted) blocked(waiter, Resource::memory, reserve);
+  if (status == Status::too_many_requests) blocked(waiter, Resource::slots, 1);
+  return status;
 }
 
 Status Pool::open_until(const OpenSpec& spec, Handle& handle, std::int64_t deadline_ns) noexcept {
@@ -80,16 +93,16 @@ void Pool::end(RequestRecord& claimed, ClaimedList& over) noexcept {
     const Handle root = claimed.root;  // written when it was opened
     table_.return_budget(claimed);
     if (queue_.any()) [[unlikely]]
-      queue_.wake({.memory = true, .quota = {root.slot, root.generation}});
+      notify_quota(root);
   }
   if (log_ != nullptr) [[unlikely]] {
     const std::uint64_t generation = claimed.handle().generation;
     log(EventKind::release, generation, kNoDevice, back.freed);
     if (back.retained != 0) log(EventKind::retain, generation, kNoDevice, back.retained);
   }
-  const bool unpinned = table_.retire(claimed, over);
+  table_.retire(claimed, over);
   if (queue_.any()) [[unlikely]]
-    notify_end(claimed, unpinned);
+    notify_end(claimed);
 }
 
 void Pool::end_all(ClaimedList& over) noexcept {

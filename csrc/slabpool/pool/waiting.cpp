@@ -77,20 +77,26 @@ std::uint64_t Pool::free_bytes() noexcept {
   return used < options_.capacity ? options_.capacity - used : 0;
 }
 
-void Pool::memory_waits(bool any) noexcept {
-  if (any) {
-    // Sequentially consistent, as the count of waiters: what is allocated after this asks the queue.
-    slow_path_flags_.fetch_or(kWaiting, std::memory_order_seq_cst);
-  } else {
-    slow_path_flags_.fetch_and(~kWaiting, std::memory_order_relaxed);
-  }
+// Sequentially consistent, as the count of waiters: what is allocated or opened after this asks the queue.
+void Pool::waits(bool memory, bool slots) noexcept {
+  const std::uint32_t set = (memory ? kWaiting : 0) | (slots ? kSlotsWait : 0);
+  slow_path_flags_.fetch_or(set, std::memory_order_seq_cst);
+  slow_path_flags_.fetch_and(~((kWaiting | kSlotsWait) & ~set), std::memory_order_seq_cst);
 }
 
-void Pool::notify_end(const RequestRecord& record, bool unpinned) noexcept {
+void Pool::notify_returned(bool addresses) noexcept {
+  queue_.wake({.memory = true, .addresses = addresses});
+}
+
+void Pool::notify_quota(Handle root) noexcept {
+  queue_.wake({.memory = true, .quota = {root.slot, root.generation}});
+}
+
+void Pool::notify_end(const RequestRecord& record) noexcept {
   News news;
   news.memory = news.addresses = news.slots = true;
   news.kept = record.kept;
-  news.any_memory = unpinned;  // a session may be idle now, and give way
+  news.any_memory = table_.take_unpinned();  // a session may be idle now, and give way
   // If the slot has another request by now, that one is later.
   news.ended = {record.slot, record.ended.load(std::memory_order_acquire)};
   queue_.wake(news);
@@ -103,8 +109,7 @@ void Pool::notify_closed() noexcept {
 
 void Pool::notify_kept(Handle from) noexcept {
   const RequestRecord* record = table_.record(from.slot);
-  const Handle root = table_.root_of(*record, from);
-  queue_.wake({.quota = {root.slot, root.generation}});
+  notify_quota(table_.root_of(*record, from));
 }
 
 // ---- looking

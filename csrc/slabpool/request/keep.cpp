@@ -86,6 +86,7 @@ void RequestTable::unpin_all(RequestRecord& by, ClaimedList& over) noexcept {
     SLABPOOL_ASSERT(kept.pins != 0, "a pinned request counts its pins", handle.slot, handle.generation);
     if (--kept.pins != 0) continue;
     kept.idle_since_ns = now;
+    unpinned_.store(true, std::memory_order_relaxed);
     // Clears the host's bit if the host left while there were pins. (Pool::close(force) has cleared all bits already.)
     if (kept.host_left.load(std::memory_order_relaxed) &&
         holders(handle.slot).leave(handle.generation, kHost) == HolderSet::Left::last) {

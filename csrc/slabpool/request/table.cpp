@@ -298,7 +298,7 @@ void RequestTable::unlink_child(RequestRecord& r) noexcept {
   r.parent = r.next_sibling = r.prev_sibling = 0;
 }
 
-bool RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
+void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
   const std::lock_guard lock(mutex_);
   SLABPOOL_ASSERT(RequestRecord::is_released(r.generation.load(std::memory_order_relaxed)),
                   "only a claimed request is retired", r.slot);
@@ -316,13 +316,11 @@ bool RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
   } else if (r.is_session()) {
     --sessions_;
   }
-  const bool pins = !r.pinned.empty();
-  if (pins) [[unlikely]]
+  if (!r.pinned.empty()) [[unlikely]]
     unpin_all(r, over);
   if (r.lease_ns != 0) leased_.fetch_sub(1, std::memory_order_relaxed);
   r.ended.store(r.handle().generation, std::memory_order_release);
   if (r.blocks.retire()) free_slot(r);
-  return pins;
 }
 
 void RequestTable::recycle(RequestRecord& r) noexcept {

@@ -102,8 +102,11 @@ class RequestTable {
   RequestRecord* claim(Handle handle) noexcept;
   // Forgets a claimed request whose blocks went back. Its slot is free once no block is retained. Children that were not
   // over yet (their parent's end is theirs) are added to `over`.
-  // Whether it pinned anything.
-  bool retire(RequestRecord& record, ClaimedList& over) noexcept;
+  void retire(RequestRecord& record, ClaimedList& over) noexcept;
+  // Whether a request that ended since the last call has left a session without pins.
+  bool take_unpinned() noexcept {
+    return unpinned_.load(std::memory_order_relaxed) && unpinned_.exchange(false, std::memory_order_relaxed);
+  }
   // Frees the slot; called by the thread for which RequestBlocks::returned_retained() returned true.
   void recycle(RequestRecord& record) noexcept;
 
@@ -314,6 +317,7 @@ class RequestTable {
   std::atomic<std::uint64_t> open_{0};
   std::atomic<std::uint64_t> draining_{0};
   std::atomic<std::uint64_t> leased_{0};
+  std::atomic<bool> unpinned_{false};
 };
 
 // Calls f for every descendant, each before the one it descends from. Without recursion, because users may nest children

@@ -65,6 +65,12 @@ Waiter* WaitQueue::first_of(const Wanted& wanted) const noexcept {
   return first;
 }
 
+// A list has become empty, or is no longer.
+void WaitQueue::note(const Wanted& changed) noexcept {
+  if (changed.resource != Resource::memory && changed.resource != Resource::slots) return;
+  room_.waits(list_of({Resource::memory}).first != nullptr, list_of({Resource::slots}).first != nullptr);
+}
+
 // From the end: waiters of one priority come in order of arrival.
 void WaitQueue::link(Waiter& waiter) noexcept {
   List& list = list_of(waiter.blocked_on_);
@@ -72,13 +78,13 @@ void WaitQueue::link(Waiter& waiter) noexcept {
   while (prev != nullptr && !before(*prev, waiter.priority, waiter.arrival_)) prev = prev->in_list_.prev;
   const bool was_empty = list.first == nullptr;
   insert_after(list, waiter, prev, &Waiter::in_list_);
-  if (waiter.blocked_on_.resource == Resource::memory && was_empty) room_.memory_waits(true);
+  if (was_empty) note(waiter.blocked_on_);
 }
 
 void WaitQueue::unlink(Waiter& waiter) noexcept {
   List& list = list_of(waiter.blocked_on_);
   remove(list, waiter, &Waiter::in_list_);
-  if (waiter.blocked_on_.resource == Resource::memory && list.first == nullptr) room_.memory_waits(false);
+  if (list.first == nullptr) note(waiter.blocked_on_);
 }
 
 // The waiter is blocked on something else now. The one behind it, in the list that it leaves, is looked at by the caller.

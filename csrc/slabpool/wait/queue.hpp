@@ -18,7 +18,7 @@
 //   a waiter enters a list before the attempt that decides whether it sleeps (block() asks for one more attempt whenever
 //   the list changes). So either the attempt finds what came back before, or the thread that returned it sees the waiter.
 //   (Sequentially consistent, both.)
-// The mutex is a leaf in the order of locks; Room is asked without it, except for polls() and memory_waits().
+// The mutex is a leaf in the order of locks; Room is asked without it, except for polls() and waits().
 #pragma once
 
 #include <atomic>
@@ -149,8 +149,8 @@ class Room {
   virtual bool gives_way() noexcept = 0;
   // Collects what peers have acknowledged: called when the bell rang.
   virtual void collect() noexcept = 0;
-  // Whether any waiter is blocked on memory. Takes no lock.
-  virtual void memory_waits(bool any) noexcept = 0;
+  // Whether any waiter is blocked on memory, and on a slot. Takes no lock.
+  virtual void waits(bool memory, bool slots) noexcept = 0;
 };
 
 // What may have come back. `quota`: that request's; generation 0: none.
@@ -278,6 +278,7 @@ class WaitQueue {
   void link(Waiter& waiter) noexcept;
   void unlink(Waiter& waiter) noexcept;
   void move(Waiter& waiter, const Wanted& wanted) noexcept;
+  void note(const Wanted& changed) noexcept;
   void signal(Waiter& waiter) noexcept;
   void pass_the_bell_on(Waiter& waiter) noexcept;
   void look(const Wanted& wanted, bool polls, std::uint64_t free) noexcept;

@@ -175,19 +175,27 @@ cdef class Pool:
         >>> slabpool.Pool("1MiB").empty((2, 3), "f4").shape
         (2, 3)
         """
-        return new_array(self.core, NO_REQUEST, shape, dtype, align, False, patience(timeout, priority), None)
+        if priority is not None:
+            return new_array(self.core, NO_REQUEST, shape, dtype, align, False, patience(timeout, priority), None)
+        return new_array(self.core, NO_REQUEST, shape, dtype, align, False, timeout, None)
 
     def zeros(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
         """As `empty`, filled with zeros. Memory that is known to be zero is not written again."""
-        return new_array(self.core, NO_REQUEST, shape, dtype, align, True, patience(timeout, priority), None)
+        if priority is not None:
+            return new_array(self.core, NO_REQUEST, shape, dtype, align, True, patience(timeout, priority), None)
+        return new_array(self.core, NO_REQUEST, shape, dtype, align, True, timeout, None)
 
     def full(self, shape, fill_value, dtype=None, *, align=None, timeout=None, priority=None):
         """As `empty`, filled with a value; the dtype is the value's unless given."""
-        return new_full(self.core, NO_REQUEST, shape, fill_value, dtype, align, patience(timeout, priority), None)
+        if priority is not None:
+            return new_full(self.core, NO_REQUEST, shape, fill_value, dtype, align, patience(timeout, priority), None)
+        return new_full(self.core, NO_REQUEST, shape, fill_value, dtype, align, timeout, None)
 
     def copy(self, array, *, align=None, timeout=None, priority=None):
         """As `empty`, with shape, dtype and contents of `array`, in C order."""
-        return new_copy(self.core, NO_REQUEST, array, align, patience(timeout, priority), None)
+        if priority is not None:
+            return new_copy(self.core, NO_REQUEST, array, align, patience(timeout, priority), None)
+        return new_copy(self.core, NO_REQUEST, array, align, timeout, None)
 
     def empty_async(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
         """As `Request.empty_async`, held by its views alone.
@@ -699,7 +707,7 @@ cdef class Pool:
         """Collects what peers acknowledged. To be called when `_bell` is readable."""
         self.core.pool.answer_bell()
 
-    def _wakeups(self):
+    def _wakeup_count(self):
         """How often a waiter was told to try again. For tests."""
         return self.core.pool.wakeups()
 

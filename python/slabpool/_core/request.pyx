@@ -148,19 +148,27 @@ cdef class Request:
         ...     req.empty((4, 8), "f4").shape
         (4, 8)
         """
-        return new_array(self.core, self.handle, shape, dtype, align, False, patience(timeout, priority), self)
+        if priority is not None:
+            return new_array(self.core, self.handle, shape, dtype, align, False, patience(timeout, priority), self)
+        return new_array(self.core, self.handle, shape, dtype, align, False, timeout, self)
 
     def zeros(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
         """As `empty`, filled with zeros. Memory that is known to be zero is not written again."""
-        return new_array(self.core, self.handle, shape, dtype, align, True, patience(timeout, priority), self)
+        if priority is not None:
+            return new_array(self.core, self.handle, shape, dtype, align, True, patience(timeout, priority), self)
+        return new_array(self.core, self.handle, shape, dtype, align, True, timeout, self)
 
     def full(self, shape, fill_value, dtype=None, *, align=None, timeout=None, priority=None):
         """As `empty`, filled with a value; the dtype is the value's unless given."""
-        return new_full(self.core, self.handle, shape, fill_value, dtype, align, patience(timeout, priority), self)
+        if priority is not None:
+            return new_full(self.core, self.handle, shape, fill_value, dtype, align, patience(timeout, priority), self)
+        return new_full(self.core, self.handle, shape, fill_value, dtype, align, timeout, self)
 
     def copy(self, array, *, align=None, timeout=None, priority=None):
         """As `empty`, with shape, dtype and contents of `array`, in C order."""
-        return new_copy(self.core, self.handle, array, align, patience(timeout, priority), self)
+        if priority is not None:
+            return new_copy(self.core, self.handle, array, align, patience(timeout, priority), self)
+        return new_copy(self.core, self.handle, array, align, timeout, self)
 
     def growable(self, shape, dtype=float, *, limit, axis=0, timeout=None, priority=None):
         """A tensor that becomes longer along one axis without being copied, such as a KV cache.
@@ -202,7 +210,9 @@ cdef class Request:
         ...     keys.extend(16).shape, keys.nbytes
         ((4, 16, 8), 16384)
         """
-        return new_growable(self.core, self.handle, shape, dtype, axis, limit, patience(timeout, priority), self)
+        if priority is not None:
+            return new_growable(self.core, self.handle, shape, dtype, axis, limit, patience(timeout, priority), self)
+        return new_growable(self.core, self.handle, shape, dtype, axis, limit, timeout, self)
 
     def allocate(self, Layout layout not None, *, bint zero=False, timeout=None, priority=None):
         """All tensors of a layout in one call. Views are made on access.
@@ -234,7 +244,9 @@ cdef class Request:
         ...     float(t.k.sum())
         0.0
         """
-        return new_tensors(self.core, self.handle, layout, zero, patience(timeout, priority), self)
+        if priority is not None:
+            return new_tensors(self.core, self.handle, layout, zero, patience(timeout, priority), self)
+        return new_tensors(self.core, self.handle, layout, zero, timeout, self)
 
     # ---- the same, awaitable
 

@@ -32,7 +32,7 @@ class SmallRoom final : public Room {
   bool polls() noexcept override { return false; }
   bool gives_way() noexcept override { return false; }
   void collect() noexcept override {}
-  void memory_waits(bool) noexcept override {}
+  void waits(bool, bool) noexcept override {}
 
   std::uint64_t used = 0;
   std::uint64_t charged[kTenants] = {};

@@ -28,14 +28,14 @@ class FakeRoom final : public Room {
   bool polls() noexcept override { return polling.load(); }
   bool gives_way() noexcept override { return false; }
   void collect() noexcept override { collected.fetch_add(1); }
-  void memory_waits(bool any) noexcept override { waits.store(any); }
+  void waits(bool any, bool) noexcept override { memory_waits.store(any); }
 
   std::atomic<std::uint64_t> bytes{0};
   std::atomic<std::uint64_t> slots{0};
   std::atomic<std::uint64_t> quota{0};
   std::atomic<bool> polling{false};
   std::atomic<int> collected{0};
-  std::atomic<bool> waits{false};
+  std::atomic<bool> memory_waits{false};
 };
 
 Wanted memory(std::uint64_t amount) { return {Resource::memory, amount}; }
@@ -72,7 +72,7 @@ TEST_F(Queue, TheFirstAloneIsWokenAndOnlyOnceItHasEnough) {
   const auto large = waits(memory(100));
   const auto small = waits(memory(1));
   EXPECT_TRUE(queue.any());
-  EXPECT_TRUE(room.waits.load());
+  EXPECT_TRUE(room.memory_waits.load());
   room.bytes = 99;
   queue.wake({.memory = true});
   EXPECT_EQ(woken(), nullptr) << "what is free is set aside for the first, and is not enough yet";
@@ -87,7 +87,7 @@ TEST_F(Queue, TheFirstAloneIsWokenAndOnlyOnceItHasEnough) {
   EXPECT_EQ(woken(), small.get());
   queue.leave(*small);
   EXPECT_FALSE(queue.any());
-  EXPECT_FALSE(room.waits.load());
+  EXPECT_FALSE(room.memory_waits.load());
   EXPECT_EQ(queue.wakeups(), 2U);
 }
 
@@ -142,7 +142,7 @@ TEST_F(Queue, EachQuotaHasAFirstOfItsOwn) {
   EXPECT_FALSE(queue.is_first(*c));
   EXPECT_FALSE(queue.passes(quota(1, 3)));
   EXPECT_TRUE(queue.passes(quota(1, 4)));
-  EXPECT_FALSE(room.waits.load()) << "memory is not what they wait for";
+  EXPECT_FALSE(room.memory_waits.load()) << "memory is not what they wait for";
   room.quota = 9;
   queue.wake({.quota = {3, 7}});
   EXPECT_EQ(woken(), nullptr);
