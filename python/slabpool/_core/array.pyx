@@ -16,7 +16,7 @@ from libc.stdint cimport uint64_t
 from slabpool._core.c_arrays cimport (
     as_dim, holds_objects, mul_overflows, new_over, new_strided, plain_shape, set_base,
 )
-from slabpool._core.core cimport BULK, MAX_DIMS, Wait, caller, failed, find_room, wait_of
+from slabpool._core.core cimport BULK, MAX_DIMS, NO_REQUEST, Wait, caller, failed, find_room, wait_of
 from slabpool._core.cpp_block cimport Block
 from slabpool._core.cpp_pool cimport AllocateSpec, Allocation, kMaxAlign
 from slabpool._core.cpp_status cimport Status
@@ -169,11 +169,26 @@ cdef object new_array(Core core, Handle request, object shape, object dtype, obj
     cdef Shape parsed
     cdef cnp.dtype descr = as_dtype(dtype)
     cdef uint64_t nbytes = parse_shape(shape, descr.itemsize, &parsed)
-    cdef Block* block = NULL
-    if align is None and timeout is None and not zero and request.generation == 0:
-        block = core.pool.allocate_quickly(nbytes)
+    cdef Block* block = allocate(
+        core, request, nbytes, 64 if align is None else _parse_align(align), True, zero, timeout, who)
+    return wrap(core, block, block.data, descr, &parsed)
+
+
+cdef object new_plain(Core core, Handle request, object shape, object dtype, object who):
+    cdef Shape parsed
+    cdef cnp.dtype descr = as_dtype(dtype)
+    cdef uint64_t nbytes = parse_shape(shape, descr.itemsize, &parsed)
+    cdef Block* block = allocate(core, request, nbytes, 64, True, False, None, who)
+    return wrap(core, block, block.data, descr, &parsed)
+
+
+cdef object new_quick(Core core, object shape, object dtype):
+    cdef Shape parsed
+    cdef cnp.dtype descr = as_dtype(dtype)
+    cdef uint64_t nbytes = parse_shape(shape, descr.itemsize, &parsed)
+    cdef Block* block = core.pool.allocate_quickly(nbytes)
     if block is NULL:
-        block = allocate(core, request, nbytes, 64 if align is None else _parse_align(align), True, zero, timeout, who)
+        block = allocate(core, NO_REQUEST, nbytes, 64, True, False, None, None)
     return wrap(core, block, block.data, descr, &parsed)
 
 

@@ -36,7 +36,7 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     cdef OpenSpec spec
     cdef Handle handle
     cdef Status status
-    cdef Wait wait = None
+    cdef Wait wait
     cdef uint32_t few[16]
     cdef vector[uint32_t] many
     cdef Py_ssize_t count = 0
@@ -45,8 +45,6 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     cdef bytes key
     cdef _Opening opening
     check_here(core)
-    if timeout is not None:
-        wait = wait_of(core, timeout, parent)
     if type(devices) is not tuple:
         devices = _several(devices)
     key = name_key(request_id, "request_id")
@@ -65,6 +63,9 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
         spec.where = located(core, opened_at[0], opened_at[1])
     # Made first: once the request is open, nothing may fail before it has an owner.
     cdef Request request = Request.__new__(Request)
+    if timeout is not None:
+        wait = wait_of(core, timeout, parent)
+        request.priority = wait.waiter.priority
     # Last, because a number may be taken back once Python code runs.
     while True:
         for device in <tuple>devices:
@@ -90,11 +91,11 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
         spec.devices = device_span(&few[0], <size_t>count)
     else:
         spec.devices = device_span(many.data(), <size_t>count)
-    status = Status.waiters_ahead if wait is not None else core.pool.open(spec, handle)
+    status = core.pool.open(spec, handle) if timeout is None else Status.waiters_ahead
     if unlikely(status != Status.ok):
         opening.spec = &spec
         opening.handle = &handle
-        if wait is None:
+        if timeout is None:
             wait = wait_of(core, None, parent)
         if not wait.waiter.entered():
             wait.key = key
@@ -115,9 +116,8 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     if parent is not None:
         request.parent = parent.handle.generation
         request.quota = parent.quota
-        request.priority = parent.priority
+        if timeout is None:
+            request.priority = parent.priority
     elif quota is not None:
         request.quota = spec.quota
-    if wait is not None and wait.priority is not None:
-        request.priority = wait.waiter.priority
     return request

@@ -10,7 +10,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libcpp.memory cimport unique_ptr
 from libcpp.optional cimport optional
 
-from slabpool._core.array cimport new_array, new_copy, new_full
+from slabpool._core.array cimport new_array, new_copy, new_full, new_quick
 from slabpool._core.core cimport (
     NO_REQUEST, Core, Devices, ack_answer, add_reachable, caller_of, check_here, failed, identity, location, name_key,
     loop_wait, names_of, patience, settle_copies, state_of, text_of, trim_heaps, view_of, waiter_record,
@@ -175,27 +175,21 @@ cdef class Pool:
         >>> slabpool.Pool("1MiB").empty((2, 3), "f4").shape
         (2, 3)
         """
-        if priority is not None:
-            return new_array(self.core, NO_REQUEST, shape, dtype, align, False, patience(timeout, priority), None)
-        return new_array(self.core, NO_REQUEST, shape, dtype, align, False, timeout, None)
+        if align is None and timeout is None and priority is None:
+            return new_quick(self.core, shape, dtype)
+        return new_array(self.core, NO_REQUEST, shape, dtype, align, False, patience(timeout, priority), None)
 
     def zeros(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
         """As `empty`, filled with zeros. Memory that is known to be zero is not written again."""
-        if priority is not None:
-            return new_array(self.core, NO_REQUEST, shape, dtype, align, True, patience(timeout, priority), None)
-        return new_array(self.core, NO_REQUEST, shape, dtype, align, True, timeout, None)
+        return new_array(self.core, NO_REQUEST, shape, dtype, align, True, patience(timeout, priority), None)
 
     def full(self, shape, fill_value, dtype=None, *, align=None, timeout=None, priority=None):
         """As `empty`, filled with a value; the dtype is the value's unless given."""
-        if priority is not None:
-            return new_full(self.core, NO_REQUEST, shape, fill_value, dtype, align, patience(timeout, priority), None)
-        return new_full(self.core, NO_REQUEST, shape, fill_value, dtype, align, timeout, None)
+        return new_full(self.core, NO_REQUEST, shape, fill_value, dtype, align, patience(timeout, priority), None)
 
     def copy(self, array, *, align=None, timeout=None, priority=None):
         """As `empty`, with shape, dtype and contents of `array`, in C order."""
-        if priority is not None:
-            return new_copy(self.core, NO_REQUEST, array, align, patience(timeout, priority), None)
-        return new_copy(self.core, NO_REQUEST, array, align, timeout, None)
+        return new_copy(self.core, NO_REQUEST, array, align, patience(timeout, priority), None)
 
     def empty_async(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
         """As `Request.empty_async`, held by its views alone.
@@ -270,8 +264,11 @@ cdef class Pool:
         >>> pool.ack("chat-42", "gpu0")
         <Ack.RELEASED: 'released'>
         """
-        return open_request(self, self.core, self.devices, request_id, devices, reserve, quota, lease,
-                            patience(timeout, priority), None, None)
+        if priority is not None:
+            return open_request(self, self.core, self.devices, request_id, devices, reserve, quota, lease,
+                                patience(timeout, priority), None, None)
+        return open_request(self, self.core, self.devices, request_id, devices, reserve, quota, lease, timeout,
+                            None, None)
 
     def request_async(self, request_id, devices=(), *, reserve=None, quota=None, lease=None, timeout=None,
                       priority=None):

@@ -12,7 +12,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.vector cimport vector
 
-from slabpool._core.array cimport new_array, new_copy, new_full
+from slabpool._core.array cimport new_array, new_copy, new_full, new_plain
 from slabpool._core.core cimport (
     NO_REQUEST, Wait, ack_answer, caller, check_here, deadline_of, failed, located, location, loop_wait, name_key, names_of,
     next_slice, only_made_by, patience, wait_of,
@@ -148,27 +148,21 @@ cdef class Request:
         ...     req.empty((4, 8), "f4").shape
         (4, 8)
         """
-        if priority is not None:
-            return new_array(self.core, self.handle, shape, dtype, align, False, patience(timeout, priority), self)
-        return new_array(self.core, self.handle, shape, dtype, align, False, timeout, self)
+        if align is None and timeout is None and priority is None:
+            return new_plain(self.core, self.handle, shape, dtype, self)
+        return new_array(self.core, self.handle, shape, dtype, align, False, patience(timeout, priority), self)
 
     def zeros(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
         """As `empty`, filled with zeros. Memory that is known to be zero is not written again."""
-        if priority is not None:
-            return new_array(self.core, self.handle, shape, dtype, align, True, patience(timeout, priority), self)
-        return new_array(self.core, self.handle, shape, dtype, align, True, timeout, self)
+        return new_array(self.core, self.handle, shape, dtype, align, True, patience(timeout, priority), self)
 
     def full(self, shape, fill_value, dtype=None, *, align=None, timeout=None, priority=None):
         """As `empty`, filled with a value; the dtype is the value's unless given."""
-        if priority is not None:
-            return new_full(self.core, self.handle, shape, fill_value, dtype, align, patience(timeout, priority), self)
-        return new_full(self.core, self.handle, shape, fill_value, dtype, align, timeout, self)
+        return new_full(self.core, self.handle, shape, fill_value, dtype, align, patience(timeout, priority), self)
 
     def copy(self, array, *, align=None, timeout=None, priority=None):
         """As `empty`, with shape, dtype and contents of `array`, in C order."""
-        if priority is not None:
-            return new_copy(self.core, self.handle, array, align, patience(timeout, priority), self)
-        return new_copy(self.core, self.handle, array, align, timeout, self)
+        return new_copy(self.core, self.handle, array, align, patience(timeout, priority), self)
 
     def growable(self, shape, dtype=float, *, limit, axis=0, timeout=None, priority=None):
         """A tensor that becomes longer along one axis without being copied, such as a KV cache.
