@@ -118,7 +118,9 @@ def test_threads_and_coroutines_stand_in_one_queue(pool: Pool) -> None:
 def test_what_does_not_wait_overtakes_no_waiter(pool: Pool) -> None:
     blocker = pool.empty(CAPACITY // 2, "u1")
     waiter = Thread(pool, lambda: pool.empty(CAPACITY, "u1", timeout=FAR).nbytes)
-    refused = pytest.raises(slabpool.PoolExhausted, match=r"1 waiter ahead: no request \(1 MiB, priority 0, since")
+    refused = pytest.raises(
+        slabpool.PoolExhausted, match=r"1 waiter ahead: no request \(1 MiB, priority 0, since"
+    )
     with refused:
         pool.empty(16, "u1")
     with refused:
@@ -233,13 +235,15 @@ def test_a_request_slot_is_waited_for() -> None:
 
 def test_a_timeout_names_what_was_ahead(pool: Pool) -> None:
     blocker = pool.empty(CAPACITY // 2, "u1")
-    threads = [Thread(pool, lambda k=k: pool.request(f"big-{k}", reserve=CAPACITY, timeout=FAR).close()) for k in range(5)]  # type: ignore[misc]
+    threads = [
+        Thread(pool, lambda k=k: pool.request(f"big-{k}", reserve=CAPACITY, timeout=FAR).close())
+        for k in range(5)
+    ]  # type: ignore[misc]
     with pytest.raises(slabpool.PoolExhausted) as caught:
         pool.request("small", reserve=1, timeout=0.02)
-    assert (
-        "cannot reserve 1 bytes for request 'small' within 0.02 s" in str(caught.value)
-        or "within 0.02 s" in str(caught.value)
-    )
+    assert "cannot reserve 1 bytes for request 'small' within 0.02 s" in str(
+        caught.value
+    ) or "within 0.02 s" in str(caught.value)
     assert "5 waiters ahead: 'big-0' (1 MiB, priority 0, since " in str(caught.value)
     assert " and 2 more." in str(caught.value)
     assert "Deadlock" not in str(caught.value)
@@ -259,7 +263,9 @@ def test_requests_that_hold_and_wait_for_each_other_are_reported(pool: Pool) -> 
     assert not any(waiter.deadlock for waiter in pool.waiters()), "one of the holders does not wait"
     seen: list[WaiterRecord] = []
     with pytest.raises(slabpool.PoolExhausted, match="Deadlock: the requests that wait for memory hold"):
-        watcher = threading.Thread(target=lambda: (until(lambda: pool.stats().waiting == 4), seen.extend(pool.waiters())))
+        watcher = threading.Thread(
+            target=lambda: (until(lambda: pool.stats().waiting == 4), seen.extend(pool.waiters()))
+        )
         watcher.start()
         requests[3].empty(1000, "u1", timeout=1.0)
     watcher.join(FAR)
@@ -294,7 +300,10 @@ def test_waiters_hear_that_the_pool_was_closed(pool: Pool) -> None:
     waiter = Thread(pool, lambda: pool.empty(16, "u1", timeout=FAR))
 
     async def main() -> None:
-        tasks = [asyncio.create_task(pool.empty_async(16, "u1")), asyncio.create_task(pool.request_async("r", reserve=1))]
+        tasks = [
+            asyncio.create_task(pool.empty_async(16, "u1")),
+            asyncio.create_task(pool.request_async("r", reserve=1)),
+        ]
         await waits(pool, 3)
         pool.close(force=True)
         for task in tasks:
@@ -467,7 +476,9 @@ def test_bad_priorities(pool: Pool, priority: Any) -> None:
         lambda: pool.request_async("r", priority=priority),
         lambda: pool.session("s").request(priority=priority),
     ):
-        with pytest.raises((slabpool.InvalidTypeError, slabpool.InvalidArgumentError), match="priority must be"):
+        with pytest.raises(
+            (slabpool.InvalidTypeError, slabpool.InvalidArgumentError), match="priority must be"
+        ):
             call()
     assert pool.stats().requests_open == 0
 

@@ -240,7 +240,7 @@ void Pool::context_lost(void* context) noexcept {
   const cuda::Driver* driver = cuda::Driver::get();
   cuda::Result result = cuda::kSuccess;
   if (driver == nullptr || driver->context(options_.device, result) != context) return;
-  // Sequentially consistent, as in notify(): a waiter that registers now either is woken, or finds the device lost.
+  // Sequentially consistent, as in WaitQueue::enter(): a waiter that registers now either is woken, or finds the device lost.
   if ((slow_path_flags_.fetch_or(kLost, std::memory_order_seq_cst) & kLost) != 0) return;
   queue_.wake_all();  // no memory will come back
 }

@@ -139,8 +139,7 @@ Status Pool::grow_until(Block& block, Handle request, std::uint64_t nbytes, std:
   Waiter waiter;
   waiter.nbytes = nbytes;
   waiter.request = {request.slot, request.generation};
-  return wait_for(deadline_ns, waiter,
-                  [&] { return grow(block, request, nbytes, usable, &waiter); });
+  return wait_for(deadline_ns, waiter, [&] { return grow(block, request, nbytes, usable, &waiter); });
 }
 
 }  // namespace slabpool

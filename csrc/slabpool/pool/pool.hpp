@@ -110,7 +110,9 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // Tensors that grow (growing.cpp). A block of a request for up to `most` bytes of addresses that never move; the caller
   // has a view of it. It has no bytes yet: grow() makes its first `nbytes` usable, and only committed bytes count.
   // quota_exceeded, exhausted, request_closed: the block is unchanged.
-  Allocation open_growing(Handle request, std::uint64_t most) noexcept { return open_growing(request, most, nullptr); }
+  Allocation open_growing(Handle request, std::uint64_t most) noexcept {
+    return open_growing(request, most, nullptr);
+  }
   Allocation open_growing(Handle request, std::uint64_t most, Waiter* waiter) noexcept;
   // `usable`: how many bytes may be touched now; written unless the request or the pool is closed.
   Status grow(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable) noexcept {
@@ -332,7 +334,8 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   [[gnu::always_inline]] Block* take_plain(std::uint64_t nbytes) noexcept;
   [[gnu::noinline]] Allocation allocate_further(const AllocateSpec& spec) noexcept;
   Allocation try_allocate(const AllocateSpec& spec) noexcept;
-  [[gnu::noinline]] Allocation allocate_slowly(const AllocateSpec& spec, Waiter* waiter = nullptr) noexcept;
+  [[gnu::noinline]] Allocation allocate_slowly(const AllocateSpec& spec,
+                                               Waiter* waiter = nullptr) noexcept;
   Allocation take_own(const Plan& plan, std::uint64_t align, ReserveRef reserve) noexcept;
   Allocation take(const Plan& plan, std::uint64_t align, ReserveRef reserve, bool exact) noexcept;
   Allocation take_shared(const Plan& plan, ReserveRef reserve, bool exact);

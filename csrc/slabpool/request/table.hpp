@@ -105,7 +105,8 @@ class RequestTable {
   void retire(RequestRecord& record, ClaimedList& over) noexcept;
   // Whether a request that ended since the last call has left a session without pins.
   bool take_unpinned() noexcept {
-    return unpinned_.load(std::memory_order_relaxed) && unpinned_.exchange(false, std::memory_order_relaxed);
+    return unpinned_.load(std::memory_order_relaxed) &&
+           unpinned_.exchange(false, std::memory_order_relaxed);
   }
   // Frees the slot; called by the thread for which RequestBlocks::returned_retained() returned true.
   void recycle(RequestRecord& record) noexcept;

@@ -80,7 +80,9 @@ class Reserves {
   }
 
   // Pages promised and not drawn; 0 once the promise is closed.
-  static std::uint64_t left(ReserveRef ref) noexcept { return current(ref) ? ref.reserve->pages_left : 0; }
+  static std::uint64_t left(ReserveRef ref) noexcept {
+    return current(ref) ? ref.reserve->pages_left : 0;
+  }
 
   // Takes back a block of an arena.
   void give(Block* block) noexcept;

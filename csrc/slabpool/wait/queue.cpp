@@ -205,7 +205,8 @@ bool WaitQueue::is_first(const Waiter& waiter) noexcept {
 
 bool WaitQueue::wait(Waiter& waiter, std::int64_t until_ns) noexcept {
   std::unique_lock lock(mutex_);
-  SLABPOOL_ASSERT(waiter.queue_ == this && waiter.target == nullptr, "a thread that is registered sleeps");
+  SLABPOOL_ASSERT(waiter.queue_ == this && waiter.target == nullptr,
+                  "a thread that is registered sleeps");
   while (!waiter.signalled_ && !waiter.again_) {
     const std::int64_t now = now_ns();
     if (now >= until_ns) break;
@@ -319,7 +320,8 @@ void WaitQueue::wake(const News& news) noexcept {
   if (news.ended.generation == 0) return;
   const Wanted end{Resource::end, 0, news.ended};
   for (Waiter* w = list_of(end).first; w != nullptr; w = w->in_list_.next)
-    if (w->blocked_on_.of.slot == news.ended.slot && w->blocked_on_.of.generation <= news.ended.generation)
+    if (w->blocked_on_.of.slot == news.ended.slot &&
+        w->blocked_on_.of.generation <= news.ended.generation)
       signal(*w);
 }
 
@@ -357,7 +359,8 @@ const char* WaitQueue::verify() const noexcept {
   const Waiter* prev = nullptr;
   for (const Waiter* w = all_.first; w != nullptr; prev = w, w = w->in_all_.next, ++all) {
     if (w->in_all_.prev != prev) return "the list of all waiters is not linked both ways";
-    if (prev != nullptr && prev->arrival_ >= w->arrival_) return "all waiters are not in order of arrival";
+    if (prev != nullptr && prev->arrival_ >= w->arrival_)
+      return "all waiters are not in order of arrival";
   }
   for (const List& list : lists_) {
     prev = nullptr;

@@ -102,16 +102,17 @@ class SLABPOOL_API Waiter {
   WaitQueue* queue_ = nullptr;
   // Guarded by the queue's mutex.
   Wanted blocked_on_;
-  std::uint64_t arrival_ = std::numeric_limits<std::uint64_t>::max();  // a caller that does not wait is behind all
+  std::uint64_t arrival_ =
+      std::numeric_limits<std::uint64_t>::max();  // a caller that does not wait is behind all
   std::int64_t since_ns_ = 0;
   std::int64_t pause_ns_ = 0;  // until the next poll
   Link in_list_;
   Link in_all_;
   Link in_woken_;
-  bool is_woken_ = false;    // in its target's list
-  bool signalled_ = false;   // a thread: to try again
-  bool again_ = false;       // to try again before it sleeps
-  bool asleep_ = false;      // a thread, on its condition variable
+  bool is_woken_ = false;   // in its target's list
+  bool signalled_ = false;  // a thread: to try again
+  bool again_ = false;      // to try again before it sleeps
+  bool asleep_ = false;     // a thread, on its condition variable
   std::atomic<bool> cancelled_{false};
   std::condition_variable woken_;
 };
@@ -274,7 +275,9 @@ class WaitQueue {
   static void remove(List& list, Waiter& waiter, LinkOf link) noexcept;
   // All below under mutex_.
   Waiter* first_of(const Wanted& wanted) const noexcept;
-  bool first_locked(const Waiter& waiter) const noexcept { return first_of(waiter.blocked_on_) == &waiter; }
+  bool first_locked(const Waiter& waiter) const noexcept {
+    return first_of(waiter.blocked_on_) == &waiter;
+  }
   void link(Waiter& waiter) noexcept;
   void unlink(Waiter& waiter) noexcept;
   void move(Waiter& waiter, const Wanted& wanted) noexcept;
@@ -292,10 +295,10 @@ class WaitQueue {
   std::atomic<std::uint64_t> news_{0};
   mutable std::mutex mutex_;
   std::uint64_t next_arrival_ = 0;
-  List all_;                                       // by arrival
-  List lists_[kResources - 2 + 2 * kBuckets];      // by priority and arrival; quotas and ends by request
-  Waiter* listener_ = nullptr;                     // the thread that listens to the doorbell
-  int listener_wakeup_ = -1;                       // its eventfd, made once
+  List all_;                                   // by arrival
+  List lists_[kResources - 2 + 2 * kBuckets];  // by priority and arrival; quotas and ends by request
+  Waiter* listener_ = nullptr;                 // the thread that listens to the doorbell
+  int listener_wakeup_ = -1;                   // its eventfd, made once
 };
 
 }  // namespace slabpool

@@ -16,7 +16,12 @@ _S = TypeVar("_S", bound=np.generic)
 class _Makers:
     @overload
     def empty(
-        self, shape: _Shape, *, align: SupportsIndex | None = None, timeout: float | None = None, priority: int | None = None
+        self,
+        shape: _Shape,
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
     ) -> NDArray[np.float64]: ...
     @overload
     def empty(
@@ -40,7 +45,12 @@ class _Makers:
     ) -> NDArray[Any]: ...
     @overload
     def zeros(
-        self, shape: _Shape, *, align: SupportsIndex | None = None, timeout: float | None = None, priority: int | None = None
+        self,
+        shape: _Shape,
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
     ) -> NDArray[np.float64]: ...
     @overload
     def zeros(
@@ -97,13 +107,22 @@ class _Makers:
     ) -> NDArray[Any]: ...
     @overload
     def copy(
-        self, array: NDArray[_S], *, align: SupportsIndex | None = None, timeout: float | None = None, priority: int | None = None
+        self,
+        array: NDArray[_S],
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
     ) -> NDArray[_S]: ...
     @overload
     def copy(
-        self, array: ArrayLike, *, align: SupportsIndex | None = None, timeout: float | None = None, priority: int | None = None
+        self,
+        array: ArrayLike,
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
     ) -> NDArray[Any]: ...
-
     @overload
     def empty_async(
         self,

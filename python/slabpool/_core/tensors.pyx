@@ -8,7 +8,7 @@ costs the same as one. A `Tensors` keeps no memory alive: the request does, and 
 
 cimport cython
 cimport numpy as cnp
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from slabpool._core.array cimport allocate, as_dtype, own, parse_shape, wrap, wrap_strided
 from slabpool._core.core cimport (

@@ -127,7 +127,8 @@ TEST(PoolQueue, WhatWasPromisedToARequestIsNotSetAside) {
   ASSERT_FALSE(large.wait());
   EXPECT_EQ(pool->allocate(kept(1000, request)).status, Status::ok);
   EXPECT_EQ(pool->allocate(kept(kMiB / 4, request)).status, Status::ok);
-  EXPECT_EQ(pool->allocate(kept(kMiB / 4, request)).status, Status::waiters_ahead) << "the promise is used up";
+  EXPECT_EQ(pool->allocate(kept(kMiB / 4, request)).status, Status::waiters_ahead)
+      << "the promise is used up";
   Block* tensor = pool->open_growing(request, kMiB).block;
   ASSERT_NE(tensor, nullptr);
   std::uint64_t usable = 0;
@@ -293,7 +294,8 @@ TEST(PoolQueue, AMixedCrowdIsServed) {
       for (int i = 0; i < rounds(1500); ++i) {
         if (t % 3 == 0) {
           Handle request;
-          if (pool->open_until(Opening{.reserve = kMiB}.spec(), request, in_seconds(kFar)) != Status::ok) {
+          if (pool->open_until(Opening{.reserve = kMiB}.spec(), request, in_seconds(kFar)) !=
+              Status::ok) {
             ++unserved;
             continue;
           }
@@ -301,7 +303,8 @@ TEST(PoolQueue, AMixedCrowdIsServed) {
           pool->close_request(request, false);
         } else if (t % 3 == 1) {
           const Handle child = open(*pool, {.parent = tenant});
-          if (pool->allocate_until(kept(600'000, child), in_seconds(kFar)).status != Status::ok) ++unserved;
+          if (pool->allocate_until(kept(600'000, child), in_seconds(kFar)).status != Status::ok)
+            ++unserved;
           pool->close_request(child, false);
         } else {
           const Allocation made =

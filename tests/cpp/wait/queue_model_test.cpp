@@ -95,8 +95,8 @@ class Schedule {
 
   // As an attempt of the pool: the quota, then the memory.
   bool attempt(Caller& caller) {
-    for (const Wanted& wanted :
-         {Wanted{Resource::quota, caller.bytes, {caller.tenant, 7}}, Wanted{Resource::memory, caller.bytes}}) {
+    for (const Wanted& wanted : {Wanted{Resource::quota, caller.bytes, {caller.tenant, 7}},
+                                 Wanted{Resource::memory, caller.bytes}}) {
       const bool would_overtake = overtakes(caller, wanted);
       EXPECT_EQ(queue_.passes(caller.waiter, wanted), !would_overtake);
       if (would_overtake) return false;
@@ -149,7 +149,8 @@ class Schedule {
 
   void give_up() {
     if (waiting_.empty()) return;
-    const auto at = std::next(waiting_.begin(), static_cast<std::ptrdiff_t>(random_() % waiting_.size()));
+    const auto at =
+        std::next(waiting_.begin(), static_cast<std::ptrdiff_t>(random_() % waiting_.size()));
     const std::unique_ptr<Caller> caller = std::move(*at);
     waiting_.erase(at);
     queue_.leave(caller->waiter);
