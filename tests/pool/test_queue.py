@@ -1,8 +1,8 @@
 """The queue of waiters: threads and coroutines are served by priority and arrival, whatever they wait for.
 
 Invariants: what does not wait overtakes no waiter of its own or a higher priority; a waiter that gives up, is
-cancelled, or depends on something that was closed leaves at once, and the next one is looked at; one waiter is
-woken for each that is served.
+cancelled, or depends on something that was closed leaves at once, and the next one is looked at; one waiter
+is woken for each that is served.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def test_a_growing_tensor_waits_for_memory_and_for_its_quota(pool: Pool) -> None
         del blocker
         assert waiter.join().result == CAPACITY // 2
         tensor = other.growable(0, "u1", limit=CAPACITY)
-        with pytest.raises(slabpool.QuotaExceededError, match="within 0.01 s"):
+        with pytest.raises(slabpool.QuotaExceededError, match=r"within 0\.01 s"):
             tensor.extend(1000, timeout=0.01)
 
 
@@ -241,9 +241,7 @@ def test_a_timeout_names_what_was_ahead(pool: Pool) -> None:
     ]  # type: ignore[misc]
     with pytest.raises(slabpool.PoolExhausted) as caught:
         pool.request("small", reserve=1, timeout=0.02)
-    assert "cannot reserve 1 bytes for request 'small' within 0.02 s" in str(
-        caught.value
-    ) or "within 0.02 s" in str(caught.value)
+    assert "for request 'small' within 0.02 s" in str(caught.value)
     assert "5 waiters ahead: 'big-0' (1 MiB, priority 0, since " in str(caught.value)
     assert " and 2 more." in str(caught.value)
     assert "Deadlock" not in str(caught.value)
