@@ -164,11 +164,12 @@ Allocation Pool::allocate_slowly(const AllocateSpec& spec, Waiter* waiter) noexc
     // What was promised to the request is not what others wait for.
     result = asks && reserve.reserve != nullptr ? take_own(p, spec.align, reserve) : Allocation{};
     if (result.block == nullptr) {
-      if (asks && !passes(waiter, {Resource::memory, p.need})) {
+      if (asks && !passes(waiter, {Resource::memory, beyond(reserve, p.need)})) {
         result.status = Status::waiters_ahead;
       } else {
         result = take(p, spec.align, reserve, budget);
-        if (result.status == Status::exhausted) blocked(waiter, Resource::memory, p.need);
+        if (result.status == Status::exhausted)
+          blocked(waiter, Resource::memory, beyond(reserve, p.need));
       }
     }
   }

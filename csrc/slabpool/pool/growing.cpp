@@ -68,8 +68,8 @@ Status Pool::grow_to(Block& block, RequestRecord& record, Handle request, std::u
     if (status != Status::ok) return status;
   }
   // What was promised to the request is not what others wait for.
-  if ((slow_path_flags_.load(std::memory_order_relaxed) & kWaiting) != 0 &&
-      depot_.reserve_left(reserve) < more >> kPageBits && !passes(waiter, {Resource::memory, more})) {
+  if ((slow_path_flags_.load(std::memory_order_relaxed) & kWaiting) != 0 && beyond(reserve, more) != 0 &&
+      !passes(waiter, {Resource::memory, beyond(reserve, more)})) {
     if (budget) uncharge(record, request, more);
     return Status::waiters_ahead;
   }
@@ -95,7 +95,7 @@ Status Pool::grow_to(Block& block, RequestRecord& record, Handle request, std::u
   if (status == Status::ok) {
     log(EventKind::allocate, request.generation, kNoDevice, more);
   } else {
-    if (status == Status::exhausted && hard) blocked(waiter, Resource::memory, more);
+    if (status == Status::exhausted && hard) blocked(waiter, Resource::memory, beyond(reserve, more));
     if (budget) uncharge(record, request, more);
   }
   return status;

@@ -353,6 +353,11 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   bool passes(Waiter* waiter, const Wanted& wanted) noexcept {
     return waiter != nullptr ? queue_.passes(*waiter, wanted) : queue_.passes(wanted);
   }
+  // What an attempt needs beyond what was promised to its request.
+  std::uint64_t beyond(ReserveRef reserve, std::uint64_t bytes) const noexcept {
+    const std::uint64_t own = reserve.reserve != nullptr ? depot_.reserve_left(reserve) << kPageBits : 0;
+    return bytes > own ? bytes - own : 0;
+  }
   // An attempt with a waiter failed.
   void blocked(Waiter* waiter, Resource resource, std::uint64_t amount, Handle of = {}) noexcept;
   Status charge(RequestRecord& record, Handle request, std::uint64_t bytes, ReserveRef& reserve,
@@ -377,6 +382,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   std::uint64_t quota_left(Subject of) noexcept override {
     return table_.quota_of({of.slot, of.generation}).left;
   }
+  bool circle() noexcept override { return in_circle(); }
   bool polls() noexcept override { return must_poll(); }
   bool gives_way() noexcept override { return gives_way_.load(std::memory_order_relaxed); }
   void collect() noexcept override { collect_acks(); }

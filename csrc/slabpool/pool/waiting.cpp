@@ -160,15 +160,25 @@ bool Pool::in_circle() noexcept {
       waiting[count++] = {waiter.request.slot, waiter.request.generation};
   });
   if (first == nullptr) return false;
-  // One request may wait in several threads.
-  std::sort(waiting, waiting + count, [](Handle a, Handle b) { return a.generation < b.generation; });
+  // One request may wait in several threads; a reserve may be that of several requests.
+  const auto by_generation = [](Handle a, Handle b) { return a.generation < b.generation; };
+  const auto unique = [&](Handle* handles, std::uint32_t n) {
+    std::sort(handles, handles + n, by_generation);
+    return std::unique(handles, handles + n,
+                       [](Handle a, Handle b) { return a.generation == b.generation; });
+  };
   std::uint64_t held = 0;
-  for (std::uint32_t i = 0; i < count; ++i) {
-    if (i != 0 && waiting[i].generation == waiting[i - 1].generation) continue;
-    const RequestRecord* record = table_.record(waiting[i].slot);
-    if (record != nullptr && record->handle().generation == waiting[i].generation)
-      held += record->blocks.bytes();
+  std::uint32_t roots = 0;
+  for (const Handle *h = waiting, *end = unique(waiting, count); h != end; ++h) {
+    const RequestRecord* record = table_.record(h->slot);
+    if (record == nullptr || record->handle().generation != h->generation) continue;
+    held += record->blocks.bytes();
+    if (!record->has_budget.load(std::memory_order_relaxed)) continue;
+    const Handle root = table_.root_of(*record, *h);
+    if (root.generation != 0) waiting[roots++] = root;  // no more than were read
   }
+  for (const Handle *root = waiting, *end = unique(waiting, roots); root != end; ++root)
+    held += depot_.reserve_left(table_.reserve_of(*root)) << kPageBits;
   return held >= options_.capacity || needs > options_.capacity - held;
 }
 

@@ -69,6 +69,12 @@ RequestTable::Quota RequestTable::quota_of(Handle root) const noexcept {
   return {r->quota, r->quota > r->used ? r->quota - r->used : 0};
 }
 
+ReserveRef RequestTable::reserve_of(Handle root) const noexcept {
+  const std::lock_guard lock(budget_mutex_);
+  const RequestRecord* r = budget_of(root);
+  return r != nullptr ? r->reserve : ReserveRef{};
+}
+
 // ---- of kept memory
 
 void RequestTable::charge_kept(RequestRecord& r, std::uint64_t bytes) noexcept {

@@ -130,6 +130,7 @@ class RequestTable {
     std::uint64_t left = ~std::uint64_t{0};
   };
   Quota quota_of(Handle root) const noexcept;
+  ReserveRef reserve_of(Handle root) const noexcept;  // null if it has none, or is over
 
   // ---- what sessions keep (keep.cpp): a root for each session, whose quota is its budget, and in it a child for each
   // block.

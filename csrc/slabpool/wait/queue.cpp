@@ -79,19 +79,34 @@ void WaitQueue::link(Waiter& waiter) noexcept {
   const bool was_empty = list.first == nullptr;
   insert_after(list, waiter, prev, &Waiter::in_list_);
   if (was_empty) note(waiter.blocked_on_);
+  if (waiter.blocked_on_.resource == Resource::memory) changes_.fetch_add(1, std::memory_order_relaxed);
 }
 
 void WaitQueue::unlink(Waiter& waiter) noexcept {
   List& list = list_of(waiter.blocked_on_);
   remove(list, waiter, &Waiter::in_list_);
   if (list.first == nullptr) note(waiter.blocked_on_);
+  if (waiter.blocked_on_.resource == Resource::memory) changes_.fetch_add(1, std::memory_order_relaxed);
 }
 
-// The waiter is blocked on something else now. The one behind it, in the list that it leaves, is looked at by the caller.
-void WaitQueue::move(Waiter& waiter, const Wanted& wanted) noexcept {
-  unlink(waiter);
-  waiter.blocked_on_ = wanted;
-  link(waiter);
+// Again if the waiters have changed meanwhile: the last that changed them stores what it found after that.
+void WaitQueue::update_circle() noexcept {
+  std::uint64_t seen = 0;
+  bool circle = false;
+  do {
+    {
+      const std::lock_guard lock(mutex_);
+      seen = changes_.load(std::memory_order_relaxed);
+      const List& list = list_of({Resource::memory});
+      circle = list.first != list.last;
+    }
+    circle = circle && room_.circle();
+    const std::lock_guard lock(mutex_);
+    if (changes_.load(std::memory_order_relaxed) != seen) continue;
+    circle_.store(circle, std::memory_order_relaxed);
+    break;
+  } while (true);
+  if (circle) wake({.memory = true});
 }
 
 // ---- waiting
@@ -112,6 +127,7 @@ void WaitQueue::enter(Waiter& waiter) noexcept {
     count_.fetch_add(1, std::memory_order_seq_cst);
   }
   if (doorbell_ != nullptr) doorbell_->wait_begins();
+  if (waiter.blocked_on_.resource == Resource::memory) update_circle();
 }
 
 void WaitQueue::enter(Waiter& waiter, const Wanted& wanted) noexcept {
@@ -145,6 +161,7 @@ void WaitQueue::leave(Waiter& waiter) noexcept {
     pass_the_bell_on(waiter);
     others = was_first && wanted.resource != Resource::end && first_of(wanted) != nullptr;
   }
+  if (wanted.resource == Resource::memory) update_circle();
   if (!others) return;
   News news;
   news.memory = wanted.resource == Resource::memory;
@@ -157,21 +174,15 @@ void WaitQueue::leave(Waiter& waiter) noexcept {
 }
 
 bool WaitQueue::passes(Waiter& waiter, const Wanted& wanted) noexcept {
-  const std::lock_guard lock(mutex_);
-  const Waiter* first = first_of(wanted);
-  if (first == nullptr || first == &waiter || !before(*first, waiter.priority, waiter.arrival_))
-    return true;
-  if (waiter.queue_ == nullptr) {
-    waiter.blocked_on_ = wanted;
-  } else if (same_place(waiter.blocked_on_, wanted)) {
-    waiter.blocked_on_.amount = wanted.amount;
-  } else {
-    const Wanted left = waiter.blocked_on_;
-    const bool was_first = first_locked(waiter);
-    move(waiter, wanted);
-    // The next one may have what this one cannot use yet.
-    if (Waiter* next = was_first ? first_of(left) : nullptr) signal(*next);
+  {
+    const std::lock_guard lock(mutex_);
+    const Waiter* first = first_of(wanted);
+    if (first == nullptr || first == &waiter || !before(*first, waiter.priority, waiter.arrival_) ||
+        may_pass(waiter, wanted))
+      return true;
+    if (!place(waiter, wanted)) return false;
   }
+  if (wanted.resource == Resource::memory) update_circle();
   return false;
 }
 
@@ -182,20 +193,32 @@ bool WaitQueue::passes(const Wanted& wanted) noexcept {
 }
 
 void WaitQueue::block(Waiter& waiter, const Wanted& wanted) noexcept {
-  const std::lock_guard lock(mutex_);
+  {
+    const std::lock_guard lock(mutex_);
+    if (!place(waiter, wanted)) return;
+    waiter.again_ = true;  // what came back before it was in this list did not wake it
+  }
+  if (wanted.resource == Resource::memory) update_circle();
+}
+
+// Whether the waiter is in another list now.
+bool WaitQueue::place(Waiter& waiter, const Wanted& wanted) noexcept {
   if (waiter.queue_ == nullptr) {
     waiter.blocked_on_ = wanted;
-    return;
+    return false;
   }
   if (same_place(waiter.blocked_on_, wanted)) {
     waiter.blocked_on_.amount = wanted.amount;
-    return;
+    return false;
   }
   const Wanted left = waiter.blocked_on_;
   const bool was_first = first_locked(waiter);
-  move(waiter, wanted);
-  waiter.again_ = true;  // what came back before it was in this list did not wake it
+  unlink(waiter);
+  waiter.blocked_on_ = wanted;
+  link(waiter);
+  // The next one may have what this one cannot use yet.
   if (Waiter* next = was_first ? first_of(left) : nullptr) signal(*next);
+  return true;
 }
 
 bool WaitQueue::is_first(const Waiter& waiter) noexcept {
@@ -300,7 +323,11 @@ void WaitQueue::pass_the_bell_on(Waiter& waiter) noexcept {
 
 void WaitQueue::look(const Wanted& wanted, bool polls, std::uint64_t free) noexcept {
   Waiter* const first = first_of(wanted);
-  if (first != nullptr && (polls || first->blocked_on_.amount <= free)) signal(*first);
+  if (first == nullptr) return;
+  if (polls || first->blocked_on_.amount <= free) return signal(*first);
+  if (wanted.resource != Resource::memory || !circle_.load(std::memory_order_relaxed)) return;
+  for (Waiter* w = first->in_list_.next; w != nullptr; w = w->in_list_.next)
+    if (may_pass(*w, wanted) && w->blocked_on_.amount <= free) return signal(*w);
 }
 
 void WaitQueue::wake(const News& news) noexcept {

@@ -7,6 +7,9 @@
 // wake() wakes the first waiter of the resource alone, and memory only once enough of it is free. When the first leaves, the
 // next one is looked at. A waiter for the end of a request is woken by that end alone, and is in nobody's way.
 //
+// Requests that hold memory and ask for more could stand behind a waiter that needs what they hold. When the requests that
+// wait hold so much that the first waiter cannot be served before one of them lets go (Room::circle), those may pass it.
+//
 // A waiter is a record of the caller's: on the stack of a thread, or in an object of an event loop. Waiting and waking
 // allocate nothing. A thread sleeps on the condition variable of its record. In a pool with a doorbell one sleeping thread
 // listens to the bell for all of them. The waiters of an event loop share a WakeTarget.
@@ -146,6 +149,9 @@ class Room {
   virtual std::uint64_t quota_left(Subject of) noexcept = 0;
   // Whether something may come back without a wake-up. The first waiters then try again by the clock. Takes no lock.
   virtual bool polls() noexcept = 0;
+  // Whether the requests that wait for memory hold so much that the first waiter cannot be served before one lets go. Looks
+  // at the waiters by each().
+  virtual bool circle() noexcept = 0;
   // Whether something may be made free that no thread returns, by a waiter that is the first. Takes no lock.
   virtual bool gives_way() noexcept = 0;
   // Collects what peers have acknowledged: called when the bell rang.
@@ -280,11 +286,16 @@ class WaitQueue {
   }
   void link(Waiter& waiter) noexcept;
   void unlink(Waiter& waiter) noexcept;
-  void move(Waiter& waiter, const Wanted& wanted) noexcept;
+  bool place(Waiter& waiter, const Wanted& wanted) noexcept;
   void note(const Wanted& changed) noexcept;
   void signal(Waiter& waiter) noexcept;
   void pass_the_bell_on(Waiter& waiter) noexcept;
   void look(const Wanted& wanted, bool polls, std::uint64_t free) noexcept;
+  bool may_pass(const Waiter& waiter, const Wanted& wanted) const noexcept {
+    return wanted.resource == Resource::memory && waiter.request.generation != 0 &&
+           circle_.load(std::memory_order_relaxed);
+  }
+  void update_circle() noexcept;  // without the mutex
 
   Doorbell* const doorbell_;
   Room& room_;
@@ -293,6 +304,8 @@ class WaitQueue {
   std::atomic<std::uint32_t> waiting_{0};  // without those for an end; a figure for reports
   std::atomic<std::uint64_t> wakeups_{0};
   std::atomic<std::uint64_t> news_{0};
+  std::atomic<std::uint64_t> changes_{0};  // of the waiters for memory
+  std::atomic<bool> circle_{false};
   mutable std::mutex mutex_;
   std::uint64_t next_arrival_ = 0;
   List all_;                                   // by arrival

@@ -283,6 +283,58 @@ TEST(PoolQueue, RequestsThatHoldAndWaitForEachOtherAreRecognised) {
   expect_all_returned(*pool);
 }
 
+// The first waiter needs what a request behind it holds, so that request may pass.
+TEST(PoolQueue, ARequestPassesAWaiterThatNeedsWhatItHolds) {
+  const auto pool = make_pool(4 * kMiB);
+  Loop loop;
+  const Handle holder = open(*pool, {.reserve = 2 * kMiB});
+  Wish large(*pool, loop, 3 * kMiB);
+  ASSERT_FALSE(large.wait());
+  EXPECT_EQ(pool->allocate(bytes(kMiB)).status, Status::waiters_ahead) << "it holds nothing";
+  Wish more(*pool, loop, 3 * kMiB, 0, holder);
+  ASSERT_TRUE(more.wait()) << "2 MiB of its reserve, and 1 MiB of what is free";
+  pool->leave(more.waiter);
+  EXPECT_EQ(pool->take_woken(loop.target), nullptr);
+  pool->drop_view(*more.block);
+  pool->close_request(holder, false);
+  EXPECT_EQ(pool->take_woken(loop.target), &large.waiter);
+  ASSERT_TRUE(large.attempt());
+  pool->leave(large.waiter);
+  pool->drop_view(*large.block);
+  expect_all_returned(*pool);
+}
+
+TEST(PoolQueue, OfSeveralHoldersTheOneThatCanBeServedPasses) {
+  const auto pool = make_pool(6 * kMiB);
+  Loop loop;
+  const Handle one = open(*pool, {});
+  const Handle two = open(*pool, {});
+  ASSERT_EQ(pool->allocate(kept(2 * kMiB, one)).status, Status::ok);
+  ASSERT_EQ(pool->allocate(kept(2 * kMiB, two)).status, Status::ok);
+  Wish large(*pool, loop, 3 * kMiB);
+  ASSERT_FALSE(large.wait());
+  Wish small(*pool, loop, kMiB, 0, one);
+  ASSERT_FALSE(small.wait()) << "the other request may let go, which is enough for the first";
+  EXPECT_EQ(pool->take_woken(loop.target), nullptr);
+  Wish medium(*pool, loop, 3 * kMiB - 1, 0, two);
+  ASSERT_FALSE(medium.wait()) << "2 MiB are free";
+  EXPECT_EQ(pool->take_woken(loop.target), &small.waiter) << "now it is for one of the two to go on";
+  ASSERT_TRUE(small.attempt());
+  pool->leave(small.waiter);
+  pool->drop_view(*small.block);
+  pool->close_request(one, false);
+  EXPECT_EQ(pool->take_woken(loop.target), &large.waiter);
+  ASSERT_TRUE(large.attempt());
+  pool->leave(large.waiter);
+  pool->drop_view(*large.block);
+  EXPECT_EQ(pool->take_woken(loop.target), &medium.waiter);
+  ASSERT_TRUE(medium.attempt());
+  pool->leave(medium.waiter);
+  pool->drop_view(*medium.block);
+  pool->close_request(two, false);
+  expect_all_returned(*pool);
+}
+
 // Threads of three priorities, blocks of different sizes, quotas and reserves: all are served, and none waits for ever.
 TEST(PoolQueue, AMixedCrowdIsServed) {
   const auto pool = make_pool(2 * kMiB);

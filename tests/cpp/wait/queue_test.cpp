@@ -26,6 +26,7 @@ class FakeRoom final : public Room {
   std::uint64_t free_slots() noexcept override { return slots.load(); }
   std::uint64_t quota_left(Subject) noexcept override { return quota.load(); }
   bool polls() noexcept override { return polling.load(); }
+  bool circle() noexcept override { return false; }
   bool gives_way() noexcept override { return false; }
   void collect() noexcept override { collected.fetch_add(1); }
   void waits(bool any, bool) noexcept override { memory_waits.store(any); }
