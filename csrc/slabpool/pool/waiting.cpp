@@ -54,7 +54,12 @@ Status Pool::charge(RequestRecord& record, Handle request, std::uint64_t bytes, 
     root = table_.root_of(record, request);
     if (root.generation == 0) return Status::request_closed;
   }
-  if (asks && !passes(waiter, wanted())) return Status::waiters_ahead;
+  // The first cannot be served while this request holds what it holds: it may pass, and go on.
+  const auto first_needs_it = [&] {
+    const std::uint64_t rest = table_.quota_of(root).bytes - table_.charged_of(record, request);
+    return waiter != nullptr && !record.kept && queue_.first_amount(wanted()) > rest;
+  };
+  if (asks && !passes(waiter, wanted()) && !first_needs_it()) return Status::waiters_ahead;
   const Status status = table_.charge(record, request, bytes, reserve);
   if (status == Status::quota_exceeded && waiter != nullptr) queue_.block(*waiter, wanted());
   return status;

@@ -62,6 +62,11 @@ Handle RequestTable::root_of(const RequestRecord& r, Handle handle) const noexce
   return r.charged_for == handle.generation ? r.root : Handle{};
 }
 
+std::uint64_t RequestTable::charged_of(const RequestRecord& r, Handle handle) const noexcept {
+  const std::lock_guard lock(budget_mutex_);
+  return r.charged_for == handle.generation ? r.charged : 0;
+}
+
 RequestTable::Quota RequestTable::quota_of(Handle root) const noexcept {
   const std::lock_guard lock(budget_mutex_);
   const RequestRecord* r = budget_of(root);

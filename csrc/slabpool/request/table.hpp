@@ -124,6 +124,8 @@ class RequestTable {
   void return_budget(RequestRecord& record) noexcept;  // at the end
   // The request that a request with a budget charges; generation 0 once the budget was returned.
   Handle root_of(const RequestRecord& record, Handle handle) const noexcept;
+  // What such a request is charged, without its descendants.
+  std::uint64_t charged_of(const RequestRecord& record, Handle handle) const noexcept;
   // The quota of such a root, and what is left of it; both are all bytes if it has none, or is over.
   struct Quota {
     std::uint64_t bytes = ~std::uint64_t{0};

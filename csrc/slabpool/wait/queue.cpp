@@ -221,6 +221,12 @@ bool WaitQueue::place(Waiter& waiter, const Wanted& wanted) noexcept {
   return true;
 }
 
+std::uint64_t WaitQueue::first_amount(const Wanted& wanted) noexcept {
+  const std::lock_guard lock(mutex_);
+  const Waiter* first = first_of(wanted);
+  return first != nullptr ? first->blocked_on_.amount : 0;
+}
+
 bool WaitQueue::is_first(const Waiter& waiter) noexcept {
   const std::lock_guard lock(mutex_);
   return waiter.queue_ != nullptr && first_locked(waiter);
@@ -325,9 +331,14 @@ void WaitQueue::look(const Wanted& wanted, bool polls, std::uint64_t free) noexc
   Waiter* const first = first_of(wanted);
   if (first == nullptr) return;
   if (polls || first->blocked_on_.amount <= free) return signal(*first);
-  if (wanted.resource != Resource::memory || !circle_.load(std::memory_order_relaxed)) return;
+  // One that may pass it. For a quota its attempt decides that.
+  if (wanted.resource != Resource::quota &&
+      !(wanted.resource == Resource::memory && circle_.load(std::memory_order_relaxed)))
+    return;
   for (Waiter* w = first->in_list_.next; w != nullptr; w = w->in_list_.next)
-    if (may_pass(*w, wanted) && w->blocked_on_.amount <= free) return signal(*w);
+    if (w->request.generation != 0 && same_place(w->blocked_on_, wanted) &&
+        w->blocked_on_.amount <= free)
+      return signal(*w);
 }
 
 void WaitQueue::wake(const News& news) noexcept {

@@ -195,6 +195,8 @@ class WaitQueue {
   bool passes(Waiter& waiter, const Wanted& wanted) noexcept;
   // The same for a caller that has no record: of priority 0, behind all others.
   bool passes(const Wanted& wanted) noexcept;
+  // What the first waiter of a resource needs; 0: there is none.
+  std::uint64_t first_amount(const Wanted& wanted) noexcept;
   // An attempt failed on this resource.
   void block(Waiter& waiter, const Wanted& wanted) noexcept;
   // A thread sleeps until it is to try again (true), or until `until_ns` (monotonic).

@@ -304,6 +304,31 @@ TEST(PoolQueue, ARequestPassesAWaiterThatNeedsWhatItHolds) {
   expect_all_returned(*pool);
 }
 
+TEST(PoolQueue, ARequestPassesAWaiterThatNeedsWhatItHoldsOfTheirQuota) {
+  const auto pool = make_pool(8 * kMiB);
+  Loop loop;
+  const Handle tenant = open(*pool, {.quota = 4 * kMiB});
+  const Handle one = open(*pool, {.parent = tenant});
+  const Handle two = open(*pool, {.parent = tenant});
+  ASSERT_EQ(pool->allocate(kept(2 * kMiB, one)).status, Status::ok);
+  Wish large(*pool, loop, 3 * kMiB, 0, two);
+  ASSERT_FALSE(large.wait());
+  Wish more(*pool, loop, kMiB, 0, one);
+  ASSERT_TRUE(more.wait());
+  Wish none(*pool, loop, 1000, 0, two);
+  ASSERT_FALSE(none.wait()) << "it holds nothing that the first needs";
+  pool->leave(more.waiter);
+  pool->drop_view(*more.block);
+  pool->close_request(one, false);
+  EXPECT_EQ(pool->take_woken(loop.target), &large.waiter);
+  ASSERT_TRUE(large.attempt());
+  pool->leave(large.waiter);
+  pool->leave(none.waiter);
+  pool->drop_view(*large.block);
+  pool->close_request(tenant, false);
+  expect_all_returned(*pool);
+}
+
 TEST(PoolQueue, OfSeveralHoldersTheOneThatCanBeServedPasses) {
   const auto pool = make_pool(6 * kMiB);
   Loop loop;
