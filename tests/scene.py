@@ -56,7 +56,7 @@ def says(raised: pytest.ExceptionInfo[BaseException], text: str) -> None:
 
 def picture(pool: slabpool.Pool) -> tuple[slabpool.Stats, list[slabpool.RequestRecord]]:
     """Everything visible of a pool that a refused call must not change."""
-    stats = pool.stats()._replace(exhaustions=0)
+    stats = pool.stats()._replace(exhaustions=0, fragmented=0, metadata=0)
     return stats, [record._replace(age=0.0) for record in pool.requests()]
 
 

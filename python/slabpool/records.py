@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
+from slabpool.arguments.sizes import show_size
 from slabpool.arguments.texts import few, short, show
 
 
@@ -127,6 +128,12 @@ class Stats(NamedTuple):
     #: than ``committed`` if a device wrote or read outside of what it was given. `Pool.trim` gives those
     #: bytes back.
     file_bytes: int
+    #: The part of ``cached`` that no tensor of a page (4 KiB) or more can have now: free bytes between
+    #: blocks on partly used pages, and quarantined bytes. Of a GPU's memory, and of memory that the driver pins, only
+    #: whole granules serve another size; free pages in granules that are partly used are not counted here.
+    fragmented: int
+    #: Bytes of the pool's own records and tables. They are not part of ``committed`` or the capacity.
+    metadata: int
     #: Callers that wait for memory, addresses, a free request or a quota: see `Pool.waiters`.
     waiting: int
 
@@ -180,6 +187,9 @@ class RequestRecord(NamedTuple):
     kept_as: str | None = None
     #: Devices in `pending` that have acknowledged, but whose ack waits for work on a stream.
     behind_stream: frozenset[str | int] = frozenset()
+    #: Bytes that its ``reserve=`` sets aside and that neither it nor its children have drawn. They go back to
+    #: the pool when the host closes it.
+    reserved: int = 0
 
     def __repr__(self) -> str:
         return (
@@ -188,7 +198,7 @@ class RequestRecord(NamedTuple):
             f"pending={_few_names(self.pending)}, live_views={self.live_views}, "
             f"opened_at={short(repr(self.opened_at), 100)}, parent={self.parent}, "
             f"kept_as={None if self.kept_as is None else show(self.kept_as)}, "
-            f"behind_stream={_few_names(self.behind_stream)})"
+            f"behind_stream={_few_names(self.behind_stream)}, reserved={self.reserved})"
         )
 
     def __str__(self) -> str:
@@ -201,9 +211,14 @@ class RequestRecord(NamedTuple):
         waiting = waits_for(self.pending, self.behind_stream) or "no device"
         return (
             f"request {show(self.request_id)} generation {self.generation} ({self.state.value}): "
-            f"{self.nbytes} bytes for {self.age:.1f} s, waits for {waiting}, "
+            f"{self.nbytes} bytes{set_aside(self.reserved)} for {self.age:.1f} s, waits for {waiting}, "
             f"{self.live_views} live views, opened at {short(self.opened_at, 100)}"
         )
+
+
+def set_aside(reserved: int) -> str:
+    """What a request's reserve sets aside, for a message; empty if nothing."""
+    return f" + {show_size(reserved)} set aside" if reserved else ""
 
 
 def waits_for(pending: frozenset[str | int], behind_stream: frozenset[str | int]) -> str:

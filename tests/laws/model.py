@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from slabpool import Ack, GrowableTensor, Layout, Pool, Request, RequestState, Session, Stats, Tensors
 
-PAGE = 16 << 10
+PAGE = 4 << 10
 SMALL = 128 << 10  # blocks of up to this size share slabs
 Bytes = npt.NDArray[np.uint8]
 
@@ -26,18 +26,9 @@ def pages(nbytes: int) -> int:
     return -(-nbytes // PAGE) * PAGE
 
 
-def slab_bytes(block: int) -> int:
-    """Most bytes of the pool that one block can pin when nothing else is in its slab.
-
-    From the documented slab rule: at least eight blocks (four above 16 KiB), and at most
-    1/64 left unused at the end.
-    """
-    if block > SMALL:
-        return block
-    slab = pages(block * (4 if block > PAGE else 8))
-    while slab % block > slab // 64:
-        slab += PAGE
-    return slab
+def pinned_bytes(block: int) -> int:
+    """Most bytes of pages that one block can pin: every page that it lies on."""
+    return block if block > SMALL else pages(block) + (0 if block % PAGE == 0 else PAGE)
 
 
 def block_bound(nbytes: int, align: int) -> int:
@@ -119,6 +110,11 @@ class RequestModel:
         return self if self.parent is None else self.parent.root
 
     @property
+    def promised(self) -> bool:
+        """Whether bytes of its reserve may still be drawn: the host, and so a child's, holds it."""
+        return self.reserve > 0 and self.host
+
+    @property
     def nbytes(self) -> int:
         return sum(b.size for b in self.blocks if b.held)
 
@@ -197,7 +193,7 @@ class PoolModel:
 
     def pinned(self) -> int:
         """Most bytes of pages that other requests cannot use because of held blocks and drawn reserves."""
-        drawn = sum(pages(r.reserve) - r.reserve_left for r in self.live_requests if r.reserve)
+        drawn = sum(pages(r.reserve) - r.reserve_left for r in self.live_requests if r.promised)
         return drawn + sum(b.outside for b in self.blocks)
 
     def retained(self) -> int:
@@ -221,7 +217,7 @@ class PoolModel:
         self.blocks.append(block)
         self.allocations += 1
         self.peak = max(self.peak, self.held())
-        block.outside = slab_bytes(size)
+        block.outside = pinned_bytes(size)
         if request is None or not request.root.reserve:
             assert drawn == 0, "reserved bytes went to another request"
         if request is not None:
@@ -271,7 +267,7 @@ class PoolModel:
             self.blocks.remove(block)
             self.frees += 1
             root = block.origin
-            if root is not None and root.reserve and not root.over:
+            if root is not None and root.promised:
                 root.tidy = False
                 self.gaining.append(root)
 
@@ -291,6 +287,12 @@ class PoolModel:
             self.host_leaves(child, cancel)
         request.host = False
         request.cancelled = cancel
+        if request.root is request and request.reserve:
+            request.reserve_left = 0
+            for block in self.blocks:
+                if block.origin is request and block.held:
+                    # It keeps whole pages, which no other block can give back.
+                    block.outside = max(block.outside, pages(block.size) + PAGE)
         self._end_if_left(request)
 
     def _end_if_left(self, request: RequestModel) -> None:
@@ -299,12 +301,6 @@ class PoolModel:
         assert all(child.over for child in request.children), "a child outlives its parent"
         held = [b for b in request.blocks if b.held]
         request.over = True
-        if request.root is request and request.reserve:
-            request.reserve_left = 0
-            for block in self.blocks:
-                if block.origin is request and block.held:
-                    # A view retains whole pages, which no other block can give back.
-                    block.outside = max(block.outside, pages(block.size) + PAGE)
         for block in held:
             self.let_go(block)
         request.root.used -= request.charged
@@ -424,7 +420,7 @@ class PoolModel:
         """Exact, except for the pages that become empty when blocks return to a reserve: the pool says how
         many."""
         back = set_aside - self.set_aside()
-        gaining = [r for r in set(self.gaining) if not r.over]
+        gaining = [r for r in set(self.gaining) if r.promised]
         self.gaining.clear()
         if not gaining:
             assert back == 0

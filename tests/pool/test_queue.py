@@ -197,7 +197,7 @@ def test_addresses_are_waited_for(pool: Pool) -> None:
     request, tensor = held.pop()
     del tensor
     request.close()
-    assert waiter.join().result == 16 << 10
+    assert waiter.join().error is None
     late.close()
     for request, _ in held:
         request.close()

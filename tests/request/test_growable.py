@@ -11,7 +11,7 @@ import pytest
 import slabpool
 from slabpool import Pool
 
-PAGE = 16 << 10
+PAGE = 4 << 10
 
 
 @pytest.fixture

@@ -162,6 +162,9 @@ def use_growable(tensor: slabpool.GrowableTensor, req: slabpool.Request) -> None
     assert_type(tensor.extend(2, timeout=0.5), NDArray[Any])
     assert_type(tensor.extend(), NDArray[Any])
     assert_type(tensor.truncate(1), NDArray[Any])
+    assert_type(tensor.truncate(1, release=True), NDArray[Any])
+    assert_type(tensor.drop_front(1), NDArray[Any])
+    assert_type(tensor.first, int)
     assert_type(tensor.array, NDArray[Any])
     assert_type(tensor.shape, tuple[int, ...])
     assert_type(tensor.dtype, np.dtype[Any])
@@ -285,6 +288,8 @@ def read_stats(stats: slabpool.Stats) -> int:
         + stats.reserved
         + stats.quarantined
         + stats.file_bytes
+        + stats.fragmented
+        + stats.metadata
         + stats.waiting
     )
 
@@ -301,6 +306,7 @@ def read_record(record: slabpool.RequestRecord) -> str:
     assert_type(record.parent, int | None)
     assert_type(record.kept_as, str | None)
     assert_type(record.behind_stream, frozenset[str | int])
+    assert_type(record.reserved, int)
     return str(record)
 
 
@@ -403,14 +409,24 @@ ERRORS: dict[type[Exception], list[type[slabpool.SlabpoolError]]] = {
 async def open_in_a_loop(pool: slabpool.Pool) -> None:
     req = await pool.request_async("async", ["gpu0"], reserve=4096, quota="1MiB", lease=1.5, timeout=5)
     assert_type(req, slabpool.Request)
-    layout = slabpool.Layout({"k": (8, np.float16)})
-    assert_type(await pool.empty_async((2, 3), np.float32, align=64, timeout=5, priority=1), NDArray[np.float32])
+    assert_type(
+        await pool.empty_async((2, 3), np.float32, align=64, timeout=5, priority=1), NDArray[np.float32]
+    )
     assert_type(await pool.zeros_async(3), NDArray[np.float64])
+    await allocate_in_a_loop(req)
+    await grow_in_a_loop(req.growable(0, np.uint8, limit=8))
+    await drain_in_a_loop(req)
+
+
+async def allocate_in_a_loop(req: slabpool.Request) -> None:
+    layout = slabpool.Layout({"k": (8, np.float16)})
     assert_type(await req.empty_async(3, "u1"), NDArray[Any])
     assert_type(await req.zeros_async(3, np.uint8, timeout=None), NDArray[np.uint8])
     assert_type(await req.allocate_async(layout, zero=True, timeout=5, priority=None), slabpool.Tensors)
-    assert_type(await req.growable(0, np.uint8, limit=8).extend_async(2, timeout=5), NDArray[Any])
-    await drain_in_a_loop(req)
+
+
+async def grow_in_a_loop(tensor: slabpool.GrowableTensor) -> None:
+    assert_type(await tensor.extend_async(2, timeout=5), NDArray[Any])
 
 
 async def drain_in_a_loop(req: slabpool.Request) -> None:

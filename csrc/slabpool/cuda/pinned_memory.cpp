@@ -16,7 +16,7 @@ constexpr std::size_t kMostGranule = std::size_t{32} << 20;
 // whole granules.
 std::size_t granule_for(std::size_t capacity) {
   std::size_t granule = kMostGranule;
-  while (granule > kPageSize && capacity % granule != 0 && granule > capacity / 64) granule /= 2;
+  while (granule > kMostSystemPage && capacity % granule != 0 && granule > capacity / 64) granule /= 2;
   return granule;
 }
 

@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 
@@ -29,7 +30,7 @@ bool place_on_node(void* address, std::size_t bytes, int node, bool bind) {
 }  // namespace
 
 std::unique_ptr<HostMemory> HostMemory::create(const HostMemoryOptions& options, Error& error) {
-  if (sysconf(_SC_PAGESIZE) > static_cast<long>(kPageSize)) {
+  if (sysconf(_SC_PAGESIZE) > static_cast<long>(kMostSystemPage)) {
     error.fail_errno({}, ENOTSUP);
     return nullptr;
   }
@@ -50,7 +51,9 @@ std::unique_ptr<HostMemory> HostMemory::create(const HostMemoryOptions& options,
   const auto address = reinterpret_cast<std::uintptr_t>(mapping);
   const auto aligned = (address + kRangeAlign - 1) & ~(std::uintptr_t{kRangeAlign} - 1);
   memory->base_ = static_cast<std::byte*>(mapping) + (aligned - address);
-  memory->address_space_ = bytes & ~(kPageSize - 1);
+  memory->granule_ = std::max(kPageSize, static_cast<std::size_t>(sysconf(_SC_PAGESIZE)));
+  memory->has_holes_ = true;
+  memory->address_space_ = bytes & ~(memory->granule_ - 1);
   // Once for the whole range, not for each large span: mappings with different advice do not merge, and the kernel
   // limits their number. A huge page never extends beyond committed memory, because the kernel builds none across
   // a change of protection.
@@ -82,6 +85,24 @@ bool HostMemory::decommit(std::size_t offset, std::size_t bytes) noexcept {
   return (madvise(base_ + offset, bytes, MADV_DONTNEED) == 0 &&
           mprotect(base_ + offset, bytes, PROT_NONE) == 0) ||
          note_refusal();
+}
+
+bool HostMemory::punch_hole(std::size_t offset, std::size_t bytes) noexcept {
+  assert_granules(offset, bytes);
+  return madvise(base_ + offset, bytes, MADV_DONTNEED) == 0 || note_refusal();
+}
+
+// The kernel gives a page at the first touch, as for every committed page.
+bool HostMemory::fill_hole([[maybe_unused]] std::size_t offset,
+                           [[maybe_unused]] std::size_t bytes) noexcept {
+  assert_granules(offset, bytes);
+  return true;
+}
+
+// A refusal leaves pages that can be accessed, which the next commit() makes all of them.
+void HostMemory::discard(std::size_t offset, std::size_t bytes) noexcept {
+  assert_granules(offset, bytes);
+  (void)mprotect(base_ + offset, bytes, PROT_NONE);
 }
 
 }  // namespace slabpool

@@ -1,7 +1,8 @@
 // Host memory: anonymous private pages of this process.
 //
-// The range is reserved without access; commit() opens it with mprotect. So an access outside committed memory faults,
-// resident bytes never exceed committed bytes, and a system with strict overcommit charges only what is committed.
+// The range is reserved without access; commit() opens it with mprotect. So an access outside committed memory faults, but
+// for holes; resident bytes never exceed committed bytes while no code writes to memory that it does not hold. A system with
+// strict overcommit charges what is committed, and holes.
 #pragma once
 
 #include <memory>
@@ -20,12 +21,15 @@ struct HostMemoryOptions {
 
 class HostMemory final : public MemoryResource {
  public:
-  // Null if the system refuses `minimum` bytes, has larger pages than kPageSize, or lacks the NUMA node.
+  // Null if the system refuses `minimum` bytes, has larger pages than kMostSystemPage, or lacks the NUMA node.
   static std::unique_ptr<HostMemory> create(const HostMemoryOptions& options, Error& error);
   ~HostMemory() override;
 
   bool commit(std::size_t offset, std::size_t bytes) noexcept override;
   bool decommit(std::size_t offset, std::size_t bytes) noexcept override;
+  bool punch_hole(std::size_t offset, std::size_t bytes) noexcept override;
+  bool fill_hole(std::size_t offset, std::size_t bytes) noexcept override;
+  void discard(std::size_t offset, std::size_t bytes) noexcept override;
 
  private:
   HostMemory() = default;

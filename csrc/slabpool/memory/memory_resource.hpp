@@ -22,11 +22,12 @@
 
 namespace slabpool {
 
-// Unit in which a pool commits, cuts and coalesces memory. 16 KiB: a multiple of the usual page sizes (4 KiB on
-// x86-64, 4 or 16 KiB on aarch64), and an eighth of the smallest tensor that gets a span of its own, so that
-// rounding to pages wastes 12.5 % at most.
-inline constexpr unsigned kPageBits = 14;
+// Unit in which a pool cuts, counts and coalesces memory: the smallest page of any system slabpool runs on, so that a free
+// page of the system is a free page of the pool. Where the system's pages are larger, the granule is one of those.
+inline constexpr unsigned kPageBits = 12;
 inline constexpr std::size_t kPageSize = std::size_t{1} << kPageBits;
+// The largest page of a system that slabpool runs on (aarch64 has pages of 4, 16 or 64 KiB). Also the least capacity.
+inline constexpr std::size_t kMostSystemPage = std::size_t{16} << 10;
 
 // Alignment of base(): one huge page.
 inline constexpr std::size_t kRangeAlign = std::size_t{2} << 20;
@@ -67,9 +68,18 @@ class MemoryResource {
   // Returns the bytes to the system.
   virtual bool decommit(std::size_t offset, std::size_t bytes) noexcept = 0;
 
+  // Holes: pages that go back to the system one run at a time, while committed pages around them are in use. No call
+  // changes protection, because each hole would become a mapping of its own and the kernel limits their number. So an access
+  // to a hole does not fault. A hole that is filled reads as zero. Both calls take whole granules.
+  bool has_holes() const noexcept { return has_holes_; }
+  // Makes committed pages a hole. False: they are committed, with any contents.
+  virtual bool punch_hole(std::size_t, std::size_t) noexcept { return false; }
+  // Commits the pages of a hole. False: they are a hole still.
+  virtual bool fill_hole(std::size_t, std::size_t) noexcept { return false; }
+
   // Bytes that the system keeps for the range, committed or not; 0 where the resource cannot tell.
   virtual std::uint64_t held_bytes() const noexcept { return 0; }
-  // Frees what the system keeps for a part of the range that is not committed.
+  // Frees what the system keeps for a part of the range that is not committed, and takes away the access that a hole left.
   virtual void discard(std::size_t, std::size_t) noexcept {}
 
   // Why the last commit(), decommit() or fill() that failed did so; status ok if none failed. Any thread may call it.
@@ -115,6 +125,7 @@ class MemoryResource {
   std::atomic<int> refused_errno_{0};
   MemoryKind kind_ = MemoryKind::host;
   bool commits_zero_ = true;
+  bool has_holes_ = false;
   bool always_committed_ = false;
 };
 

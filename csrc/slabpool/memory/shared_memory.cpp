@@ -52,18 +52,20 @@ bool SharedMemory::map(std::size_t bytes, Error& error) {
 
 std::unique_ptr<SharedMemory> SharedMemory::create(std::size_t reserve, std::size_t minimum,
                                                    Error& error, MemoryGroups groups) {
-  if (sysconf(_SC_PAGESIZE) > static_cast<long>(kPageSize)) {
+  if (sysconf(_SC_PAGESIZE) > static_cast<long>(kMostSystemPage)) {
     error.fail_errno({}, ENOTSUP);
     return nullptr;
   }
   std::unique_ptr<SharedMemory> memory(new SharedMemory());
   memory->kind_ = MemoryKind::shared;
+  memory->granule_ = std::max(kPageSize, static_cast<std::size_t>(sysconf(_SC_PAGESIZE)));
+  memory->has_holes_ = true;
   memory->groups_ = std::move(groups);
   Error refused;
   (void)refused.fail_errno({}, ENOMEM);  // where not even `reserve` is as much as `minimum`
   bool mapped = false;
   for (std::size_t bytes = reserve; !mapped && bytes >= minimum; bytes /= 2) {
-    bytes &= ~(kPageSize - 1);
+    bytes &= ~(memory->granule_ - 1);
     mapped = memory->map(bytes, refused);
   }
   if (!mapped) {
@@ -99,8 +101,8 @@ Error SharedMemory::refusal() const {
   return error;
 }
 
-bool SharedMemory::commit(std::size_t offset, std::size_t bytes) noexcept {
-  assert_granules(offset, bytes);
+// Allocates pages of the file: all, or none.
+bool SharedMemory::take_pages(std::size_t offset, std::size_t bytes) noexcept {
   if (!has_room(bytes)) return note_refusal();
   for (std::size_t done = 0; done < bytes;) {
     const std::size_t step = std::min(kStep, bytes - done);
@@ -114,6 +116,12 @@ bool SharedMemory::commit(std::size_t offset, std::size_t bytes) noexcept {
       return false;
     }
   }
+  return true;
+}
+
+bool SharedMemory::commit(std::size_t offset, std::size_t bytes) noexcept {
+  assert_granules(offset, bytes);
+  if (!take_pages(offset, bytes)) return false;
   if (mprotect(base_ + offset, bytes, PROT_READ | PROT_WRITE) == 0) return true;
   (void)note_refusal();
   (void)punch(file_->fd(), offset, bytes);
@@ -133,10 +141,20 @@ std::uint64_t SharedMemory::held_bytes() const noexcept {
   return static_cast<std::uint64_t>(about.st_blocks) * kUnit;
 }
 
-// No access is taken away: the range has none, because it is not committed.
+bool SharedMemory::punch_hole(std::size_t offset, std::size_t bytes) noexcept {
+  assert_granules(offset, bytes);
+  return punch(file_->fd(), offset, bytes) || note_refusal();
+}
+
+bool SharedMemory::fill_hole(std::size_t offset, std::size_t bytes) noexcept {
+  assert_granules(offset, bytes);
+  return take_pages(offset, bytes);
+}
+
 void SharedMemory::discard(std::size_t offset, std::size_t bytes) noexcept {
   assert_granules(offset, bytes);
   (void)punch(file_->fd(), offset, bytes);
+  (void)mprotect(base_ + offset, bytes, PROT_NONE);
 }
 
 }  // namespace slabpool

@@ -27,6 +27,8 @@ class SharedMemory final : public MemoryResource {
 
   bool commit(std::size_t offset, std::size_t bytes) noexcept override;
   bool decommit(std::size_t offset, std::size_t bytes) noexcept override;
+  bool punch_hole(std::size_t offset, std::size_t bytes) noexcept override;
+  bool fill_hole(std::size_t offset, std::size_t bytes) noexcept override;
   std::uint64_t held_bytes() const noexcept override;
   void discard(std::size_t offset, std::size_t bytes) noexcept override;
   Error refusal() const override;
@@ -37,6 +39,7 @@ class SharedMemory final : public MemoryResource {
   SharedMemory() = default;
   bool map(std::size_t bytes, Error& error);
   bool has_room(std::size_t bytes) noexcept;
+  bool take_pages(std::size_t offset, std::size_t bytes) noexcept;
   void unmap() noexcept;
 
   MemoryGroups groups_;

@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -61,6 +62,8 @@ class VirtualArray {
     return data_[index];
   }
   std::size_t size() const noexcept { return count_; }
+  // Bytes that are open. A figure for reports: any thread may ask.
+  std::size_t open_bytes() const noexcept { return open_bytes_.load(std::memory_order_relaxed); }
 
   // For assertions.
   bool is_writable(std::size_t index) const noexcept {
@@ -78,13 +81,14 @@ class VirtualArray {
       std::size_t run = chunk + 1;
       while (run <= last && !is_open(run)) ++run;
       if (!open_chunks(chunk, run)) return false;
+      open_bytes_.fetch_add((run - chunk) * kChunkBytes, std::memory_order_relaxed);
       for (; chunk < run; ++chunk) chunks_[chunk / 64] |= std::uint64_t{1} << (chunk % 64);
     }
     return true;
   }
 
  private:
-  // A multiple of every page size that kPageSize admits, and 1 % of the limit that a small container has.
+  // A multiple of every system page up to kMostSystemPage, and 1 % of the limit that a small container has.
   static constexpr std::size_t kChunkBytes = std::size_t{64} << 10;
   static constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, Linux 5.14
 
@@ -105,6 +109,7 @@ class VirtualArray {
   std::size_t count_;
   std::unique_ptr<std::uint64_t[]> chunks_;  // a bit for each
   bool own_;
+  std::atomic<std::size_t> open_bytes_{0};
 };
 
 }  // namespace slabpool

@@ -43,6 +43,7 @@ struct RequestInfo {
   std::uint64_t parent_generation;  // 0: none
   RequestState state;
   std::uint64_t nbytes;
+  std::uint64_t reserved;  // promised to it and its descendants, and not drawn yet
   std::int64_t age_ns;
   std::vector<std::uint32_t> pending;
   std::vector<std::uint32_t>

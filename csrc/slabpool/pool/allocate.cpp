@@ -60,6 +60,7 @@ Allocation Pool::take_shared(const Plan& plan, ReserveRef reserve, bool exact) {
       return {block, Status::ok};
     }
   }
+  caches_.settle_if_due();
   const auto batch =
       static_cast<std::uint32_t>(std::clamp<std::uint64_t>(kBatchBytes / plan.need, 1, kBatchBlocks));
   for (const Depot::Effort effort : {Depot::Effort::soft, Depot::Effort::hard}) {
@@ -95,7 +96,7 @@ Allocation Pool::take_promised(const Plan& plan, std::uint64_t align, ReserveRef
 Allocation Pool::take_own(const Plan& plan, std::uint64_t align, ReserveRef reserve) noexcept {
   try {
     if (plan.bin >= kSlabClasses) {
-      if (depot_.reserve_left(reserve) < pages_for(plan.need)) return {};
+      if (depot_.left_of(reserve) < pages_for(plan.need) << kPageBits) return {};
       return take_shared(plan, reserve, true);
     }
     ThreadCache& cache = caches_.mine();

@@ -1,8 +1,9 @@
 // Tensors that grow: addresses for everything that one may become, and bytes for what it is.
 //
-// Invariants: a growing block's `bytes` are exactly its drawn pages; they change under growing_mutex_ and the lock of its
-// request's blocks, and not after the request is over. So the thread that ends the request, or refers to the block under
-// that lock, sees one size.
+// Invariants: a growing block's `data` and `bytes` are exactly its pages that are drawn and not given back; they change under
+// growing_mutex_ and the lock of its request's blocks, and not after the request is over. So the thread that ends the
+// request, or refers to the block under that lock, sees one size. The address of byte n, counted from the first byte that
+// the tensor ever had, does not change.
 #include <algorithm>
 
 #include "slabpool/pool/hand_out.hpp"
@@ -17,6 +18,9 @@ namespace {
 std::uint64_t step_of(std::uint64_t pages) {
   return std::min<std::uint64_t>(pages / 8, (std::uint64_t{2} << 20) >> kPageBits);
 }
+
+// Bytes at the front that were given back. Under growing_mutex_.
+std::uint64_t front_of(const Block& block) { return block.span->front << kPageBits; }
 
 }  // namespace
 
@@ -60,7 +64,7 @@ void Pool::cancel_growing(Block& block, Handle request) noexcept {
 // As allocate_slowly(), for more pages of a block that it has. `hard`: also what other threads' caches hold.
 Status Pool::grow_to(Block& block, RequestRecord& record, Handle request, std::uint64_t pages,
                      ThreadCache& cache, bool hard, Waiter* waiter) noexcept {
-  const std::uint64_t more = (pages << kPageBits) - block.bytes;
+  const std::uint64_t more = (pages << kPageBits) - front_of(block) - block.bytes;
   const bool budget = record.has_budget.load(std::memory_order_relaxed);
   ReserveRef reserve;
   if (budget) {
@@ -114,10 +118,11 @@ Status Pool::grow(Block& block, Handle request, std::uint64_t nbytes, std::uint6
     Status status = Status::ok;
     usable = block.bytes;
     if (block.span->kind != SpanKind::growing) return Status::invalid_argument;
-    if (block.bytes < nbytes) {
+    usable = front_of(block) + block.bytes;
+    if (usable < nbytes) {
       const std::uint64_t need = pages_for(nbytes);
       if (need > block.span->pages) return Status::invalid_argument;
-      if (need > options_.capacity >> kPageBits) return Status::too_large;
+      if (need - block.span->front > options_.capacity >> kPageBits) return Status::too_large;
       const std::uint64_t step = std::min(need + step_of(block.bytes >> kPageBits), block.span->pages);
       // No more than it needs while others wait.
       status = step > need && !queue_.any()
@@ -125,11 +130,48 @@ Status Pool::grow(Block& block, Handle request, std::uint64_t nbytes, std::uint6
                    : Status::exhausted;
       if (status != Status::ok) status = grow_to(block, *record, request, need, cache, true, waiter);
     }
-    usable = block.bytes;
+    usable = front_of(block) + block.bytes;
     return status;
   } catch (const std::bad_alloc&) {
     return Status::system_refused;
   }
+}
+
+bool Pool::give_part(Block& block, Handle request, std::uint64_t from, std::uint64_t to,
+                     std::uint32_t views, Extent& kept) noexcept {
+  if (!usable_here()) return false;
+  RequestRecord* record = table_.record(request.slot);
+  // Without a cache there is no counter for the bytes: they stay until a later call, or until the request ends.
+  ThreadCache* const cache = record != nullptr ? caches_.mine_or_null() : nullptr;
+  if (cache == nullptr) return false;
+  // A device that is named from here on has no reference to the bytes that go.
+  if (table_.devices_hold(request)) {
+    collect_acks();
+    if (table_.devices_hold(request)) return false;
+  }
+  std::uint64_t given = 0;
+  bool may = false;
+  {
+    const std::lock_guard growing(growing_mutex_);
+    const auto accepts = [&] {
+      may = record->accepts(request) &&
+            block.request.load(std::memory_order_relaxed) == request.slot + 1 &&
+            Block::views(block.state.load(std::memory_order_acquire)) <= views;
+      return may;
+    };
+    given = record->blocks.shrink(block, accepts, [&] {
+      SLABPOOL_ASSERT(block.span->kind == SpanKind::growing && from <= to, "a growing tensor", from, to);
+      const std::uint64_t bytes = depot_.give_part(block, from >> kPageBits, pages_for(to));
+      cache->count_grown(-bytes);
+      return bytes;
+    });
+    if (may) kept = {front_of(block), front_of(block) + block.bytes};
+  }
+  if (given == 0) return may;
+  if (record->has_budget.load(std::memory_order_relaxed)) uncharge(*record, request, given);
+  log(EventKind::free, request.generation, kNoDevice, given);
+  notify();
+  return true;
 }
 
 Status Pool::grow_until(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable,

@@ -101,7 +101,7 @@ Sources host_sources(const PoolOptions& options, std::uint64_t reserve, Error& e
 }
 
 bool valid(const PoolOptions& options) noexcept {
-  if (options.capacity < kPageSize || options.capacity > kMostReserve / 4) return false;
+  if (options.capacity < kMostSystemPage || options.capacity > kMostReserve / 4) return false;
   if (options.memory == MemoryKind::shared) return false;  // host memory with `shared`
   if (options.shared && options.memory != MemoryKind::host && options.memory != MemoryKind::device)
     return false;
@@ -187,8 +187,10 @@ Pool::~Pool() {
 std::uint64_t Pool::trim() noexcept {
   if (!usable_here()) return 0;
   collect_acks();
-  caches_.collect();
-  return depot_.trim();
+  const std::uint64_t before = depot_.figures().committed;
+  caches_.collect();  // a slab with holes goes back when its last block returns
+  const std::uint64_t after = depot_.figures().committed;
+  return depot_.trim() + (before > after ? before - after : 0);
 }
 
 Status Pool::close(bool force) noexcept {

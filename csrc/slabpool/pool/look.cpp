@@ -67,6 +67,7 @@ inline Stats Pool::figures(Look&& look_for_doubt) noexcept {
 
 Stats Pool::stats() noexcept {
   collect_acks();
+  caches_.settle_if_due();
   return figures([&] { return table_.any_lease(); });
 }
 
@@ -91,6 +92,7 @@ RequestInfo info_of(const RequestTable& table, const PolledAcks& polled, const R
   info.parent_generation = r.parent_generation;
   info.state = state_of(table, r, set, now);
   info.nbytes = r.blocks.bytes();
+  info.reserved = table.reserved_by(r);
   info.age_ns = now - r.opened_ns;
   set.each_device(info.handle.generation, [&](std::uint32_t device) {
     info.pending.push_back(device);
@@ -165,6 +167,9 @@ bool Pool::is_open(Handle handle) const noexcept { return table_.is_open(handle)
 bool Pool::cancelled(Handle handle) const noexcept { return table_.is_cancelled(handle); }
 std::vector<Corruption> Pool::corruptions() const { return guard_.found(); }
 Depot::Tagged Pool::tagged(std::uint8_t tag) const noexcept { return depot_.tagged(tag); }
+std::uint64_t Pool::metadata_bytes() const noexcept {
+  return depot_.metadata_bytes() + caches_.metadata_bytes() + table_.metadata_bytes();
+}
 const char* Pool::verify() noexcept { return depot_.verify(); }
 
 }  // namespace slabpool

@@ -54,19 +54,19 @@ Status Pool::refer(Handle handle, const void* data, std::uint64_t nbytes, std::u
   if (!usable_here()) return Status::forked;
   offset = 0;
   if (nbytes != 0) {
-    // The caller has a view of the bytes, so the block stays allocated. It may grow meanwhile, and move to a session: a
+    // The caller has a view of the bytes, so they stay allocated. Their block may grow meanwhile, or shrink, and move to a session: a
     // block that this request pins is there for its devices too, under this request's seal.
     const Block* block = depot_.find(data);
     if (block == nullptr) return Status::invalid_argument;
-    std::uint64_t bytes = 0;
+    std::span<std::byte> bytes;
     std::uint32_t owner = 0;
     do {
       owner = block->request.load(std::memory_order_relaxed);
       if (owner == 0 || (owner != handle.slot + 1 && !table_.pins(handle, owner - 1)))
         return Status::invalid_argument;
-    } while (!table_.record(owner - 1)->blocks.size_of(*block, owner - 1, bytes));
+    } while (!table_.record(owner - 1)->blocks.bytes_of(*block, owner - 1, bytes));
     const auto* first = static_cast<const std::byte*>(data);
-    if (first < block->data || nbytes > bytes || first + nbytes > block->data + bytes)
+    if (first < bytes.data() || nbytes > bytes.size() || first + nbytes > bytes.data() + bytes.size())
       return Status::invalid_argument;
     offset = static_cast<std::uint64_t>(first - memory_->base());
   }

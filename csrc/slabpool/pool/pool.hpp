@@ -114,7 +114,8 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
     return open_growing(request, most, nullptr);
   }
   Allocation open_growing(Handle request, std::uint64_t most, Waiter* waiter) noexcept;
-  // `usable`: how many bytes may be touched now; written unless the request or the pool is closed.
+  // `usable`: how many bytes may be touched now; written unless the request or the pool is closed. Both count from the first
+  // byte that the tensor ever had.
   Status grow(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable) noexcept {
     return grow(block, request, nbytes, usable, nullptr);
   }
@@ -122,6 +123,16 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
               Waiter* waiter) noexcept;
   Status grow_until(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable,
                     std::int64_t deadline_ns) noexcept;
+  // Gives the pages back that lie wholly before byte `from` and those wholly from byte `to` on, counted from the first byte
+  // that the tensor ever had, as grow() does. False, and nothing has changed, while a device holds the request (or one that
+  // pins it), the block has more than `views` views, or the request is closed. The caller makes sure that none of those
+  // views reaches the bytes. `kept`: the bytes that the tensor has now, counted likewise.
+  struct Extent {
+    std::uint64_t from = 0;
+    std::uint64_t to = 0;
+  };
+  bool give_part(Block& block, Handle request, std::uint64_t from, std::uint64_t to, std::uint32_t views,
+                 Extent& kept) noexcept;
   // Takes back a growing block that never got any bytes.
   void cancel_growing(Block& block, Handle request) noexcept;
 
@@ -275,6 +286,10 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // refused to commit or to decommit it.
   std::uint64_t held_bytes() const noexcept { return memory_->held_bytes(); }
   std::uint64_t quarantined_bytes() const noexcept { return depot_.quarantined_bytes(); }
+  // The part of cached that no tensor of a page or more can have now.
+  std::uint64_t fragmented_bytes() const noexcept { return depot_.fragmented_bytes(); }
+  // Bytes of the pool's own records and tables, which are not part of committed.
+  std::uint64_t metadata_bytes() const noexcept;
   // Requests that are not over or whose bytes views retain, oldest first, at least `older_than_ns` old.
   std::vector<RequestInfo> requests(std::int64_t older_than_ns);
   // What the text of a refusal is made from. In constant time: see RequestTable::notable().
@@ -355,7 +370,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   }
   // What an attempt needs beyond what was promised to its request.
   std::uint64_t beyond(ReserveRef reserve, std::uint64_t bytes) const noexcept {
-    const std::uint64_t own = reserve.reserve != nullptr ? depot_.reserve_left(reserve) << kPageBits : 0;
+    const std::uint64_t own = reserve.reserve != nullptr ? depot_.left_of(reserve) : 0;
     return bytes > own ? bytes - own : 0;
   }
   // An attempt with a waiter failed.

@@ -19,6 +19,7 @@ void Pool::give_back(Block* chain, bool to_depot) noexcept {
   } else if (to_depot) {
     for (Block* block = chain; block != nullptr; block = block->next) cache->count_freed(block->bytes);
     depot_.give(chain);
+    caches_.settle_if_due();
   } else {
     cache->push(chain);
   }

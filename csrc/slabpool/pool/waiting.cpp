@@ -183,7 +183,7 @@ bool Pool::in_circle() noexcept {
     if (root.generation != 0) waiting[roots++] = root;  // no more than were read
   }
   for (const Handle *root = waiting, *end = unique(waiting, roots); root != end; ++root)
-    held += depot_.reserve_left(table_.reserve_of(*root)) << kPageBits;
+    held += depot_.left_of(table_.reserve_of(*root));
   return held >= options_.capacity || needs > options_.capacity - held;
 }
 

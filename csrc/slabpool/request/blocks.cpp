@@ -11,10 +11,10 @@ void RequestBlocks::reset() noexcept {
   keep_.store(1, std::memory_order_relaxed);
 }
 
-bool RequestBlocks::size_of(const Block& block, std::uint32_t slot,
-                            std::uint64_t& bytes) const noexcept {
+bool RequestBlocks::bytes_of(const Block& block, std::uint32_t slot,
+                             std::span<std::byte>& bytes) const noexcept {
   const std::lock_guard lock(lock_);
-  bytes = block.bytes;
+  bytes = {block.data, block.bytes};
   return block.request.load(std::memory_order_relaxed) == slot + 1;
 }
 

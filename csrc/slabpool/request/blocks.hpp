@@ -12,6 +12,7 @@
 #include <atomic>
 #include <cstdint>
 #include <mutex>
+#include <span>
 
 #include "slabpool/base/assert.hpp"
 #include "slabpool/base/spin_lock.hpp"
@@ -63,6 +64,17 @@ class RequestBlocks {
     return Status::ok;
   }
 
+  // Makes an attached block smaller by the bytes that `commit()` returns, if `accepts()`. Locked as grow().
+  template <typename Accepts, typename Commit>
+  std::uint64_t shrink(Block& block, Accepts&& accepts, Commit&& commit) noexcept {
+    const std::lock_guard lock(lock_);
+    if (!accepts()) return 0;
+    const std::uint64_t less = commit();
+    block.bytes -= less;
+    add_bytes(-less);
+    return less;
+  }
+
   // Moves a block from one request to another if, under both locks, `accepts()` holds, the block is attached to `from`
   // (otherwise invalid_argument), and `decide()`, a Status, is ok.
   template <typename Accepts, typename Decide>
@@ -84,8 +96,8 @@ class RequestBlocks {
     return Status::ok;
   }
 
-  // The size of a block while it is this request's (its slot is `slot`); false once it moved.
-  bool size_of(const Block& block, std::uint32_t slot, std::uint64_t& bytes) const noexcept;
+  // The bytes of a block while it is this request's (its slot is `slot`); false once it moved.
+  bool bytes_of(const Block& block, std::uint32_t slot, std::span<std::byte>& bytes) const noexcept;
 
   // Called by the one thread that claimed the request. Returns blocks without views, as a chain for the caller to give
   // back; the others are retained, and counted in `all_retained` too, before the request's hold on them ends.

@@ -3,6 +3,8 @@
 // A child charges the request it descends from. All of it is under the budget mutex, and each charge names the generation
 // it is for, because an allocation may be in progress while its request ends and the slot gets another one.
 // Invariant: used of a root == sum of `charged` over the root's descendants; kept_bytes_ == sum over kept requests.
+#include <utility>
+
 #include "slabpool/base/assert.hpp"
 #include "slabpool/request/table.hpp"
 
@@ -78,6 +80,29 @@ ReserveRef RequestTable::reserve_of(Handle root) const noexcept {
   const std::lock_guard lock(budget_mutex_);
   const RequestRecord* r = budget_of(root);
   return r != nullptr ? r->reserve : ReserveRef{};
+}
+
+// The host has left a request that has a budget, and so all that descend from it: nothing is drawn from its promise any more.
+// False if the request is kept, and pinned.
+bool RequestTable::leave_budget(RequestRecord& r) noexcept {
+  ReserveRef over;
+  {
+    const std::lock_guard lock(budget_mutex_);
+    if (r.kept) {
+      forget_charge(r);
+      return r.pins == 0;
+    }
+    if (r.root.slot == r.slot) std::swap(over, r.reserve);
+  }
+  count_draining();
+  if (over.reserve != nullptr) depot_.close_reserve(over);
+  return true;
+}
+
+std::uint64_t RequestTable::reserved_by(const RequestRecord& r) const noexcept {
+  if (!r.has_budget.load(std::memory_order_relaxed)) return 0;
+  const std::lock_guard lock(budget_mutex_);
+  return r.root.slot == r.slot && r.reserve.reserve != nullptr ? depot_.left_of(r.reserve) : 0;
 }
 
 // ---- of kept memory

@@ -75,6 +75,23 @@ bool RequestTable::pins(Handle by, std::uint32_t slot) const noexcept {
                                      [&](Handle handle) { return handle.slot == slot; });
 }
 
+bool RequestTable::devices_hold(Handle handle) const noexcept {
+  bool held = false;
+  const auto look = [&](const RequestRecord& r) {
+    holders(r.slot).each_device(r.handle().generation, [&](std::uint32_t) { held = true; });
+  };
+  const std::lock_guard lock(mutex_);
+  const RequestRecord* r = live_record(handle);
+  if (r == nullptr) return false;
+  look(*r);
+  for (std::uint32_t slot = 0; r->pins != 0 && !held && slot < slots_made_; ++slot) {
+    const RequestRecord& by = *record(slot);
+    const auto same = [&](Handle pinned) { return pinned.slot == handle.slot; };
+    if (std::any_of(by.pinned.begin(), by.pinned.end(), same)) look(by);
+  }
+  return held;
+}
+
 // Called by retire(), under the table's mutex. The last pinned first: a root is pinned before its children, and must not
 // be over before them.
 void RequestTable::unpin_all(RequestRecord& by, ClaimedList& over) noexcept {

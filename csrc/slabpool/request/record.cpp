@@ -1,5 +1,7 @@
 #include "slabpool/request/record.hpp"
 
+#include "slabpool/base/assert.hpp"
+
 namespace slabpool {
 
 void RequestRecord::reset(const OpenSpec& spec, const RequestRecord* of_parent, std::int64_t now_ns) {
@@ -18,6 +20,8 @@ void RequestRecord::reset(const OpenSpec& spec, const RequestRecord* of_parent, 
   has_budget.store(of_parent != nullptr ? of_parent->has_budget.load(std::memory_order_relaxed)
                                         : spec.quota != 0 || spec.reserve != 0,
                    std::memory_order_relaxed);
+  SLABPOOL_ASSERT(!kept || has_budget.load(std::memory_order_relaxed), "what is kept has a budget",
+                  slot);
 }
 
 void RequestRecord::reset_budget(Handle self, const OpenSpec& spec, const RequestRecord* of_parent,

@@ -80,7 +80,7 @@ struct alignas(64) RequestRecord {
   std::vector<Handle> pinned;      // by this request
 
   // Of this request or the one it descends from. Written at open and read without a lock; a stale answer is
-  // harmless, because charge() checks again under the budget mutex.
+  // harmless, because charge() checks again under the budget mutex. True if `kept`.
   std::atomic<bool> has_budget{false};
 
   // The budget, guarded by the table's budget mutex. A child charges the request it descends from. An allocation may

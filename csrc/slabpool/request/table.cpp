@@ -136,6 +136,7 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
   if (spec.parent) {
     parent = live_record(*spec.parent);
     if (parent == nullptr || parent->host_left) return Status::request_closed;
+    if (spec.kept && !parent->kept) return Status::invalid_argument;
     for (const std::uint32_t device : spec.devices) {
       if (!holders(parent->slot).holds(spec.parent->generation, device_bit(device)))
         return Status::unknown_device;
@@ -209,13 +210,10 @@ void RequestTable::host_leaves_one(RequestRecord& r, bool cancel, ClaimedList& o
   if (r.host_left || RequestRecord::is_released(own.generation)) return;
   r.host_left.store(true, std::memory_order_relaxed);  // published by the clearing of the bit
   r.cancelled = cancel;
-  if (r.kept) {
-    const std::lock_guard budget_lock(budget_mutex_);
-    forget_charge(r);
-    if (r.pins != 0) return;  // unpin_all() clears the host's bit
+  if (r.has_budget.load(std::memory_order_relaxed)) [[unlikely]] {
+    if (!leave_budget(r)) return;  // unpin_all() clears the host's bit
   } else {
-    open_.fetch_sub(1, std::memory_order_relaxed);
-    draining_.fetch_add(1, std::memory_order_relaxed);
+    count_draining();
   }
   if (holders(r.slot).leave(own.generation, kHost) == HolderSet::Left::last) claim_into(r, own, over);
 }
@@ -480,6 +478,14 @@ bool RequestTable::in_doubt(const RequestRecord& r, const HolderView& set,
     silent = silent || now_ns - since > r.lease_ns;
   });
   return silent;
+}
+
+std::uint64_t RequestTable::metadata_bytes() const noexcept {
+  const std::lock_guard lock(mutex_);
+  const std::uint64_t chunks = (slots_made_ + kChunk - 1) / kChunk;
+  return sizeof(RequestTable) + chunks * kChunk * sizeof(RequestRecord) + slots_.open_bytes() +
+         more_.open_bytes() + buckets_.capacity() * sizeof(std::uint32_t) +
+         kMaxRequests / kChunk * sizeof(std::atomic<RequestRecord*>);
 }
 
 }  // namespace slabpool

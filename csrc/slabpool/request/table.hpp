@@ -133,6 +133,8 @@ class RequestTable {
   };
   Quota quota_of(Handle root) const noexcept;
   ReserveRef reserve_of(Handle root) const noexcept;  // null if it has none, or is over
+  std::uint64_t reserved_by(
+      const RequestRecord& record) const noexcept;  // bytes set aside and not drawn
 
   // ---- what sessions keep (keep.cpp): a root for each session, whose quota is its budget, and in it a child for each
   // block.
@@ -145,6 +147,8 @@ class RequestTable {
   // Kept requests live on until `by` is over. request_closed: one of them is over. Throws std::bad_alloc.
   Status pin(Handle by, std::span<const Handle> kept);
   bool pins(Handle by, std::uint32_t slot) const noexcept;  // whether `by` pins the request in this slot
+  // Whether a device holds the request or, of a kept one, a request that pins it. Visits all requests in the latter case.
+  bool devices_hold(Handle handle) const noexcept;
   struct Kept {
     std::uint64_t bytes = 0;  // charged
     std::uint64_t quota = 0;
@@ -256,6 +260,8 @@ class RequestTable {
     const std::lock_guard lock(mutex_);
     return kMaxRequests - slots_made_ + free_slots_.count();
   }
+  // Bytes of records and tables.
+  std::uint64_t metadata_bytes() const noexcept;
   bool any_lease() const noexcept { return leased_.load(std::memory_order_relaxed) != 0; }
 
  private:
@@ -289,6 +295,11 @@ class RequestTable {
   void cut_locked(RequestRecord& record, ClaimedList& over) noexcept;  // with its descendants
   void pin_locked(RequestRecord& by, RequestRecord& kept) noexcept;
   void unpin_all(RequestRecord& by, ClaimedList& over) noexcept;
+  [[gnu::noinline]] bool leave_budget(RequestRecord& record) noexcept;
+  void count_draining() noexcept {
+    open_.fetch_sub(1, std::memory_order_relaxed);
+    draining_.fetch_add(1, std::memory_order_relaxed);
+  }
   void charge_kept(RequestRecord& kept, std::uint64_t bytes) noexcept;  // under the budget mutex
   void forget_charge(RequestRecord& kept) noexcept;                     // under the budget mutex
 

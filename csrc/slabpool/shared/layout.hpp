@@ -36,9 +36,9 @@ struct SharedHeader {
 };
 
 constexpr std::size_t round_to_pages(std::size_t bytes) noexcept {
-  return (bytes + kPageSize - 1) & ~(kPageSize - 1);
+  return (bytes + kMostSystemPage - 1) & ~(kMostSystemPage - 1);
 }
-inline constexpr std::size_t kSlotsOffset = kPageSize;
+inline constexpr std::size_t kSlotsOffset = kMostSystemPage;
 static_assert(sizeof(SharedHeader) <= kSlotsOffset);
 inline constexpr std::size_t kTableBytes = kSlotsOffset + round_to_pages(sizeof(SlotTable));
 inline constexpr std::size_t kBoardBytes = round_to_pages(sizeof(AckBoard));

@@ -7,7 +7,9 @@
 namespace slabpool {
 namespace {
 
-constexpr std::uint64_t kGrowStep = 128;  // pages, 2 MiB: one huge page
+constexpr std::uint64_t kGrowStep = 512;  // pages, 2 MiB: one huge page
+// Pages (64 MiB) that settle() returns under one entry of the mutex: other threads wait for some milliseconds.
+constexpr std::uint64_t kSettleStep = 16384;
 
 std::uint64_t grow_step(std::uint64_t capacity) {
   return std::clamp<std::uint64_t>((capacity >> kPageBits) / 64, 1, kGrowStep);
@@ -19,8 +21,10 @@ Depot::Depot(MemoryResource& memory, std::uint64_t capacity, bool verify)
     : capacity_(capacity),
       pages_(memory, grow_step(capacity)),
       reserves_(pages_, capacity >> kPageBits),
-      soft_limit_pages_(std::max<std::uint64_t>(capacity >> kPageBits >> 5, grow_step(capacity))),
-      verify_each_(verify) {
+      least_soft_limit_(std::max<std::uint64_t>(capacity >> kPageBits >> 5, grow_step(capacity))),
+      soft_limit_pages_(least_soft_limit_),
+      verify_each_(verify),
+      slab_granule_(memory.has_holes() ? pages_.granule_pages() : 1) {
   for (unsigned c = 0; c < kSlabClasses; ++c) {
     // A slab takes at most 1/256 of the capacity, so that a small pool is not full of half-empty slabs; but more if
     // otherwise over 1/16 of the slab would be unused at its end.
@@ -28,6 +32,7 @@ Depot::Depot(MemoryResource& memory, std::uint64_t capacity, bool verify)
     const std::uint64_t most = std::max<std::uint64_t>(capacity >> kPageBits >> 8, pages_for(size));
     std::uint64_t pages = std::min<std::uint64_t>(kSlabShapes.at[c].pages, most);
     while (pages < kSlabShapes.at[c].pages && pages * kPageSize % size > pages * kPageSize / 16) ++pages;
+    pages = whole_granules(pages);
     shapes_[c] = {static_cast<std::uint32_t>(pages),
                   static_cast<std::uint32_t>(pages * kPageSize / size)};
   }
@@ -38,8 +43,16 @@ Depot::~Depot() {
   for (Block* blocks : all_arrays_) ::operator delete[](blocks, std::align_val_t{alignof(Block)});
 }
 
+void Depot::note_fragmented() noexcept {
+  const std::uint64_t usable = (solid_free_ << kPageBits) + slab_bytes_used_;
+  SLABPOOL_ASSERT(usable <= slab_pages_ << kPageBits, "blocks and free pages of slabs fit in their pages",
+                  usable, slab_pages_);
+  fragmented_.store((slab_pages_ << kPageBits) - usable, std::memory_order_relaxed);
+}
+
 void Depot::publish() noexcept {
   assert_figures();
+  note_fragmented();
   // Release pairs with figures(): a reader that sees blocks counted as live also sees their pages committed.
   peak_committed_.store(pages_.peak_committed_pages() << kPageBits, std::memory_order_release);
   committed_.store(pages_.committed_pages() << kPageBits, std::memory_order_release);
@@ -49,13 +62,21 @@ void Depot::publish() noexcept {
 PageHeap::Result Depot::take_pages(std::uint64_t pages, std::uint64_t align_pages, Effort effort,
                                    std::uint64_t own) {
   if (effort == Effort::hard) drop_empty_slabs();
-  if (!has_room(pages, own)) return {};
   const Publishing after(*this);
+  if (!make_room(pages, own, effort)) return {};
   PageHeap::Result result;
   try {
-    result = pages_.allocate(pages, align_pages, commit_limit(pages, effort));
-    if (result.span == nullptr && may_pass_commit_limit(effort))
-      result = pages_.allocate(pages, align_pages, capacity_ >> kPageBits);
+    const std::uint64_t limit = commit_limit(pages, effort);
+    result = pages_.allocate(pages, align_pages, limit);
+    if (result.span == nullptr && effort == Effort::hard) {
+      // Free pages of slabs may be all that is over the limit.
+      const std::uint64_t spare = pages_.unused_pages() + limit;
+      const std::uint64_t wanted = pages_.committed_pages() + pages;
+      if (wanted > spare && hollow_slabs(wanted - spare) != 0)
+        result = pages_.allocate(pages, align_pages, limit);
+      if (result.span == nullptr && !result.system_refused)
+        result = pages_.allocate(pages, align_pages, capacity_ >> kPageBits);
+    }
   } catch (
       const std::bad_alloc&) {  // of the heap's records and tables; it may have returned pages before
     result.system_refused = true;
@@ -67,21 +88,37 @@ bool Depot::has_room(std::uint64_t pages, std::uint64_t own) const noexcept {
   return pages_.in_use_pages() + pages + reserves_.reserved_pages() - own <= capacity_ >> kPageBits;
 }
 
+// Pages that blocks lie on, also those that thread caches keep.
+std::uint64_t Depot::used_pages() const noexcept {
+  return pages_.in_use_pages() - (pages_.has_holes() ? solid_free_ : 0);
+}
+
+// A 24th above what is used: that bounds both the waste and how often the caches are collected.
+std::uint64_t Depot::soft_limit_for(std::uint64_t used) const noexcept {
+  return std::max(least_soft_limit_, used + used / 24) + pages_.idle_pages();
+}
+
 // The most pages that may be committed, where `pages` more come into use.
 std::uint64_t Depot::commit_limit(std::uint64_t pages, Effort effort) noexcept {
   if (effort == Effort::hard) {
-    // The thread caches are empty now, so these pages are really in use. The new limit is a sixth higher, which bounds
-    // both the waste and how often the caches are collected.
-    const std::uint64_t now = pages_.in_use_pages() + pages;
-    soft_limit_pages_ = std::max(soft_limit_pages_, now + pages_.idle_pages() + now / 6);
+    // The thread caches are empty now, so these pages are really in use.
+    soft_limit_pages_ = soft_limit_for(used_pages() + pages);
   }
   return std::min(capacity_ >> kPageBits, pages_.granule_up(soft_limit_pages_));
 }
 
-// With granules of several pages, granules that are partly in use need more committed pages than are in use. Then only
-// the capacity limits the commit.
-bool Depot::may_pass_commit_limit(Effort effort) const noexcept {
-  return effort == Effort::hard && pages_.granule_pages() != 1;
+Block* Depot::next_uncarved(Span* slab) noexcept {
+  const std::uint32_t index = slab->carved;
+  SLABPOOL_ASSERT(index < slab->count, "carved <= count", index, slab->count);
+  Block* block = &slab->blocks[index];
+  const std::size_t size = class_size(slab->size_class);
+  block->data = pages_.address(slab) + index * size;
+  block->bytes = size;
+  block->span = slab;
+  block->bin = static_cast<std::uint16_t>(slab->size_class);
+  block->zero = slab->zero;
+  slab->carved = index + 1;
+  return block;
 }
 
 Block* Depot::carve_block(Span* slab) noexcept {
@@ -91,18 +128,12 @@ Block* Depot::carve_block(Span* slab) noexcept {
   if (block != nullptr) {
     slab->free_list = block->next;
   } else {
-    const std::uint32_t index = slab->carved;
-    SLABPOOL_ASSERT(index < slab->count, "carved <= count", index, slab->count);
-    block = &slab->blocks[index];
-    const std::size_t size = class_size(slab->size_class);
-    block->data = pages_.address(slab) + index * size;
-    block->bytes = size;
-    block->span = slab;
-    block->bin = static_cast<std::uint16_t>(slab->size_class);
-    block->zero = slab->zero;
-    slab->carved = index + 1;
+    block = next_uncarved(slab);
   }
   --slab->free_blocks;
+  count_solid_free(slab, -std::int64_t{slab->page_states->take(pages_of(slab, block))});
+  slab_bytes_used_ += block->bytes;
+  relist(slab, true);
   SLABPOOL_ASSERT(block->span == slab && block->bin == slab->size_class,
                   "a block is on its own slab's list", block->data, block->bin, slab->size_class);
   SLABPOOL_ASSERT(Block::holds(block->state.load(std::memory_order_relaxed)) == 0,
@@ -118,10 +149,13 @@ void Depot::ready_array(unsigned size_class) {
   // Room for every array of the class, so that drop_slab() never allocates.
   const std::size_t made = arrays_made_[size_class] + 1;
   if (made > arrays_[size_class].capacity()) arrays_[size_class].reserve(2 * made);
-  auto* blocks =
-      static_cast<Block*>(::operator new[](count * sizeof(Block), std::align_val_t{alignof(Block)}));
+  // The states of a slab's pages lie behind its blocks.
+  auto* blocks = static_cast<Block*>(::operator new[](count * sizeof(Block) + sizeof(SlabPages),
+                                                      std::align_val_t{alignof(Block)}));
   for (std::uint32_t i = 0; i < count; ++i) new (&blocks[i]) Block();
+  new (static_cast<void*>(blocks + count)) SlabPages();
   all_arrays_.push_back(blocks);
+  block_records_ += count * sizeof(Block) + sizeof(SlabPages);
   arrays_[size_class].push_back(blocks);
   arrays_made_[size_class] = made;
 }
@@ -131,12 +165,12 @@ Span* Depot::new_slab(unsigned size_class, Effort effort, bool& refused) {
   const SlabShape shape = shapes_[size_class];
   std::uint64_t pages = shape.pages;
   std::uint32_t count = shape.blocks;
-  PageHeap::Result result = take_pages(pages, 1, effort);
+  PageHeap::Result result = take_pages(pages, slab_granule_, effort);
   if (result.span == nullptr && !result.system_refused && effort == Effort::hard) {
     // There is no room for a whole slab: one with a single block may fit.
-    pages = pages_for(class_size(size_class));
+    pages = whole_granules(pages_for(class_size(size_class)));
     count = static_cast<std::uint32_t>((pages << kPageBits) / class_size(size_class));
-    result = take_pages(pages, 1, effort);
+    result = take_pages(pages, slab_granule_, effort);
   }
   refused = result.system_refused;
   if (result.span == nullptr) return nullptr;
@@ -152,6 +186,11 @@ Span* Depot::new_slab(unsigned size_class, Effort effort, bool& refused) {
   slab->free_list = nullptr;
   slab->blocks = arrays_[size_class].back();
   arrays_[size_class].pop_back();
+  slab->page_states = new (static_cast<void*>(slab->blocks + shape.blocks)) SlabPages();
+  slab->holes = 0;
+  slab->front_has_hole = false;
+  slab_pages_ += slab->pages;
+  count_solid_free(slab, static_cast<std::int64_t>(slab->pages));
   partial_[size_class].push(slab);
   return slab;
 }
@@ -162,17 +201,22 @@ Depot::Taken Depot::take_blocks(unsigned size_class, std::uint32_t want, Effort 
   while (taken.count < want) {
     Span* slab = partial_[size_class].front();
     if (slab == nullptr) {
-      if (taken.count > 0) break;  // a new slab is made for the first block only, not for the batch
-      slab = new_slab(size_class, effort, taken.system_refused);
+      // Pages are committed for the first block only, not for the batch.
+      if (taken.count > 0) break;
+      slab = hollow_[size_class].front();
+      if (slab == nullptr || !fill_front(slab, effort, taken.system_refused)) {
+        if (taken.system_refused) return taken;
+        slab = new_slab(size_class, effort, taken.system_refused);
+      }
       if (slab == nullptr) return taken;
     }
     if (slab == empty_[size_class]) empty_[size_class] = nullptr;
     Block* block = carve_block(slab);
-    if (slab->free_blocks == 0) partial_[size_class].remove(slab);
     block->next = taken.chain;
     taken.chain = block;
     ++taken.count;
   }
+  note_fragmented();
   SLABPOOL_VERIFY(false, verify_locked());
   return taken;
 }
@@ -234,14 +278,37 @@ bool Depot::grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef re
   if (!Reserves::may_draw(reserve, *span)) reserve = {};
   const std::uint64_t own = reserves_.prepare(reserve, more);
   if (effort == Effort::hard) drop_empty_slabs();
-  if (!has_room(more, own)) return false;
-  const bool grown = pages_.grow(span, pages, commit_limit(more, effort)) ||
-                     (may_pass_commit_limit(effort) && pages_.grow(span, pages, capacity_ >> kPageBits));
+  if (!make_room(more, own, effort)) {
+    publish();
+    return false;
+  }
+  const bool grown =
+      pages_.grow(span, pages, commit_limit(more, effort)) ||
+      (effort == Effort::hard && pages_.grow(span, pages, capacity_ >> kPageBits));
   if (grown) reserves_.draw(reserve, own, span);
   refused = !grown && effort == Effort::hard && pages_.system_refused();
   publish();
   SLABPOOL_VERIFY(false, verify_locked());
   return grown;
+}
+
+std::uint64_t Depot::give_part(Block& block, std::uint64_t from, std::uint64_t to) noexcept {
+  const std::lock_guard lock(mutex_);
+  Span* span = block.span;
+  SLABPOOL_ASSERT(span->kind == SpanKind::growing && &block == &span->large && from <= to,
+                  "a growing tensor gives a part back", span->kind, from, to);
+  if (pages_.always_committed()) return 0;
+  // The span starts at a granule.
+  const std::uint64_t drawn = std::min(span->drawn, pages_.granule_up(to));
+  const std::uint64_t front = std::max(span->front, pages_.granule_down(std::min(from, drawn)));
+  const std::uint64_t given = front - span->front + span->drawn - drawn;
+  if (given == 0) return 0;
+  pages_.give_part(span, front, drawn);
+  reserves_.refund(span, given);
+  block.data = pages_.address(span) + (front << kPageBits);
+  publish();
+  SLABPOOL_VERIFY(false, verify_locked());
+  return given << kPageBits;
 }
 
 Depot::Taken Depot::take_reserved(ReserveRef reserve, unsigned size_class, std::uint64_t align) {
@@ -261,11 +328,19 @@ void Depot::drop_slab(Span* slab) noexcept {
                   slab->free_blocks, slab->count);
   SLABPOOL_ASSERT(arrays_[slab->size_class].size() < arrays_made_[slab->size_class],
                   "a block array returns once", slab->size_class);
-  partial_[slab->size_class].remove(slab);
+  if (slab->holes != 0 && !punch_all(slab)) return;  // it stays as it is
+  (slab->front_has_hole ? hollow_ : partial_)[slab->size_class].remove(slab);
+  count_solid_free(slab, -static_cast<std::int64_t>(slab->pages - slab->holes));
+  slab_pages_ -= slab->pages - slab->holes;
   // Never allocates: ready_array() made room.
   arrays_[slab->size_class].push_back(slab->blocks);
   slab->blocks = slab->free_list = nullptr;
-  pages_.free(slab);
+  slab->page_states = nullptr;
+  if (slab->holes != 0) {
+    pages_.free_hollow(slab);
+  } else {
+    pages_.free(slab);
+  }
 }
 
 void Depot::give_one(Block* block) noexcept {
@@ -292,13 +367,15 @@ void Depot::give_one(Block* block) noexcept {
                   span->free_blocks, span->count);
   SLABPOOL_ASSERT(block >= span->blocks && block < span->blocks + span->carved,
                   "a block returns to its slab", block->data, span->carved);
+  count_solid_free(span, std::int64_t{span->page_states->give(pages_of(span, block))});
+  slab_bytes_used_ -= block->bytes;
   block->next = span->free_list;
   span->free_list = block;
-  if (span->free_blocks++ == 0) partial_[span->size_class].push(span);
+  relist(span, span->free_blocks++ != 0);
   if (span->free_blocks == span->count) {
     // One empty slab of a class is kept, so that a tensor that is allocated and freed in turn does not build a slab
     // each time.
-    if (empty_[span->size_class] == nullptr) {
+    if (empty_[span->size_class] == nullptr && span->holes == 0) {
       empty_[span->size_class] = span;
     } else {
       drop_slab(span);
@@ -329,8 +406,9 @@ ReserveRef Depot::open_reserve(std::uint64_t pages) {
   const std::lock_guard lock(mutex_);
   ReserveRef reserve = reserves_.open(pages);
   if (reserve.reserve == nullptr) {
+    const Publishing after(*this);
     drop_empty_slabs();
-    reserve = reserves_.open(pages);
+    if (make_room(pages, 0, Effort::hard)) reserve = reserves_.open(pages);
   }
   return reserve;
 }
@@ -342,10 +420,26 @@ void Depot::close_reserve(ReserveRef reserve) noexcept {
   SLABPOOL_VERIFY(false, verify_locked());
 }
 
+void Depot::settle(std::uint64_t more) noexcept {
+  for (;;) {
+    const std::lock_guard lock(mutex_);
+    const std::uint64_t target = used_pages() + pages_for(more);
+    soft_limit_pages_ = soft_limit_for(target);
+    const std::uint64_t most = target + target / 32 + pages_.arena_idle_pages();
+    if (pages_.committed_pages() <= most) return;
+    const Publishing after(*this);
+    drop_empty_slabs();
+    const std::uint64_t excess = std::min(pages_.committed_pages() - most, kSettleStep);
+    std::uint64_t done = pages_.decommit(std::min(excess, pages_.unused_pages()));
+    if (done < excess) done += hollow_slabs(excess - done);
+    if (done == 0) return;
+  }
+}
+
 std::uint64_t Depot::trim() noexcept {
   const std::lock_guard lock(mutex_);
   drop_empty_slabs();
-  const std::uint64_t pages = pages_.decommit(pages_.unused_pages());
+  const std::uint64_t pages = pages_.decommit(pages_.unused_pages()) + hollow_slabs(solid_free_);
   const std::uint64_t discarded = pages_.discard_uncommitted();
   publish();
   SLABPOOL_VERIFY(false, verify_locked());

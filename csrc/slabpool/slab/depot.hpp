@@ -4,13 +4,18 @@
 // could not serve. It is the last in the lock order: with it held, only the memory resource is called.
 //
 // A soft limit keeps the committed pages near the pages in use: before an allocation exceeds it, the caller collects
-// the free blocks in the threads' caches.
+// the free blocks in the threads' caches. It follows the use down as well as up: what was not used for two windows of time
+// goes back to the system (settle()).
 //
 // Invariants:
 //   pages in use (by slabs, tensors and thread caches) + reserved pages (see reserve.hpp) <= capacity
 //   committed <= capacity,  committed <= peak_committed
-//   a slab is on partial_[size_class]  <=>  free_blocks != 0
+//   a slab is on partial_[size_class] or hollow_[size_class]  <=>  free_blocks != 0;  on hollow_  <=>  front_has_hole
+//   front_has_hole  <=>  the first block of free_list lies on a hole
 //   empty_[c] != null  =>  it is on partial_[c] and free_blocks = count
+//   solid_free_ = sum over the slabs of pages that are free and no holes;  solid_free_in_[c]: of the slabs of class c
+//   slab_bytes_used_ = sum of bytes of the blocks of slabs that are in use;  slab_pages_ = sum of pages - holes of slabs
+//   solid_free_ * kPageSize + slab_bytes_used_ <= slab_pages_ * kPageSize;  the difference is fragmented
 //   arrays_made_[c] = number of slabs of class c + arrays_[c].size()
 #pragma once
 
@@ -22,6 +27,7 @@
 #include "slabpool/slab/page_heap.hpp"
 #include "slabpool/slab/reserve.hpp"
 #include "slabpool/slab/size_class.hpp"
+#include "slabpool/slab/slab_pages.hpp"
 
 namespace slabpool {
 
@@ -55,21 +61,25 @@ class Depot {
   // Makes the first `pages` pages of it usable, more than before. `refused`: as system_refused in Taken.
   bool grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef reserve,
             bool& refused) noexcept;
+  // Takes back a part of it: all but the pages [from, to) that it once had, in whole granules. Moves its `data` to the first
+  // byte that is left. The result is the number of bytes taken back; 0 where the memory is always committed.
+  std::uint64_t give_part(Block& block, std::uint64_t from, std::uint64_t to) noexcept;
   // Takes back a chain of blocks of any sizes.
   void give(Block* chain) noexcept;
 
   // Reserves pages if there is room; else null. Throws std::bad_alloc.
   ReserveRef open_reserve(std::uint64_t pages);
   void close_reserve(ReserveRef reserve) noexcept;
-  // Pages of a promise that are not drawn.
-  std::uint64_t reserve_left(ReserveRef reserve) const noexcept {
-    const std::lock_guard lock(mutex_);
-    return Reserves::left(reserve);
-  }
+  // Bytes of one promise that are not drawn yet; 0 once it is closed.
+  std::uint64_t left_of(ReserveRef reserve) const noexcept;
   // Bytes promised to requests and not drawn yet. Lock-free.
   std::uint64_t reserved_bytes() const noexcept { return reserves_.reserved_pages() << kPageBits; }
 
-  // Returns all cached pages to the system, and frees what it keeps for pages that are not committed; the result is in
+  // Returns to the system what is committed beyond what is in use now and `more` bytes, which were in use a short while
+  // ago. CacheSet::settle() calls it once a window of time.
+  void settle(std::uint64_t more) noexcept;
+
+  // Returns all cached pages and all free pages of slabs to the system, and frees what it keeps for pages that are not committed; the result is in
   // bytes.
   std::uint64_t trim() noexcept;
 
@@ -84,6 +94,13 @@ class Depot {
 
   // Committed bytes that are out of use because the system refused a call on them. Lock-free.
   std::uint64_t quarantined_bytes() const noexcept { return pages_.quarantined_pages() << kPageBits; }
+
+  // Free bytes of slabs that make no whole page, and quarantined bytes: no tensor of a page or more can have them. Lock-free.
+  std::uint64_t fragmented_bytes() const noexcept {
+    return fragmented_.load(std::memory_order_relaxed) + quarantined_bytes();
+  }
+  // Bytes of the records of blocks, spans and promises, and of the page tables.
+  std::uint64_t metadata_bytes() const noexcept;
 
   std::uint64_t capacity() const noexcept { return capacity_; }
   // Bytes of a new slab of a size class.
@@ -108,17 +125,35 @@ class Depot {
 
  private:
   const char* verify_locked() const noexcept;
+  const char* verify_slab(const Span& slab) const noexcept;
   void assert_figures() const noexcept;
   // Makes sure that arrays_ has a block array for one slab more. Throws std::bad_alloc.
   void ready_array(unsigned size_class);
   Block* carve_block(Span* slab) noexcept;
+  void relist(Span* slab, bool was_free) noexcept;
+  void count_solid_free(const Span* slab, std::int64_t pages) noexcept;
+  void note_fragmented() noexcept;
+  SlabPages::Run pages_of(const Span* slab, const Block* block) const noexcept;
+  std::uint64_t whole_granules(std::uint64_t pages) const noexcept {
+    return (pages + slab_granule_ - 1) & ~(slab_granule_ - 1);
+  }
+  Block* next_uncarved(Span* slab) noexcept;
+  // Holes (depot_holes.cpp).
+  bool punch_all(Span* slab) noexcept;
+  void sort_free_list(Span* slab) noexcept;
+  std::uint64_t hollow(Span* slab, std::uint64_t want) noexcept;
+  std::uint64_t hollow_slabs(std::uint64_t want, const Span* keep = nullptr) noexcept;
+  bool fill_front(Span* slab, Effort effort, bool& refused) noexcept;
+  bool make_room(std::uint64_t pages, std::uint64_t own, Effort effort,
+                 const Span* keep = nullptr) noexcept;
   Span* new_slab(unsigned size_class, Effort effort, bool& refused);
   // `own`: reserved pages that this allocation draws, which therefore count as room for it.
   PageHeap::Result take_pages(std::uint64_t pages, std::uint64_t align_pages, Effort effort,
                               std::uint64_t own = 0);
   bool has_room(std::uint64_t pages, std::uint64_t own) const noexcept;
   std::uint64_t commit_limit(std::uint64_t pages, Effort effort) noexcept;
-  bool may_pass_commit_limit(Effort effort) const noexcept;
+  std::uint64_t soft_limit_for(std::uint64_t used) const noexcept;
+  std::uint64_t used_pages() const noexcept;
   void give_one(Block* block) noexcept;
   void drop_slab(Span* slab) noexcept;
   void drop_empty_slabs() noexcept;
@@ -136,9 +171,17 @@ class Depot {
   const std::uint64_t capacity_;
   PageHeap pages_;
   Reserves reserves_;
+  const std::uint64_t least_soft_limit_;  // pages
   std::uint64_t soft_limit_pages_;
   SlabShape shapes_[kSlabClasses];  // of a slab of each class in a pool of this capacity
   SpanList partial_[kSlabClasses];  // slabs with free blocks
+  SpanList hollow_[kSlabClasses];   // slabs with free blocks that all lie on holes
+  std::uint64_t solid_free_ = 0;
+  std::uint64_t solid_free_in_[kSlabClasses] = {};
+  std::uint64_t slab_bytes_used_ = 0;
+  std::uint64_t slab_pages_ = 0;              // committed pages of slabs
+  std::uint64_t block_records_ = 0;           // bytes
+  std::atomic<std::uint64_t> fragmented_{0};  // relaxed: a figure for reports
   Span* empty_[kSlabClasses] = {};  // the one slab of a class that is kept with all its blocks free
   std::vector<Block*> arrays_[kSlabClasses];  // block arrays of freed slabs, for use by new ones
   std::size_t arrays_made_[kSlabClasses] = {};
@@ -146,6 +189,7 @@ class Depot {
   std::atomic<std::uint64_t> committed_{0};
   std::atomic<std::uint64_t> peak_committed_{0};
   const bool verify_each_;
+  const std::uint64_t slab_granule_;  // pages that a slab starts at and ends at a multiple of
 };
 
 inline void Depot::assert_figures() const noexcept {

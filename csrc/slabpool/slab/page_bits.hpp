@@ -28,6 +28,7 @@ class PageBits {
   bool open(std::uint64_t first, std::uint64_t end) noexcept {
     return words_.open(first / 64, (end - 1) / 64 + 1) && used_.open(first / 4096, (end - 1) / 4096 + 1);
   }
+  std::size_t open_bytes() const noexcept { return words_.open_bytes() + used_.open_bytes(); }
   void set(std::uint64_t page) noexcept {
     SLABPOOL_ASSERT(!contains(page), "a page is added once", page);
     SLABPOOL_ASSERT(words_.is_writable(page / 64) && used_.is_writable(page / 4096),

@@ -27,9 +27,8 @@ PageHeap::PageHeap(MemoryResource& memory, std::uint64_t grow_step)
 PageHeap::~PageHeap() = default;
 
 void PageHeap::add_spares() {
-  constexpr std::size_t kBatch = 64;
-  all_.push_back(std::make_unique<Span[]>(kBatch));
-  for (std::size_t i = 0; i < kBatch; ++i) retire(&all_.back()[i]);
+  all_.push_back(std::make_unique<Span[]>(kRecordBatch));
+  for (std::size_t i = 0; i < kRecordBatch; ++i) retire(&all_.back()[i]);
 }
 
 void PageHeap::open_tables(std::uint64_t first, std::uint64_t pages) {
@@ -228,6 +227,7 @@ PageHeap::Result PageHeap::commit_more(std::uint64_t pages, std::uint64_t align_
 void PageHeap::free(Span* span) noexcept {
   SLABPOOL_ASSERT(span->kind == SpanKind::slab || span->kind == SpanKind::large, "a span is freed once",
                   span->kind, span->first_page);
+  SLABPOOL_ASSERT(span->holes == 0, "a slab with holes is freed by free_hollow()", span->holes);
   span->kind = SpanKind::committed_free;
   span->zero = false;
   make_free(span);
@@ -324,6 +324,7 @@ const char* PageHeap::verify() const noexcept {
   std::uint64_t ahead = 0;
   std::uint64_t quarantined = 0;
   std::uint64_t free_spans = 0;
+  std::uint64_t idle_growing = 0;
   std::size_t ranges = 0;
   const Span* last = nullptr;
   for (std::uint64_t page = 0; page < total_pages();) {
@@ -339,6 +340,10 @@ const char* PageHeap::verify() const noexcept {
         ((span->first_page | span->pages) & (granule_ - 1)) != 0)
       return "a granule is committed in part";
     if (span->kind != SpanKind::uncommitted_free) committed += span->pages;
+    if (span->kind == SpanKind::slab) {
+      if (span->holes > span->pages) return "a slab has more holes than pages";
+      committed -= span->holes;
+    }
     if (span->kind == SpanKind::committed_free) cached += span->pages;
     if (span->kind == SpanKind::quarantined) {
       committed -= span->pages - span->committed;
@@ -351,17 +356,29 @@ const char* PageHeap::verify() const noexcept {
     }
     free_spans += is_free ? 1 : 0;
     if (span->kind == SpanKind::arena || span->kind == SpanKind::growing) {
-      ++ranges;
-      committed -= span->pages - span->committed;
+      ranges += span->kind == SpanKind::arena ? 1 : kAsideOfGrowing;
+      committed -= span->pages - span->committed + span->gone;
       if (span->committed != span->pages && ((span->first_page + span->committed) & (granule_ - 1)) != 0)
         return "a granule of a range is committed in part";
       if (span->sound != span->pages && ((span->first_page + span->sound) & (granule_ - 1)) != 0)
         return "a granule of a range is undefined in part";
       if (span->drawn > span->sound || span->sound > span->committed || span->committed > span->pages)
         return "a range has drawn pages that are not committed";
-      idle += span->committed - span->drawn;
-      if (span->kind == SpanKind::growing) ahead += span->committed - span->drawn;
+      if (span->gone > span->front || span->front > span->drawn)
+        return "a range has pages in use among those given back";
+      if (span->kind == SpanKind::growing &&
+          ((span->first_page | span->gone | span->front) & (granule_ - 1)) != 0)
+        return "a granule of a growing tensor was given back in part";
+      const std::uint64_t unused = span->committed - span->drawn + span->front - span->gone;
+      idle += unused;
+      if (span->kind == SpanKind::growing) {
+        ahead += unused;
+        idle_growing += unused != 0 ? 1 : 0;
+      }
     }
+    if (span->kind != SpanKind::growing &&
+        (span->gone != 0 || span->front != 0 || span->front_undefined))
+      return "pages were given back of a span that does not grow";
     last = span;
     page += span->pages;
   }
@@ -375,7 +392,9 @@ const char* PageHeap::verify() const noexcept {
       quarantined -= span->committed;
   }
   if (quarantined != 0) return "a quarantined span is on no list";
-  if (ranges != ranges_ || spares_ < ranges_) return "records set aside for ranges do not add up";
+  if (ranges != set_aside_ || spares_ < set_aside_) return "records set aside for ranges do not add up";
+  for (const Span* span = ahead_spans_.front(); span != nullptr; span = span->next) --idle_growing;
+  if (idle_growing != 0) return "a growing span with idle pages is on no list";
   std::uint64_t listed = 0;
   if (const char* wrong = committed_spans_.verify(listed)) return wrong;
   if (const char* wrong = uncommitted_spans_.verify(listed)) return wrong;

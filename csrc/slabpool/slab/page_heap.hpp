@@ -21,14 +21,21 @@
 //   ranges (arena, growing):                          drawn <= sound <= committed <= pages, and first_page + committed
 //                                                     and first_page + sound are multiples of granule_ or the end of
 //                                                     the span; pages from sound to committed are undefined
-//   committed_ = sum of pages (of ranges and quarantined spans: committed) over all spans that are not uncommitted_free
+//   A slab may have holes (page_heap_holes.cpp):       holes <= pages
+//   committed_ = sum of pages (of slabs: pages - holes; of ranges: committed - gone; of quarantined spans: committed) over
+//   all spans that are not uncommitted_free
 //   cached_    = sum of pages over committed_free, and of committed over quarantined spans
+//   growing:                                          gone <= front <= drawn, and first_page, gone and front are multiples of
+//                                                     granule_; pages before gone are not committed, pages from gone to
+//                                                     front were given back, and the system refused to take them; if
+//                                                     front_undefined, they may be undefined.  Otherwise gone = front = 0
 //   A quarantined span is on quarantined_ or on retried_; its first `committed` pages end like a range's.
 //   quarantined_pages_ = sum of committed over quarantined spans
-//   spares_ >= ranges_: freeing a range splits it once, and must not allocate a record.
-//   idle_      = sum of committed - drawn over ranges;   ahead_ = the part of growing spans
+//   set_aside_ = number of arena spans + 3 * number of growing spans;   spares_ >= set_aside_: freeing an arena's span splits
+//   it once, freeing a growing span three times, and neither may allocate a record.
+//   idle_      = sum of committed - drawn + front - gone over ranges;   ahead_ = the part of growing spans
 //   in_use_pages() = committed_ - cached_ - idle_;   ahead_ <= idle_;   committed_ <= peak_committed_
-//   A growing span is on ahead_spans_                 <=>  drawn < committed
+//   A growing span is on ahead_spans_                 <=>  drawn < committed or gone < front
 //   The tables are open for the pages of every span that is or ever was something else than uncommitted_free, and for the
 //   pages beside it. So a span can be split and merged at any page when it is freed.
 #pragma once
@@ -59,9 +66,11 @@ enum class SpanKind : std::uint8_t {
 
 struct Arena;
 struct Reserve;
+struct SlabPages;
 
 // Invariants of a slab:
 //   carved <= count,  free_blocks = count - carved + length of free_list,  count * class_size(size_class) <= bytes
+//   holes != 0  =>  carved = count
 struct Span {
   Block large;  // the block of a span that is one tensor
   std::uint64_t first_page = 0;
@@ -78,6 +87,9 @@ struct Span {
   std::uint32_t free_blocks = 0;  // including those that are not carved yet
   Block* blocks = nullptr;
   Block* free_list = nullptr;
+  std::uint32_t holes = 0;  // pages that went back to the system; which ones is in `page_states`
+  SlabPages* page_states = nullptr;
+  bool front_has_hole = false;  // the first block of free_list lies on a hole
 
   // Of a range (an arena, or a tensor that grows): the first `committed` pages are committed, and the first `drawn` of
   // those count as in use. Only the first `sound` of them are usable: a refused call left the others undefined, and
@@ -86,6 +98,10 @@ struct Span {
   std::uint64_t committed = 0;
   std::uint64_t drawn = 0;
   std::uint64_t sound = 0;
+  // Of a tensor that grows: the first `front` pages were given back, and the first `gone` of those are not committed.
+  std::uint64_t front = 0;
+  std::uint64_t gone = 0;
+  bool front_undefined = false;
 
   // Of a tensor: the promise that `reserve_pages` of its pages were drawn from.
   Reserve* reserve = nullptr;
@@ -186,10 +202,13 @@ class PageHeap {
   // Frees all but the first `pages` pages, at least one. Keeps them if can_split() is false.
   void shrink_range(Span* range, std::uint64_t pages) noexcept;
   void free_range(Span* range) noexcept;
-  // Cuts a range of which all pages are drawn after its first `pages` pages, and returns the rest. Needs can_split().
+  // Cuts a range of which all pages are drawn after its first `pages` pages, and returns the rest, or the first part:
+  // `range` is then the other. Both need can_split() or has_spares().
   Span* split_range(Span* range, std::uint64_t pages) noexcept;
-  // Whether there are enough span records for the next split.
+  Span* split_front(Span* range, std::uint64_t pages) noexcept;
+  // Whether there are enough span records for the next two splits. can_split() allocates some if there are not.
   bool can_split() noexcept;
+  bool has_spares() const noexcept { return spares_ >= 4 + set_aside_; }
 
   // Tensors that grow (page_heap_growing.cpp): spans of kind growing, committed from the front as they are drawn.
   // Prefers addresses whose first pages are committed already. Until those are drawn, decommit() may return them to
@@ -197,7 +216,22 @@ class PageHeap {
   Span* take_growing(std::uint64_t pages);
   // Draws the first `pages` pages, more than before. False, and nothing has changed, if the limit or the system refuses.
   bool grow(Span* growing, std::uint64_t pages, std::uint64_t commit_limit) noexcept;
+  // Gives back the pages before `front` and those from `drawn` on: they are not in use any more, and whole granules of them
+  // return to the system at once. What the system refuses to take is idle, and decommit() tries it again. `front` is a
+  // multiple of a granule. Not for memory that is always committed.
+  void give_part(Span* growing, std::uint64_t front, std::uint64_t drawn) noexcept;
   void free_growing(Span* growing) noexcept;
+
+  // Holes in slabs (page_heap_holes.cpp), where the memory has them. Pages [first, first + pages) are pages of the slab in
+  // whole granules.
+  // False, and nothing has changed but the bytes: the system refused.
+  bool punch(Span* slab, std::uint64_t first, std::uint64_t pages) noexcept;
+  // False, and nothing has changed: the limit or the system refuses; system_refused() says which.
+  bool fill(Span* slab, std::uint64_t first, std::uint64_t pages, std::uint64_t commit_limit) noexcept;
+  // Frees a slab of which every page is a hole.
+  void free_hollow(Span* slab) noexcept;
+  bool has_holes() const noexcept { return memory_.has_holes(); }
+  bool commits_zero() const noexcept { return memory_.commits_zero(); }
 
   // Returns at least `pages` unused pages to the system if it can, but none of `keep`: cached pages first, then
   // committed pages that tensors have not grown into. The result is the number of pages.
@@ -213,6 +247,8 @@ class PageHeap {
   std::uint64_t granule_up(std::uint64_t page) const noexcept {
     return (page + granule_ - 1) & ~(granule_ - 1);
   }
+  std::uint64_t granule_down(std::uint64_t page) const noexcept { return page & ~(granule_ - 1); }
+  bool always_committed() const noexcept { return memory_.always_committed(); }
   std::uint64_t total_pages() const noexcept { return map_.size() - 2; }
   std::uint64_t committed_pages() const noexcept { return committed_; }
   std::uint64_t granule_pages() const noexcept { return granule_; }
@@ -231,6 +267,11 @@ class PageHeap {
     return memory_.base() + (span->first_page << kPageBits);
   }
 
+  // Bytes of records and tables.
+  std::uint64_t metadata_bytes() const noexcept {
+    return all_.size() * kRecordBatch * sizeof(Span) + map_.open_bytes() + starts_.open_bytes();
+  }
+
   // Every span, from the first page to the last.
   template <typename Visit>
   void each(Visit&& visit) const noexcept {
@@ -243,7 +284,8 @@ class PageHeap {
  private:
   // Fewest pages (1 MiB) returned to the system at a time when an allocation needs room: with fewer, each tensor would
   // repeat the system call.
-  static constexpr std::uint64_t kDecommitStep = 64;
+  static constexpr std::uint64_t kDecommitStep = 256;
+  static constexpr std::size_t kRecordBatch = 64;
   // Spans that one decommit() tries after the system refused the first one. Bounded, so that refusing takes constant time.
   static constexpr int kRefusals = 4;
 
@@ -254,7 +296,7 @@ class PageHeap {
   void add_spares();
   // Records for what an allocation splits, beside those that are set aside. Throws std::bad_alloc.
   void ready_records() {
-    while (spares_ < 8 + ranges_) add_spares();
+    while (spares_ < 8 + set_aside_) add_spares();
   }
   // Opens the tables for a span of these pages and its two neighbours. Throws std::bad_alloc if the system refuses.
   void open_tables(std::uint64_t first, std::uint64_t pages);
@@ -266,7 +308,6 @@ class PageHeap {
   // Check the invariants of the figures, and of one range.
   void assert_figures() const noexcept;
   void assert_range(const Span* range) const noexcept;
-  std::uint64_t granule_down(std::uint64_t page) const noexcept { return page & ~(granule_ - 1); }
   // Commit or decommit whole granules and update committed_. A refusal is undone if possible; undefined pages all count as
   // committed. `counted` of the pages to commit are undefined, so they count already.
   PageState commit(std::uint64_t first, std::uint64_t pages, std::uint64_t counted = 0) noexcept;
@@ -286,8 +327,12 @@ class PageHeap {
   Span* split_tail(Span* span, std::uint64_t pages);
   Result commit_more(std::uint64_t pages, std::uint64_t align_pages, std::uint64_t commit_limit,
                      bool join);
+  template <typename Change>
+  void change_growing(Span* growing, Change&& change) noexcept;
   void set_ahead(Span* growing, std::uint64_t committed, std::uint64_t drawn,
                  std::uint64_t sound) noexcept;
+  std::uint64_t decommit_idle(Span* growing, std::uint64_t pages) noexcept;
+  Span* cut_front(Span* growing) noexcept;
   std::uint64_t decommit_ahead(std::uint64_t pages) noexcept;
 
   // The map has an entry for the first and the last page of each span, which is what merging needs. starts_ finds the
@@ -309,7 +354,7 @@ class PageHeap {
   std::atomic<std::uint64_t> quarantined_pages_{0};  // relaxed: a figure for reports
   Span* spare_ = nullptr;                            // records without a span
   std::size_t spares_ = 0;
-  std::size_t ranges_ = 0;                    // spans of kind arena or growing
+  std::size_t set_aside_ = 0;                 // records that freeing the ranges may need
   std::vector<std::unique_ptr<Span[]>> all_;  // owns every record until the pool ends
   const std::uint64_t granule_;               // in pages; a power of two
   const std::uint64_t grow_step_;
@@ -317,6 +362,7 @@ class PageHeap {
   std::uint64_t committed_ = 0;
   std::uint64_t cached_ = 0;
   std::uint64_t idle_ = 0;
+  static constexpr std::size_t kAsideOfGrowing = 3;
   std::uint64_t ahead_ = 0;  // the part of idle_ in growing spans
   SpanList ahead_spans_;     // growing spans with idle pages
   std::uint64_t peak_committed_ = 0;
@@ -338,6 +384,8 @@ inline void PageHeap::assert_range([[maybe_unused]] const Span* range) const noe
                       range->committed <= range->pages,
                   "drawn <= sound <= committed <= pages", range->drawn, range->sound, range->committed,
                   range->pages);
+  SLABPOOL_ASSERT(range->gone <= range->front && range->front <= range->drawn, "gone <= front <= drawn",
+                  range->gone, range->front, range->drawn);
   SLABPOOL_ASSERT(
       range->sound == range->pages || ((range->first_page + range->sound) & (granule_ - 1)) == 0,
       "a range is sound up to the end of a granule", range->first_page, range->sound, granule_);

@@ -125,6 +125,7 @@ std::uint64_t PageHeap::discard_uncommitted() noexcept {
   each([&](const Span& span) {
     const bool range = span.kind == SpanKind::arena || span.kind == SpanKind::growing;
     if (!range && span.kind != SpanKind::uncommitted_free) return;
+    if (range && span.gone != 0) memory_.discard(span.first_page << kPageBits, span.gone << kPageBits);
     const std::uint64_t kept = range ? span.committed : 0;
     if (kept != span.pages)
       memory_.discard((span.first_page + kept) << kPageBits, (span.pages - kept) << kPageBits);

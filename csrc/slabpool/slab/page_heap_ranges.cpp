@@ -7,7 +7,7 @@
 namespace slabpool {
 
 bool PageHeap::can_split() noexcept {
-  if (spares_ >= 4 + ranges_) return true;
+  if (has_spares()) return true;
   try {
     ready_records();
     return true;
@@ -28,7 +28,7 @@ Span* PageHeap::take_range(std::uint64_t pages) {
   if (!committed) open_tables(span->first_page, pages);
   unlist(span);
   span = carve(span, pages, 1);
-  ++ranges_;
+  ++set_aside_;
   span->kind = SpanKind::arena;
   span->count = 0;
   span->committed = span->sound = committed ? pages : 0;
@@ -91,7 +91,7 @@ void PageHeap::shrink_range(Span* range, std::uint64_t pages) noexcept {
   range->committed -= tail->committed;
   range->sound -= tail->sound;
   assert_range(range);
-  ++ranges_;
+  ++set_aside_;
   free_range(tail);
 }
 
@@ -99,9 +99,9 @@ void PageHeap::free_range(Span* range) noexcept {
   assert_range(range);
   SLABPOOL_ASSERT(range->kind == SpanKind::arena && range->committed - range->drawn <= idle_,
                   "a range is freed once", range->kind, range->committed, range->drawn, idle_);
-  SLABPOOL_ASSERT(ranges_ != 0 && spares_ >= ranges_, "a record is set aside for each range", spares_,
-                  ranges_);
-  --ranges_;
+  SLABPOOL_ASSERT(set_aside_ != 0 && spares_ >= set_aside_, "a record is set aside for each range",
+                  spares_, set_aside_);
+  --set_aside_;
   idle_ -= range->committed - range->drawn;
   std::uint64_t committed = range->committed;
   if (range->sound != committed) {
@@ -132,12 +132,29 @@ Span* PageHeap::split_range(Span* range, std::uint64_t pages) noexcept {
   SLABPOOL_ASSERT(range->drawn == range->pages, "all of the range is drawn", range->drawn,
                   range->committed, range->pages);
   Span* rest = split_tail(range, range->pages - pages);
-  ++ranges_;
+  ++set_aside_;
   rest->arena = range->arena;
   rest->count = 0;
   rest->committed = rest->drawn = rest->sound = rest->pages;
   range->committed = range->drawn = range->sound = pages;
   return rest;
+}
+
+Span* PageHeap::split_front(Span* range, std::uint64_t pages) noexcept {
+  SLABPOOL_ASSERT(range->drawn == range->pages && pages != 0 && pages < range->pages,
+                  "all of the range is drawn", range->drawn, pages, range->pages);
+  Span* front = new_span(range->first_page, pages, range->kind, range->zero);
+  range->first_page += pages;
+  range->pages -= pages;
+  starts_.set(range->first_page);
+  mark_ends(front);
+  mark_ends(range);
+  ++set_aside_;
+  front->arena = range->arena;
+  front->count = 0;
+  front->committed = front->drawn = front->sound = pages;
+  range->committed = range->drawn = range->sound = range->pages;
+  return front;
 }
 
 }  // namespace slabpool

@@ -77,9 +77,8 @@ void Reserves::close(ReserveRef ref) noexcept {
 // ---- small blocks
 
 void Reserves::add_records() {
-  constexpr std::size_t kBatch = 64;
-  all_blocks_.push_back(std::make_unique<Block[]>(kBatch));
-  for (std::size_t i = 0; i < kBatch; ++i) retire(&all_blocks_.back()[i]);
+  all_blocks_.push_back(std::make_unique<Block[]>(kRecordBatch));
+  for (std::size_t i = 0; i < kRecordBatch; ++i) retire(&all_blocks_.back()[i]);
 }
 
 void Reserves::retire(Block* block) noexcept {
@@ -239,8 +238,56 @@ void Reserves::give(Block* block) noexcept {
     if (block == arena.blocks.back()) roll_back(arena);
     return;
   }
-  if (span->count == 0) pages_.free_range(span);
+  if (span->count == 0) {
+    pages_.free_range(span);
+  } else {
+    free_pages_of(*block, span);
+  }
   if (arena.live == 0) retire(&arena);
+}
+
+// After the promise was closed: frees the pages around a returned block that no block uses any more. If there are no records
+// for that, they are freed with the next block beside them that returns. Takes as long as there are free blocks around it,
+// whose pages are freed by it, and as the smaller part of the other blocks of the span.
+void Reserves::free_pages_of(const Block& block, Span* span) noexcept {
+  if (span->drawn != span->pages || !pages_.has_spares()) return;
+  const std::vector<Block*>& blocks = span->arena->blocks;
+  const std::byte* base = pages_.address(span);
+  const auto offset = [base](const Block& b) { return static_cast<std::uint64_t>(b.data - base); };
+  const std::byte* end = base + (span->pages << kPageBits);
+  const auto below = [](const Block* b, const std::byte* at) { return b->data < at; };
+  const auto begin_of = std::lower_bound(blocks.begin(), blocks.end(), base, below);
+  const auto end_of = std::lower_bound(begin_of, blocks.end(), end, below);
+  const auto at = std::lower_bound(begin_of, end_of, block.data, below);
+  // Up to the next blocks in use on both sides.
+  std::uint64_t low = 0;
+  for (auto before = at; before != begin_of && low == 0;) {
+    const Block& other = **--before;
+    if (!is_free(other)) low = pages_for(offset(other) + other.bytes);
+  }
+  std::uint64_t high = span->pages;
+  for (auto after = at + 1; after < end_of; ++after) {
+    if (is_free(**after)) continue;
+    high = offset(**after) >> kPageBits;
+    break;
+  }
+  if (low >= high) return;
+  const auto move = [](auto from, auto to, Span* target) {
+    for (; from != to; ++from) {
+      if (is_free(**from)) continue;
+      --(*from)->span->count;
+      (*from)->span = target;
+      ++target->count;
+    }
+  };
+  const std::uint64_t pages = span->pages;
+  if (at - begin_of <= end_of - at) {
+    if (low != 0) move(begin_of, at, pages_.split_front(span, low));
+    pages_.free_range(high == pages ? span : pages_.split_front(span, high - low));
+  } else {
+    if (high != pages) move(at, end_of, pages_.split_range(span, high));
+    pages_.free_range(low == 0 ? span : pages_.split_range(span, low));
+  }
 }
 
 void Reserves::drop_unused(Arena& arena) noexcept {
@@ -253,7 +300,7 @@ void Reserves::drop_unused(Arena& arena) noexcept {
   }
 }
 
-// After the promise was closed, while views hold some blocks: frees the pages without such a block.
+// After the promise was closed, while some blocks are in use: frees the pages without such a block.
 void Reserves::keep_only_live(Arena& arena) noexcept {
   Span* span = arena.span;
   arena.span = nullptr;
@@ -281,7 +328,7 @@ void Reserves::keep_only_live(Arena& arena) noexcept {
       end = pages_for(start + (*block)->bytes);
       ++live;
     }
-    if (!pages_.can_split()) return;  // no memory for records: the rest is freed with its last block
+    if (!pages_.has_spares()) return;  // no records: the rest is freed as its blocks return
     if (first != offset) {
       Span* front = span;
       span = pages_.split_range(front, first - offset);
@@ -346,11 +393,12 @@ void Reserves::draw(ReserveRef ref, std::uint64_t pages, Span* span) noexcept {
   span->reserve_serial = ref.serial;
 }
 
-void Reserves::refund(Span* span) noexcept {
-  if (span->reserve_pages == 0) return;
+void Reserves::refund(Span* span, std::uint64_t freed) noexcept {
+  const std::uint64_t pages = std::min(freed, span->reserve_pages);
+  if (pages == 0) return;
   if (current({span->reserve, span->reserve_serial}))
-    set_left(*span->reserve, span->reserve->pages_left + span->reserve_pages);
-  span->reserve_pages = 0;
+    set_left(*span->reserve, span->reserve->pages_left + pages);
+  span->reserve_pages -= pages;
 }
 
 const char* Reserves::verify() const noexcept {

@@ -31,8 +31,9 @@ struct ReserveRef {
   std::uint64_t serial = 0;
 };
 
-// A range that blocks are cut from, front to back. Its span has kind arena. When the promise is closed while views hold
-// some blocks, the span is cut into several around those blocks, and the other pages are freed.
+// A range that blocks are cut from, front to back. Its span has kind arena. When the promise is closed while some blocks are
+// in use, the span is cut into several around those blocks, and the other pages are freed. A block that returns later frees
+// the pages that only it used.
 struct Arena {
   Span* span = nullptr;        // null once it was cut into several
   std::uint64_t used = 0;      // bytes cut so far
@@ -61,7 +62,8 @@ class Reserves {
 
   // Null if there is no room. Throws std::bad_alloc.
   ReserveRef open(std::uint64_t pages);
-  // Pages that were not drawn become room for others at once, pages of its arenas as their blocks are returned.
+  // Pages that were not drawn become room for others at once, and those that are drawn as they are returned. Allocates
+  // nothing.
   void close(ReserveRef ref) noexcept;
 
   // A block of a size class. Null without system_refused: the promise has too few pages left.
@@ -79,24 +81,30 @@ class Reserves {
     return span.reserve_pages == 0 || (span.reserve == ref.reserve && span.reserve_serial == ref.serial);
   }
 
-  // Pages promised and not drawn; 0 once the promise is closed.
-  static std::uint64_t left(ReserveRef ref) noexcept {
-    return current(ref) ? ref.reserve->pages_left : 0;
-  }
-
   // Takes back a block of an arena.
   void give(Block* block) noexcept;
-  // Adds the pages that a freed span had drawn to its promise again, if that is still open.
-  void refund(Span* span) noexcept;
+  // Adds pages of a span that were freed to the promise that it has drawn from, if that is still open: as many as it has
+  // drawn.
+  void refund(Span* span, std::uint64_t freed = ~std::uint64_t{0}) noexcept;
 
   // The block of an arena's span that contains an address. O(log n) in the blocks of the arena.
   static Block* find(const Span* span, const std::byte* address) noexcept;
 
   // Promised and not drawn. Relaxed: decisions are made under the mutex.
   std::uint64_t reserved_pages() const noexcept { return reserved_.load(std::memory_order_relaxed); }
+  std::uint64_t metadata_bytes() const noexcept {
+    return all_.size() * sizeof(Reserve) + all_arenas_.size() * sizeof(Arena) +
+           all_blocks_.size() * kRecordBatch * sizeof(Block);
+  }
+  // Of one promise; 0 once it is closed.
+  static std::uint64_t left_of(ReserveRef ref) noexcept {
+    return current(ref) ? ref.reserve->pages_left : 0;
+  }
   const char* verify() const noexcept;
 
  private:
+  static constexpr std::size_t kRecordBatch = 64;
+
   static bool current(ReserveRef ref) noexcept {
     return ref.reserve != nullptr && ref.reserve->serial == ref.serial;
   }
@@ -111,6 +119,7 @@ class Reserves {
   void roll_back(Arena& arena) noexcept;
   void drop_unused(Arena& arena) noexcept;
   void keep_only_live(Arena& arena) noexcept;
+  void free_pages_of(const Block& block, Span* span) noexcept;
   void retire(Arena* arena) noexcept;
   void retire(Block* block) noexcept;
 

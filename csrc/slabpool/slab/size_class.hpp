@@ -12,6 +12,7 @@
 //   c < kSlabClasses  =>  bin_of(class_size(c)) = c
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -55,12 +56,13 @@ constexpr std::size_t block_size_for(std::size_t bytes) noexcept {
   return pages_for(bytes) << kPageBits;
 }
 
-// Pages of a slab: the fewest that hold at least eight blocks (four above 16 KiB, where a slab already has 128 KiB or
-// more) and leave at most 1/64 of the slab unused at its end.
+// Pages of a slab: the fewest that hold at least 16 KiB and eight blocks (four above 16 KiB, where a slab already has 72 KiB
+// or more) and leave at most 1/64 of the slab unused at its end.
 constexpr std::size_t slab_pages(unsigned size_class) noexcept {
+  constexpr std::size_t kLeastBytes = std::size_t{16} << 10;
   const std::size_t size = class_size(size_class);
-  const std::size_t least = size > (std::size_t{16} << 10) ? 4 : 8;
-  std::size_t pages = pages_for(size * least);
+  const std::size_t least = size > kLeastBytes ? 4 : 8;
+  std::size_t pages = pages_for(std::max(size * least, kLeastBytes));
   while ((pages * kPageSize) % size > pages * kPageSize / 64) ++pages;
   return pages;
 }

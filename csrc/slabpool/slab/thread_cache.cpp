@@ -21,6 +21,9 @@ namespace {
 // Spans of one bin that are compared to find one that is large enough.
 constexpr int kBinSearch = 4;
 
+// Nanoseconds. Three windows are less than a second: the one in which the use falls, and two that show it.
+constexpr std::int64_t kWindow = 200'000'000;
+
 // How often may_take() looks at a thread that runs.
 constexpr int kLooksAtOwner = 4;
 
@@ -115,7 +118,8 @@ CacheSet::CacheSet(Depot& depot, std::uint64_t capacity)
       byte_budget_(std::max(std::min<std::uint64_t>(capacity / 64, std::uint64_t{1} << 30),
                             std::min<std::uint64_t>(capacity / 16, std::uint64_t{64} << 20))),
       peak_step_(static_cast<std::int64_t>(capacity / 256)),
-      epoch_(fork_epoch()) {
+      epoch_(fork_epoch()),
+      window_end_(coarse_now_ns() + kWindow) {
   caches_.reserve(8);
   spare_ = std::make_unique<ThreadCache>(*this);
   // The last step: a set whose constructor throws is in no registry.
@@ -224,6 +228,17 @@ void CacheSet::collect() noexcept {
     cache->lock_.restore();
   }
   left_some_.store(left, std::memory_order_relaxed);
+}
+
+void CacheSet::settle(std::int64_t now) noexcept {
+  std::int64_t end = window_end_.load(std::memory_order_relaxed);
+  // Relaxed: the threads that try agree on one of them, and the depot's mutex orders the rest.
+  if (now < end || !window_end_.compare_exchange_strong(end, now + kWindow, std::memory_order_relaxed)) return;
+  (void)sums();  // updates the peak
+  std::int64_t live = 0;
+  const std::int64_t peak = start_window(now - end > kWindow, live);
+  if (depot_.figures().committed > static_cast<std::uint64_t>(live + live / 32)) collect();
+  depot_.settle(static_cast<std::uint64_t>(peak - live));
 }
 
 // Without a barrier: whether the owner of a revoked lock is known to see the revocation.
@@ -359,6 +374,7 @@ void ThreadCache::push(Block* chain) noexcept {
       count_freed(block->bytes);
       block->next = nullptr;
       set_.depot_.give(block);
+      set_.settle_if_due();
       continue;
     }
     ThreadCache* home = block->home;
@@ -387,7 +403,10 @@ void ThreadCache::push(Block* chain) noexcept {
       block = chain;
     } while (over == nullptr && block != nullptr && block->home == home && block->bin != kBins);
     lock_.leave();
-    if (over != nullptr) set_.depot_.give(over);
+    if (over != nullptr) {
+      set_.depot_.give(over);
+      set_.settle_if_due();
+    }
   }
 }
 

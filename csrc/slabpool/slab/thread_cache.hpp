@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "slabpool/base/assert.hpp"
+#include "slabpool/base/clock.hpp"
 #include "slabpool/slab/block.hpp"
 #include "slabpool/slab/depot.hpp"
 #include "slabpool/slab/owner_lock.hpp"
@@ -139,6 +140,20 @@ class CacheSet {
   // have seen that there is a waiter.
   bool left_some() const noexcept { return left_some_.load(std::memory_order_relaxed); }
 
+  // At most once a window of time (200 ms): collects what the caches keep and has the depot return to the system what is
+  // beyond the peak of live bytes of the last two windows. Threads that enter the depot call it, and callers that look at the pool; so a pool that no
+  // thread calls keeps what it has.
+  void settle_if_due() noexcept {
+    // Relaxed: settle() decides with a compare-and-swap.
+    if (const std::int64_t now = coarse_now_ns(); now >= window_end_.load(std::memory_order_relaxed)) [[unlikely]]
+      settle(now);
+  }
+
+  std::uint64_t metadata_bytes() const noexcept {
+    const std::lock_guard lock(revokers_);
+    return sizeof(CacheSet) + caches_.size() * sizeof(ThreadCache);
+  }
+
   struct Sums {
     std::uint64_t counts[kCounts];
     std::int64_t live;
@@ -157,7 +172,9 @@ class CacheSet {
   [[gnu::noinline]] ThreadCache& attach_or_throw();
   [[gnu::noinline]] void count_slowly(Count what) noexcept;
   bool may_take(ThreadCache& cache) noexcept;
+  [[gnu::noinline]] void settle(std::int64_t now) noexcept;
   void raise_peak(std::int64_t live) const noexcept;
+  std::int64_t start_window(bool stale, std::int64_t& live) noexcept;
   void orphan(ThreadCache& cache) noexcept;
 
   Depot& depot_;
@@ -173,6 +190,10 @@ class CacheSet {
   ThreadCache* uncached_ = nullptr;
   mutable std::atomic<std::int64_t> peak_live_{0};
   std::atomic<bool> left_some_{false};
+  std::atomic<std::int64_t> window_end_;  // ns of coarse_now_ns()
+  // The highest live bytes seen in this window and in the one before; guarded by revokers_.
+  mutable std::int64_t window_peak_ = 0;
+  std::int64_t window_peak_before_ = 0;
 };
 
 // The cache that this thread used last, found again with one comparison.

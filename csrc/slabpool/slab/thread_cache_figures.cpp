@@ -38,6 +38,29 @@ void CacheSet::raise_peak(std::int64_t live) const noexcept {
   // Relaxed: for reports; written under revokers_.
   if (live > peak_live_.load(std::memory_order_relaxed))
     peak_live_.store(live, std::memory_order_relaxed);
+  window_peak_ = std::max(window_peak_, live);
+}
+
+// Starts a window of time. Returns the highest live bytes of the last two, and writes those of now; with `stale`, what
+// happened long ago does not count. While several threads work, the sum of their peaks counts, which may be too high.
+std::int64_t CacheSet::start_window(bool stale, std::int64_t& live) noexcept {
+  const std::lock_guard lock(revokers_);
+  std::int64_t now = 0;
+  std::int64_t highest = 0;
+  for (const auto& cache : caches_) {
+    const std::int64_t its = cache->live_.load(std::memory_order_relaxed);
+    now += its;
+    highest += std::max(its, cache->highest_live_.load(std::memory_order_relaxed));
+    // As in update_peak(). Relaxed: for reports, and for how much is kept.
+    cache->highest_live_.store(its, std::memory_order_relaxed);
+    cache->update_above_.store(its + peak_step_, std::memory_order_relaxed);
+  }
+  live = std::max<std::int64_t>(now, 0);
+  const std::int64_t here = std::max({window_peak_, highest, live});
+  const std::int64_t peak = stale ? live : std::max(here, window_peak_before_);
+  window_peak_before_ = stale ? live : here;
+  window_peak_ = live;
+  return peak;
 }
 
 // A thread updates the peak when its own live bytes have risen by peak_step_ since the last update by any thread. So

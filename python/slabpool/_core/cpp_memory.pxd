@@ -1,4 +1,6 @@
-# slabpool/memory/memory_resource.hpp: the kinds of memory.
+# slabpool/memory/memory_resource.hpp: the kinds of memory, and the unit in which it comes.
+
+from libc.stdint cimport uint64_t
 
 
 cdef extern from "slabpool/memory/memory_resource.hpp" namespace "slabpool" nogil:
@@ -8,3 +10,5 @@ cdef extern from "slabpool/memory/memory_resource.hpp" namespace "slabpool" nogi
         device
         pinned
         managed
+
+    const uint64_t kPageSize

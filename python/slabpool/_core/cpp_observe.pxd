@@ -40,6 +40,7 @@ cdef extern from "slabpool/observe/stats.hpp" namespace "slabpool" nogil:
         uint64_t parent_generation
         RequestState state
         uint64_t nbytes
+        uint64_t reserved
         int64_t age_ns
         vector[uint32_t] pending
         vector[uint32_t] behind_stream

@@ -85,6 +85,10 @@ cdef extern from * namespace "slabpool" nogil:
         void note_exhausted(Handle request, uint64_t nbytes)
         Allocation open_growing(Handle request, uint64_t most, Waiter* waiter)
         Status grow(Block& block, Handle request, uint64_t nbytes, uint64_t& usable, Waiter* waiter)
+        cppclass Extent:
+            uint64_t from_ "from"
+            uint64_t to
+        bool give_part(Block& block, Handle request, uint64_t first, uint64_t last, uint32_t views, Extent& kept)
         void cancel_growing(Block& block, Handle request)
         void hold_view(Block& block)
         Status open_view(Block& block, uint32_t serial, Handle request)
@@ -151,6 +155,8 @@ cdef extern from * namespace "slabpool" nogil:
         Stats stats()
         uint64_t held_bytes()
         uint64_t quarantined_bytes()
+        uint64_t fragmented_bytes()
+        uint64_t metadata_bytes()
         vector[RequestInfo] requests(int64_t older_than_ns) except +
         vector[Event] events() except +
         vector[Corruption] corruptions() except +

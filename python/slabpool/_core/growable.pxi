@@ -1,8 +1,10 @@
 # Part of tensors.pyx. Tensors that grow in place: addresses are reserved for the limit, memory is committed for the
-# length.
+# length. Whole pages before the first element, and behind the last one, can be given back.
 #
-# Invariants: all arrays of one tensor share its owner, and so one view hold of its block; no array reaches beyond the
-# bytes that the core said are usable; `length` is written only if no other thread changed it since it was read.
+# Invariants: all arrays of one tensor share its hold, and so one view hold of its block; no array reaches beyond the bytes
+# that the core said are usable; no byte is given back that a living array reaches: each array has a _Rows as its base, which
+# spans it; `stop` is written only if no other thread changed it since it was read. The GIL guards all of it. Where it is
+# released, around a call that grows the block, `shrinks` tells whether bytes were given back meanwhile.
 
 cdef Py_ssize_t _count(object value, str what) except -1:
     try:
@@ -17,33 +19,121 @@ cdef Py_ssize_t _count(object value, str what) except -1:
 
 
 @cython.final
+@cython.no_gc
+@cython.auto_pickle(False)
+cdef class _Extent:
+    """Which bytes of one block are committed, and which of them are still needed."""
+
+    cdef void _give(self) noexcept:
+        """Gives the pages back that neither the tensor nor a living array needs. Does nothing while a device may read them."""
+        cdef Py_ssize_t low = self.first, high = max(self.wanted, self.stop)
+        cdef uint64_t first, last
+        cdef CppPool.Extent kept
+        cdef bint all_of_tail
+        if self.first * <Py_ssize_t>self.step < <Py_ssize_t>(self.begin + kPageSize) and not self.tail:
+            return
+        cdef void* one = self.rows
+        while one is not NULL:
+            low = min(low, (<_Rows>one).low)
+            high = max(high, (<_Rows>one).high)
+            one = (<_Rows>one).next
+        first = <uint64_t>low * self.step
+        # Without truncate(release=True), what was committed ahead stays for the next extend().
+        last = min(<uint64_t>high * self.step, self.usable) if self.tail else self.usable
+        all_of_tail = self.tail and high == max(self.wanted, self.stop)
+        if first < self.begin + kPageSize and last + kPageSize > self.usable:
+            self.tail = self.tail and not all_of_tail
+            return
+        if self.core.pool.give_part(self.block[0], self.handle, first, max(first, last), self.holds, kept):
+            self.begin = kept.from_
+            self.usable = kept.to
+            self.shrinks += 1
+            self.tail = self.tail and not all_of_tail
+
+
+@cython.final
+@cython.no_gc
+@cython.auto_pickle(False)
+cdef class _Hold:
+    """One view hold of a growing block."""
+
+    cdef _Extent extent
+
+    def __dealloc__(self):
+        if self.extent is not None:
+            self.extent.holds -= 1
+            with nogil:
+                self.extent.core.pool.drop_view(self.extent.block[0])
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(64)
+@cython.auto_pickle(False)
+cdef class _Rows:
+    """The base of arrays of a growing tensor; spans every one of them. When the last one dies, pages may be given back."""
+
+    cdef _Extent extent
+    cdef object hold
+    cdef Py_ssize_t low, high
+    cdef void* next
+    cdef void* prev
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        # numpy asks the base of an array for a writable buffer before `flags.writeable` may be set again.
+        cdef _Extent extent = self.extent
+        cdef uint64_t first = max(<uint64_t>self.low * extent.step, extent.begin)
+        cdef char* data = <char*>extent.block.data + (first - extent.begin)
+        PyBuffer_FillInfo(buffer, self, data, <Py_ssize_t>(<uint64_t>self.high * extent.step - first), 0, flags)
+
+    def __dealloc__(self):
+        cdef _Extent extent = self.extent
+        if extent is None:
+            return
+        if extent.current is <void*>self:
+            extent.current = NULL
+        if self.next is not NULL:
+            (<_Rows>self.next).prev = self.prev
+        if self.prev is not NULL:
+            (<_Rows>self.prev).next = self.next
+        else:
+            extent.rows = self.next
+        extent._give()
+
+
+@cython.final
 @cython.auto_pickle(False)
 cdef class _Growth:
     """What all `GrowableTensor` of one block share."""
 
 
-# What an attempt to grow is about: a _Growth, and the bytes it is to have.
+# What an attempt to grow is about: an _Extent, and where its bytes are to end.
 cdef struct _Wanted:
-    void* growth
-    uint64_t nbytes
+    void* extent
+    uint64_t end
 
 
 cdef Status _attempt(Core core, void* job, Waiter* waiter) noexcept:
-    cdef _Growth growth = <_Growth>(<_Wanted*>job).growth
-    cdef uint64_t nbytes = (<_Wanted*>job).nbytes
-    cdef uint64_t usable = 0
+    cdef _Extent extent = <_Extent>(<_Wanted*>job).extent
+    cdef uint64_t end = (<_Wanted*>job).end
+    cdef uint64_t usable, shrinks
     cdef Handle handle
     cdef Status status
     while True:
-        handle = growth.handle
-        if waiter is not NULL or nbytes - growth.nbytes >= BULK:
+        usable = 0
+        handle = extent.handle
+        shrinks = extent.shrinks
+        if waiter is not NULL or end - min(extent.usable, end) >= BULK:
             with nogil:
-                status = core.pool.grow(growth.block[0], handle, nbytes, usable, waiter)
+                status = core.pool.grow(extent.block[0], handle, end, usable, waiter)
         else:
-            status = core.pool.grow(growth.block[0], handle, nbytes, usable, NULL)
-        growth.nbytes = max(growth.nbytes, usable)
+            status = core.pool.grow(extent.block[0], handle, end, usable, NULL)
+        if extent.shrinks == shrinks:
+            extent.usable = max(extent.usable, usable)
+        elif status == Status.ok:
+            continue  # what it says may have been given back since
         # A session that came to keep the tensor meanwhile has changed the handle: it grows in the session's name now.
-        if status == Status.ok or growth.handle.generation == handle.generation:
+        if status == Status.ok or extent.handle.generation == handle.generation:
             return status
 
 
@@ -58,6 +148,10 @@ cdef class GrowableTensor:
     So a tensor of shape ``(batch, heads, tokens, dim)`` that grows along ``axis=2`` has strides as if it were
     ``(tokens, batch, heads, dim)``, seen through `numpy.moveaxis`.
 
+    `drop_front` takes elements off the beginning, as a sliding window does, and ``truncate(release=True)`` off the end. Both
+    return the whole pages that become free, as soon as nothing can access them: while an array over those elements lives, or
+    a device holds the request, they stay. The other elements keep their addresses.
+
     A `Session` can keep it. It then goes on growing, within the session's budget.
 
     Attributes
@@ -67,8 +161,12 @@ cdef class GrowableTensor:
     dtype : numpy.dtype
     axis : int
         The axis that grows.
-    length, limit : int
-        Elements along that axis: now, and at most.
+    first : int
+        Elements that were dropped from the beginning so far.
+    length : int
+        Elements along that axis now.
+    limit : int
+        Most elements along that axis, those dropped from the beginning included. They cost addresses only.
     nbytes : int
         Bytes committed for it.
 
@@ -84,26 +182,43 @@ cdef class GrowableTensor:
     ...     new[:, 3] = 2
     ...     print(new.shape, np.shares_memory(old, new), float(new.sum()))
     (2, 4, 64) True 640.0
+
+    A window over the last 1,000 tokens:
+
+    >>> with pool.request("window") as req:
+    ...     keys = req.growable((0, 1024), np.float16, limit=1 << 20)
+    ...     for token in range(5000):
+    ...         last = keys.extend(1)
+    ...         last[-1] = token
+    ...         if keys.length > 1000:
+    ...             last = keys.drop_front(1)
+    ...     print(last.shape, keys.first, float(last[0, 0]), keys.nbytes < 1.3 * last.nbytes)
+    (1000, 1024) 4000 4000.0 True
     """
 
-    cdef object _view(self, Py_ssize_t length):
+    cdef object _view(self):
         cdef _Growth growth = self.growth
+        cdef _Extent extent = growth.extent
+        cdef _Rows rows = _rows_of(self)  # first: from here on the elements stay
         cdef Shape shape
         cdef int i
         shape.nd = growth.full.nd
         for i in range(shape.nd):
             shape.dims[i] = growth.full.dims[i]
-        shape.dims[growth.axis] = length
-        return wrap_strided(self.owner, growth.block.data, growth.dtype, &shape, growth.strides, True)
+        shape.dims[growth.axis] = extent.stop - extent.first
+        return wrap_strided(rows, growth.base + <uint64_t>extent.first * extent.step, growth.dtype, &shape,
+                            growth.strides, True)
 
-    cdef int _grow(self, uint64_t nbytes, object timeout) except -1:
-        """Commits memory for so many bytes in all."""
+    cdef int _grow(self, uint64_t end, object timeout) except -1:
+        """Commits memory for the bytes up to `end`."""
         cdef _Growth growth = self.growth
+        cdef _Extent extent = growth.extent
         cdef Status status = Status.waiters_ahead
         cdef Wait wait = None
         cdef _Wanted wanted
-        wanted.growth = <void*>growth
-        wanted.nbytes = nbytes
+        wanted.extent = <void*>extent
+        wanted.end = end
+        extent._give()  # what a device could still read at an earlier call may be free now
         if timeout is None:
             status = _attempt(self.core, &wanted, NULL)
             if status == Status.ok:
@@ -111,18 +226,18 @@ cdef class GrowableTensor:
         while True:
             wait = wait_of(self.core, timeout, growth.request)
             # Beyond the session's budget the keeper may make room, or raises.
-            status = find_room(self.core, status, _attempt, &wanted, wait, growth.handle,
-                               nbytes - min(growth.nbytes, nbytes), growth.keeper)
+            status = find_room(self.core, status, _attempt, &wanted, wait, extent.handle,
+                               end - min(extent.usable, end), growth.keeper)
             if status == Status.ok:
                 return 0
-            if growth.keeper is None or not growth.keeper(StatusCode(<int>status), nbytes - min(growth.nbytes, nbytes)):
+            if growth.keeper is None or not growth.keeper(StatusCode(<int>status), end - min(extent.usable, end)):
                 break
             status = Status.waiters_ahead
-        if status == Status.request_closed and growth.request is not None and self.core.pool.is_open(growth.handle):
+        if status == Status.request_closed and growth.request is not None and self.core.pool.is_open(extent.handle):
             raise RequestClosedError(
                 f"{self!r} cannot grow any more: a session keeps an array of its memory. Keep the GrowableTensor "
                 "itself: then it can go on growing")
-        failed(self.core, growth.request, status, nbytes - min(growth.nbytes, nbytes), wait)
+        failed(self.core, growth.request, status, end - min(extent.usable, end), wait)
         return 0
 
     def extend(self, n=1, *, timeout=None, priority=None):
@@ -151,25 +266,31 @@ cdef class GrowableTensor:
         """
         cdef Py_ssize_t more = _count(n, "n")
         cdef Py_ssize_t before, after
+        cdef uint64_t end
         cdef _Growth growth = self.growth
+        cdef _Extent extent = growth.extent
         check_here(self.core)
         while True:
-            before = growth.length
+            before = extent.stop
             if more > growth.limit - before:
+                dropped = f", {extent.first} of them dropped," if extent.first else ""
                 raise TensorTooLargeError(
-                    f"cannot extend by {more}: the tensor has {before} of at most {growth.limit} along axis "
+                    f"cannot extend by {more}: the tensor has {before}{dropped} of at most {growth.limit} along axis "
                     f"{growth.axis}, {self._whose()}. Make it with a higher limit="
                 )
             after = before + more
-            if <uint64_t>after * growth.step > growth.nbytes:
-                self._grow(<uint64_t>after * growth.step, patience(timeout, priority))
-            elif not self.core.pool.is_open(growth.handle):
+            end = <uint64_t>after * extent.step
+            if end > extent.usable:
+                self._grow(end, patience(timeout, priority))
+            elif not self.core.pool.is_open(extent.handle):
                 if growth.keeper is not None:
                     growth.keeper(StatusCode(<int>Status.request_closed), 0)
                 failed(self.core, growth.request, Status.request_closed, 0, None)
-            if growth.length == before:  # otherwise another thread has extended it meanwhile
-                growth.length = after
-                return self._view(after)
+            # Otherwise another thread has extended it meanwhile, or has given memory back.
+            if extent.stop == before and end <= extent.usable:
+                extent.stop = after
+                extent.wanted = max(extent.wanted, after)
+                return self._view()
 
     def extend_async(self, n=1, *, timeout=None, priority=None):
         """As `extend`, awaitable: waits without blocking the event loop.
@@ -197,31 +318,94 @@ cdef class GrowableTensor:
         return async_wait.served(self.core.owner(), loop_wait(self.core, priority),
                                  lambda wait: self.extend(n, timeout=wait), timeout)
 
-    def truncate(self, length):
-        """Makes it shorter. Its memory stays committed, and the next `extend` reuses it.
+    def truncate(self, length, *, release=False):
+        """Makes it shorter.
 
         Parameters
         ----------
         length : int
             Elements along the axis, at most as many as now.
+        release : bool, default False
+            Whether to return the whole pages behind the remaining elements to the pool, quota and reserve included. By
+            default they stay committed, and the next `extend` reuses them. Pages stay as long as an array that was made of
+            elements in them lives, or a device holds the request.
 
         Returns
         -------
         numpy.ndarray
             The remaining tensor. Arrays made before stay valid, and see later writes to the same memory.
+
+        Examples
+        --------
+        >>> import numpy as np, slabpool
+        >>> pool = slabpool.Pool("16MiB")
+        >>> with pool.request("r") as req:
+        ...     keys = req.growable((3000, 1024), "u1", limit=1 << 20)
+        ...     kept = keys.truncate(10, release=True)
+        ...     kept.shape, keys.nbytes <= 16 << 10
+        ((10, 1024), True)
         """
         cdef Py_ssize_t wanted = _count(length, "length")
-        if wanted > self.growth.length:
+        cdef _Extent extent = self.growth.extent
+        if wanted > extent.stop - extent.first:
             raise InvalidArgumentError(
                 f"cannot truncate to {show(wanted)}: the tensor has {self.length} along axis {self.axis}. Use extend()"
             )
-        self.growth.length = wanted
-        return self._view(wanted)
+        extent.stop = extent.first + wanted
+        if release:
+            extent.wanted = extent.stop
+            extent.tail = True
+            extent.current = NULL  # arrays made from now on reach less far
+            extent._give()
+        return self._view()
+
+    def drop_front(self, n):
+        """Drops elements from the beginning, and returns their memory to the pool in whole pages.
+
+        What was element ``n`` along the axis is element 0 from now on; it keeps its address. `first` counts the elements
+        that were dropped; they still count towards `limit`.
+
+        Arrays made before stay valid. The pages of dropped elements stay as long as such an array lives (a slice of it
+        counts), or a device holds the request: a device may read any element that it has a reference to. Pages that stay are
+        returned when the last of these arrays dies, or at the next call after the last device's ack, or with the
+        request. Do not open a reference that was made to elements before they were dropped.
+
+        Parameters
+        ----------
+        n : int
+            Elements to drop along the axis, at most as many as there are.
+
+        Returns
+        -------
+        numpy.ndarray
+            The remaining tensor.
+
+        Examples
+        --------
+        >>> import numpy as np, slabpool
+        >>> pool = slabpool.Pool("16MiB")
+        >>> with pool.request("r") as req:
+        ...     keys = req.growable((0, 1024), "u2", limit=1 << 20)
+        ...     keys.extend(1000)[:] = np.arange(1000)[:, None]
+        ...     window = keys.drop_front(900)
+        ...     window.shape, int(window[0, 0]), keys.first, keys.nbytes <= 300 << 10
+        ((100, 1024), 900, 900, True)
+        """
+        cdef Py_ssize_t count = _count(n, "n")
+        cdef _Extent extent = self.growth.extent
+        if count > extent.stop - extent.first:
+            raise InvalidArgumentError(
+                f"cannot drop {show(count)}: the tensor has {self.length} along axis {self.axis}"
+            )
+        extent.first += count
+        extent.current = NULL  # arrays made from now on begin later
+        extent._give()
+        return self._view()
 
     cdef str _whose(self):
         if self.growth.request is None:
-            return f"kept by a session as generation {self.growth.handle.generation}"
-        return f"in request {show(self.growth.request.id)} generation {self.growth.handle.generation}"
+            return f"kept by a session as generation {self.growth.extent.handle.generation}"
+        return f"in request {show(self.growth.request.id)} generation {self.growth.extent.handle.generation}"
 
     @property
     def request(self):
@@ -239,33 +423,38 @@ cdef class GrowableTensor:
         return self.growth.axis
 
     @property
+    def first(self):
+        """Elements that were dropped from the beginning so far."""
+        return self.growth.extent.first
+
+    @property
     def length(self):
         """Elements along that axis now."""
-        return self.growth.length
+        return self.growth.extent.stop - self.growth.extent.first
 
     @property
     def limit(self):
-        """Most elements along that axis."""
+        """Most elements along that axis, those dropped from the beginning included."""
         return self.growth.limit
 
     @property
     def nbytes(self):
         """Bytes committed for it."""
-        return self.growth.nbytes
+        return self.growth.extent.usable - self.growth.extent.begin
 
     @property
     def array(self):
         """A new view of the whole tensor (numpy.ndarray)."""
-        return self._view(self.growth.length)
+        return self._view()
 
     @property
     def shape(self):
         """The current shape (tuple of int)."""
         cdef _Growth growth = self.growth
-        return tuple([growth.length if i == growth.axis else growth.full.dims[i] for i in range(growth.full.nd)])
+        return tuple([self.length if i == growth.axis else growth.full.dims[i] for i in range(growth.full.nd)])
 
     def __len__(self):
-        return self.growth.length
+        return self.growth.extent.stop - self.growth.extent.first
 
     def __reduce__(self):
         raise InvalidTypeError("a GrowableTensor is memory of this process: copy its array, or send a reference to it")
@@ -273,6 +462,27 @@ cdef class GrowableTensor:
     def __repr__(self):
         return (f"<GrowableTensor {self.shape} of {short(str(self.dtype), 100)}, limit {self.limit} along axis {self.axis}, "
                 f"{self.nbytes} bytes, {self._whose()}>")
+
+
+cdef _Rows _rows_of(GrowableTensor self):
+    """The base of the next array."""
+    cdef _Extent extent = self.growth.extent
+    cdef _Rows rows
+    if extent.current is not NULL:
+        rows = <_Rows>extent.current
+        rows.high = max(rows.high, extent.stop)
+        return rows
+    rows = _Rows.__new__(_Rows)
+    rows.hold = self.hold
+    rows.low = extent.first
+    rows.high = extent.stop
+    rows.next = extent.rows
+    rows.prev = NULL
+    if rows.next is not NULL:
+        (<_Rows>rows.next).prev = <void*>rows
+    rows.extent = extent
+    extent.rows = extent.current = <void*>rows
+    return rows
 
 
 cdef int _axis(object axis, int nd) except -1:
@@ -294,13 +504,21 @@ cdef GrowableTensor _new(Core core, _Growth growth):
     return tensor
 
 
+cdef _Hold _hold(_Extent extent):
+    """Takes a view hold of the caller over."""
+    cdef _Hold hold = _Hold.__new__(_Hold)
+    hold.extent = extent
+    extent.holds += 1
+    return hold
+
+
 cdef GrowableTensor growable_of(Core core, _Growth growth):
     cdef GrowableTensor tensor
     try:
         tensor = _new(core, growth)
-        tensor.owner = own(core, growth.block, True)
+        tensor.hold = _hold(growth.extent)
     except BaseException:
-        core.pool.drop_view(growth.block[0])
+        core.pool.drop_view(growth.extent.block[0])
         raise
     return tensor
 
@@ -357,19 +575,21 @@ cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object 
     nbytes = parse_shape(tuple(dims), descr.itemsize, &full)
     check_here(core)
     cdef _Growth growth = _Growth.__new__(_Growth)
+    cdef _Extent extent = _Extent.__new__(_Extent)
     cdef GrowableTensor tensor = _new(core, growth)  # before the core returns a view hold, which needs an owner
     cdef Wait wait = wait_of(core, timeout, request) if timeout is not None else None
     result = _find_addresses(core, handle, nbytes, wait, request)
-    growth.block = result.block
-    growth.handle = handle
+    extent.core = core
+    extent.block = result.block
+    extent.handle = handle
+    extent.step = step
+    growth.extent = extent
+    growth.base = <char*>result.block.data
     growth.request = request
     growth.dtype = descr
     growth.axis = at
-    growth.length = 0
     growth.limit = most
     growth.full = full
-    growth.step = step
-    growth.nbytes = 0
     nbytes = <uint64_t>descr.itemsize
     for i in range(full.nd - 1, -1, -1):
         if i != at:
@@ -379,14 +599,14 @@ cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object 
     try:
         if <uint64_t>first * step != 0:
             tensor._grow(<uint64_t>first * step, wait)
-        tensor.owner = own(core, result.block, True)
+        tensor.hold = _hold(extent)
     except BaseException:
-        if growth.nbytes == 0:
+        if extent.usable == 0:
             core.pool.cancel_growing(result.block[0], handle)
         else:  # the request holds it until it ends
             core.pool.drop_view(result.block[0])
         raise
-    growth.length = first
+    extent.stop = extent.wanted = first
     return tensor
 
 

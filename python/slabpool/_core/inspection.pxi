@@ -24,7 +24,9 @@ cdef object _stats_of(Core core):
         s.capacity, s.address_space, s.committed, s.live, s.retained, s.in_doubt, s.cached, s.reserved, s.peak_live,
         s.peak_committed, s.allocations, s.frees, s.requests_open, s.requests_draining, s.requests_in_doubt,
         s.acks, s.duplicate_acks, s.late_acks, s.stream_acks, s.exhaustions,
-        core.pool.quarantined_bytes(), core.pool.held_bytes(), core.pool.waiting()))
+        core.pool.quarantined_bytes(), core.pool.held_bytes(),
+        min(core.pool.fragmented_bytes(), s.cached), core.pool.metadata_bytes(),
+        core.pool.waiting()))
 
 
 cdef object _record_of(const RequestInfo& info, list names):
@@ -37,6 +39,7 @@ cdef object _record_of(const RequestInfo& info, list names):
         generation=info.handle.generation,
         state=state_of(<int>info.state),
         nbytes=info.nbytes,
+        reserved=info.reserved,
         age=info.age_ns / 1e9,
         pending=names_of(names, info.pending),
         behind_stream=names_of(names, info.behind_stream),

@@ -1,10 +1,10 @@
 # What a session keeps, as the core knows it. Nothing here keeps the Pool alive.
 
 cimport numpy as cnp
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 
 from slabpool._core.core cimport Core, Wait
-from slabpool._core.cpp_block cimport Block
+from slabpool._core.cpp_block cimport Block, byte
 from slabpool._core.cpp_request cimport Handle
 
 
@@ -26,4 +26,4 @@ cdef class Form:
     cdef object descr           # cnp.dtype, or a Layout, or a _Growth
     cdef tuple shape
     cdef tuple strides          # None: C order
-    cdef uint64_t offset        # of the first element, from the start of the block
+    cdef byte* first            # the first element, whose address does not change; NULL: of a Layout or a _Growth

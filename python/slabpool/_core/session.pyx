@@ -94,13 +94,17 @@ cdef class Kept:
         if isinstance(form.descr, _Growth):
             return growable_of(self.core, <_Growth>form.descr)
         cdef cnp.dtype descr = form.descr
-        cdef byte* first = <byte*>self.block.data + form.offset
         parse_shape(form.shape, descr.itemsize, &shape)
+        if not _lies_in(self.block, form, &shape):
+            self.core.pool.drop_view(self.block[0])
+            raise InvalidArgumentError(
+                "the session keeps an array under this name whose elements a GrowableTensor of the same memory has dropped "
+                "since. drop() the name, and keep the GrowableTensor only")
         if form.strides is None:
-            return wrap(self.core, self.block, first, descr, &shape)
+            return wrap(self.core, self.block, form.first, descr, &shape)
         for i in range(shape.nd):
             strides[i] = form.strides[i]
-        return wrap_strided(own(self.core, self.block, True), first, descr, &shape, strides, True)
+        return wrap_strided(own(self.core, self.block, True), form.first, descr, &shape, strides, True)
 
 
 @cython.final
@@ -183,9 +187,9 @@ cdef class Shelf:
             if (<GrowableTensor>tensor).core is not self.core:
                 return None
             form.descr = (<GrowableTensor>tensor).growth
-            block = (<GrowableTensor>tensor).growth.block
+            block = (<GrowableTensor>tensor).growth.extent.block
             owner = self.core.pool.owner_of(block[0])
-            return owner.generation, form, (<GrowableTensor>tensor).growth.nbytes
+            return owner.generation, form, tensor.nbytes
         if not isinstance(tensor, np.ndarray):
             raise InvalidTypeError(
                 "a session keeps a numpy array, the Tensors or a GrowableTensor of a request, "
@@ -208,7 +212,7 @@ cdef class Shelf:
             if self.core.pool.open_view(block[0], (<Tensors>tensor).serial, (<Tensors>tensor).request) != Status.ok:
                 return StatusCode.REQUEST_CLOSED
         elif isinstance(tensor, GrowableTensor):
-            block = (<GrowableTensor>tensor).growth.block
+            block = (<GrowableTensor>tensor).growth.extent.block
         else:
             block = self.core.pool.find(cnp.PyArray_DATA(<cnp.ndarray>tensor))
         spec.id = view_of(key)
@@ -230,6 +234,21 @@ cdef class Shelf:
         kept.block = block
         kept.serial = serial
         return kept
+
+
+cdef bint _lies_in(Block* block, Form form, Shape* shape):
+    """Whether an array lies in the bytes that its block has now. The caller has a view, so the block gives none back."""
+    cdef Py_ssize_t low = 0, high = (<cnp.dtype>form.descr).itemsize, reach
+    cdef Py_ssize_t stride = high
+    cdef int i
+    for i in range(shape.nd - 1, -1, -1):
+        reach = (shape.dims[i] - 1) * (stride if form.strides is None else <Py_ssize_t>form.strides[i])
+        stride *= shape.dims[i]
+        if reach < 0:
+            low += reach
+        else:
+            high += reach
+    return form.first + low >= block.data and form.first + high <= block.data + block.bytes
 
 
 cdef object _locate_array(Core core, object tensor, Form form):
@@ -255,12 +274,12 @@ cdef object _locate_array(Core core, object tensor, Form form):
     form.descr = tensor.dtype
     form.shape = tuple([cnp.PyArray_DIM(array, i) for i in range(cnp.PyArray_NDIM(array))])
     form.strides = None if cnp.PyArray_IS_C_CONTIGUOUS(array) else tensor.strides
-    form.offset = <uint64_t>(first - block.data)
+    form.first = first
     return owner.generation, form, block.bytes
 
 
 cdef void _adopt(_Growth growth, Handle handle, object keeper):
-    growth.handle = handle
+    growth.extent.handle = handle
     growth.keeper = keeper
     growth.request = None
 

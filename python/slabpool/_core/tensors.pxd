@@ -39,30 +39,47 @@ cdef Tensors tensors_of(Core core, Handle request, Layout layout, Block* block, 
 
 # ---- tensors that grow (growable.pxi)
 
-# What all GrowableTensor of one block share; it keeps no memory.
-cdef class _Growth:
+# Which bytes of one block are committed, and which are still needed. Offsets count from the first byte that the tensor
+# ever had, positions from its first element along the axis. It keeps no memory.
+cdef class _Extent:
+    cdef Core core
     cdef Block* block
     cdef Handle handle              # the request that holds it, or the kept tensor of a session
+    cdef uint64_t step              # bytes along the axis
+    cdef Py_ssize_t first           # where the tensor begins and ends now
+    cdef Py_ssize_t stop
+    cdef Py_ssize_t wanted          # where the memory that was asked for ends
+    cdef uint64_t begin             # the committed bytes
+    cdef uint64_t usable
+    cdef bint tail                  # bytes behind `wanted` are to be given back
+    cdef uint64_t shrinks           # number of times that bytes were given back
+    cdef uint32_t holds             # view holds of the block that are this tensor's
+    cdef void* rows                 # the living _Rows, linked
+    cdef void* current              # the one for the next array, NULL if none lives
+    cdef void _give(self) noexcept
+
+
+# What all GrowableTensor of one block share; it keeps no memory.
+cdef class _Growth:
+    cdef _Extent extent
+    cdef char* base                 # the first byte that it ever had
     cdef object request             # the Request; None once a session keeps it
     cdef object keeper              # then: (status, bytes) -> True after making room, or raises
     cdef cnp.dtype dtype
     cdef int axis
-    cdef Py_ssize_t length
     cdef Py_ssize_t limit
     cdef Shape full                 # with `limit` along the axis
     cdef cnp.npy_intp strides[64]
-    cdef uint64_t step              # bytes along the axis
-    cdef uint64_t nbytes            # committed, and charged
 
 
 cdef class GrowableTensor:
     cdef Core core
     cdef _Growth growth
-    cdef object owner               # the one view hold that all its arrays share
+    cdef object hold                # the one view hold that all its arrays share
 
-    cdef object _view(self, Py_ssize_t length)
+    cdef object _view(self)
     cdef str _whose(self)
-    cdef int _grow(self, uint64_t nbytes, object timeout) except -1
+    cdef int _grow(self, uint64_t end, object timeout) except -1
 
 
 # One more for a block that the caller has a view hold on, which the tensor takes over.

@@ -8,14 +8,18 @@ costs the same as one. A `Tensors` keeps no memory alive: the request does, and 
 
 cimport cython
 cimport numpy as cnp
+from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport uint32_t, uint64_t
 
-from slabpool._core.array cimport allocate, as_dtype, own, parse_shape, wrap, wrap_strided
+from slabpool._core.array cimport allocate, as_dtype, parse_shape, wrap, wrap_strided
 from slabpool._core.core cimport (
     BULK, Wait, check_here, failed, find_room, loop_wait, only_made_by, open_view, patience, wait_of,
 )
-from slabpool._core.cpp_block cimport byte
+from slabpool._core.cpp_block cimport Block, byte
+from slabpool._core.cpp_memory cimport kPageSize
 from slabpool._core.cpp_pool cimport Allocation
+from slabpool._core.cpp_pool_declared cimport Pool as CppPool
+from slabpool._core.cpp_request cimport Handle
 from slabpool._core.cpp_status cimport Status
 from slabpool._core.cpp_wait cimport Waiter
 

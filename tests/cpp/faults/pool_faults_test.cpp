@@ -199,6 +199,9 @@ class Scenario {
       forth("grow", [&] { return pool_->grow(*block, handle, size, usable); });
     forth("grow_until",
           [&] { return pool_->grow_until(*block, handle, 3 * kMiB, usable, in_seconds(1)); });
+    Pool::Extent left;
+    back("give_part", [&] { (void)pool_->give_part(*block, handle, kMiB, 2 * kMiB, 1, left); });
+    EXPECT_EQ(block->bytes, kMiB);
     Block* never = nullptr;
     forth("open_growing", [&] { return made(pool_->open_growing(handle, kMiB), never); });
     back("cancel_growing", [&] { pool_->cancel_growing(*never, handle); });

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <thread>
 #include <vector>
 
 #include "support/pool_help.hpp"
@@ -12,6 +13,8 @@ namespace {
 
 using test::bytes;
 using test::expect_all_returned;
+using test::held;
+using test::in_seconds;
 using test::kept;
 using test::kMiB;
 using test::open;
@@ -101,6 +104,80 @@ TEST_F(PoolBudget, CachedMemoryCountsAsRoomForAReserve) {
   const Handle request = open(*pool, {.reserve = kCapacity});
   EXPECT_NE(take(kept(kCapacity, request)), nullptr);
   close(request);
+  expect_all_returned(*pool);
+}
+
+TEST_F(PoolBudget, AReserveGoesBackWhenTheHostLeaves) {
+  const std::uint32_t device = *pool->devices().add("sd");
+  for (const bool cancel : {false, true}) {
+    const Handle request = open(*pool, {.devices = {device}, .reserve = 12 * kMiB});
+    Block* small = take(bytes(5000, request));
+    const Block* large = take(kept(kMiB, request));
+    ASSERT_NE(large, nullptr);
+    EXPECT_EQ(info(request).reserved, pool->stats().reserved);
+    EXPECT_GE(pool->stats().reserved, 11 * kMiB - 2 * kPageSize);
+    pool->close_request(request, cancel);
+    EXPECT_EQ(pool->stats().reserved, 0U);
+    EXPECT_EQ(info(request).reserved, 0U);
+    EXPECT_STREQ(pool->verify(), nullptr);
+    // All but what the device may still read.
+    Block* rest = take(bytes(kCapacity - kMiB - 2 * kPageSize));
+    ASSERT_NE(rest, nullptr);
+    pool->drop_view(*rest);
+    pool->drop_view(*small);
+    EXPECT_EQ(ack(request, device), AckResult::released);
+    expect_all_returned(*pool);
+  }
+}
+
+TEST_F(PoolBudget, ChildrenDrawOnAReserveUntilTheParentCloses) {
+  const std::uint32_t device = *pool->devices().add("sd");
+  const Handle parent = open(*pool, {.devices = {device}, .reserve = 8 * kMiB});
+  const Handle first = open(*pool, {.id = "sb", .devices = {device}, .parent = parent});
+  const Handle second = open(*pool, {.id = "sc", .parent = parent});
+  for (int i = 0; i < 100; ++i) {
+    for (const Handle child : {first, second}) ASSERT_NE(take(kept(20'000, child)), nullptr);
+  }
+  ASSERT_NE(take(kept(kMiB, first)), nullptr);
+  Block* tensor = pool->open_growing(first, 4 * kMiB).block;
+  std::uint64_t usable = 0;
+  ASSERT_EQ(pool->grow(*tensor, first, kMiB, usable), Status::ok);
+  EXPECT_EQ(info(first).reserved, 0U) << "the parent has it";
+  const std::uint64_t set_aside = pool->stats().reserved;
+  EXPECT_EQ(info(parent).reserved, set_aside);
+  close(second);
+  EXPECT_GT(pool->stats().reserved, set_aside) << "an ended child returns its blocks to it";
+  close(first);
+  EXPECT_GT(pool->stats().reserved, set_aside) << "the parent may draw";
+  EXPECT_EQ(info(parent).reserved, pool->stats().reserved);
+  close(parent);
+  EXPECT_EQ(pool->stats().reserved, 0U);
+  EXPECT_STREQ(pool->verify(), nullptr);
+  pool->drop_view(*tensor);
+  // What the child had drawn is anybody's when its device leaves, although the parent is not over.
+  EXPECT_EQ(ack(first, device), AckResult::released);
+  EXPECT_EQ(held(pool->stats()), 0U);
+  Block* all = take(bytes(kCapacity));
+  ASSERT_NE(all, nullptr);
+  pool->drop_view(*all);
+  EXPECT_EQ(ack(parent, device), AckResult::released);
+  expect_all_returned(*pool);
+}
+
+TEST_F(PoolBudget, AClosingRequestServesAWaiterFromItsReserve) {
+  const std::uint32_t device = *pool->devices().add("sd");
+  const Handle request = open(*pool, {.devices = {device}, .reserve = 12 * kMiB});
+  Handle next;
+  std::thread waiter([&] {
+    EXPECT_EQ(
+        pool->open_until(test::Opening{.id = "sb", .reserve = 16 * kMiB}.spec(), next, in_seconds(60)),
+        Status::ok);
+  });
+  close(request);
+  waiter.join();
+  EXPECT_EQ(pool->stats().reserved, 16 * kMiB);
+  close(next);
+  EXPECT_EQ(ack(request, device), AckResult::released);
   expect_all_returned(*pool);
 }
 

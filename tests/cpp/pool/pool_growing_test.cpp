@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "slabpool/pool/pool.hpp"
+#include "support/fake_memory.hpp"
 #include "support/pool_help.hpp"
 #include "support/scale.hpp"
 
@@ -17,6 +18,8 @@ using test::bytes;
 using test::expect_adds_up;
 using test::expect_all_returned;
 using test::held;
+using test::in_seconds;
+using test::kept;
 using test::kMiB;
 using test::open;
 
@@ -39,6 +42,15 @@ class PoolGrowing : public test::PoolFixture {
     EXPECT_EQ(wrong, nullptr) << wrong;
     return status;
   }
+  // The caller has the block's one view.
+  bool give(Block* block, Handle request, std::uint64_t from, std::uint64_t to) {
+    const bool given = pool->give_part(*block, request, from, to, 1, left);
+    expect_adds_up(pool->stats());
+    EXPECT_STREQ(pool->verify(), nullptr);
+    return given;
+  }
+
+  Pool::Extent left;
 };
 
 TEST_F(PoolGrowing, AddressesAreForTheLimitAndBytesForTheLength) {
@@ -204,6 +216,196 @@ TEST_F(PoolGrowing, ItWaitsForMemory) {
   giver.join();
   pool->drop_view(*block);
   close(request);
+  expect_all_returned(*pool);
+}
+
+// ---- giving a part back
+
+TEST_F(PoolGrowing, ItGivesPagesAtBothEndsBack) {
+  const Handle request = open(*pool, {});
+  Block* block = growing(request, 64 * kMiB);
+  std::byte* data = block->data;
+  ASSERT_EQ(grow(block, request, 4 * kMiB), Status::ok);
+  std::memset(data, 0x5A, 4 * kMiB);
+  const Stats before = pool->stats();
+  ASSERT_TRUE(give(block, request, kMiB + kPageSize - 1, 3 * kMiB - 1));
+  EXPECT_EQ(left.from, kMiB) << "whole pages";
+  EXPECT_EQ(left.to, 3 * kMiB);
+  EXPECT_EQ(block->data, data + kMiB);
+  EXPECT_EQ(block->bytes, 2 * kMiB);
+  EXPECT_EQ(info(request).nbytes, 2 * kMiB);
+  EXPECT_EQ(held(pool->stats()), 2 * kMiB);
+  EXPECT_EQ(pool->stats().committed, before.committed - (held(before) - 2 * kMiB)) << "at once";
+  EXPECT_EQ(pool->stats().frees, before.frees) << "it is the same tensor";
+  EXPECT_TRUE(test::all_bytes(data + kMiB, 0x5A, 2 * kMiB));
+  ASSERT_TRUE(give(block, request, kMiB, 3 * kMiB)) << "nothing more";
+  EXPECT_EQ(block->bytes, 2 * kMiB);
+  // Offsets count from the first byte that it ever had.
+  std::uint64_t usable = 0;
+  ASSERT_EQ(pool->grow(*block, request, 3 * kMiB + 1, usable), Status::ok);
+  EXPECT_EQ(usable, kMiB + block->bytes);
+  std::memset(data + 3 * kMiB, 0x5B, usable - 3 * kMiB);
+  EXPECT_EQ(pool->find(data + 2 * kMiB), block);
+  EXPECT_EQ(pool->verify(), nullptr);
+  pool->drop_view(*block);
+  close(request);
+  expect_all_returned(*pool);
+}
+
+TEST_F(PoolGrowing, AWindowMovesThroughMoreThanTheCapacity) {
+  const Handle request = open(*pool, {.quota = 3 * kMiB});
+  Block* block = growing(request, 64 * kMiB);
+  std::byte* data = block->data;
+  for (std::uint64_t at = 0; at + kMiB <= 64 * kMiB; at += kMiB / 2) {
+    std::uint64_t usable = 0;
+    ASSERT_EQ(pool->grow(*block, request, at + kMiB, usable), Status::ok) << at;
+    std::memset(data + at, 0x5A, kMiB);
+    ASSERT_TRUE(give(block, request, at + kMiB / 2, usable));
+    ASSERT_LE(held(pool->stats()), 2 * kMiB);
+    ASSERT_LE(pool->stats().committed, 3 * kMiB);
+  }
+  pool->drop_view(*block);
+  close(request);
+  expect_all_returned(*pool);
+}
+
+TEST_F(PoolGrowing, WhatItGivesBackIsTheQuotasAndTheReserves) {
+  const Handle request = open(*pool, {.reserve = 4 * kMiB, .quota = 6 * kMiB});
+  Block* block = growing(request, 64 * kMiB);
+  ASSERT_EQ(grow(block, request, 6 * kMiB), Status::ok);
+  EXPECT_EQ(info(request).reserved, 0U);
+  ASSERT_TRUE(give(block, request, 3 * kMiB, 6 * kMiB));
+  EXPECT_EQ(info(request).reserved, 3 * kMiB);
+  EXPECT_EQ(pool->stats().reserved, 3 * kMiB);
+  ASSERT_TRUE(give(block, request, 5 * kMiB, 6 * kMiB));
+  EXPECT_EQ(info(request).reserved, 4 * kMiB) << "not more than it was promised";
+  EXPECT_NE(pool->allocate(kept(5 * kMiB, request)).block, nullptr) << "the quota has room again";
+  EXPECT_EQ(pool->allocate(kept(1, request)).status, Status::quota_exceeded);
+  pool->drop_view(*block);
+  close(request);
+  expect_all_returned(*pool);
+}
+
+TEST_F(PoolGrowing, NothingGoesWhileItCouldBeRead) {
+  const std::uint32_t device = *pool->devices().add("sd");
+  const Handle request = open(*pool, {.devices = {device}});
+  Block* block = growing(request, 8 * kMiB);
+  ASSERT_EQ(grow(block, request, 2 * kMiB), Status::ok);
+  EXPECT_FALSE(give(block, request, kMiB, 2 * kMiB)) << "a device holds the request";
+  EXPECT_EQ(ack(request, device), AckResult::pending);
+  pool->hold_view(*block);
+  EXPECT_FALSE(give(block, request, kMiB, 2 * kMiB)) << "there is a view that the caller does not know";
+  EXPECT_EQ(held(pool->stats()), block->bytes);
+  pool->drop_view(*block);
+  EXPECT_TRUE(give(block, request, kMiB, 2 * kMiB));
+  EXPECT_EQ(block->bytes, kMiB);
+  EXPECT_FALSE(give(block, open(*pool, {.id = "other"}), kMiB, kMiB)) << "another's";
+  close(request);
+  EXPECT_FALSE(give(block, request, kMiB, kMiB)) << "it is over, and the view has the rest";
+  EXPECT_EQ(pool->stats().retained, kMiB);
+  pool->drop_view(*block);
+}
+
+TEST_F(PoolGrowing, OfASessionNothingGoesWhileADeviceOfATurnHolds) {
+  Handle session;
+  ASSERT_EQ(pool->open_session("s", 8 * kMiB, {}, session), Status::ok);
+  const std::uint32_t device = *pool->devices().add("sd");
+  const Handle turn = open(*pool, {.devices = {device}});
+  Block* block = growing(turn, 8 * kMiB);
+  ASSERT_EQ(grow(block, turn, 2 * kMiB), Status::ok);
+  Handle shelf;
+  KeepSpec spec;
+  spec.id = "kept";
+  spec.block = block;
+  spec.from = turn;
+  spec.session = session;
+  ASSERT_EQ(pool->keep(spec, shelf), Status::ok);
+  EXPECT_FALSE(give(block, turn, kMiB, 2 * kMiB)) << "it is the session's";
+  EXPECT_FALSE(give(block, shelf, kMiB, 2 * kMiB)) << "the turn's device may read it";
+  EXPECT_EQ(ack(turn, device), AckResult::pending);
+  Pool::Kept figures;
+  ASSERT_TRUE(pool->kept(session, figures));
+  EXPECT_EQ(figures.bytes, block->bytes);
+  EXPECT_TRUE(give(block, shelf, kMiB, 2 * kMiB)) << "the turn is open, but the host alone holds it";
+  ASSERT_TRUE(pool->kept(session, figures));
+  EXPECT_EQ(figures.bytes, kMiB);
+  EXPECT_EQ(pool->kept_bytes(), kMiB);
+  close(turn);
+  EXPECT_TRUE(give(block, shelf, 3 * kMiB / 2, 2 * kMiB));
+  EXPECT_EQ(pool->kept_bytes(), kMiB / 2);
+  pool->drop_view(*block);
+  close(shelf);
+  close(session);
+  expect_all_returned(*pool);
+}
+
+TEST_F(PoolGrowing, WhatItGivesBackServesAWaiter) {
+  const Handle request = open(*pool, {});
+  Block* block = growing(request, 16 * kMiB);
+  ASSERT_EQ(grow(block, request, 15 * kMiB), Status::ok);
+  std::thread waiter([&] {
+    const Allocation made = pool->allocate_until(bytes(8 * kMiB), in_seconds(60));
+    ASSERT_EQ(made.status, Status::ok);
+    pool->drop_view(*made.block);
+  });
+  EXPECT_TRUE(give(block, request, 10 * kMiB, 15 * kMiB));
+  waiter.join();
+  pool->drop_view(*block);
+  close(request);
+  expect_all_returned(*pool);
+}
+
+TEST(PoolGrowingDebug, GivenPagesAreNeitherScrubbedNorWatched) {
+  PoolOptions options;
+  options.capacity = 16 * kMiB;
+  options.debug = 2;
+  options.scrub_on_release = true;
+  const auto pool = test::make_pool(options);
+  const Handle request = open(*pool, {});
+  Block* block = pool->open_growing(request, 8 * kMiB).block;
+  std::uint64_t usable = 0;
+  ASSERT_EQ(pool->grow(*block, request, 2 * kMiB, usable), Status::ok);
+  std::memset(block->data, 0x5A, 2 * kMiB);
+  Pool::Extent left;
+  ASSERT_TRUE(pool->give_part(*block, request, kMiB, 3 * kMiB / 2, 1, left));
+  pool->drop_view(*block);
+  pool->close_request(request, false);
+  EXPECT_TRUE(pool->corruptions().empty());
+  expect_all_returned(*pool);
+}
+
+// Two threads give parts of a tensor back and grow it, one ends the request.
+TEST_F(PoolGrowing, GivingBackWhileTheRequestEnds) {
+  for (int round = 0; round < test::rounds(200); ++round) {
+    const Handle request = open(*pool, {.reserve = 2 * kMiB, .quota = 12 * kMiB});
+    Block* block = growing(request, 32 * kMiB);
+    std::atomic<int> ready{0};
+    const auto start = [&] {
+      ready.fetch_add(1, std::memory_order_acq_rel);
+      while (ready.load(std::memory_order_acquire) < 3) std::this_thread::yield();
+    };
+    std::thread grower([&] {
+      start();
+      std::uint64_t usable = 0;
+      for (std::uint64_t n = 1; n <= 6 * kMiB; n += 90'000) {
+        if (pool->grow(*block, request, n, usable) != Status::ok) return;
+      }
+    });
+    std::thread giver([&] {
+      start();
+      Pool::Extent now;
+      for (std::uint64_t n = 0; n <= 5 * kMiB; n += 50'000) {
+        if (!pool->give_part(*block, request, n, n + kMiB, 1, now)) return;
+      }
+    });
+    start();
+    for (int i = 0; i < round % 20; ++i) std::this_thread::yield();
+    close(request);
+    grower.join();
+    giver.join();
+    pool->drop_view(*block);
+    ASSERT_EQ(held(pool->stats()), 0U);
+  }
   expect_all_returned(*pool);
 }
 

@@ -88,10 +88,25 @@ TEST_F(RequestBlocksTest, ABlockGrowsOnlyIfItIsAcceptedAndCommitted) {
   EXPECT_EQ(blocks.grow(all[0], 50, yes, [] { return Status::ok; }), Status::ok);
   EXPECT_EQ(all[0].bytes, 150U);
   EXPECT_EQ(blocks.bytes(), 150U);
-  std::uint64_t bytes = 0;
-  EXPECT_TRUE(blocks.size_of(all[0], kSlot, bytes));
-  EXPECT_EQ(bytes, 150U);
-  EXPECT_FALSE(blocks.size_of(all[0], kSlot + 1, bytes));
+  std::span<std::byte> bytes;
+  EXPECT_TRUE(blocks.bytes_of(all[0], kSlot, bytes));
+  EXPECT_EQ(bytes.data(), all[0].data);
+  EXPECT_EQ(bytes.size(), 150U);
+  EXPECT_FALSE(blocks.bytes_of(all[0], kSlot + 1, bytes));
+}
+
+TEST_F(RequestBlocksTest, ABlockShrinksOnlyIfItIsAccepted) {
+  ASSERT_EQ(attach(all[0]), Status::ok);
+  const auto forty = [] { return std::uint64_t{40}; };
+  EXPECT_EQ(blocks.shrink(
+                all[0], [] { return false; }, forty),
+            0U);
+  EXPECT_EQ(blocks.bytes(), 100U);
+  EXPECT_EQ(blocks.shrink(
+                all[0], [] { return true; }, forty),
+            40U);
+  EXPECT_EQ(all[0].bytes, 60U);
+  EXPECT_EQ(blocks.bytes(), 60U);
 }
 
 TEST_F(RequestBlocksTest, ABlockMovesWithItsBytes) {

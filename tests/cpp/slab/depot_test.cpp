@@ -133,10 +133,10 @@ TEST_F(DepotTest, NeverCommitsMoreThanTheCapacity) {
 }
 
 TEST_F(DepotTest, ASlabOfOneBlockWhereAWholeOneHasNoRoom) {
-  Block* most = span(kCapacity - kPageSize * 2);
+  Block* most = span(kCapacity - kPageSize * 5);
   ASSERT_NE(most, nullptr);
   const Depot::Taken small =
-      blocks(bin_of(std::size_t{20} << 10), 10);  // a whole slab takes five pages and more
+      blocks(bin_of(std::size_t{20} << 10), 10);  // of five pages; a whole slab takes twenty
   ASSERT_NE(small.chain, nullptr);
   EXPECT_EQ(small.count, 1U);
   EXPECT_EQ(blocks(0, 1).chain, nullptr);

@@ -295,6 +295,8 @@ class RandomHeap {
         open_growing();
       } else if (dice < 54) {
         grow_one();
+      } else if (dice < 60) {
+        give_part();
       } else if (dice < 97) {
         free_one();
       } else {
@@ -322,14 +324,14 @@ class RandomHeap {
     std::set<std::uint64_t> granules;
     for (const Out& out : out_) {
       const std::uint64_t first = out.span->first_page;
-      for (std::uint64_t page = first; page < first + out.pages; ++page)
+      for (std::uint64_t page = first + out.from; page < first + out.pages; ++page)
         granules.insert(page / granule_);
       // Pages ahead of a growing tensor that share a granule with cached pages, and the pages before such a granule,
       // because a tensor is committed without holes.
       if (out.span->kind != SpanKind::growing) continue;
-      if (first % granule_ != 0) granules.insert(first / granule_);
+      EXPECT_EQ(first % granule_, 0U);
       const std::uint64_t end = first + out.span->committed;
-      for (std::uint64_t page = first; end % granule_ != 0 && page < end; ++page)
+      for (std::uint64_t page = first + out.from; end % granule_ != 0 && page < end; ++page)
         granules.insert(page / granule_);
     }
     return granules.size() * granule_;
@@ -339,7 +341,8 @@ class RandomHeap {
   struct Out {
     Span* span;
     unsigned char fill;
-    std::uint64_t pages;  // in use; of a growing tensor, the drawn pages
+    std::uint64_t pages;     // in use; of a growing tensor, the drawn pages
+    std::uint64_t from = 0;  // the first of them that was not given back
   };
 
   void fill(const Out& out, std::uint64_t from) {
@@ -388,6 +391,25 @@ class RandomHeap {
     EXPECT_TRUE(full_with(pages - out.pages + granule_ - 1) || refuses) << pages << " pages";
   }
 
+  void give_part() {
+    if (out_.empty()) return;
+    Out& out = out_[random_() % out_.size()];
+    if (out.span->kind != SpanKind::growing || out.pages == out.from) return;
+    const std::uint64_t in_use = heap_.in_use_pages();
+    const std::uint64_t before = out.pages - out.from;
+    if (random_() % 2 == 0) {
+      out.from += random_() % (before + 1);
+      out.from = std::max(out.span->front, out.from / granule_ * granule_);
+    }
+    if (random_() % 2 == 0) out.pages = out.from + random_() % (out.pages - out.from + 1);
+    heap_.give_part(out.span, out.from, out.pages);
+    EXPECT_EQ(heap_.in_use_pages(), in_use - before + out.pages - out.from);
+    EXPECT_EQ(out.span->front, out.from);
+    if (memory_.refuse_decommits_after < 0) {
+      EXPECT_EQ(out.span->gone, out.from) << "at once";
+    }
+  }
+
   void allocate() {
     const std::uint64_t pages = std::uint64_t{1} + random_() % (random_() % 8 == 0 ? 120 : 12);
     const std::uint64_t align = random_() % 6 == 0 ? std::uint64_t{1} << (random_() % 8) : 1;
@@ -415,7 +437,7 @@ class RandomHeap {
     if (out_.empty()) return;
     const std::size_t i = random_() % out_.size();
     const Out one = out_[i];
-    for (std::uint64_t page = 0; page < one.pages; ++page) {
+    for (std::uint64_t page = one.from; page < one.pages; ++page) {
       EXPECT_TRUE(test::all_bytes(heap_.address(one.span) + page * kPageSize, one.fill, 64));
       EXPECT_TRUE(test::all_bytes(heap_.address(one.span) + (page + 1) * kPageSize - 64, one.fill, 64));
     }
@@ -446,8 +468,8 @@ class RandomHeap {
     EXPECT_EQ(wrong, nullptr) << wrong;
     std::uint64_t in_use = 0;
     for (const Out& out : out_) {
-      in_use += out.pages;
-      for (std::uint64_t page = 0; page < out.pages; ++page) {
+      in_use += out.pages - out.from;
+      for (std::uint64_t page = out.from; page < out.pages; ++page) {
         EXPECT_TRUE(memory_.committed(out.span->first_page + page));
       }
     }
@@ -531,6 +553,24 @@ TEST_F(GranuleTest, RoomIsMadeOfWholeGranules) {
   EXPECT_LE(heap.committed_pages(), 32U);
   heap.free(wall);
   heap.free(end);
+}
+
+TEST_F(GranuleTest, AGrowingTensorStartsAtAGranuleAndGivesWholeOnesBack) {
+  Span* before = take(3);
+  Span* growing = heap.take_growing(40);
+  EXPECT_EQ(growing->first_page, 8U) << "not in the first granule, which another tensor shares";
+  ASSERT_TRUE(heap.grow(growing, 30, kNoLimit));
+  EXPECT_EQ(memory.committed_pages(), 40U);
+  heap.give_part(growing, 16, 25);
+  EXPECT_EQ(heap.verify(), nullptr);
+  EXPECT_EQ(memory.committed_pages(), 8U + 16U);
+  EXPECT_EQ(heap.in_use_pages(), 3U + 9U);
+  EXPECT_EQ(heap.idle_pages(), 7U) << "the rest of the last granule";
+  heap.free(before);
+  heap.free_growing(growing);
+  EXPECT_EQ(heap.verify(), nullptr);
+  EXPECT_EQ(heap.decommit(heap.unused_pages()), 24U);
+  EXPECT_EQ(memory.committed_pages(), 0U);
 }
 
 TEST_F(GranuleTest, RangesAndGrowingTensorsCommitWholeGranules) {

@@ -211,6 +211,135 @@ TEST_F(QuarantineTest, AGrowingTensorThatEndsWithUndefinedPages) {
   }
 }
 
+// A tensor gives pages at both of its ends back, and the system refuses.
+class GivenPagesTest : public QuarantineTest {
+ protected:
+  // Pages 8 to 19 of 20 are in use after it, if `given`; `committed` tells what the system keeps.
+  Span* with_refused_pages() {
+    Span* growing = heap.take_growing(40);
+    EXPECT_TRUE(heap.grow(growing, 30, kNoLimit));
+    std::memset(heap.address(growing), 0x5a, 30 << kPageBits);
+    heap.give_part(growing, 8, 20);
+    EXPECT_TRUE(heap.system_refused());
+    EXPECT_STREQ(heap.verify(), nullptr);
+    EXPECT_EQ(heap.committed_pages(), memory.committed_pages());
+    EXPECT_EQ(heap.committed_pages(), 30U);
+    EXPECT_EQ(heap.in_use_pages(), 12U) << "they are out of use all the same";
+    EXPECT_EQ(heap.unused_pages(), 18U);
+    expect_rows(growing);
+    return growing;
+  }
+  void expect_rows(const Span* growing) {
+    EXPECT_TRUE(
+        test::all_bytes(heap.address(growing) + (8 << kPageBits), 0x5a, std::size_t{12} << kPageBits));
+  }
+};
+
+TEST_F(GivenPagesTest, TheyReturnAtOnce) {
+  Span* growing = heap.take_growing(40);
+  ASSERT_TRUE(heap.grow(growing, 30, kNoLimit));
+  std::memset(heap.address(growing), 0x5a, 30 << kPageBits);
+  heap.give_part(growing, 8, 20);
+  check();
+  EXPECT_EQ(heap.committed_pages(), 12U);
+  EXPECT_EQ(heap.in_use_pages(), 12U);
+  expect_rows(growing);
+  ASSERT_TRUE(heap.grow(growing, 22, kNoLimit));
+  EXPECT_TRUE(test::all_bytes(heap.address(growing) + (20 << kPageBits), 0, 2 << kPageBits));
+  memory.strays = 5;  // as a peer's write would make
+  memory.stray_at = (growing->first_page + 3) << kPageBits;
+  EXPECT_EQ(heap.discard_uncommitted(), 5U);
+  heap.free_growing(growing);
+  check();
+  expect_all_returned();
+}
+
+TEST_F(GivenPagesTest, AllOfThem) {
+  Span* growing = heap.take_growing(40);
+  ASSERT_TRUE(heap.grow(growing, 40, kNoLimit));
+  heap.give_part(growing, 40, 40);
+  check();
+  EXPECT_EQ(heap.committed_pages(), 0U);
+  heap.free_growing(growing);
+  check();
+  growing = heap.take_growing(40);
+  ASSERT_TRUE(heap.grow(growing, 10, kNoLimit));
+  heap.give_part(growing, 10, 10);
+  ASSERT_TRUE(heap.grow(growing, 11, kNoLimit)) << "it goes on";
+  std::memset(heap.address(growing) + (10 << kPageBits), 0x5a, 1 << kPageBits);
+  heap.free_growing(growing);
+  check();
+  expect_all_returned();
+}
+
+TEST_F(GivenPagesTest, ARefusalIsTriedAgain) {
+  for (const bool undone : {false, true}) {
+    memory.refuse_decommits_after = 0;
+    memory.refuse_commits_after = undone ? -1 : 0;
+    // The commits that undo a refusal come after those of the tensor.
+    if (!undone) memory.refuse_commits_after = 1;
+    Span* growing = with_refused_pages();
+    EXPECT_EQ(growing->front_undefined, !undone);
+    EXPECT_EQ(heap.decommit(18), 0U);
+    EXPECT_STREQ(heap.verify(), nullptr);
+    refuse_none();
+    EXPECT_EQ(heap.decommit(1), 18U) << "in one step";
+    check();
+    EXPECT_EQ(growing->gone, 8U);
+    EXPECT_FALSE(growing->front_undefined);
+    expect_rows(growing);
+    heap.free_growing(growing);
+    expect_all_returned();
+  }
+}
+
+TEST_F(GivenPagesTest, MoreIsGivenAfterARefusal) {
+  memory.refuse_decommits_after = 0;
+  memory.refuse_commits_after = 1;
+  Span* growing = with_refused_pages();
+  refuse_none();
+  heap.give_part(growing, 9, 20);
+  EXPECT_STREQ(heap.verify(), nullptr);
+  EXPECT_EQ(growing->gone, 9U);
+  EXPECT_EQ(heap.committed_pages(), memory.committed_pages());
+  EXPECT_EQ(heap.in_use_pages(), 11U);
+  heap.free_growing(growing);
+  check();
+  expect_all_returned();
+}
+
+TEST_F(GivenPagesTest, TheTensorEndsBeforeTheSystemTakesThem) {
+  enum class Then { refuses, undoes, accepts };
+  for (const Then then : {Then::refuses, Then::undoes, Then::accepts}) {
+    memory.refuse_decommits_after = 0;
+    memory.refuse_commits_after = 1;
+    Span* growing = with_refused_pages();
+    if (then != Then::refuses) memory.refuse_commits_after = -1;
+    if (then == Then::accepts) memory.refuse_decommits_after = -1;
+    heap.free_growing(growing);
+    check();
+    EXPECT_EQ(heap.quarantined_pages(), then == Then::refuses ? 18U : 0U);
+    EXPECT_EQ(heap.in_use_pages(), 0U);
+    expect_all_returned();
+  }
+}
+
+TEST_F(GivenPagesTest, FreeingNeedsNoFurtherRecord) {
+  std::vector<Span*> all;
+  for (int i = 0; i < 20; ++i) {
+    all.push_back(heap.take_growing(40));
+    ASSERT_TRUE(heap.grow(all.back(), 30, kNoLimit));
+    heap.give_part(all.back(), 4, 30);
+  }
+  refuse_all();
+  for (Span* growing : all) heap.give_part(growing, 8, 20);
+  for (std::size_t i = 0; i < all.size(); i += 2) heap.free_growing(all[i]);
+  EXPECT_STREQ(heap.verify(), nullptr) << "with the records that were set aside for the others";
+  for (std::size_t i = 1; i < all.size(); i += 2) heap.free_growing(all[i]);
+  check();
+  expect_all_returned();
+}
+
 TEST_F(QuarantineTest, ARangeIsDrawnOnlyFromPagesThatAreCommitted) {
   Span* range = heap.take_range(30);
   ASSERT_TRUE(heap.draw(range, 5, kNoLimit));
@@ -280,16 +409,17 @@ TEST_F(QuarantineGranuleTest, TheEdgesOfASpanStayCommitted) {
   check();
 }
 
-TEST_F(QuarantineGranuleTest, AGrowingTensorBehindPartOfAGranule) {
-  Span* before = take(3);
+TEST_F(QuarantineGranuleTest, AGrowingTensorBehindASharedGranule) {
+  Span* before = take(13);
   Span* growing = heap.take_growing(29);
-  ASSERT_EQ(growing->first_page, 3U);
+  ASSERT_EQ(growing->first_page, 16U) << "a granule of its own";
+  ASSERT_TRUE(heap.grow(growing, 5, kNoLimit));
   refuse_all();
   EXPECT_FALSE(heap.grow(growing, 9, kNoLimit));
-  EXPECT_EQ(heap.committed_pages(), 16U);
-  EXPECT_EQ(growing->sound, 5U);
-  ASSERT_TRUE(heap.grow(growing, 4, kNoLimit));
-  std::memset(heap.address(growing), 1, 4 << kPageBits);
+  EXPECT_EQ(heap.committed_pages(), 32U);
+  EXPECT_EQ(growing->sound, 8U);
+  ASSERT_TRUE(heap.grow(growing, 7, kNoLimit));
+  std::memset(heap.address(growing), 1, 7 << kPageBits);
   heap.free_growing(growing);
   check();
   EXPECT_EQ(heap.quarantined_pages(), 8U);

@@ -135,7 +135,7 @@ TEST_F(ReserveTest, BlocksAreApartAlignedAndFoundByAddress) {
 }
 
 TEST_F(ReserveTest, StepsThatGrowDoNotUseItUp) {
-  const ReserveRef reserve = promise(20);
+  const ReserveRef reserve = promise(80);
   Block* first = cut(reserve, 1000);
   for (std::uint64_t bytes = 64; bytes <= 100'000; bytes += 64) {
     Block* one = cut(reserve, bytes);
@@ -144,9 +144,9 @@ TEST_F(ReserveTest, StepsThatGrowDoNotUseItUp) {
     give(one);
     give(two);
   }
-  Block* large = span(19 << kPageBits, reserve);
+  Block* large = span(79 << kPageBits, reserve);
   ASSERT_NE(large, nullptr) << "all but the page of the first";
-  EXPECT_EQ(large->span->reserve_pages, 19U);
+  EXPECT_EQ(large->span->reserve_pages, 79U);
   give(large);
   give(first);
   depot.close_reserve(reserve);
@@ -162,16 +162,39 @@ TEST_F(ReserveTest, WhatViewsKeepOfAnEndedPromiseKeepsNoOtherPages) {
       std::memset(block->data, 0x5a, block->bytes);
       all.push_back(block);
     }
+    // The promise is closed before blocks return, as when the host leaves, or after it.
+    const bool closed_first = round % 2 != 0;
+    if (closed_first) {
+      depot.close_reserve(reserve);
+      EXPECT_EQ(reserved_pages(), 0U);
+      if (round % 4 == 1) std::shuffle(all.begin(), all.end(), random);
+    }
     std::vector<Block*> kept;
     for (Block* block : all) {
       if (random() % 8 == 0) {
         kept.push_back(block);
       } else {
         give(block);
+        expect_sound();
       }
     }
     depot.close_reserve(reserve);
     expect_sound();
+    std::uint64_t in_use = 0;
+    std::uint64_t end = 0;  // of the page that was counted last
+    std::sort(kept.begin(), kept.end(),
+              [](const Block* a, const Block* b) { return a->data < b->data; });
+    for (const Block* block : kept) {
+      const auto first = (reinterpret_cast<std::uint64_t>(block->data) >> kPageBits);
+      const auto last =
+          (reinterpret_cast<std::uint64_t>(block->data + block->bytes - 1) >> kPageBits) + 1;
+      in_use += last - std::max(first, end);
+      end = last;
+    }
+    // All other pages are anybody's, now and not with the last block.
+    const ReserveRef rest = depot.open_reserve(kPages - in_use);
+    EXPECT_NE(rest.reserve, nullptr);
+    depot.close_reserve(rest);
     (void)depot.trim();
     std::uint64_t most = 0;
     for (const Block* block : kept) {

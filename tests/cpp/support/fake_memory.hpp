@@ -24,6 +24,7 @@ class FakeMemory final : public MemoryResource {
 
   explicit FakeMemory(std::size_t bytes, std::size_t granule = kPageSize) : pages_(bytes >> kPageBits) {
     granule_ = granule;
+    has_holes_ = true;
     mapping_bytes_ = bytes + kAlign;
     mapping_ =
         mmap(nullptr, mapping_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -62,6 +63,25 @@ class FakeMemory final : public MemoryResource {
            mprotect(base_ + offset, bytes, PROT_NONE) == 0;
   }
 
+  // A hole is an uncommitted page that can be accessed.
+  bool punch_hole(std::size_t offset, std::size_t bytes) noexcept override {
+    expect_all(offset, bytes, Page::committed);
+    if (refuses(refuse_punches_after, offset)) {
+      std::memset(base_ + offset, 0xEE, bytes);
+      return false;
+    }
+    ++punches;
+    mark(offset, bytes, Page::uncommitted);
+    return madvise(base_ + offset, bytes, MADV_DONTNEED) == 0;
+  }
+  bool fill_hole(std::size_t offset, std::size_t bytes) noexcept override {
+    expect_all(offset, bytes, Page::uncommitted);
+    if (refuses(refuse_fills_after, offset)) return false;
+    mark(offset, bytes, Page::committed);
+    // Writes to a hole are not kept, as if the kernel had taken its page a second time.
+    return madvise(base_ + offset, bytes, MADV_DONTNEED) == 0;
+  }
+
   std::uint64_t held_bytes() const noexcept override {
     return (committed_pages() << kPageBits) + strays;
   }
@@ -70,6 +90,7 @@ class FakeMemory final : public MemoryResource {
     expect_all(offset, bytes, Page::uncommitted);
     for (std::size_t page = offset >> kPageBits; page < (offset + bytes) >> kPageBits; ++page)
       EXPECT_EQ(pages_[page], Page::uncommitted) << "page " << page;
+    (void)mprotect(base_ + offset, bytes, PROT_NONE);
     if (offset <= stray_at && stray_at < offset + bytes) strays = 0;
   }
 
@@ -89,6 +110,8 @@ class FakeMemory final : public MemoryResource {
   // Number of calls that succeed before all further ones are refused; negative: none is refused.
   int refuse_commits_after = -1;
   int refuse_decommits_after = -1;
+  int refuse_punches_after = -1;
+  int refuse_fills_after = -1;
   // The offset of calls that are never refused.
   std::size_t accepts_at = ~std::size_t{0};
   int refused = 0;
@@ -97,6 +120,7 @@ class FakeMemory final : public MemoryResource {
   std::size_t stray_at = 0;
   int commits = 0;
   int decommits = 0;
+  int punches = 0;
 
  private:
   bool refuses(int& left, std::size_t offset) {
