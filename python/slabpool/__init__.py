@@ -62,6 +62,7 @@ from slabpool.records import (
     SessionRecord,
     SessionStats,
     Stats,
+    WaiterRecord,
 )
 from slabpool.sessions import Session
 
@@ -159,6 +160,7 @@ __all__ = [
     "Tensors",
     "TooManyDevicesError",
     "UnknownDeviceError",
+    "WaiterRecord",
     "__version__",
     "active_request",
     "attach",

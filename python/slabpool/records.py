@@ -134,6 +134,8 @@ class Stats(NamedTuple):
     fragmented: int
     #: Bytes of the pool's own records and tables. They are not part of ``committed`` or the capacity.
     metadata: int
+    #: Callers that wait for memory, addresses, a free request or a quota: see `Pool.waiters`.
+    waiting: int
 
 
 class NumpyUsage(NamedTuple):
@@ -331,6 +333,58 @@ class SessionStats(NamedTuple):
             + self.evicted_for_slots
             + self.evicted_for_budget
             + self.evicted_for_quota
+        )
+
+
+class WaiterRecord(NamedTuple):
+    """One caller that waits, as `Pool.waiters` reports it.
+
+    Examples
+    --------
+    >>> import threading, slabpool
+    >>> pool = slabpool.Pool("1MiB")
+    >>> array = pool.empty(1 << 20, "u1")
+    >>> thread = threading.Thread(target=lambda: pool.request("r", reserve="64KiB", timeout=60).close())
+    >>> thread.start()
+    >>> while not pool.waiters():
+    ...     pass
+    >>> (record,) = pool.waiters()
+    >>> record.request_id, record.nbytes, record.priority, record.resource
+    ('r', 65536, 0, 'memory')
+    >>> del array
+    >>> thread.join()
+    """
+
+    #: The request that is being opened, or in which the caller allocates; None for memory without a request.
+    request_id: str | int | bytes | None
+    #: Bytes that it wants.
+    nbytes: int
+    #: Higher priorities are served first.
+    priority: int
+    #: Seconds that it has waited.
+    waited: float
+    #: What it waits for: "memory", "addresses", "requests" (one of the pool's request slots), "quota" or
+    #: "session budget".
+    resource: str
+    #: ``file:line`` that waits; "" if it is not known.
+    where: str
+    #: It waits for memory, and the requests that wait for memory hold so much that the first of them cannot
+    #: be served before one of them lets go.
+    deadlock: bool = False
+
+    def __repr__(self) -> str:
+        return (
+            f"WaiterRecord(request_id={show(self.request_id)}, nbytes={self.nbytes}, "
+            f"priority={self.priority}, waited={self.waited!r}, resource={self.resource!r}, "
+            f"where={short(repr(self.where), 100)}, deadlock={self.deadlock})"
+        )
+
+    def __str__(self) -> str:
+        name = "memory without a request" if self.request_id is None else f"request {show(self.request_id)}"
+        where = f", at {short(self.where, 100)}" if self.where else ""
+        return (
+            f"{name} waits for {self.resource}: {self.nbytes} bytes, priority {self.priority}, for "
+            f"{self.waited:.1f} s{where}"
         )
 
 

@@ -125,7 +125,7 @@ def test_timeout(pool: Pool) -> None:
         with pool.request("first", reserve=CAPACITY - 200_000):
             waiting = asyncio.create_task(pool.request_async("second", reserve=400_000, timeout=0.2))
             while not waiting.done():
-                pool.request("small", reserve=1000).close()
+                pool.request("small", reserve=1000, priority=1).close()
                 await turns(1)
             with pytest.raises(slabpool.PoolExhausted):
                 await waiting

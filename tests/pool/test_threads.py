@@ -243,7 +243,7 @@ def test_returned_memory_does_not_prolong_a_wait(pool: Pool) -> None:
     def churn() -> None:
         while not over.is_set():
             for _ in range(100):
-                pool.empty(1000, "u1")
+                pool.empty(1000, "u1", priority=1)
                 pool.request("small").close()
 
     def wait() -> None:

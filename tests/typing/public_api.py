@@ -114,6 +114,7 @@ def use_request(req: slabpool.Request) -> None:
     assert_type(req.generation, int)
     assert_type(req.parent, int | None)
     assert_type(req.quota, int | None)
+    assert_type(req.priority, int)
     assert_type(req.pending, frozenset[str | int])
     assert_type(req.state, slabpool.RequestState)
     assert_type(req.nbytes, int)
@@ -289,6 +290,7 @@ def read_stats(stats: slabpool.Stats) -> int:
         + stats.file_bytes
         + stats.fragmented
         + stats.metadata
+        + stats.waiting
     )
 
 
@@ -407,7 +409,24 @@ ERRORS: dict[type[Exception], list[type[slabpool.SlabpoolError]]] = {
 async def open_in_a_loop(pool: slabpool.Pool) -> None:
     req = await pool.request_async("async", ["gpu0"], reserve=4096, quota="1MiB", lease=1.5, timeout=5)
     assert_type(req, slabpool.Request)
+    assert_type(
+        await pool.empty_async((2, 3), np.float32, align=64, timeout=5, priority=1), NDArray[np.float32]
+    )
+    assert_type(await pool.zeros_async(3), NDArray[np.float64])
+    await allocate_in_a_loop(req)
+    await grow_in_a_loop(req.growable(0, np.uint8, limit=8))
     await drain_in_a_loop(req)
+
+
+async def allocate_in_a_loop(req: slabpool.Request) -> None:
+    layout = slabpool.Layout({"k": (8, np.float16)})
+    assert_type(await req.empty_async(3, "u1"), NDArray[Any])
+    assert_type(await req.zeros_async(3, np.uint8, timeout=None), NDArray[np.uint8])
+    assert_type(await req.allocate_async(layout, zero=True, timeout=5, priority=None), slabpool.Tensors)
+
+
+async def grow_in_a_loop(tensor: slabpool.GrowableTensor) -> None:
+    assert_type(await tensor.extend_async(2, timeout=5), NDArray[Any])
 
 
 async def drain_in_a_loop(req: slabpool.Request) -> None:
@@ -488,6 +507,16 @@ def read_session_stats(stats: slabpool.SessionStats) -> None:
     assert_type(stats.evicted_for_quota, int)
 
 
+def read_waiter(record: slabpool.WaiterRecord) -> None:
+    assert_type(record.request_id, str | int | bytes | None)
+    assert_type(record.nbytes, int)
+    assert_type(record.priority, int)
+    assert_type(record.waited, float)
+    assert_type(record.resource, str)
+    assert_type(record.where, str)
+    assert_type(record.deadlock, bool)
+
+
 def use_device(pool: slabpool.Pool) -> None:
     # A type checker cannot know the memory of a pool; device_pointer says what its arrays are.
     with pool.request("r") as req:
@@ -552,6 +581,8 @@ def leave(pool: slabpool.Pool) -> None:
     of_state(req.state)
     of_ack(req.ack("gpu0"))
     read_stats(pool.stats())
+    assert_type(pool.waiters(), list[slabpool.WaiterRecord])
+    read_waiter(slabpool.WaiterRecord("r", 1, 0, 0.5, "memory", "serve.py:1"))
     read_event(pool.events()[0])
     read_corruption(slabpool.Corruption(0, 0, 0, 0, ""))
     pool.close(force=True)

@@ -4,7 +4,7 @@
 //   at most one ack of a device for a request is queued at a time;
 //   a queued ack is reported once, unless forget() came first;
 //   pending_acks() == marks whose end was not reported yet.
-// Streams never wake waiters: they poll (see Waiters::wait).
+// Streams never wake waiters: they poll (see WaitQueue::wait).
 #pragma once
 
 #include <atomic>

@@ -98,6 +98,7 @@ auto with_text_key(const char* text, F&& f) {
 
 // The answer to the caller; that memory ran out is counted.
 slabpool_status answer(Pool& pool, Status status, Handle request, std::uint64_t nbytes) {
+  if (status == Status::waiters_ahead) status = Status::exhausted;
   if (status == Status::exhausted || status == Status::system_refused)
     pool.note_exhausted(request, nbytes);
   return code(status);
@@ -130,6 +131,7 @@ const char* slabpool_status_string(slabpool_status status) {
     case Status::invalid_argument:
       return "invalid argument";
     case Status::exhausted:
+    case Status::waiters_ahead:
       return "no room in the pool now";
     case Status::too_large:
       return "larger than the pool's capacity";

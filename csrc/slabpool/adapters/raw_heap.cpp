@@ -19,7 +19,7 @@ void* RawHeap::take(std::size_t nbytes, bool zero) noexcept {
     const Allocation made = pool_.allocate(spec);
     block = made.block;
     if (block == nullptr) [[unlikely]] {
-      if (made.status == Status::exhausted || made.status == Status::system_refused)
+      if (no_room(made.status) || made.status == Status::system_refused)
         pool_.note_exhausted({}, nbytes);
       return nullptr;
     }

@@ -263,17 +263,17 @@ void* StreamHeap::allocate_slowly(std::uint64_t bytes, unsigned bin, const Key& 
     used.generation = 0;
     made = pool_.allocate(spec);
   }
-  if (made.block == nullptr && made.status == Status::exhausted) {
+  if (made.block == nullptr && no_room(made.status)) {
     flush_all();
     take_back(true);
     made = pool_.allocate(spec);
-    if (waits && made.status == Status::exhausted) {
+    if (waits && no_room(made.status)) {
       wait();
       made = pool_.allocate(spec);
     }
   }
   if (made.block == nullptr) {
-    if (made.status == Status::exhausted || made.status == Status::system_refused)
+    if (no_room(made.status) || made.status == Status::system_refused)
       pool_.note_exhausted(spec.request, bytes);
     return failed();
   }

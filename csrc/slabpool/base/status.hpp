@@ -20,9 +20,15 @@ enum class Status : std::int32_t {
   ambiguous = 11,       // several generations of the id wait for the device
   pool_closed = 12,
   pool_busy = 13,
-  forked = 14,        // the pool belongs to the parent process
-  no_addresses = 16,  // the address range has no run of the growing tensor's limit
-  device_lost = 17,   // the GPU failed, and no work on it succeeds any more
+  forked = 14,         // the pool belongs to the parent process
+  no_addresses = 16,   // the address range has no run of the growing tensor's limit
+  device_lost = 17,    // the GPU failed, and no work on it succeeds any more
+  waiters_ahead = 18,  // as exhausted: what is free is set aside for callers that have waited for it
 };
+
+// No room now, for either reason.
+constexpr bool no_room(Status status) noexcept {
+  return status == Status::exhausted || status == Status::waiters_ahead;
+}
 
 }  // namespace slabpool

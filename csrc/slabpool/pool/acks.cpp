@@ -126,7 +126,7 @@ Pool::Acked Pool::ack_after(Handle handle, std::uint32_t device, const cuda::Str
   set_polling(true);
   // Streams never wake waiters. A waiter that registered before this is woken here and starts to poll; one that registers
   // later finds the queued ack.
-  waiters_.notify();
+  if (queue_.any()) queue_.start_polling();
   return {Status::ok, AckResult::pending};
 }
 
@@ -240,9 +240,9 @@ void Pool::context_lost(void* context) noexcept {
   const cuda::Driver* driver = cuda::Driver::get();
   cuda::Result result = cuda::kSuccess;
   if (driver == nullptr || driver->context(options_.device, result) != context) return;
-  // Sequentially consistent, as in notify(): a waiter that registers now either is woken, or finds the device lost.
+  // Sequentially consistent, as in WaitQueue::enter(): a waiter that registers now either is woken, or finds the device lost.
   if ((slow_path_flags_.fetch_or(kLost, std::memory_order_seq_cst) & kLost) != 0) return;
-  waiters_.notify();  // no memory will come back
+  queue_.wake_all();  // no memory will come back
 }
 
 }  // namespace slabpool

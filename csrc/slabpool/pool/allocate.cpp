@@ -4,6 +4,7 @@
 
 #include "slabpool/pool/hand_out.hpp"
 #include "slabpool/pool/pool.hpp"
+#include "slabpool/pool/waiting.hpp"
 
 namespace slabpool {
 namespace {
@@ -91,6 +92,23 @@ Allocation Pool::take_promised(const Plan& plan, std::uint64_t align, ReserveRef
   return {taken.chain, Status::ok};
 }
 
+// A block out of what was promised to a request, and out of nothing else; null if the promise has too little left.
+Allocation Pool::take_own(const Plan& plan, std::uint64_t align, ReserveRef reserve) noexcept {
+  try {
+    if (plan.bin >= kSlabClasses) {
+      if (depot_.left_of(reserve) < pages_for(plan.need) << kPageBits) return {};
+      return take_shared(plan, reserve, true);
+    }
+    ThreadCache& cache = caches_.mine();
+    Block* block =
+        depot_.take_reserved(reserve, plan.bin, std::max<std::uint64_t>(align, kDefaultAlign)).chain;
+    if (block != nullptr) cache.count_allocated(block->bytes);
+    return {block, Status::ok};
+  } catch (const std::bad_alloc&) {
+    return {};
+  }
+}
+
 Allocation Pool::take(const Plan& plan, std::uint64_t align, ReserveRef reserve, bool exact) noexcept {
   try {
     return reserve.reserve != nullptr && plan.bin < kSlabClasses ? take_promised(plan, align, reserve)
@@ -117,11 +135,11 @@ Status Pool::prepare(Block& block, const AllocateSpec& spec) noexcept {
 
 // ---- the way down
 
-Allocation Pool::allocate_slowly(const AllocateSpec& spec) noexcept {
+Allocation Pool::allocate_slowly(const AllocateSpec& spec, Waiter* waiter) noexcept {
   if (!usable_here()) return {nullptr, Status::forked};
   if (closed()) return {nullptr, Status::pool_closed};
-  if ((slow_path_flags_.load(std::memory_order_relaxed) & kLost) != 0)
-    return {nullptr, Status::device_lost};
+  const std::uint32_t flags = slow_path_flags_.load(std::memory_order_relaxed);
+  if ((flags & kLost) != 0) return {nullptr, Status::device_lost};
   if (!std::has_single_bit(spec.align) || spec.align > kMaxAlign)
     return {nullptr, Status::invalid_argument};
   if (spec.nbytes > options_.capacity) return {nullptr, Status::too_large};
@@ -136,19 +154,32 @@ Allocation Pool::allocate_slowly(const AllocateSpec& spec) noexcept {
     // Written at open and checked again when the block is attached, so a stale answer is harmless.
     budget = record->has_budget.load(std::memory_order_relaxed);
     if (budget) {
-      const Status status = table_.charge(*record, spec.request, p.need, reserve);
+      const Status status = charge(*record, spec.request, p.need, reserve, waiter);
       if (status != Status::ok) return {nullptr, status};
     }
   }
   Allocation result{nullptr, Status::request_closed};
   // Checked before take(), which may empty other threads' caches.
-  if (record == nullptr || table_.is_open(spec.request)) result = take(p, spec.align, reserve, budget);
+  if (record == nullptr || table_.is_open(spec.request)) {
+    const bool asks = (flags & kWaiting) != 0;
+    // What was promised to the request is not what others wait for.
+    result = asks && reserve.reserve != nullptr ? take_own(p, spec.align, reserve) : Allocation{};
+    if (result.block == nullptr) {
+      if (asks && !passes(waiter, {Resource::memory, beyond(reserve, p.need)})) {
+        result.status = Status::waiters_ahead;
+      } else {
+        result = take(p, spec.align, reserve, budget);
+        if (result.status == Status::exhausted)
+          blocked(waiter, Resource::memory, beyond(reserve, p.need));
+      }
+    }
+  }
   if (result.block != nullptr) {
     result = hand_out(*result.block, spec.request, record, holds_of(spec),
                       [&](Block& block) { return prepare(block, spec); });
   }
   if (record != nullptr && result.block != nullptr) table_.note_grown(*record);
-  if (budget && result.block == nullptr) table_.uncharge(*record, spec.request, p.need);
+  if (budget && result.block == nullptr) uncharge(*record, spec.request, p.need);
   return result;
 }
 
@@ -157,7 +188,7 @@ Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
   const std::uint32_t flags = slow_path_flags_.load(std::memory_order_relaxed);
   if ((flags & kPolledAcks) != 0) [[unlikely]]
     collect_polled(false);
-  if ((flags & (kClosed | kDebug | kLost)) != 0 || spec.align > kDefaultAlign) [[unlikely]]
+  if ((flags & (kClosed | kDebug | kLost | kWaiting)) != 0 || spec.align > kDefaultAlign) [[unlikely]]
     return allocate_slowly(spec);
   RequestRecord* record = nullptr;
   if (spec.request.generation != 0) {
@@ -190,7 +221,7 @@ Allocation Pool::allocate_further(const AllocateSpec& spec) noexcept {
 inline Block* Pool::take_plain(std::uint64_t nbytes) noexcept {
   // Relaxed: as in try_allocate().
   if ((slow_path_flags_.load(std::memory_order_relaxed) &
-       (kClosed | kDebug | kLog | kPolledAcks | kLost)) != 0) [[unlikely]]
+       (kClosed | kDebug | kLog | kPolledAcks | kLost | kWaiting)) != 0) [[unlikely]]
     return nullptr;
   Block* block = take_first(nbytes);
   if (block == nullptr) [[unlikely]]
@@ -211,16 +242,26 @@ Allocation Pool::allocate(const AllocateSpec& spec) noexcept {
   return allocate_further(spec);
 }
 
-Allocation Pool::allocate_until(const AllocateSpec& spec, std::int64_t deadline_ns) noexcept {
-  // Before anything else: a waiter's lock may have been held by another thread when this process was forked.
+Allocation Pool::allocate(const AllocateSpec& spec, Waiter& waiter) noexcept {
   if (!usable_here()) return {nullptr, Status::forked};
-  Allocation result;
-  (void)wait_for(deadline_ns, [&] {
-    result = try_allocate(spec);
-    return result.status != Status::exhausted;
-  });
+  collect_acks();
+  const Allocation result = allocate_slowly(spec, &waiter);
   if (result.block != nullptr)
     log(EventKind::allocate, spec.request.generation, kNoDevice, result.block->bytes);
+  return result;
+}
+
+Allocation Pool::allocate_until(const AllocateSpec& spec, std::int64_t deadline_ns) noexcept {
+  Allocation result = allocate(spec);
+  if (!waits_for_room(result.status)) return result;
+  Waiter waiter;
+  waiter.nbytes = spec.nbytes;
+  waiter.request = {spec.request.slot, spec.request.generation};
+  waiter.where = spec.where;
+  result.status = wait_for(deadline_ns, waiter, [&] {
+    result = allocate(spec, waiter);
+    return result.status;
+  });
   return result;
 }
 

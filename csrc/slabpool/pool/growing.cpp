@@ -8,6 +8,7 @@
 
 #include "slabpool/pool/hand_out.hpp"
 #include "slabpool/pool/pool.hpp"
+#include "slabpool/pool/waiting.hpp"
 
 namespace slabpool {
 namespace {
@@ -23,13 +24,15 @@ std::uint64_t front_of(const Block& block) { return block.span->front << kPageBi
 
 }  // namespace
 
-Allocation Pool::open_growing(Handle request, std::uint64_t most) noexcept {
+Allocation Pool::open_growing(Handle request, std::uint64_t most, Waiter* waiter) noexcept {
   if (!usable_here()) return {nullptr, Status::forked};
   if (closed()) return {nullptr, Status::pool_closed};
   collect_acks();
   if (most > memory_->address_space()) return {nullptr, Status::no_addresses};
   RequestRecord* record = table_.record(request.slot);
   if (record == nullptr || !table_.is_open(request)) return {nullptr, Status::request_closed};
+  const Wanted wanted{Resource::addresses, most};
+  if (queue_.any() && !passes(waiter, wanted)) return {nullptr, Status::waiters_ahead};
   Block* block = nullptr;
   try {
     most = std::max<std::uint64_t>(most, 1);
@@ -38,7 +41,10 @@ Allocation Pool::open_growing(Handle request, std::uint64_t most) noexcept {
       caches_.collect();
       block = depot_.take_growing(most, Depot::Effort::hard).chain;
     }
-    if (block == nullptr) return {nullptr, Status::no_addresses};
+    if (block == nullptr) {
+      blocked(waiter, Resource::addresses, most);
+      return {nullptr, Status::no_addresses};
+    }
     if (options_.debug > 0) guard_.skip(*block);
     ThreadCache& cache = caches_.mine();
     cache.count_allocated(0);
@@ -62,13 +68,19 @@ void Pool::cancel_growing(Block& block, Handle request) noexcept {
 
 // As allocate_slowly(), for more pages of a block that it has. `hard`: also what other threads' caches hold.
 Status Pool::grow_to(Block& block, RequestRecord& record, Handle request, std::uint64_t pages,
-                     ThreadCache& cache, bool hard) noexcept {
+                     ThreadCache& cache, bool hard, Waiter* waiter) noexcept {
   const std::uint64_t more = (pages << kPageBits) - front_of(block) - block.bytes;
   const bool budget = record.has_budget.load(std::memory_order_relaxed);
   ReserveRef reserve;
   if (budget) {
-    const Status status = table_.charge(record, request, more, reserve);
+    const Status status = charge(record, request, more, reserve, waiter);
     if (status != Status::ok) return status;
+  }
+  // What was promised to the request is not what others wait for.
+  if ((slow_path_flags_.load(std::memory_order_relaxed) & kWaiting) != 0 && beyond(reserve, more) != 0 &&
+      !passes(waiter, {Resource::memory, beyond(reserve, more)})) {
+    if (budget) uncharge(record, request, more);
+    return Status::waiters_ahead;
   }
   // A block that moved to a session grows in the session's name from then on.
   const auto accepts = [&] {
@@ -91,13 +103,15 @@ Status Pool::grow_to(Block& block, RequestRecord& record, Handle request, std::u
   }
   if (status == Status::ok) {
     log(EventKind::allocate, request.generation, kNoDevice, more);
-  } else if (budget) {
-    table_.uncharge(record, request, more);
+  } else {
+    if (status == Status::exhausted && hard) blocked(waiter, Resource::memory, beyond(reserve, more));
+    if (budget) uncharge(record, request, more);
   }
   return status;
 }
 
-Status Pool::grow(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable) noexcept {
+Status Pool::grow(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable,
+                  Waiter* waiter) noexcept {
   if (!usable_here()) return Status::forked;
   if (closed()) return Status::pool_closed;
   collect_acks();
@@ -115,8 +129,11 @@ Status Pool::grow(Block& block, Handle request, std::uint64_t nbytes, std::uint6
       if (need > block.span->pages) return Status::invalid_argument;
       if (need - block.span->front > options_.capacity >> kPageBits) return Status::too_large;
       const std::uint64_t step = std::min(need + step_of(block.bytes >> kPageBits), block.span->pages);
-      status = step > need ? grow_to(block, *record, request, step, cache, false) : Status::exhausted;
-      if (status != Status::ok) status = grow_to(block, *record, request, need, cache, true);
+      // No more than it needs while others wait.
+      status = step > need && !queue_.any()
+                   ? grow_to(block, *record, request, step, cache, false, nullptr)
+                   : Status::exhausted;
+      if (status != Status::ok) status = grow_to(block, *record, request, need, cache, true, waiter);
     }
     usable = front_of(block) + block.bytes;
     return status;
@@ -156,21 +173,20 @@ bool Pool::give_part(Block& block, Handle request, std::uint64_t from, std::uint
     if (may) kept = {front_of(block), front_of(block) + block.bytes};
   }
   if (given == 0) return may;
-  if (record->has_budget.load(std::memory_order_relaxed)) table_.uncharge(*record, request, given);
+  if (record->has_budget.load(std::memory_order_relaxed)) uncharge(*record, request, given);
   log(EventKind::free, request.generation, kNoDevice, given);
-  waiters_.notify();
+  notify();
   return true;
 }
 
 Status Pool::grow_until(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable,
                         std::int64_t deadline_ns) noexcept {
-  if (!usable_here()) return Status::forked;
-  Status status = Status::exhausted;
-  (void)wait_for(deadline_ns, [&] {
-    status = grow(block, request, nbytes, usable);
-    return status != Status::exhausted;
-  });
-  return status;
+  Status status = grow(block, request, nbytes, usable);
+  if (!waits_for_room(status)) return status;
+  Waiter waiter;
+  waiter.nbytes = nbytes;
+  waiter.request = {request.slot, request.generation};
+  return wait_for(deadline_ns, waiter, [&] { return grow(block, request, nbytes, usable, &waiter); });
 }
 
 }  // namespace slabpool

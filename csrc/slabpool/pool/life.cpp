@@ -173,7 +173,7 @@ Pool::Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory,
       table_(depot_, devices_, shared_ != nullptr ? shared_->slots() : nullptr,
              shared_ != nullptr ? shared_->secret() : 0),
       log_(options.events != 0 ? std::make_unique<EventLog>(options.events) : nullptr),
-      waiters_(shared_.get()),
+      queue_(shared_.get(), *this),
       polled_(std::make_unique<PolledAcks>(*this, shared_.get())) {}
 
 Pool::~Pool() {
@@ -208,7 +208,7 @@ Status Pool::close(bool force) noexcept {
   // them.
   wait_for_streams();
   if (shared_ != nullptr) shared_->admit(false);
-  // Release: a thread that learns of the closing finds the pool closed. Sequentially consistent, as in notify(): a waiter
+  // Release: a thread that learns of the closing finds the pool closed. Sequentially consistent, as in WaitQueue::enter(): a waiter
   // that registers now either is woken at the end of this call, or finds the pool closed.
   slow_path_flags_.fetch_or(kClosed, std::memory_order_seq_cst);
   ClaimedList over;
@@ -218,7 +218,7 @@ Status Pool::close(bool force) noexcept {
       [this](std::uint32_t device) { return shared_ != nullptr && shared_->attached(device); }, over);
   end_all(over);
   (void)trim();
-  waiters_.notify();
+  queue_.wake_all();
   return Status::ok;
 }
 

@@ -173,7 +173,5 @@ std::uint64_t Pool::metadata_bytes() const noexcept {
   return depot_.metadata_bytes() + caches_.metadata_bytes() + table_.metadata_bytes();
 }
 const char* Pool::verify() noexcept { return depot_.verify(); }
-void Pool::add_wakeup(int fd) { waiters_.add_wakeup(fd); }
-void Pool::remove_wakeup(int fd) noexcept { waiters_.remove_wakeup(fd); }
 
 }  // namespace slabpool

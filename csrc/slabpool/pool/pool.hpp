@@ -4,8 +4,8 @@
 // while the thread's cache can serve; an ack is one compare-and-swap unless it is the last. The holder of a view keeps the
 // pool alive. Order of locks: docs/design/locks.md.
 //
-// Files: life (creation, closing), allocate, release (views and chains of blocks), requests, acks, growing, sessions, peers
-// (devices in other processes), look (figures and reports).
+// Files: life (creation, closing), allocate, release (views and chains of blocks), requests, waiting, acks, growing,
+// sessions, peers (devices in other processes), look (figures and reports).
 #pragma once
 
 #include <atomic>
@@ -30,7 +30,7 @@
 #include "slabpool/request/table.hpp"
 #include "slabpool/slab/depot.hpp"
 #include "slabpool/slab/thread_cache.hpp"
-#include "slabpool/wait/waiters.hpp"
+#include "slabpool/wait/queue.hpp"
 
 namespace slabpool {
 
@@ -84,7 +84,7 @@ struct KeepSpec {
   SourceLocation where;
 };
 
-class SLABPOOL_API Pool final : public AckSink {
+class SLABPOOL_API Pool final : public AckSink, private Room {
  public:
   // Null on failure; `error` says why. On success its status is ok, and a text is a warning: the control group of this
   // process may have less memory than the capacity.
@@ -95,9 +95,11 @@ class SLABPOOL_API Pool final : public AckSink {
   ~Pool();
 
   // ---- blocks
-  // These and their *_until forms (which wait until `deadline_ns`, monotonic, for memory to come back) do not count a
-  // failure: the caller may have other ways, and try again. The caller that gives up calls note_exhausted() once.
+  // These and their *_until forms (which wait in the queue until `deadline_ns`, monotonic) do not count a failure: the
+  // caller may have other ways, and try again. The caller that gives up calls note_exhausted() once. Forms with a Waiter
+  // are one attempt of a caller that waits, or is about to: see the calls under "waiting".
   Allocation allocate(const AllocateSpec& spec) noexcept;
+  Allocation allocate(const AllocateSpec& spec, Waiter& waiter) noexcept;
   Allocation allocate_until(const AllocateSpec& spec, std::int64_t deadline_ns) noexcept;
   // The first lines of allocate(), for bindings that count instructions: `nbytes` without a request, from this thread's
   // list. Null where that takes more; allocate() then says why.
@@ -108,10 +110,17 @@ class SLABPOOL_API Pool final : public AckSink {
   // Tensors that grow (growing.cpp). A block of a request for up to `most` bytes of addresses that never move; the caller
   // has a view of it. It has no bytes yet: grow() makes its first `nbytes` usable, and only committed bytes count.
   // quota_exceeded, exhausted, request_closed: the block is unchanged.
-  Allocation open_growing(Handle request, std::uint64_t most) noexcept;
+  Allocation open_growing(Handle request, std::uint64_t most) noexcept {
+    return open_growing(request, most, nullptr);
+  }
+  Allocation open_growing(Handle request, std::uint64_t most, Waiter* waiter) noexcept;
   // `usable`: how many bytes may be touched now; written unless the request or the pool is closed. Both count from the first
   // byte that the tensor ever had.
-  Status grow(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable) noexcept;
+  Status grow(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable) noexcept {
+    return grow(block, request, nbytes, usable, nullptr);
+  }
+  Status grow(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable,
+              Waiter* waiter) noexcept;
   Status grow_until(Block& block, Handle request, std::uint64_t nbytes, std::uint64_t& usable,
                     std::int64_t deadline_ns) noexcept;
   // Gives the pages back that lie wholly before byte `from` and those wholly from byte `to` on, counted from the first byte
@@ -138,6 +147,7 @@ class SLABPOOL_API Pool final : public AckSink {
 
   // ---- requests
   Status open(const OpenSpec& spec, Handle& handle) noexcept;
+  Status open(const OpenSpec& spec, Handle& handle, Waiter* waiter) noexcept;
   Status open_until(const OpenSpec& spec, Handle& handle, std::int64_t deadline_ns) noexcept;
   void close_request(Handle handle, bool cancel) noexcept;
   // Every holder leaves a request that no other code has yet: its opening is undone.
@@ -151,6 +161,35 @@ class SLABPOOL_API Pool final : public AckSink {
   // False if the request is over and no view retains bytes of it.
   bool describe(Handle handle, RequestInfo& info);
   DeviceRegistry& devices() noexcept { return devices_; }
+
+  // ---- waiting (waiting.cpp)
+  // The caller makes an attempt with a Waiter. If it fails, and may_come() is true of the answer, the caller enters the
+  // waiter, attempts again, and sleeps with wait() between further attempts. It leaves when it is served or gives up; so
+  // does the destructor. A waiter whose cancelled() is true gives up at once.
+  bool may_come(Status status, const Waiter& waiter) const noexcept;
+  void enter(Waiter& waiter) noexcept;
+  void enter_end(Waiter& waiter, Handle request) noexcept;  // for the end of a request
+  void leave(Waiter& waiter) noexcept;
+  // True: try again. False: `until_ns` (monotonic) has passed.
+  bool wait(Waiter& waiter, std::int64_t until_ns) noexcept;
+  // The first waiter tries to make room itself, by what the caller knows (sessions, heaps), and is woken for that.
+  void set_gives_way(bool may) noexcept { gives_way_.store(may, std::memory_order_relaxed); }
+  bool is_first(const Waiter& waiter) noexcept;
+  // For event loops.
+  Waiter* take_woken(WakeTarget& target) noexcept;
+  bool take_again(Waiter& waiter) noexcept;
+  std::uint32_t waiting() const noexcept;
+  // All waiters, by arrival. Throws std::bad_alloc.
+  std::vector<WaiterInfo> waiters();
+  // What stands before a waiter, or before a caller that does not wait; kNamedAhead with what they want. Throws
+  // std::bad_alloc.
+  static constexpr std::uint32_t kNamedAhead = 3;
+  Ahead ahead_of(const Waiter& waiter);
+  // The requests that wait for memory hold so much that the first of them cannot be served before one of them lets go.
+  // Looks at kMostInCircle waiters.
+  static constexpr std::uint32_t kMostInCircle = 1024;
+  bool in_circle() noexcept;
+  std::uint64_t wakeups() const noexcept;  // for tests
 
   // ---- acks (acks.cpp)
   struct Acked {
@@ -295,11 +334,6 @@ class SLABPOOL_API Pool final : public AckSink {
   }
   bool usable_here() const noexcept { return epoch_ == fork_epoch(); }  // not in a fork's child
 
-  // Writes to the file descriptor (an eventfd or a pipe) whenever memory came back or a request ended, until it is
-  // removed. For event loops. Throws std::bad_alloc.
-  void add_wakeup(int fd);
-  void remove_wakeup(int fd) noexcept;
-
  private:
   struct Plan {
     unsigned bin;         // kBins: no thread cache for it
@@ -336,7 +370,9 @@ class SLABPOOL_API Pool final : public AckSink {
   [[gnu::always_inline]] Block* take_plain(std::uint64_t nbytes) noexcept;
   [[gnu::noinline]] Allocation allocate_further(const AllocateSpec& spec) noexcept;
   Allocation try_allocate(const AllocateSpec& spec) noexcept;
-  [[gnu::noinline]] Allocation allocate_slowly(const AllocateSpec& spec) noexcept;
+  [[gnu::noinline]] Allocation allocate_slowly(const AllocateSpec& spec,
+                                               Waiter* waiter = nullptr) noexcept;
+  Allocation take_own(const Plan& plan, std::uint64_t align, ReserveRef reserve) noexcept;
   Allocation take(const Plan& plan, std::uint64_t align, ReserveRef reserve, bool exact) noexcept;
   Allocation take_shared(const Plan& plan, ReserveRef reserve, bool exact);
   Allocation take_promised(const Plan& plan, std::uint64_t align, ReserveRef reserve);
@@ -347,7 +383,46 @@ class SLABPOOL_API Pool final : public AckSink {
 
   // growing.cpp
   Status grow_to(Block& block, RequestRecord& record, Handle request, std::uint64_t pages,
-                 ThreadCache& cache, bool hard) noexcept;
+                 ThreadCache& cache, bool hard, Waiter* waiter) noexcept;
+
+  // waiting.cpp
+  bool passes(Waiter* waiter, const Wanted& wanted) noexcept {
+    return waiter != nullptr ? queue_.passes(*waiter, wanted) : queue_.passes(wanted);
+  }
+  // What an attempt needs beyond what was promised to its request.
+  std::uint64_t beyond(ReserveRef reserve, std::uint64_t bytes) const noexcept {
+    const std::uint64_t own = reserve.reserve != nullptr ? depot_.left_of(reserve) : 0;
+    return bytes > own ? bytes - own : 0;
+  }
+  // An attempt with a waiter failed.
+  void blocked(Waiter* waiter, Resource resource, std::uint64_t amount, Handle of = {}) noexcept;
+  Status charge(RequestRecord& record, Handle request, std::uint64_t bytes, ReserveRef& reserve,
+                Waiter* waiter) noexcept;
+  void uncharge(RequestRecord& record, Handle request, std::uint64_t bytes) noexcept;
+  template <typename Attempt>
+  Status wait_for(std::int64_t deadline_ns, Waiter& waiter, Attempt&& attempt) noexcept;
+  // After memory came back.
+  void notify(bool addresses = false) noexcept {
+    if (queue_.any()) [[unlikely]]
+      notify_returned(addresses);
+  }
+  // Apart, so that callers need no stack for them.
+  [[gnu::noinline, gnu::cold]] void notify_returned(bool addresses) noexcept;
+  [[gnu::noinline, gnu::cold]] void notify_end(const RequestRecord& ended) noexcept;
+  [[gnu::noinline, gnu::cold]] void notify_closed() noexcept;
+  [[gnu::noinline, gnu::cold]] void notify_quota(Handle root) noexcept;
+  void name(WaiterInfo& info);
+  void notify_kept(Handle from) noexcept;  // a block of `from` moved to a session
+  std::uint64_t free_bytes() noexcept override;
+  std::uint64_t free_slots() noexcept override { return table_.free_slots(); }
+  std::uint64_t quota_left(Subject of) noexcept override {
+    return table_.quota_of({of.slot, of.generation}).left;
+  }
+  bool circle() noexcept override { return in_circle(); }
+  bool polls() noexcept override { return must_poll(); }
+  bool gives_way() noexcept override { return gives_way_.load(std::memory_order_relaxed); }
+  void collect() noexcept override { collect_acks(); }
+  void waits(bool memory, bool slots) noexcept override;
 
   // release.cpp
   [[gnu::noinline]] void drop_view_slowly(Block& block) noexcept;
@@ -357,17 +432,10 @@ class SLABPOOL_API Pool final : public AckSink {
   void clean(Block& block) noexcept;
 
   // requests.cpp
+  [[gnu::always_inline]] Status open_now(const OpenSpec& spec, Handle& handle) noexcept;
   bool finish(Handle handle) noexcept;  // false: another thread does
   void end(RequestRecord& claimed, ClaimedList& over) noexcept;
   void end_all(ClaimedList& over) noexcept;
-  template <typename Try>
-  bool wait_for(std::int64_t deadline_ns, Try&& attempt) noexcept {
-    const auto collect_and_try = [&] {
-      collect_acks();
-      return attempt();
-    };
-    return waiters_.wait(deadline_ns, collect_and_try, [&] { return must_poll(); });
-  }
 
   // acks.cpp
   [[gnu::always_inline]] Counted count_ack(Handle handle, std::uint32_t device,
@@ -392,8 +460,10 @@ class SLABPOOL_API Pool final : public AckSink {
   // Everything that keeps an allocation or a return off the hot path, in one word.
   // kPolledAcks: there are sources of acks to poll: peers (always in a shared pool), or streams with queued acks.
   // kLost: the GPU backing this pool has failed; every allocation returns device_lost.
+  // kWaiting: a waiter is blocked on memory, so an allocation asks the queue whether it may pass. kSlotsWait: the same for
+  // opening a request.
   static constexpr std::uint32_t kClosed = 1, kDebug = 2, kScrub = 4, kLog = 8, kPolledAcks = 16,
-                                 kLost = 32;
+                                 kLost = 32, kWaiting = 64, kSlotsWait = 128;
   std::atomic<std::uint32_t> slow_path_flags_;
   std::unique_ptr<MemoryResource> memory_;
   std::unique_ptr<SharedOwner> shared_;  // null unless peers may attach
@@ -407,7 +477,8 @@ class SLABPOOL_API Pool final : public AckSink {
   // Held while a tensor grows, one at a time, because nothing else may change a block's size meanwhile. Before the table
   // in the order of locks; taken when a page boundary is passed, not at every step.
   std::mutex growing_mutex_;
-  Waiters waiters_;
+  WaitQueue queue_;
+  std::atomic<bool> gives_way_{false};
   std::unique_ptr<PolledAcks> polled_;
 };
 

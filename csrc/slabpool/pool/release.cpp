@@ -23,7 +23,7 @@ void Pool::give_back(Block* chain, bool to_depot) noexcept {
   } else {
     cache->push(chain);
   }
-  waiters_.notify();
+  notify(true);
 }
 
 void Pool::hold_view(Block& block) noexcept {
@@ -47,8 +47,8 @@ Status Pool::open_view(Block& block, std::uint32_t serial, Handle request) noexc
 
 void Pool::drop_view(Block& block) noexcept {
   ThreadCache* cache = caches_.last();
-  if (cache == nullptr || (slow_path_flags_.load(std::memory_order_relaxed) & ~kPolledAcks) != 0)
-      [[unlikely]]
+  if (cache == nullptr ||
+      (slow_path_flags_.load(std::memory_order_relaxed) & ~(kPolledAcks | kWaiting)) != 0) [[unlikely]]
     return drop_view_slowly(block);
   if (block.request.load(std::memory_order_relaxed) != 0) {
     if (!block.drop_with_request()) [[unlikely]]
@@ -57,7 +57,7 @@ void Pool::drop_view(Block& block) noexcept {
   }
   if (!block.drop_private()) return;
   if (cache->push_own(block)) [[likely]] {
-    waiters_.notify();
+    notify();
   } else {
     block.next = nullptr;
     give_back(&block);
@@ -87,7 +87,8 @@ void Pool::drop_retained(Block& block) noexcept {
   if (closed()) (void)trim();
   if (!record.blocks.returned_retained()) return;
   table_.recycle(record);
-  waiters_.notify();  // for a free slot
+  if (queue_.any()) [[unlikely]]
+    queue_.wake({.slots = true});
 }
 
 }  // namespace slabpool

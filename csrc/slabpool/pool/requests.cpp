@@ -1,12 +1,11 @@
 // Requests: opening and closing them, and giving their blocks back once.
 #include "slabpool/base/clock.hpp"
 #include "slabpool/pool/pool.hpp"
+#include "slabpool/pool/waiting.hpp"
 
 namespace slabpool {
 
-Status Pool::open(const OpenSpec& spec, Handle& handle) noexcept {
-  if (!usable_here()) return Status::forked;
-  if (closed()) return Status::pool_closed;
+inline Status Pool::open_now(const OpenSpec& spec, Handle& handle) noexcept {
   if (pages_for(spec.reserve) > options_.capacity >> kPageBits) return Status::too_large;
   if (spec.quota != 0 && spec.reserve > spec.quota) return Status::invalid_argument;
   collect_acks();
@@ -24,14 +23,38 @@ Status Pool::open(const OpenSpec& spec, Handle& handle) noexcept {
   }
 }
 
-Status Pool::open_until(const OpenSpec& spec, Handle& handle, std::int64_t deadline_ns) noexcept {
+Status Pool::open(const OpenSpec& spec, Handle& handle) noexcept {
   if (!usable_here()) return Status::forked;
-  Status status = Status::exhausted;
-  (void)wait_for(deadline_ns, [&] {
-    status = open(spec, handle);
-    return status != Status::exhausted && status != Status::too_many_requests;
-  });
+  // Acquire: as closed().
+  if ((slow_path_flags_.load(std::memory_order_acquire) & (kClosed | kWaiting | kSlotsWait)) != 0)
+      [[unlikely]]
+    return open(spec, handle, nullptr);
+  return open_now(spec, handle);
+}
+
+Status Pool::open(const OpenSpec& spec, Handle& handle, Waiter* waiter) noexcept {
+  if (!usable_here()) return Status::forked;
+  if (closed()) return Status::pool_closed;
+  const std::uint64_t reserve = pages_for(spec.reserve) << kPageBits;
+  // Sessions make room for what they keep themselves.
+  if (!spec.kept && (!passes(waiter, {Resource::slots, 1}) ||
+                     (reserve != 0 && !passes(waiter, {Resource::memory, reserve}))))
+    return Status::waiters_ahead;
+  const Status status = open_now(spec, handle);
+  if (status == Status::exhausted) blocked(waiter, Resource::memory, reserve);
+  if (status == Status::too_many_requests) blocked(waiter, Resource::slots, 1);
   return status;
+}
+
+Status Pool::open_until(const OpenSpec& spec, Handle& handle, std::int64_t deadline_ns) noexcept {
+  const Status status = open(spec, handle);
+  if (!waits_for_room(status)) return status;
+  Waiter waiter;
+  waiter.id = spec.id;
+  waiter.nbytes = spec.reserve;
+  waiter.where = spec.where;
+  if (spec.parent) waiter.request = {spec.parent->slot, spec.parent->generation};
+  return wait_for(deadline_ns, waiter, [&] { return open(spec, handle, &waiter); });
 }
 
 void Pool::close_request(Handle handle, bool cancel) noexcept {
@@ -41,7 +64,8 @@ void Pool::close_request(Handle handle, bool cancel) noexcept {
   if (!table_.close(handle, cancel, over)) return;
   log(EventKind::close, handle.generation, kNoDevice, 0);
   end_all(over);
-  waiters_.notify();  // a waiter for memory of this request cannot have it any more
+  if (queue_.any()) [[unlikely]]
+    notify_closed();
 }
 
 void Pool::discard(Handle handle) noexcept {
@@ -65,14 +89,20 @@ void Pool::end(RequestRecord& claimed, ClaimedList& over) noexcept {
   const RequestBlocks::Released back = claimed.blocks.release(retained_);
   const bool budget = claimed.has_budget.load(std::memory_order_relaxed);
   if (back.chain != nullptr) give_back(back.chain, budget);
-  if (budget) table_.return_budget(claimed);
+  if (budget) {
+    const Handle root = claimed.root;  // written when it was opened
+    table_.return_budget(claimed);
+    if (queue_.any()) [[unlikely]]
+      notify_quota(root);
+  }
   if (log_ != nullptr) [[unlikely]] {
     const std::uint64_t generation = claimed.handle().generation;
     log(EventKind::release, generation, kNoDevice, back.freed);
     if (back.retained != 0) log(EventKind::retain, generation, kNoDevice, back.retained);
   }
   table_.retire(claimed, over);
-  waiters_.notify();
+  if (queue_.any()) [[unlikely]]
+    notify_end(claimed);
 }
 
 void Pool::end_all(ClaimedList& over) noexcept {
@@ -86,7 +116,14 @@ bool Pool::released(Handle handle) noexcept {
 
 bool Pool::wait_released(Handle handle, std::int64_t deadline_ns) noexcept {
   if (!usable_here()) return false;
-  return wait_for(deadline_ns, [&] { return released(handle); });
+  if (released(handle)) return true;
+  Waiter waiter;
+  enter_end(waiter, handle);
+  for (;;) {
+    const bool last = !queue_.wait(waiter, deadline_ns);
+    if (released(handle)) return true;
+    if (last) return false;
+  }
 }
 
 }  // namespace slabpool

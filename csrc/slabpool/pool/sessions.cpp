@@ -39,6 +39,8 @@ Status Pool::keep(const KeepSpec& spec, Handle& kept) noexcept {
     return status;
   }
   log(EventKind::keep, kept.generation, kNoDevice, spec.block->bytes);
+  if (queue_.any()) [[unlikely]]
+    notify_kept(spec.from);
   return status;
 }
 
@@ -57,10 +59,15 @@ bool Pool::kept(Handle session, Kept& figures) noexcept {
 }
 
 Status Pool::set_quota(Handle session, std::uint64_t quota) noexcept {
-  return table_.set_quota(session, quota);
+  const Status status = table_.set_quota(session, quota);
+  if (queue_.any()) queue_.wake({.kept = true});
+  return status;
 }
 
-void Pool::set_kept_quota(std::uint64_t quota) noexcept { table_.set_kept_quota(quota); }
+void Pool::set_kept_quota(std::uint64_t quota) noexcept {
+  table_.set_kept_quota(quota);
+  if (queue_.any()) queue_.wake({.kept = true});
+}
 
 std::uint64_t Pool::kept_bytes() const noexcept { return table_.kept_bytes(); }
 

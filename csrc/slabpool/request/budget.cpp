@@ -66,6 +66,29 @@ void RequestTable::return_budget(RequestRecord& r) noexcept {
   if (over.reserve != nullptr) depot_.close_reserve(over);
 }
 
+Handle RequestTable::root_of(const RequestRecord& r, Handle handle) const noexcept {
+  const std::lock_guard lock(budget_mutex_);
+  return r.charged_for == handle.generation ? r.root : Handle{};
+}
+
+std::uint64_t RequestTable::charged_of(const RequestRecord& r, Handle handle) const noexcept {
+  const std::lock_guard lock(budget_mutex_);
+  return r.charged_for == handle.generation ? r.charged : 0;
+}
+
+RequestTable::Quota RequestTable::quota_of(Handle root) const noexcept {
+  const std::lock_guard lock(budget_mutex_);
+  const RequestRecord* r = budget_of(root);
+  if (r == nullptr || r->quota == 0) return {};
+  return {r->quota, r->quota > r->used ? r->quota - r->used : 0};
+}
+
+ReserveRef RequestTable::reserve_of(Handle root) const noexcept {
+  const std::lock_guard lock(budget_mutex_);
+  const RequestRecord* r = budget_of(root);
+  return r != nullptr ? r->reserve : ReserveRef{};
+}
+
 // The host has left a request that has a budget, and so all that descend from it: nothing is drawn from its promise any more.
 // False if the request is kept, and pinned.
 bool RequestTable::leave_budget(RequestRecord& r) noexcept {

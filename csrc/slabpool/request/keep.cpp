@@ -111,6 +111,7 @@ void RequestTable::unpin_all(RequestRecord& by, ClaimedList& over) noexcept {
     if (--kept.pins != 0) continue;
     kept.idle_since_ns = now;
     if (kept.parent == 0) list_idle(kept);
+    unpinned_.store(true, std::memory_order_relaxed);
     // Clears the host's bit if the host left while there were pins. (Pool::close(force) has cleared all bits already.)
     if (kept.host_left.load(std::memory_order_relaxed) &&
         holders(handle.slot).leave(handle.generation, kHost) == HolderSet::Left::last) {

@@ -103,6 +103,11 @@ class RequestTable {
   // Forgets a claimed request whose blocks went back. Its slot is free once no block is retained. Children that were not
   // over yet (their parent's end is theirs) are added to `over`.
   void retire(RequestRecord& record, ClaimedList& over) noexcept;
+  // Whether a request that ended since the last call has left a session without pins.
+  bool take_unpinned() noexcept {
+    return unpinned_.load(std::memory_order_relaxed) &&
+           unpinned_.exchange(false, std::memory_order_relaxed);
+  }
   // Frees the slot; called by the thread for which RequestBlocks::returned_retained() returned true.
   void recycle(RequestRecord& record) noexcept;
 
@@ -117,6 +122,17 @@ class RequestTable {
   Status charge(RequestRecord& record, Handle handle, std::uint64_t bytes, ReserveRef& reserve);
   void uncharge(RequestRecord& record, Handle handle, std::uint64_t bytes) noexcept;
   void return_budget(RequestRecord& record) noexcept;  // at the end
+  // The request that a request with a budget charges; generation 0 once the budget was returned.
+  Handle root_of(const RequestRecord& record, Handle handle) const noexcept;
+  // What such a request is charged, without its descendants.
+  std::uint64_t charged_of(const RequestRecord& record, Handle handle) const noexcept;
+  // The quota of such a root, and what is left of it; both are all bytes if it has none, or is over.
+  struct Quota {
+    std::uint64_t bytes = ~std::uint64_t{0};
+    std::uint64_t left = ~std::uint64_t{0};
+  };
+  Quota quota_of(Handle root) const noexcept;
+  ReserveRef reserve_of(Handle root) const noexcept;  // null if it has none, or is over
   std::uint64_t reserved_by(
       const RequestRecord& record) const noexcept;  // bytes set aside and not drawn
   // What was promised to the request or the one that it descends from, if anything.
@@ -248,6 +264,10 @@ class RequestTable {
   // some: a request is held. ending: none is held, but a thread is still giving blocks of one back.
   enum class Holds { none, ending, some };
   Holds holds();
+  std::uint32_t free_slots() const noexcept {
+    const std::lock_guard lock(mutex_);
+    return kMaxRequests - slots_made_ + free_slots_.count();
+  }
   // Bytes of records and tables.
   std::uint64_t metadata_bytes() const noexcept;
   bool any_lease() const noexcept { return leased_.load(std::memory_order_relaxed) != 0; }
@@ -322,6 +342,7 @@ class RequestTable {
   std::atomic<std::uint64_t> open_{0};
   std::atomic<std::uint64_t> draining_{0};
   std::atomic<std::uint64_t> leased_{0};
+  std::atomic<bool> unpinned_{false};
 };
 
 // Calls f for every descendant, each before the one it descends from. Without recursion, because users may nest children

@@ -27,6 +27,9 @@ cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align,
                      object timeout, object who) except NULL
 cdef object new_array(Core core, Handle request, object shape, object dtype, object align, bint zero,
                       object timeout, object who)
+# new_array() of undefined contents, without alignment, timeout and priority: the hot path. new_quick(): without a request.
+cdef object new_plain(Core core, Handle request, object shape, object dtype, object who)
+cdef object new_quick(Core core, object shape, object dtype)
 cdef object new_full(Core core, Handle request, object shape, object value, object dtype, object align,
                      object timeout, object who)
 cdef object new_copy(Core core, Handle request, object array, object align, object timeout, object who)

@@ -11,15 +11,16 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint64_t
 
 from slabpool._core.c_arrays cimport (
     as_dim, holds_objects, mul_overflows, new_over, new_strided, plain_shape, set_base,
 )
-from slabpool._core.core cimport BULK, MAX_DIMS, caller, deadline_of, failed, find_room
+from slabpool._core.core cimport BULK, MAX_DIMS, NO_REQUEST, Wait, caller, failed, find_room, wait_of
 from slabpool._core.cpp_block cimport Block
 from slabpool._core.cpp_pool cimport AllocateSpec, Allocation, kMaxAlign
 from slabpool._core.cpp_status cimport Status
+from slabpool._core.cpp_wait cimport Waiter
 from slabpool._core.cpp_view_hold cimport ViewHold
 
 import operator
@@ -151,14 +152,11 @@ cdef struct _Job:
     Block* block
 
 
-cdef Status _attempt(Core core, void* job, int64_t until) noexcept:
+cdef Status _attempt(Core core, void* job, Waiter* waiter) noexcept:
     cdef AllocateSpec* spec = (<_Job*>job).spec
     cdef Allocation result
     with nogil:
-        if until:
-            result = core.pool.allocate_until(spec[0], until)
-        else:
-            result = core.pool.allocate(spec[0])
+        result = core.pool.allocate_as(spec[0], waiter[0])
     (<_Job*>job).block = result.block
     return result.status
 
@@ -167,7 +165,6 @@ cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align,
                      object timeout, object who) except NULL:
     cdef AllocateSpec spec
     cdef Allocation result
-    cdef int64_t deadline = deadline_of(timeout) if timeout is not None else 0
     spec.nbytes = nbytes
     spec.align = align
     spec.request = request
@@ -175,6 +172,8 @@ cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align,
     spec.zero = zero
     if core.records_lines:
         spec.where = caller(core)
+    if timeout is not None:
+        return _find_block(core, &spec, Status.waiters_ahead, timeout, who)
     if zero and nbytes >= BULK:
         with nogil:
             result = core.pool.allocate(spec)
@@ -182,17 +181,17 @@ cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align,
         result = core.pool.allocate(spec)
     if result.block is not NULL:
         return result.block
-    return _find_block(core, &spec, result.status, deadline, timeout, who)
+    return _find_block(core, &spec, result.status, None, who)
 
 
-cdef Block* _find_block(Core core, AllocateSpec* spec, Status status, int64_t deadline, object timeout,
-                        object who) except NULL:
+cdef Block* _find_block(Core core, AllocateSpec* spec, Status status, object timeout, object who) except NULL:
     cdef _Job job
+    cdef Wait wait = wait_of(core, timeout, who)
     job.spec = spec
     job.block = NULL
-    status = find_room(core, status, _attempt, &job, deadline, spec.request, spec.nbytes, False)
+    status = find_room(core, status, _attempt, &job, wait, spec.request, spec.nbytes, False)
     if job.block is NULL:
-        failed(core, who, status, spec.nbytes, timeout)
+        failed(core, who, status, spec.nbytes, wait)
     return job.block
 
 
@@ -201,11 +200,26 @@ cdef object new_array(Core core, Handle request, object shape, object dtype, obj
     cdef Shape parsed
     cdef cnp.dtype descr = as_dtype(dtype)
     cdef uint64_t nbytes = parse_shape(shape, descr.itemsize, &parsed)
-    cdef Block* block = NULL
-    if align is None and timeout is None and not zero and request.generation == 0:
-        block = core.pool.allocate_quickly(nbytes)
+    cdef Block* block = allocate(
+        core, request, nbytes, 64 if align is None else _parse_align(align), True, zero, timeout, who)
+    return wrap(core, block, block.data, descr, &parsed)
+
+
+cdef object new_plain(Core core, Handle request, object shape, object dtype, object who):
+    cdef Shape parsed
+    cdef cnp.dtype descr = as_dtype(dtype)
+    cdef uint64_t nbytes = parse_shape(shape, descr.itemsize, &parsed)
+    cdef Block* block = allocate(core, request, nbytes, 64, True, False, None, who)
+    return wrap(core, block, block.data, descr, &parsed)
+
+
+cdef object new_quick(Core core, object shape, object dtype):
+    cdef Shape parsed
+    cdef cnp.dtype descr = as_dtype(dtype)
+    cdef uint64_t nbytes = parse_shape(shape, descr.itemsize, &parsed)
+    cdef Block* block = core.pool.allocate_quickly(nbytes)
     if block is NULL:
-        block = allocate(core, request, nbytes, 64 if align is None else _parse_align(align), True, zero, timeout, who)
+        block = allocate(core, NO_REQUEST, nbytes, 64, True, False, None, None)
     return wrap(core, block, block.data, descr, &parsed)
 
 

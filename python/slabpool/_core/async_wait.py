@@ -1,9 +1,9 @@
 """Waiting for a pool inside asyncio: one file descriptor for each pool and event loop, and no threads.
 
-The core writes to the descriptor whenever memory is returned or a request is released. The loop then wakes
-every waiting coroutine, and each tries again. CUDA streams never wake waiters, so while acks wait for streams
-the coroutines also poll, after pauses. The descriptor exists only while a coroutine waits, and the event loop
-is not kept alive.
+A coroutine stands in the same queue as threads do. The core writes to the descriptor when the turn of one of
+the loop's coroutines has come, and the loop wakes that coroutine alone. CUDA streams never wake waiters, so
+while acks wait for streams the first coroutine also polls, after pauses. The descriptor exists only while a
+coroutine waits, and the event loop is not kept alive.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from slabpool._core.core import LoopWaiters, Wait
 from slabpool.arguments.texts import show
-from slabpool.errors import InvalidArgumentError, InvalidTypeError, PoolExhausted, TensorTooLargeError
+from slabpool.errors import InvalidArgumentError, InvalidTypeError, SlabpoolError
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,22 +23,26 @@ if TYPE_CHECKING:
     from slabpool._core.pool import Pool
     from slabpool._core.request import Request
 
+T = TypeVar("T")
 
 # Seconds between two polls while acks wait for streams. Short at first, because most work on streams is
 # short.
 FIRST_PAUSE = 50e-6
 LONGEST_PAUSE = 2e-3
+# Seconds between two looks of the first coroutine at what gives way without a wake-up: heaps, copies, idle
+# sessions.
+LOOK = 50e-3
 
 
 class _Wakeup:
-    """The descriptor of one pool in one event loop, and the coroutines that wait on it."""
+    """The descriptor of one pool in one event loop."""
 
     def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
         self._pool = pool
         self._loop = loop
-        self._waiters: set[asyncio.Future[bool]] = set()
         self._count = 0
         self._fd = -1
+        self.waiters: LoopWaiters
 
     def __enter__(self) -> _Wakeup:
         if self._count == 0:
@@ -48,8 +53,8 @@ class _Wakeup:
     def _open(self) -> None:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
+            self.waiters = LoopWaiters(self._fd)
             self._loop.add_reader(self._fd, self._wake)
-            self._pool._add_wakeup(self._fd)
             if self._pool._bell >= 0:
                 # Collecting the acks of peers wakes the waiters of what they release.
                 self._loop.add_reader(self._pool._bell, self._pool._answer_bell)
@@ -59,8 +64,7 @@ class _Wakeup:
         _wakeups(self._pool)[self._loop] = self
 
     def _close(self) -> None:
-        # First remove it from the pool: after close() another file may have the same number.
-        self._pool._remove_wakeup(self._fd)
+        # All waiters have left, so the core does not write to it any more.
         self._loop.remove_reader(self._fd)
         if self._pool._bell >= 0:
             self._loop.remove_reader(self._pool._bell)
@@ -75,26 +79,26 @@ class _Wakeup:
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # another wake-up has read it
             os.eventfd_read(self._fd)
-        waiters, self._waiters = self._waiters, set()
-        for waiter in waiters:
-            _answer(waiter, True)
+        for wait in self.waiters.take():
+            if wait.future is not None:
+                _answer(wait.future, True)
 
-    async def next(self, deadline: float | None) -> bool:
-        """True after the next wake-up; False if the deadline (by the loop's clock) comes first."""
-        waiter: asyncio.Future[bool] = self._loop.create_future()
-        self._waiters.add(waiter)
-        timer = None if deadline is None else self._loop.call_at(deadline, _answer, waiter, False)
+    async def next(self, wait: Wait, until: float | None) -> bool:
+        """True after the next wake-up; False if the instant (by the loop's clock) comes first."""
+        future: asyncio.Future[bool] = self._loop.create_future()
+        wait.future = future
+        timer = None if until is None else self._loop.call_at(until, _answer, future, False)
         try:
-            return await waiter
+            return await future
         finally:
-            self._waiters.discard(waiter)
+            wait.future = None
             if timer is not None:
                 timer.cancel()
 
 
-def _answer(waiter: asyncio.Future[bool], woken: bool) -> None:
-    if not waiter.done():
-        waiter.set_result(woken)
+def _answer(future: asyncio.Future[bool], woken: bool) -> None:
+    if not future.done():
+        future.set_result(woken)
 
 
 def _wakeups(pool: Pool) -> dict[asyncio.AbstractEventLoop, _Wakeup]:
@@ -103,67 +107,89 @@ def _wakeups(pool: Pool) -> dict[asyncio.AbstractEventLoop, _Wakeup]:
     return wakeups
 
 
-async def until(pool: Pool, done: Callable[[], bool], timeout: float | None = None) -> bool:
-    """True once `done()` is true; False if it is still false when the timeout (seconds) expires.
+def _seconds(timeout: object) -> float | None:
+    if timeout is None:
+        return None
+    try:
+        seconds = float(timeout)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidTypeError(f"timeout must be seconds or None, got {show(timeout)}") from None
+    if not seconds >= 0:
+        raise InvalidArgumentError(f"timeout must be seconds from 0 on, or None; got {show(timeout)}")
+    return seconds
 
-    `done` is called again whenever memory is returned or a request is released.
+
+class _Pauses:
+    """When the first coroutine tries again without a wake-up."""
+
+    def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
+        self._pool = pool
+        self._loop = loop
+        self._next = FIRST_PAUSE
+
+    def until(self, deadline: float | None, otherwise: float | None) -> float | None:
+        """The instant of the next poll, or the deadline; `otherwise`: seconds where nothing is polled."""
+        pause = otherwise
+        if self._pool._must_poll:
+            pause = self._next
+            self._next = min(2 * pause, LONGEST_PAUSE)
+        if pause is None:
+            return deadline
+        look = self._loop.time() + pause
+        return look if deadline is None else min(look, deadline)
+
+
+async def served(pool: Pool, wait: Wait, attempt: Callable[[Wait], T], timeout: object) -> T:
+    """The result of ``attempt(wait)``, once it is this waiter's turn and there is room.
+
+    Nothing is awaited between an attempt that succeeds and the return, so a coroutine that is cancelled
+    leaves nothing behind that the attempt made.
     """
-    if done():
-        return True
+    seconds = _seconds(timeout)
+    wait.timeout = timeout
+    try:
+        return attempt(wait)
+    except SlabpoolError:
+        if not wait.waits:
+            raise
     import asyncio  # here, because `import slabpool` must not load it; a coroutine that runs has loaded it
 
     loop = asyncio.get_running_loop()
-    deadline = None if timeout is None else loop.time() + timeout
+    deadline = None if seconds is None else loop.time() + seconds
+    pauses = _Pauses(pool, loop)
     with _wakeups(pool).get(loop) or _Wakeup(pool, loop) as wakeup:
-        # done() is called after the wake-up is in place, so that no event is missed. Nothing is awaited
-        # between a true result and the return, so that a cancelled coroutine never leaves behind what `done`
-        # opened.
-        pause = FIRST_PAUSE
-        while not done():
-            until_then = deadline
-            if pool._must_poll:
-                look = loop.time() + pause
-                until_then = look if deadline is None else min(look, deadline)
-                pause = min(2 * pause, LONGEST_PAUSE)
-            woken = await wakeup.next(until_then)
-            # Also by the clock, because a busy pool wakes the loop at every turn.
-            if (not woken and until_then is deadline) or (deadline is not None and loop.time() >= deadline):
-                return done()
-    return True
-
-
-async def released(pool: Pool, done: Callable[[], bool]) -> None:
-    """Returns once `done()` is true."""
-    await until(pool, done)
-
-
-async def open_request(pool: Pool, attempt: Callable[[], Request], timeout: float | None) -> Request:
-    """Calls `attempt` until it does not run out of memory, or the timeout (seconds) expires."""
-    if timeout is not None:
+        wait.join(wakeup.waiters)
         try:
-            timeout = float(timeout)
-        except (TypeError, ValueError, OverflowError):
-            raise InvalidTypeError(f"timeout must be seconds or None, got {show(timeout)}") from None
-        if not timeout >= 0:
-            raise InvalidArgumentError(f"timeout must be seconds from 0 on, or None; got {show(timeout)}")
-    last: PoolExhausted | None = None
-    opened: list[Request] = []
+            while True:
+                # By the clock, because a busy pool wakes the loop at every turn.
+                wait.last = deadline is not None and loop.time() >= deadline
+                try:
+                    return attempt(wait)
+                except SlabpoolError:
+                    if wait.last or not wait.waits:
+                        raise
+                woken = False
+                while not woken:
+                    first = wait.first
+                    until = pauses.until(deadline, LOOK) if first else deadline
+                    woken = await wakeup.next(wait, until) or first or until is deadline
+        finally:
+            wait.leave()
 
-    def try_once() -> bool:
-        nonlocal last
+
+async def released(pool: Pool, wait: Wait, request: Request) -> None:
+    """Returns once the request is released."""
+    if request._is_released:
+        return
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    pauses = _Pauses(pool, loop)
+    with _wakeups(pool).get(loop) or _Wakeup(pool, loop) as wakeup:
+        wait.join(wakeup.waiters)
         try:
-            opened.append(attempt())
-        except TensorTooLargeError:
-            raise
-        except PoolExhausted as error:
-            last = error
-            return False
-        return True
-
-    try:
-        if await until(pool, try_once, timeout):
-            return opened[0]
-        assert last is not None  # it was tried at least once
-        raise last
-    finally:
-        last = None  # its traceback refers to this frame: the cycle would keep the pool alive
+            request._wait_for_end(wait)
+            while not request._is_released:
+                await wakeup.next(wait, pauses.until(None, None))
+        finally:
+            wait.leave()

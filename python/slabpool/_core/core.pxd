@@ -16,6 +16,7 @@ from slabpool._core.cpp_pool_declared cimport Pool as CppPool
 from slabpool._core.cpp_pool_declared cimport Shortage
 from slabpool._core.cpp_request cimport Handle, SourceLocation, string_view
 from slabpool._core.cpp_status cimport Status
+from slabpool._core.cpp_wait cimport Ahead, Waiter, WaiterInfo, WakeTarget
 
 # numpy's own limit is 64 since 2.0, 32 before; the array call enforces the lower one.
 cdef enum:
@@ -84,18 +85,53 @@ cdef void note_copies(int under_way, SettleCopies settle) noexcept
 cdef bint settle_copies() noexcept
 cdef bint trim_heaps(Core core, bint wait) except -1
 
-# ---- waiting for room
+# ---- waiting for room (waiting.pxi)
 
-# One attempt at what may find no room: at once if `until` is 0, else it waits in the core until then (monotonic ns).
-ctypedef Status (*Attempt)(Core core, void* job, int64_t until) noexcept
+# One attempt at what may find no room, at once. The waiter may be null: a caller that has not waited.
+ctypedef Status (*Attempt)(Core core, void* job, Waiter* waiter) noexcept
 
 # 0 without a timeout.
 cdef int64_t deadline_of(object timeout) except -1
 cdef int64_t next_slice(int64_t deadline) noexcept
-# The final status of an attempt that has failed once with `status`. Running out is counted for the request, with `nbytes`:
-# those of one tensor or, with `pages`, those by which whole pages are exceeded (a reserve, growth, addresses).
-cdef Status find_room(Core core, Status status, Attempt attempt, void* job, int64_t deadline, Handle request,
+
+
+# The waiters of one event loop and pool.
+cdef class LoopWaiters:
+    cdef WakeTarget target
+    cdef Core core
+
+
+# How a caller looks for room: whether it waits, and its place in the queue while it does. What calls take as `timeout` is
+# seconds, None, or one of these.
+cdef class Wait:
+    cdef Waiter waiter
+    cdef Core core              # while it is used
+    cdef dict filenames         # keeps the strings alive that the records in `ahead` point into
+    cdef LoopWaiters loop       # the waiter's target
+    cdef bytes key              # the waiter's id
+    cdef public object timeout  # as the caller gave it, for messages
+    cdef object priority        # None: that of the request
+    cdef int64_t deadline       # 0: it does not wait
+    cdef bint in_loop           # it waits in an event loop, between attempts
+    cdef public bint last       # the loop makes no further attempt
+    cdef readonly bint waits    # another attempt may succeed later
+    cdef Ahead before           # what stood before it when it gave up
+    cdef readonly bint circle   # the requests that wait for memory hold what they wait for
+    cdef public object future   # the loop's
+
+
+# `timeout`, or a Wait with this priority.
+cdef object patience(object timeout, object priority)
+# A Wait for a call with this timeout, in the name of a request (None: no request).
+cdef Wait wait_of(Core core, object timeout, object request)
+# A Wait of a coroutine, which a later call takes as its timeout.
+cdef Wait loop_wait(Core core, object priority)
+# The final status after attempts. `status`: of the first one, made without a waiter; waiters_ahead if none was made. Running
+# out is counted for the request, with `nbytes`: those of one tensor or, with `pages`, those by which whole pages are exceeded
+# (a reserve, growth, addresses).
+cdef Status find_room(Core core, Status status, Attempt attempt, void* job, Wait wait, Handle request,
                       uint64_t nbytes, bint pages) except *
+cdef object waiter_record(const WaiterInfo& info, bint circle)
 
 # ---- calls of the pool, for modules that do not include pool.hpp
 
@@ -147,7 +183,7 @@ cdef class Devices:
     cdef int hold_all(self, tuple devices) except -1
     cdef void drop_all(self, tuple devices) noexcept
     cdef tuple made_known(self, tuple devices, object parent)
-    cdef Status find_room(self, tuple devices, Status status, Attempt attempt, void* job, int64_t deadline,
+    cdef Status find_room(self, tuple devices, Status status, Attempt attempt, void* job, Wait wait, Handle parent,
                           uint64_t reserve) except *
     cdef int retire(self) except -1
     cdef object known(self, object device, object request)

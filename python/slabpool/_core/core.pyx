@@ -12,6 +12,8 @@ from cpython.object cimport PyObject, PyTypeObject, newfunc
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 import enum
+import operator
+import threading
 import time
 import weakref
 
@@ -19,8 +21,8 @@ from slabpool._core import hooks
 from slabpool.arguments.names import MOST_BITS as _MOST_BITS
 from slabpool.arguments.names import plain_name
 from slabpool.arguments.texts import show, show_typed
-from slabpool.errors import InvalidArgumentError, InvalidTypeError
-from slabpool.records import Ack, RequestState
+from slabpool.errors import InvalidArgumentError, InvalidTypeError, QuotaExceededError
+from slabpool.records import Ack, RequestState, WaiterRecord
 
 cnp.import_array()
 
@@ -40,6 +42,7 @@ cdef extern from "slabpool/base/clock.hpp" namespace "slabpool" nogil:
     int64_t now_ns()
 
 include "names.pxi"
+include "waiting.pxi"
 
 # The numbers of csrc/slabpool/base/status.hpp, for what is written in Python.
 StatusCode = enum.IntEnum("StatusCode", {
@@ -60,6 +63,7 @@ StatusCode = enum.IntEnum("StatusCode", {
     "FORKED": <int>Status.forked,
     "NO_ADDRESSES": <int>Status.no_addresses,
     "DEVICE_LOST": <int>Status.device_lost,
+    "WAITERS_AHEAD": <int>Status.waiters_ahead,
 })
 
 
@@ -167,84 +171,6 @@ cdef bint trim_heaps(Core core, bint wait) except -1:
             if heap.trim():
                 freed = True
     return freed
-
-
-# ---- waiting for room
-
-# A thread that waits checks for signals this often (ns); otherwise Ctrl-C would have to wait for the memory.
-cdef int64_t SLICE = 50_000_000
-
-
-cdef int64_t next_slice(int64_t deadline) noexcept:
-    return min(deadline, now_ns() + SLICE)
-
-
-cdef int64_t deadline_of(object timeout) except -1:
-    if timeout is None:
-        return 0
-    try:
-        seconds = float(timeout)
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidTypeError(f"timeout must be seconds or None, got {show(timeout)}") from None
-    if not seconds >= 0:
-        raise InvalidArgumentError(f"timeout must be seconds from 0 on, or None; got {show(timeout)}")
-    cdef object at = time.monotonic_ns() + int(min(seconds, 1e9) * 1e9)
-    return at
-
-
-# Answers of the policy that makes room: nothing gave way; there is room already; something gave way.
-NOTHING, ROOM, FREED = 0, 1, 2
-
-# How often in a row an attempt is repeated because there seemed to be room. Other threads may take it each time; and what
-# is free may not be usable, for instance where the memory's granules are larger than a page.
-cdef int ROOM_TRIES = 16
-
-
-cdef bint _may_give_way(Status status) noexcept:
-    return (status == Status.exhausted or status == Status.system_refused or status == Status.too_many_requests
-            or status == Status.no_addresses or status == Status.quota_exceeded)
-
-
-cdef bint _may_wait(Status status) noexcept:
-    return status == Status.exhausted or status == Status.too_many_requests
-
-
-cdef int _give_way(Core core, Status status, Handle request, uint64_t nbytes, bint pages) except -1:
-    cdef Shortage shortage
-    root = None
-    if status == Status.quota_exceeded:
-        root = (request.slot, request.generation)
-        shortage = core.pool.shortage(NO_REQUEST, nbytes, pages)  # what is promised to it is charged like the rest
-    elif status == Status.no_addresses:
-        shortage.bytes = nbytes
-        shortage.pages = True
-    else:
-        shortage = core.pool.shortage(request, nbytes, pages)
-    return core.give_way(core, <int>status, shortage.bytes, root, shortage.pages)
-
-
-cdef Status find_room(Core core, Status status, Attempt attempt, void* job, int64_t deadline, Handle request,
-                      uint64_t nbytes, bint pages) except *:
-    """Asks the policy to free memory until it finds none; then waits, in slices, until the deadline."""
-    cdef int64_t until = 0
-    cdef int tries = 0
-    cdef int way
-    while _may_give_way(status):
-        if deadline and until and (until == deadline or now_ns() >= deadline):
-            break
-        way = _give_way(core, status, request, nbytes, pages) if core.give_way is not None else 0
-        if way == 2 or (way == 1 and tries < ROOM_TRIES):
-            tries = 0 if way == 2 else tries + 1
-            status = attempt(core, job, 0)
-            continue
-        if deadline == 0 or not _may_wait(status):
-            break
-        PyErr_CheckSignals()
-        until = next_slice(deadline)
-        status = attempt(core, job, until)
-    if status == Status.exhausted or status == Status.system_refused:
-        core.pool.note_exhausted(request, nbytes)
-    return status
 
 
 # ---- calls of the pool

@@ -19,6 +19,7 @@ from slabpool._core.cpp_request cimport (
 from slabpool._core.cpp_observe cimport Corruption, Event, Refusal, RequestInfo, Stats
 from slabpool._core.cpp_shared cimport PeerFiles
 from slabpool._core.cpp_status cimport Error, Status
+from slabpool._core.cpp_wait cimport Ahead, Waiter, WaiterInfo, WakeTarget
 
 
 cdef extern from * namespace "slabpool" nogil:
@@ -94,11 +95,10 @@ cdef extern from * namespace "slabpool" nogil:
         unique_ptr[Pool] create(const PoolOptions& options, Error& error)
         Allocation allocate(const AllocateSpec& spec)
         Block* allocate_quickly(uint64_t nbytes)
-        Allocation allocate_until(const AllocateSpec& spec, int64_t deadline_ns)
+        Allocation allocate_as "allocate"(const AllocateSpec& spec, Waiter& waiter)
         void note_exhausted(Handle request, uint64_t nbytes)
-        Allocation open_growing(Handle request, uint64_t most)
-        Status grow(Block& block, Handle request, uint64_t nbytes, uint64_t& usable)
-        Status grow_until(Block& block, Handle request, uint64_t nbytes, uint64_t& usable, int64_t deadline_ns)
+        Allocation open_growing(Handle request, uint64_t most, Waiter* waiter)
+        Status grow(Block& block, Handle request, uint64_t nbytes, uint64_t& usable, Waiter* waiter)
         cppclass Extent:
             uint64_t from_ "from"
             uint64_t to
@@ -110,7 +110,21 @@ cdef extern from * namespace "slabpool" nogil:
         Block* find(const void* address)
         Block* find_held(const void* address)
         Status open(const OpenSpec& spec, Handle& handle)
-        Status open_until(const OpenSpec& spec, Handle& handle, int64_t deadline_ns)
+        Status open_as "open"(const OpenSpec& spec, Handle& handle, Waiter* waiter)
+        bint may_come(Status status, const Waiter& waiter)
+        void enter(Waiter& waiter)
+        void enter_end(Waiter& waiter, Handle request)
+        void leave(Waiter& waiter)
+        bint wait(Waiter& waiter, int64_t until_ns)
+        bint is_first(const Waiter& waiter)
+        void set_gives_way(bint may)
+        Waiter* take_woken(WakeTarget& target)
+        bint take_again(Waiter& waiter)
+        uint32_t waiting()
+        vector[WaiterInfo] waiters() except +
+        Ahead ahead_of(const Waiter& waiter) except +
+        bint in_circle()
+        uint64_t wakeups()
         Acked ack(Handle handle, uint32_t device)
         Acked ack_id(string_view id, uint32_t device, optional[uint64_t] generation)
         Acked ack_after(Handle handle, uint32_t device, const StreamName& on, Error& error)
@@ -173,5 +187,3 @@ cdef extern from * namespace "slabpool" nogil:
         Status close(bool force)
         bool closed()
         bool usable_here()
-        void add_wakeup(int fd) except +
-        void remove_wakeup(int fd)

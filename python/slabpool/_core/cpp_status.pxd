@@ -22,6 +22,7 @@ cdef extern from "slabpool/base/status.hpp" namespace "slabpool" nogil:
         forked
         no_addresses
         device_lost
+        waiters_ahead
 
 
 cdef extern from "slabpool/base/error.hpp" namespace "slabpool" nogil:

@@ -114,22 +114,7 @@ cdef struct _Wanted:
     uint64_t end
 
 
-# What an attempt to reserve addresses is about, and its result.
-cdef struct _Addresses:
-    Handle* request
-    uint64_t nbytes
-    Block* block
-
-
-# Addresses are not waited for.
-cdef Status _reserve(Core core, void* job, int64_t until) noexcept:
-    cdef _Addresses* wanted = <_Addresses*>job
-    cdef Allocation result = core.pool.open_growing(wanted.request[0], wanted.nbytes)
-    wanted.block = result.block
-    return result.status
-
-
-cdef Status _attempt(Core core, void* job, int64_t until) noexcept:
+cdef Status _attempt(Core core, void* job, Waiter* waiter) noexcept:
     cdef _Extent extent = <_Extent>(<_Wanted*>job).extent
     cdef uint64_t end = (<_Wanted*>job).end
     cdef uint64_t usable, shrinks
@@ -139,14 +124,11 @@ cdef Status _attempt(Core core, void* job, int64_t until) noexcept:
         usable = 0
         handle = extent.handle
         shrinks = extent.shrinks
-        if until:
+        if waiter is not NULL or end - min(extent.usable, end) >= BULK:
             with nogil:
-                status = core.pool.grow_until(extent.block[0], handle, end, usable, until)
-        elif end - min(extent.usable, end) >= BULK:
-            with nogil:
-                status = core.pool.grow(extent.block[0], handle, end, usable)
+                status = core.pool.grow(extent.block[0], handle, end, usable, waiter)
         else:
-            status = core.pool.grow(extent.block[0], handle, end, usable)
+            status = core.pool.grow(extent.block[0], handle, end, usable, NULL)
         if extent.shrinks == shrinks:
             extent.usable = max(extent.usable, usable)
         elif status == Status.ok:
@@ -232,14 +214,18 @@ cdef class GrowableTensor:
         """Commits memory for the bytes up to `end`."""
         cdef _Growth growth = self.growth
         cdef _Extent extent = growth.extent
-        cdef int64_t deadline = deadline_of(timeout)
-        cdef Status status = Status.ok
+        cdef Status status = Status.waiters_ahead
+        cdef Wait wait = None
         cdef _Wanted wanted
         wanted.extent = <void*>extent
         wanted.end = end
         extent._give()  # what a device could still read at an earlier call may be free now
-        status = find_room(self.core, _attempt(self.core, &wanted, 0), _attempt, &wanted, deadline, extent.handle,
-                           end - min(extent.usable, end), True)
+        if timeout is None:
+            status = _attempt(self.core, &wanted, NULL)
+            if status == Status.ok:
+                return 0
+        wait = wait_of(self.core, timeout, growth.request)
+        status = find_room(self.core, status, _attempt, &wanted, wait, extent.handle, end - min(extent.usable, end), True)
         if status == Status.ok:
             return 0
         if growth.keeper is not None:  # raises if the session or its budget is the reason
@@ -248,10 +234,10 @@ cdef class GrowableTensor:
             raise RequestClosedError(
                 f"{self!r} cannot grow any more: a session keeps an array of its memory. Keep the GrowableTensor "
                 "itself: then it can go on growing")
-        failed(self.core, growth.request, status, end - min(extent.usable, end), timeout)
+        failed(self.core, growth.request, status, end - min(extent.usable, end), wait)
         return 0
 
-    def extend(self, n=1, *, timeout=None):
+    def extend(self, n=1, *, timeout=None, priority=None):
         """Makes it longer.
 
         Parameters
@@ -259,7 +245,9 @@ cdef class GrowableTensor:
         n : int, default 1
             Elements to add along the axis.
         timeout : float, optional
-            Seconds to wait for memory to come back. By default running out is an error at once.
+            Seconds to wait for memory, or for the quota. By default running out is an error at once.
+        priority : int, optional
+            As for `Request.empty`.
 
         Returns
         -------
@@ -291,7 +279,7 @@ cdef class GrowableTensor:
             after = before + more
             end = <uint64_t>after * extent.step
             if end > extent.usable:
-                self._grow(end, timeout)
+                self._grow(end, patience(timeout, priority))
             elif not self.core.pool.is_open(extent.handle):
                 if growth.keeper is not None:
                     growth.keeper(StatusCode(<int>Status.request_closed), 0)
@@ -301,6 +289,32 @@ cdef class GrowableTensor:
                 extent.stop = after
                 extent.wanted = max(extent.wanted, after)
                 return self._view()
+
+    def extend_async(self, n=1, *, timeout=None, priority=None):
+        """As `extend`, awaitable: waits without blocking the event loop.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait; by default there is no limit. The others are those of `extend`.
+
+        Returns
+        -------
+        numpy.ndarray
+
+        Examples
+        --------
+        >>> import asyncio, slabpool
+        >>> async def main():
+        ...     with slabpool.Pool("1MiB") as pool, pool.request("r") as req:
+        ...         keys = req.growable((0, 8), "f4", limit=100)
+        ...         return (await keys.extend_async(16)).shape
+        >>> asyncio.run(main())
+        (16, 8)
+        """
+        check_here(self.core)
+        return async_wait.served(self.core.owner(), loop_wait(self.core, priority),
+                                 lambda wait: self.extend(n, timeout=wait), timeout)
 
     def truncate(self, length, *, release=False):
         """Makes it shorter.
@@ -518,6 +532,34 @@ cdef GrowableTensor growable_of(Core core, _Growth growth, bint writable):
     return tensor
 
 
+cdef struct _Opened:
+    Handle* request
+    uint64_t most
+    Allocation result
+
+
+cdef Status _attempt_addresses(Core core, void* job, Waiter* waiter) noexcept:
+    cdef _Opened* opened = <_Opened*>job
+    opened.result = core.pool.open_growing(opened.request[0], opened.most, waiter)
+    return opened.result.status
+
+
+cdef Allocation _find_addresses(Core core, Handle handle, uint64_t nbytes, Wait wait, object request) except *:
+    cdef _Opened opened
+    cdef Status status = Status.waiters_ahead
+    opened.request = &handle
+    opened.most = nbytes
+    if wait is None:
+        status = _attempt_addresses(core, &opened, NULL)
+        if status == Status.ok:
+            return opened.result
+        wait = wait_of(core, None, request)
+    status = find_room(core, status, _attempt_addresses, &opened, wait, handle, nbytes, True)
+    if status != Status.ok:
+        failed(core, request, status, nbytes, wait)
+    return opened.result
+
+
 cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object dtype, object axis, object limit,
                                  object timeout, object request):
     cdef cnp.dtype descr = as_dtype(dtype)
@@ -543,20 +585,14 @@ cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object 
     cdef _Growth growth = _Growth.__new__(_Growth)
     cdef _Extent extent = _Extent.__new__(_Extent)
     cdef GrowableTensor tensor = _new(core, growth)  # before the core returns a view hold, which needs an owner
-    cdef _Addresses wanted
-    wanted.request = &handle
-    wanted.nbytes = nbytes
-    cdef Status status = _reserve(core, &wanted, 0)
-    if status != Status.ok:
-        status = find_room(core, status, _reserve, &wanted, deadline_of(timeout), handle, nbytes, True)
-    if status != Status.ok:
-        failed(core, request, status, nbytes, None)
+    cdef Wait wait = wait_of(core, timeout, request) if timeout is not None else None
+    result = _find_addresses(core, handle, nbytes, wait, request)
     extent.core = core
-    extent.block = wanted.block
+    extent.block = result.block
     extent.handle = handle
     extent.step = step
     growth.extent = extent
-    growth.base = <char*>wanted.block.data
+    growth.base = <char*>result.block.data
     growth.request = request
     growth.dtype = descr
     growth.axis = at
@@ -570,13 +606,13 @@ cdef GrowableTensor new_growable(Core core, Handle handle, object shape, object 
     growth.strides[at] = <cnp.npy_intp>nbytes
     try:
         if <uint64_t>first * step != 0:
-            tensor._grow(<uint64_t>first * step, timeout)
+            tensor._grow(<uint64_t>first * step, wait)
         tensor.hold = _hold(extent)
     except BaseException:
         if extent.usable == 0:
-            core.pool.cancel_growing(wanted.block[0], handle)
+            core.pool.cancel_growing(result.block[0], handle)
         else:  # the request holds it until it ends
-            core.pool.drop_view(wanted.block[0])
+            core.pool.drop_view(result.block[0])
         raise
     extent.stop = extent.wanted = first
     return tensor

@@ -7,6 +7,7 @@ from slabpool._core.cpp_observe cimport Corruption as CppCorruption
 from slabpool._core.cpp_observe cimport Event as CppEvent
 from slabpool._core.cpp_observe cimport Holder, Refusal, RequestInfo, kNoDevice
 from slabpool._core.cpp_observe cimport Stats as CppStats
+from slabpool._core.cpp_wait cimport WaiterInfo
 
 from slabpool.records import Corruption, Event, RequestRecord, Stats
 
@@ -24,7 +25,8 @@ cdef object _stats_of(Core core):
         s.peak_committed, s.allocations, s.frees, s.requests_open, s.requests_draining, s.requests_in_doubt,
         s.acks, s.duplicate_acks, s.late_acks, s.stream_acks, s.exhaustions,
         core.pool.quarantined_bytes(), core.pool.held_bytes(),
-        min(core.pool.fragmented_bytes(), s.cached), core.pool.metadata_bytes()))
+        min(core.pool.fragmented_bytes(), s.cached), core.pool.metadata_bytes(),
+        core.pool.waiting()))
 
 
 cdef object _record_of(const RequestInfo& info, list names):
@@ -107,6 +109,13 @@ cdef list _records_of(Core core, Devices devices, object older_than):
         if record is not None:
             records.append(record)
     return records
+
+
+cdef list _waiters_of(Core core):
+    check_here(core)
+    cdef vector[WaiterInfo] waiters = core.pool.waiters()
+    cdef bint circle = not waiters.empty() and core.pool.in_circle()
+    return [waiter_record(waiters[i], circle) for i in range(<Py_ssize_t>waiters.size())]
 
 
 cdef list _events_of(Core core, Devices devices):

@@ -211,12 +211,12 @@ cdef class Devices:
         self.drop_all(devices)
         return devices
 
-    cdef Status find_room(self, tuple devices, Status status, Attempt attempt, void* job, int64_t deadline,
+    cdef Status find_room(self, tuple devices, Status status, Attempt attempt, void* job, Wait wait, Handle parent,
                           uint64_t reserve) except *:
         """As find_room(), for a request on these devices. Their numbers are held, because the GIL is released."""
         self.hold_all(devices)
         try:
-            return find_room(self.core, status, attempt, job, deadline, NO_REQUEST, reserve, True)
+            return find_room(self.core, status, attempt, job, wait, parent, reserve, True)
         finally:
             self.drop_all(devices)
 

@@ -7,15 +7,9 @@ cdef struct _Opening:
     Handle* handle
 
 
-cdef Status _attempt(Core core, void* job, int64_t until) noexcept:
+cdef Status _attempt(Core core, void* job, Waiter* waiter) noexcept:
     cdef _Opening* opening = <_Opening*>job
-    cdef Status status
-    if until:
-        with nogil:
-            status = core.pool.open_until(opening.spec[0], opening.handle[0], until)
-    else:
-        status = core.pool.open(opening.spec[0], opening.handle[0])
-    return status
+    return core.pool.open_as(opening.spec[0], opening.handle[0], waiter)
 
 
 cdef int64_t _lease(object lease) except? -1:
@@ -42,7 +36,7 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     cdef OpenSpec spec
     cdef Handle handle
     cdef Status status
-    cdef int64_t deadline = deadline_of(timeout) if timeout is not None else 0
+    cdef Wait wait
     cdef uint32_t few[16]
     cdef vector[uint32_t] many
     cdef Py_ssize_t count = 0
@@ -69,6 +63,9 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
         spec.where = located(core, opened_at[0], opened_at[1])
     # Made first: once the request is open, nothing may fail before it has an owner.
     cdef Request request = Request.__new__(Request)
+    if timeout is not None:
+        wait = wait_of(core, timeout, parent)
+        request.priority = wait.waiter.priority
     # Last, because a number may be taken back once Python code runs.
     while True:
         for device in <tuple>devices:
@@ -94,14 +91,21 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
         spec.devices = device_span(&few[0], <size_t>count)
     else:
         spec.devices = device_span(many.data(), <size_t>count)
-    status = core.pool.open(spec, handle)
+    status = core.pool.open(spec, handle) if timeout is None else Status.waiters_ahead
     if unlikely(status != Status.ok):
         opening.spec = &spec
         opening.handle = &handle
-        status = names.find_room(<tuple>devices, status, _attempt, &opening, deadline, spec.reserve)
+        if timeout is None:
+            wait = wait_of(core, None, parent)
+        if not wait.waiter.entered():
+            wait.key = key
+            wait.waiter.id = string_view(PyBytes_AS_STRING(key), <size_t>PyBytes_GET_SIZE(key))
+            wait.waiter.where = spec.where
+        status = names.find_room(<tuple>devices, status, _attempt, &opening, wait,
+                                 NO_REQUEST if parent is None else parent.handle, spec.reserve)
         if status != Status.ok:
             hooks.messages.open_failed(pool, status_code(<int>status), request_id, devices, spec.reserve, spec.quota,
-                                       timeout, parent)
+                                       wait, parent)
     request.pool = pool
     request.core = core
     request.devices = names
@@ -112,6 +116,8 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     if parent is not None:
         request.parent = parent.handle.generation
         request.quota = parent.quota
+        if timeout is None:
+            request.priority = parent.priority
     elif quota is not None:
         request.quota = spec.quota
     return request

@@ -2,8 +2,11 @@ from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Literal, SupportsIndex, final
 
+from slabpool._core.core import Wait
 from slabpool._core.request import Request, _Makers
-from slabpool.records import Ack, Corruption, Event, RequestRecord, SessionRecord, SessionStats, Stats
+from slabpool.records import (
+    Ack, Corruption, Event, RequestRecord, SessionRecord, SessionStats, Stats, WaiterRecord,
+)
 from slabpool.sessions.session import Session
 
 @final
@@ -44,6 +47,7 @@ class Pool(_Makers):
         quota: str | SupportsIndex | None = None,
         lease: float | None = None,
         timeout: float | None = None,
+        priority: int | None = None,
     ) -> Request: ...
     def request_async(
         self,
@@ -54,6 +58,7 @@ class Pool(_Makers):
         quota: str | SupportsIndex | None = None,
         lease: float | None = None,
         timeout: float | None = None,
+        priority: int | None = None,
     ) -> Coroutine[Any, Any, Request]: ...
     def ack(
         self,
@@ -83,6 +88,7 @@ class Pool(_Makers):
     def stats(self) -> Stats: ...
     def requests(self) -> list[RequestRecord]: ...
     def leaks(self, older_than: float = 0) -> list[RequestRecord]: ...
+    def waiters(self) -> list[WaiterRecord]: ...
     def events(self) -> list[Event]: ...
     def corruptions(self) -> list[Corruption]: ...
     @property
@@ -109,7 +115,7 @@ class Pool(_Makers):
         reserve: str | SupportsIndex | None,
         quota: str | SupportsIndex | None,
         lease: float | None,
-        timeout: float | None,
+        timeout: float | Wait | None,
         opened_at: tuple[str, int],
     ) -> Request: ...
     @property
@@ -120,8 +126,7 @@ class Pool(_Makers):
     def _snapshot(self) -> Snapshot: ...
     def _refusal(self) -> tuple[str, int]: ...
     def _verify(self) -> str | None: ...
-    def _add_wakeup(self, fd: int) -> None: ...
-    def _remove_wakeup(self, fd: int) -> None: ...
+    def _wakeup_count(self) -> int: ...
 
 @final
 class Link:

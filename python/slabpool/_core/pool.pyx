@@ -10,10 +10,10 @@ from libc.stdint cimport uint32_t, uint64_t
 from libcpp.memory cimport unique_ptr
 from libcpp.optional cimport optional
 
-from slabpool._core.array cimport new_array, new_copy, new_full
+from slabpool._core.array cimport new_array, new_copy, new_full, new_quick
 from slabpool._core.core cimport (
     NO_REQUEST, Core, Devices, ack_answer, add_reachable, caller_of, check_here, failed, identity, location, name_key,
-    names_of, settle_copies, state_of, text_of, trim_heaps, view_of,
+    loop_wait, names_of, patience, settle_copies, state_of, text_of, trim_heaps, view_of, waiter_record,
 )
 from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_memory cimport MemoryKind
@@ -166,7 +166,7 @@ cdef class Pool:
 
     # ---- memory that belongs to no request
 
-    def empty(self, shape, dtype=float, *, align=None, timeout=None):
+    def empty(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
         """As `Request.empty`, held by its views alone.
 
         Examples
@@ -175,23 +175,48 @@ cdef class Pool:
         >>> slabpool.Pool("1MiB").empty((2, 3), "f4").shape
         (2, 3)
         """
-        return new_array(self.core, NO_REQUEST, shape, dtype, align, False, timeout, None)
+        if align is None and timeout is None and priority is None:
+            return new_quick(self.core, shape, dtype)
+        return new_array(self.core, NO_REQUEST, shape, dtype, align, False, patience(timeout, priority), None)
 
-    def zeros(self, shape, dtype=float, *, align=None, timeout=None):
+    def zeros(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
         """As `empty`, filled with zeros. Memory that is known to be zero is not written again."""
-        return new_array(self.core, NO_REQUEST, shape, dtype, align, True, timeout, None)
+        return new_array(self.core, NO_REQUEST, shape, dtype, align, True, patience(timeout, priority), None)
 
-    def full(self, shape, fill_value, dtype=None, *, align=None, timeout=None):
+    def full(self, shape, fill_value, dtype=None, *, align=None, timeout=None, priority=None):
         """As `empty`, filled with a value; the dtype is the value's unless given."""
-        return new_full(self.core, NO_REQUEST, shape, fill_value, dtype, align, timeout, None)
+        return new_full(self.core, NO_REQUEST, shape, fill_value, dtype, align, patience(timeout, priority), None)
 
-    def copy(self, array, *, align=None, timeout=None):
+    def copy(self, array, *, align=None, timeout=None, priority=None):
         """As `empty`, with shape, dtype and contents of `array`, in C order."""
-        return new_copy(self.core, NO_REQUEST, array, align, timeout, None)
+        return new_copy(self.core, NO_REQUEST, array, align, patience(timeout, priority), None)
+
+    def empty_async(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
+        """As `Request.empty_async`, held by its views alone.
+
+        Examples
+        --------
+        >>> import asyncio, slabpool
+        >>> pool = slabpool.Pool("1MiB")
+        >>> async def main():
+        ...     return (await pool.empty_async((2, 3), "f4")).shape
+        >>> asyncio.run(main())
+        (2, 3)
+        """
+        check_here(self.core)
+        return async_wait.served(self, loop_wait(self.core, priority),
+                                 lambda wait: self.empty(shape, dtype, align=align, timeout=wait), timeout)
+
+    def zeros_async(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
+        """As `empty_async`, filled with zeros."""
+        check_here(self.core)
+        return async_wait.served(self, loop_wait(self.core, priority),
+                                 lambda wait: self.zeros(shape, dtype, align=align, timeout=wait), timeout)
 
     # ---- requests
 
-    def request(self, request_id, devices=(), *, reserve=None, quota=None, lease=None, timeout=None):
+    def request(self, request_id, devices=(), *, reserve=None, quota=None, lease=None, timeout=None,
+                priority=None):
         """Opens a request. Its memory is returned when the host and every device have left.
 
         Parameters
@@ -209,7 +234,11 @@ cdef class Pool:
         lease : float, optional
             Seconds that a device may be silent before the request counts as in doubt.
         timeout : float, optional
-            Seconds to wait for the reserve. By default running out is an error at once.
+            Seconds to wait for the reserve, or where too many requests are alive. By default running out is an error at
+            once.
+        priority : int, default 0
+            Callers that wait are served by priority, the highest first, then in order of arrival. It is also that of
+            what the request allocates.
 
         Returns
         -------
@@ -235,10 +264,14 @@ cdef class Pool:
         >>> pool.ack("chat-42", "gpu0")
         <Ack.RELEASED: 'released'>
         """
+        if priority is not None:
+            return open_request(self, self.core, self.devices, request_id, devices, reserve, quota, lease,
+                                patience(timeout, priority), None, None)
         return open_request(self, self.core, self.devices, request_id, devices, reserve, quota, lease, timeout,
                             None, None)
 
-    def request_async(self, request_id, devices=(), *, reserve=None, quota=None, lease=None, timeout=None):
+    def request_async(self, request_id, devices=(), *, reserve=None, quota=None, lease=None, timeout=None,
+                      priority=None):
         """As `request`, awaitable: waits for the reserve without blocking the event loop.
 
         Parameters
@@ -252,8 +285,9 @@ cdef class Pool:
         """
         opened_at = caller_of(self.core)
         devices = tuple(devices) if not isinstance(devices, (str, bytes)) else devices
-        return async_wait.open_request(
-            self, lambda: self._open_turn(request_id, devices, reserve, quota, lease, None, opened_at), timeout)
+        return async_wait.served(
+            self, loop_wait(self.core, priority),
+            lambda wait: self._open_turn(request_id, devices, reserve, quota, lease, wait, opened_at), timeout)
 
     def _open_turn(self, request_id, devices, reserve, quota, lease, timeout, opened_at):
         """As `request`, on behalf of the caller at (file, line)."""
@@ -544,6 +578,32 @@ cdef class Pool:
         records = _records_of(self.core, self.devices, older_than)
         return [record for record in records if record.state is not RequestState.KEPT]
 
+    def waiters(self):
+        """Every caller that waits for memory, addresses, a free request or a quota, in order of arrival.
+
+        They are served by priority, then in this order. Coroutines are listed as threads are.
+
+        Returns
+        -------
+        list of WaiterRecord
+
+        Examples
+        --------
+        >>> import asyncio, slabpool
+        >>> pool = slabpool.Pool("1MiB")
+        >>> async def main():
+        ...     array = pool.empty(1 << 20, "u1")
+        ...     task = asyncio.create_task(pool.request_async("chat-42", reserve="64KiB", timeout=60))
+        ...     await asyncio.sleep(0)
+        ...     found = [(w.request_id, w.nbytes, w.resource) for w in pool.waiters()]
+        ...     del array
+        ...     (await task).close()
+        ...     return found, pool.stats().waiting
+        >>> asyncio.run(main())
+        ([('chat-42', 65536, 'memory')], 0)
+        """
+        return _waiters_of(self.core)
+
     def events(self):
         """The event log, oldest first; empty unless the pool was made with ``events=``.
 
@@ -667,13 +727,9 @@ cdef class Pool:
         """Collects what peers acknowledged. To be called when `_bell` is readable."""
         self.core.pool.answer_bell()
 
-    def _add_wakeup(self, int fd):
-        check_here(self.core)
-        self.core.pool.add_wakeup(fd)
-
-    def _remove_wakeup(self, int fd):
-        if self.core.pool.usable_here():
-            self.core.pool.remove_wakeup(fd)
+    def _wakeup_count(self):
+        """How often a waiter was told to try again. For tests."""
+        return self.core.pool.wakeups()
 
     def __reduce__(self):
         raise InvalidTypeError(f"pool {show(self.name)} is memory of this process: it cannot be copied or pickled")

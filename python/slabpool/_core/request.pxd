@@ -14,6 +14,7 @@ cdef class Request:
     cdef readonly object id
     cdef readonly object parent
     cdef readonly object quota  # that of the request it descends from
+    cdef readonly int priority  # of what it allocates, where the call names none
     cdef tuple named            # devices named when opened or added: tells a late ack from one of an unknown device
     cdef uint64_t named_mask    # the numbers of those below 64, as bits: answers most acks without the tuple
     cdef bint closed            # close() or cancel() was called on this object

@@ -6,6 +6,7 @@ from typing import Any, SupportsIndex, TypeVar, final, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from slabpool._core.core import Wait
 from slabpool._core.shared import TensorRef
 from slabpool._core.tensors import GrowableTensor, Layout, Tensors, _Shape
 from slabpool.records import Ack, RequestState
@@ -15,7 +16,12 @@ _S = TypeVar("_S", bound=np.generic)
 class _Makers:
     @overload
     def empty(
-        self, shape: _Shape, *, align: SupportsIndex | None = None, timeout: float | None = None
+        self,
+        shape: _Shape,
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
     ) -> NDArray[np.float64]: ...
     @overload
     def empty(
@@ -25,6 +31,7 @@ class _Makers:
         *,
         align: SupportsIndex | None = None,
         timeout: float | None = None,
+        priority: int | None = None,
     ) -> NDArray[_S]: ...
     @overload
     def empty(
@@ -34,10 +41,16 @@ class _Makers:
         *,
         align: SupportsIndex | None = None,
         timeout: float | None = None,
+        priority: int | None = None,
     ) -> NDArray[Any]: ...
     @overload
     def zeros(
-        self, shape: _Shape, *, align: SupportsIndex | None = None, timeout: float | None = None
+        self,
+        shape: _Shape,
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
     ) -> NDArray[np.float64]: ...
     @overload
     def zeros(
@@ -47,6 +60,7 @@ class _Makers:
         *,
         align: SupportsIndex | None = None,
         timeout: float | None = None,
+        priority: int | None = None,
     ) -> NDArray[_S]: ...
     @overload
     def zeros(
@@ -56,6 +70,7 @@ class _Makers:
         *,
         align: SupportsIndex | None = None,
         timeout: float | None = None,
+        priority: int | None = None,
     ) -> NDArray[Any]: ...
     @overload
     def full(
@@ -66,6 +81,7 @@ class _Makers:
         *,
         align: SupportsIndex | None = None,
         timeout: float | None = None,
+        priority: int | None = None,
     ) -> NDArray[_S]: ...
     @overload
     def full(
@@ -76,6 +92,7 @@ class _Makers:
         *,
         align: SupportsIndex | None = None,
         timeout: float | None = None,
+        priority: int | None = None,
     ) -> NDArray[_S]: ...
     @overload
     def full(
@@ -86,15 +103,84 @@ class _Makers:
         *,
         align: SupportsIndex | None = None,
         timeout: float | None = None,
+        priority: int | None = None,
     ) -> NDArray[Any]: ...
     @overload
     def copy(
-        self, array: NDArray[_S], *, align: SupportsIndex | None = None, timeout: float | None = None
+        self,
+        array: NDArray[_S],
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
     ) -> NDArray[_S]: ...
     @overload
     def copy(
-        self, array: ArrayLike, *, align: SupportsIndex | None = None, timeout: float | None = None
+        self,
+        array: ArrayLike,
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
     ) -> NDArray[Any]: ...
+    @overload
+    def empty_async(
+        self,
+        shape: _Shape,
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
+    ) -> Coroutine[Any, Any, NDArray[np.float64]]: ...
+    @overload
+    def empty_async(
+        self,
+        shape: _Shape,
+        dtype: type[_S] | np.dtype[_S],
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
+    ) -> Coroutine[Any, Any, NDArray[_S]]: ...
+    @overload
+    def empty_async(
+        self,
+        shape: _Shape,
+        dtype: DTypeLike,
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
+    ) -> Coroutine[Any, Any, NDArray[Any]]: ...
+    @overload
+    def zeros_async(
+        self,
+        shape: _Shape,
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
+    ) -> Coroutine[Any, Any, NDArray[np.float64]]: ...
+    @overload
+    def zeros_async(
+        self,
+        shape: _Shape,
+        dtype: type[_S] | np.dtype[_S],
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
+    ) -> Coroutine[Any, Any, NDArray[_S]]: ...
+    @overload
+    def zeros_async(
+        self,
+        shape: _Shape,
+        dtype: DTypeLike,
+        *,
+        align: SupportsIndex | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
+    ) -> Coroutine[Any, Any, NDArray[Any]]: ...
 
 @final
 class Request(_Makers):
@@ -107,14 +193,32 @@ class Request(_Makers):
         limit: SupportsIndex,
         axis: SupportsIndex = 0,
         timeout: float | None = None,
+        priority: int | None = None,
     ) -> GrowableTensor: ...
-    def allocate(self, layout: Layout, *, zero: bool = False, timeout: float | None = None) -> Tensors: ...
+    def allocate(
+        self,
+        layout: Layout,
+        *,
+        zero: bool = False,
+        timeout: float | None = None,
+        priority: int | None = None,
+    ) -> Tensors: ...
+    def allocate_async(
+        self,
+        layout: Layout,
+        *,
+        zero: bool = False,
+        timeout: float | None = None,
+        priority: int | None = None,
+    ) -> Coroutine[Any, Any, Tensors]: ...
     def ref(self, array: NDArray[Any] | None = None) -> TensorRef: ...
     # ---- holders
     def ack(self, device: str | int, *, stream: object = None) -> Ack: ...
     def add_device(self, device: str | int) -> None: ...
     def remove_device(self, device: str | int) -> Ack: ...
-    def child(self, devices: Iterable[str | int] = ()) -> Request: ...
+    def child(
+        self, devices: Iterable[str | int] = (), *, timeout: float | None = None, priority: int | None = None
+    ) -> Request: ...
     def close(self) -> None: ...
     def cancel(self) -> None: ...
     def activate(self) -> AbstractContextManager[Request]: ...
@@ -136,6 +240,8 @@ class Request(_Makers):
     @property
     def quota(self) -> int | None: ...
     @property
+    def priority(self) -> int: ...
+    @property
     def pending(self) -> frozenset[str | int]: ...
     @property
     def state(self) -> RequestState: ...
@@ -147,5 +253,6 @@ class Request(_Makers):
     def cancelled(self) -> bool: ...
     def wait(self, timeout: float | None = None) -> bool: ...
     def released(self) -> Coroutine[Any, Any, None]: ...
+    def _wait_for_end(self, wait: Wait) -> None: ...
     @property
     def _is_released(self) -> bool: ...

@@ -12,9 +12,10 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.vector cimport vector
 
-from slabpool._core.array cimport new_array, new_copy, new_full
+from slabpool._core.array cimport new_array, new_copy, new_full, new_plain
 from slabpool._core.core cimport (
-    ack_answer, caller, check_here, deadline_of, failed, located, location, name_key, names_of, next_slice, only_made_by,
+    NO_REQUEST, Wait, ack_answer, caller, check_here, deadline_of, failed, located, location, loop_wait, name_key, names_of,
+    next_slice, only_made_by, patience, wait_of,
     state_of, status_code, text_of,
 )
 from slabpool._core.cpp_cuda cimport StreamName
@@ -22,6 +23,7 @@ from slabpool._core.cpp_observe cimport RequestInfo
 from slabpool._core.cpp_pool cimport Acked
 from slabpool._core.cpp_request cimport AckResult, OpenSpec, device_span, string_view
 from slabpool._core.cpp_status cimport Error, Status
+from slabpool._core.cpp_wait cimport Waiter
 from slabpool._core.cuda cimport stream_device, stream_of
 from slabpool._core.shared cimport new_ref
 from slabpool._core.tensors cimport Layout, new_growable, new_tensors
@@ -65,6 +67,8 @@ cdef class Request:
         Generation of the request this one is a child of.
     quota : int or None
         Most bytes it may hold; a child shares the quota of the request it descends from.
+    priority : int
+        Of its allocations that wait, unless the call names another.
 
     Examples
     --------
@@ -103,7 +107,7 @@ cdef class Request:
 
     # ---- memory
 
-    def empty(self, shape, dtype=float, *, align=None, timeout=None):
+    def empty(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
         """Array of undefined contents in the pool's memory, held by this request.
 
         Parameters
@@ -114,7 +118,10 @@ cdef class Request:
         align : int, default 64
             Alignment of the first byte; a power of two up to 2 MiB.
         timeout : float, optional
-            Seconds to wait for memory to be returned. By default running out is an error at once.
+            Seconds to wait for memory to be returned, or for the quota. By default running out is an error at once.
+        priority : int, optional
+            Callers that wait are served by priority, the highest first, then in order of arrival. By default that of
+            the request.
 
         Returns
         -------
@@ -141,21 +148,23 @@ cdef class Request:
         ...     req.empty((4, 8), "f4").shape
         (4, 8)
         """
-        return new_array(self.core, self.handle, shape, dtype, align, False, timeout, self)
+        if align is None and timeout is None and priority is None:
+            return new_plain(self.core, self.handle, shape, dtype, self)
+        return new_array(self.core, self.handle, shape, dtype, align, False, patience(timeout, priority), self)
 
-    def zeros(self, shape, dtype=float, *, align=None, timeout=None):
+    def zeros(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
         """As `empty`, filled with zeros. Memory that is known to be zero is not written again."""
-        return new_array(self.core, self.handle, shape, dtype, align, True, timeout, self)
+        return new_array(self.core, self.handle, shape, dtype, align, True, patience(timeout, priority), self)
 
-    def full(self, shape, fill_value, dtype=None, *, align=None, timeout=None):
+    def full(self, shape, fill_value, dtype=None, *, align=None, timeout=None, priority=None):
         """As `empty`, filled with a value; the dtype is the value's unless given."""
-        return new_full(self.core, self.handle, shape, fill_value, dtype, align, timeout, self)
+        return new_full(self.core, self.handle, shape, fill_value, dtype, align, patience(timeout, priority), self)
 
-    def copy(self, array, *, align=None, timeout=None):
+    def copy(self, array, *, align=None, timeout=None, priority=None):
         """As `empty`, with shape, dtype and contents of `array`, in C order."""
-        return new_copy(self.core, self.handle, array, align, timeout, self)
+        return new_copy(self.core, self.handle, array, align, patience(timeout, priority), self)
 
-    def growable(self, shape, dtype=float, *, limit, axis=0, timeout=None):
+    def growable(self, shape, dtype=float, *, limit, axis=0, timeout=None, priority=None):
         """A tensor that becomes longer along one axis without being copied, such as a KV cache.
 
         Parameters
@@ -169,7 +178,9 @@ cdef class Request:
         axis : int, default 0
             The axis that grows.
         timeout : float, optional
-            Seconds to wait for the initial memory; `GrowableTensor.extend` has a timeout of its own.
+            Seconds to wait for the addresses and the initial memory; `GrowableTensor.extend` has a timeout of its own.
+        priority : int, optional
+            As for `empty`.
 
         Returns
         -------
@@ -193,9 +204,11 @@ cdef class Request:
         ...     keys.extend(16).shape, keys.nbytes
         ((4, 16, 8), 16384)
         """
+        if priority is not None:
+            return new_growable(self.core, self.handle, shape, dtype, axis, limit, patience(timeout, priority), self)
         return new_growable(self.core, self.handle, shape, dtype, axis, limit, timeout, self)
 
-    def allocate(self, Layout layout not None, *, bint zero=False, timeout=None):
+    def allocate(self, Layout layout not None, *, bint zero=False, timeout=None, priority=None):
         """All tensors of a layout in one call. Views are made on access.
 
         Parameters
@@ -204,7 +217,8 @@ cdef class Request:
         zero : bool, default False
             Fill with zeros.
         timeout : float, optional
-            Seconds to wait for memory to be returned.
+        priority : int, optional
+            As for `empty`.
 
         Returns
         -------
@@ -224,7 +238,59 @@ cdef class Request:
         ...     float(t.k.sum())
         0.0
         """
+        if priority is not None:
+            return new_tensors(self.core, self.handle, layout, zero, patience(timeout, priority), self)
         return new_tensors(self.core, self.handle, layout, zero, timeout, self)
+
+    # ---- the same, awaitable
+
+    def empty_async(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
+        """As `empty`, awaitable: waits without blocking the event loop.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait; by default there is no limit. The others are those of `empty`.
+
+        Returns
+        -------
+        numpy.ndarray
+            A coroutine that is cancelled leaves no block behind.
+
+        Examples
+        --------
+        >>> import asyncio, slabpool
+        >>> async def main():
+        ...     with slabpool.Pool("1MiB") as pool, pool.request("r") as req:
+        ...         return (await req.empty_async((4, 8), "f4")).shape
+        >>> asyncio.run(main())
+        (4, 8)
+        """
+        check_here(self.core)
+        return async_wait.served(self.pool, loop_wait(self.core, priority),
+                                 lambda wait: self.empty(shape, dtype, align=align, timeout=wait), timeout)
+
+    def zeros_async(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
+        """As `empty_async`, filled with zeros."""
+        check_here(self.core)
+        return async_wait.served(self.pool, loop_wait(self.core, priority),
+                                 lambda wait: self.zeros(shape, dtype, align=align, timeout=wait), timeout)
+
+    def allocate_async(self, Layout layout not None, *, bint zero=False, timeout=None, priority=None):
+        """As `allocate`, awaitable: waits without blocking the event loop.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait; by default there is no limit. The others are those of `allocate`.
+
+        Returns
+        -------
+        Tensors
+        """
+        check_here(self.core)
+        return async_wait.served(self.pool, loop_wait(self.core, priority),
+                                 lambda wait: self.allocate(layout, zero=zero, timeout=wait), timeout)
 
     def ref(self, array=None):
         """A reference that another process can open; for pools of ``memory="shared"``.
@@ -355,13 +421,17 @@ cdef class Request:
         """Acknowledges on the device's behalf; the same as ``ack(device)``."""
         return self.ack(device)
 
-    def child(self, devices=()):
+    def child(self, devices=(), *, timeout=None, priority=None):
         """A request inside this one, for memory that is returned sooner (one step, one hidden state).
 
         Parameters
         ----------
         devices : iterable of str or int
             A subset of the devices that still have to acknowledge this request.
+        timeout : float, optional
+            Seconds to wait where too many requests are alive. By default that is an error at once.
+        priority : int, optional
+            By default this request's.
 
         Returns
         -------
@@ -388,7 +458,8 @@ cdef class Request:
         ...         _ = req.ack(device)
         Ack.RELEASED 0
         """
-        return open_request(self.pool, self.core, self.devices, self.id, devices, None, None, None, None, self, None)
+        return open_request(self.pool, self.core, self.devices, self.id, devices, None, None, None,
+                            patience(timeout, priority), self, None)
 
     cdef void _leave(self, bint cancel) noexcept:
         if self.core.cleans:
@@ -509,6 +580,10 @@ cdef class Request:
                 return done
             PyErr_CheckSignals()
 
+    def _wait_for_end(self, Wait wait not None):
+        """The waiter, which has joined a loop, is woken once the request is released."""
+        self.core.pool.enter_end(wait.waiter, self.handle)
+
     @property
     def _is_released(self):
         check_here(self.core)
@@ -530,7 +605,7 @@ cdef class Request:
         >>> asyncio.run(main())
         <RequestState.RELEASED: 'released'>
         """
-        return async_wait.released(self.pool, lambda: self._is_released)
+        return async_wait.released(self.pool, loop_wait(self.core, None), self)
 
     def __reduce__(self):
         raise InvalidTypeError("a Request holds memory of this process: it cannot be copied or pickled")

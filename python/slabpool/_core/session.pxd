@@ -3,7 +3,7 @@
 cimport numpy as cnp
 from libc.stdint cimport uint32_t
 
-from slabpool._core.core cimport Core
+from slabpool._core.core cimport Core, Wait
 from slabpool._core.cpp_block cimport Block, byte
 from slabpool._core.cpp_request cimport Handle
 
@@ -12,6 +12,7 @@ cdef class Shelf:
     cdef Core core
     cdef Handle handle          # of the session, which the core has as a kept request without memory
     cdef bytes key              # the session's id as the core knows it
+    cdef Wait _depend(self, Wait wait)
 
 
 cdef class Kept:

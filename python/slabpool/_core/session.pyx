@@ -14,7 +14,9 @@ from libcpp.optional cimport make_optional
 from libcpp.vector cimport vector
 
 from slabpool._core.array cimport own, own_frozen, parse_shape, wrap, wrap_frozen, wrap_strided
-from slabpool._core.core cimport Core, Shape, check_here, failed, located, name_key, view_of
+from slabpool._core.core cimport (
+    Core, Shape, Wait, check_here, failed, located, loop_wait, name_key, patience, view_of,
+)
 from slabpool._core.cpp_block cimport Block, byte
 from slabpool._core.cpp_observe cimport RequestInfo
 from slabpool._core.cpp_pool cimport Kept as CppKept
@@ -141,6 +143,21 @@ cdef class Shelf:
     def close(self):
         with nogil:
             self.core.pool.close_request(self.handle, False)
+
+    def wait(self, timeout, priority):
+        """What a turn passes as its timeout: it waits no longer than the session lives."""
+        if timeout is None and priority is None:
+            return None
+        return self._depend(patience(timeout, 0 if priority is None else priority))
+
+    def loop_wait(self, priority):
+        """The same for a turn that a coroutine opens."""
+        return self._depend(loop_wait(self.core, priority))
+
+    cdef Wait _depend(self, Wait wait):
+        wait.waiter.session.slot = self.handle.slot
+        wait.waiter.session.generation = self.handle.generation
+        return wait
 
     def pin(self, Request request not None, list kept):
         """Keeps the session and these blocks until the request is released. Returns False if the request or

@@ -9,11 +9,11 @@ costs the same as one. A `Tensors` keeps no memory alive: the request does, and 
 cimport cython
 cimport numpy as cnp
 from cpython.buffer cimport PyBuffer_FillInfo
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from slabpool._core.array cimport allocate, as_dtype, parse_shape, wrap, wrap_frozen, wrap_strided
 from slabpool._core.core cimport (
-    BULK, check_here, deadline_of, failed, find_room, only_made_by, open_view,
+    BULK, Wait, check_here, failed, find_room, loop_wait, only_made_by, open_view, patience, wait_of,
 )
 from slabpool._core.cpp_block cimport Block, byte
 from slabpool._core.cpp_memory cimport kPageSize
@@ -21,10 +21,11 @@ from slabpool._core.cpp_pool cimport Allocation
 from slabpool._core.cpp_pool_declared cimport Pool as CppPool
 from slabpool._core.cpp_request cimport Handle
 from slabpool._core.cpp_status cimport Status
+from slabpool._core.cpp_wait cimport Waiter
 
 import operator
 
-from slabpool._core import hooks
+from slabpool._core import async_wait, hooks
 from slabpool._core.core import StatusCode
 from slabpool.arguments.texts import few, short, show, show_typed
 from slabpool.errors import (

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn
 
 from slabpool._core import heaps
-from slabpool._core.core import StatusCode
+from slabpool._core.core import StatusCode, Wait
 from slabpool.arguments.sizes import show_size
 from slabpool.arguments.texts import SHOWN, few, short, show
 from slabpool.errors import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from slabpool._core.pool import Pool, Snapshot
     from slabpool._core.request import Request
     from slabpool.arguments.pool_options import Options
-    from slabpool.records import RequestRecord
+    from slabpool.records import RequestRecord, WaiterRecord
 
 
 def no_pool(wanted: Options, capacity: object, why: str, error: int) -> NoReturn:
@@ -189,6 +189,33 @@ def unknown_device(device: object, request: Request) -> NoReturn:
     )
 
 
+def waited(wait: Wait | None) -> str:
+    """How long the caller has waited at most, for a message."""
+    return "" if wait is None or wait.timeout is None else f" within {wait.timeout} s"
+
+
+def ahead(wait: Wait | None) -> str:
+    """What stood before the caller when it gave up, a few of it, and whether that could ever have moved."""
+    if wait is None:
+        return ""
+    count, first = wait.ahead()
+    text = ""
+    if count:
+        more = f" and {count - len(first)} more" if count > len(first) else ""
+        text = f" {count} waiter{'' if count == 1 else 's'} ahead: {'; '.join(map(_waiter, first))}{more}."
+    if wait.circle:
+        text += (
+            " Deadlock: the requests that wait for memory hold so much of it that none of them can be served "
+            "before one is closed; give each what it needs at once, with reserve=."
+        )
+    return text
+
+
+def _waiter(record: WaiterRecord) -> str:
+    name = "no request" if record.request_id is None else short(show(record.request_id), 30)
+    return f"{name} ({show_size(record.nbytes)}, priority {record.priority}, since {record.waited:.1f} s)"
+
+
 Named = tuple[object, int] | None
 
 
@@ -197,22 +224,22 @@ def _for_request(named: Named) -> str:
 
 
 def _exhausted(
-    name: str, capacity: int, request: Named, nbytes: int, timeout: object, snapshot: Snapshot
+    name: str, capacity: int, request: Named, nbytes: int, wait: Wait | None, snapshot: Snapshot
 ) -> str:
-    waited = f" within {timeout} s" if timeout is not None else ""
     return (
-        f"cannot allocate {show_size(nbytes)}{_for_request(request)}{waited}: "
-        f"{usage_at(name, capacity, snapshot)}. Held by:{held_at(snapshot)}"
+        f"cannot allocate {show_size(nbytes)}{_for_request(request)}{waited(wait)}: "
+        f"{usage_at(name, capacity, snapshot)}.{ahead(wait)} Held by:{held_at(snapshot)}"
     )
 
 
 def _no_addresses(
-    name: str, capacity: int, request: Named, nbytes: int, timeout: object, snapshot: Snapshot
+    name: str, capacity: int, request: Named, nbytes: int, wait: Wait | None, snapshot: Snapshot
 ) -> str:
     return (
-        f"cannot reserve addresses for a tensor of up to {show_size(nbytes)}{_for_request(request)}: pool "
+        f"cannot reserve addresses for a tensor of up to {show_size(nbytes)}{_for_request(request)}"
+        f"{waited(wait)}: pool "
         f"{show(name)} has {show_size(snapshot.figures()[4])} of them, for the limits of all its growing "
-        f"tensors. Lower limit=, or make the pool larger. Held by:{held_at(snapshot)}"
+        f"tensors. Lower limit=, or make the pool larger.{ahead(wait)} Held by:{held_at(snapshot)}"
     )
 
 
@@ -231,7 +258,7 @@ def call_failed(
     nbytes : int
         Bytes asked for.
     extra : object
-        The timeout in seconds of an allocation, or the device of an ack.
+        The `Wait` of an allocation, or the device of an ack.
     """
     if pool is None:
         raise PoolClosedError("the pool is gone")
@@ -239,7 +266,7 @@ def call_failed(
         raise PoolExhausted.later(
             _no_addresses if status == StatusCode.NO_ADDRESSES else _exhausted,
             pool.name, pool.capacity, None if request is None else (request.id, request.generation), nbytes,
-            extra, pool._snapshot(),
+            extra if isinstance(extra, Wait) else None, pool._snapshot(),
         )  # fmt: skip
     unusable(pool, status)
     what = f"{show_size(nbytes)}{of_request(request)}"
@@ -252,9 +279,11 @@ def call_failed(
         raise PoolExhausted(f"cannot allocate {what}: {refusal(pool)}; {usage(pool)}")
     if status == StatusCode.QUOTA_EXCEEDED:
         assert request is not None
+        wait = extra if isinstance(extra, Wait) else None
         raise QuotaExceededError(
-            f"cannot allocate {what}: its quota of {show_size(request.quota or 0)} would be exceeded; it "
-            f"holds {show_size(request.nbytes)} itself, and its children and parent count too. "
+            f"cannot allocate {what}{waited(wait)}: its quota of {show_size(request.quota or 0)} would be "
+            f"exceeded; it holds {show_size(request.nbytes)} itself, and its children and parent count "
+            f"too.{ahead(wait)} "
             "Open it with a larger quota="
         )
     if status == StatusCode.REQUEST_CLOSED:

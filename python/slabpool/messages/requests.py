@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
-from slabpool._core.core import StatusCode
+from slabpool._core.core import StatusCode, Wait
 from slabpool.arguments.sizes import show_size
 from slabpool.arguments.texts import few, show
 from slabpool.errors import (
@@ -19,7 +19,17 @@ from slabpool.errors import (
     TensorTooLargeError,
     UnknownDeviceError,
 )
-from slabpool.messages.pool import held_at, names, of_request, refusal, unusable, usage, usage_at
+from slabpool.messages.pool import (
+    ahead,
+    held_at,
+    names,
+    of_request,
+    refusal,
+    unusable,
+    usage,
+    usage_at,
+    waited,
+)
 
 if TYPE_CHECKING:
     from slabpool._core.pool import Pool, Snapshot
@@ -27,19 +37,18 @@ if TYPE_CHECKING:
 
 
 def _no_reserve(
-    name: str, capacity: int, request_id: object, reserve: int, timeout: object, snapshot: Snapshot
+    name: str, capacity: int, request_id: object, reserve: int, wait: Wait, snapshot: Snapshot
 ) -> str:
-    waited = f" within {timeout} s" if timeout is not None else ""
     return (
-        f"cannot reserve {show_size(reserve)} for request {show(request_id)}{waited}: "
-        f"{usage_at(name, capacity, snapshot)}. Held by:{held_at(snapshot)}"
+        f"cannot reserve {show_size(reserve)} for request {show(request_id)}{waited(wait)}: "
+        f"{usage_at(name, capacity, snapshot)}.{ahead(wait)} Held by:{held_at(snapshot)}"
     )
 
 
-def _no_slot(name: str, request_id: object, snapshot: Snapshot) -> str:
+def _no_slot(name: str, request_id: object, wait: Wait, snapshot: Snapshot) -> str:
     return (
-        f"cannot open request {show(request_id)}: pool {show(name)} has as many requests as it can hold. "
-        f"The largest:{held_at(snapshot)}"
+        f"cannot open request {show(request_id)}{waited(wait)}: pool {show(name)} has as many requests as it "
+        f"can hold.{ahead(wait)} The largest:{held_at(snapshot)}"
     )
 
 
@@ -50,7 +59,7 @@ def open_failed(
     devices: tuple[object, ...],
     reserve: int,
     quota: int,
-    timeout: object,
+    wait: Wait,
     parent: Request | None,
 ) -> NoReturn:
     """Raises for a request that could not be opened."""
@@ -69,10 +78,10 @@ def open_failed(
         )
     if status == StatusCode.EXHAUSTED:
         raise PoolExhausted.later(
-            _no_reserve, pool.name, pool.capacity, request_id, reserve, timeout, pool._snapshot()
+            _no_reserve, pool.name, pool.capacity, request_id, reserve, wait, pool._snapshot()
         )
     if status == StatusCode.TOO_MANY_REQUESTS:
-        raise PoolExhausted.later(_no_slot, pool.name, request_id, pool._snapshot())
+        raise PoolExhausted.later(_no_slot, pool.name, request_id, wait, pool._snapshot())
     if status == StatusCode.SYSTEM_REFUSED:
         raise PoolExhausted(f"cannot open request {request_id!r}: {refusal(pool)}; {usage(pool)}")
     if status == StatusCode.INVALID_ARGUMENT:
@@ -86,6 +95,10 @@ def open_failed(
         raise UnknownDeviceError(
             f"device {wrong} cannot hold a child: request {show(parent.id)} generation {parent.generation} "
             f"waits for {names(waiting)}"
+        )
+    if parent is None and status == StatusCode.REQUEST_CLOSED:
+        raise RequestClosedError(
+            f"cannot open request {show(request_id)}: its session was closed while it waited"
         )
     if parent is not None and status == StatusCode.REQUEST_CLOSED:
         raise RequestClosedError(

@@ -14,7 +14,7 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from slabpool._core.core import FREED, NOTHING, ROOM, StatusCode
@@ -34,7 +34,7 @@ from slabpool._core.session import (
 from slabpool.arguments.names import plain_name
 from slabpool.arguments.sizes import parse_size
 from slabpool.arguments.texts import show_typed
-from slabpool.errors import InvalidTypeError
+from slabpool.errors import InvalidTypeError, RequestClosedError
 from slabpool.messages import sessions as messages
 from slabpool.records import SessionRecord, SessionStats
 from slabpool.sessions.expiry import start
@@ -144,26 +144,26 @@ class Sessions:
     def open_turn(self, state: State, options: Options, where: Where) -> Request:
         """Opens a request that uses the session until it is released."""
         pool = self._pool_here()
-        self.begin_turn(state)
-        try:
+        with self.turn_opens(state):
             request = pool._open_turn(state.id, *options, where)
-        except BaseException:
-            self.no_turn(state)
-            raise
         return self.turn_opened(state, request)
 
-    def begin_turn(self, state: State) -> None:
-        """The session is in use from now on, while the request may still wait for memory."""
+    @contextmanager
+    def turn_opens(self, state: State) -> Generator[None, None, None]:
+        """The session is in use from now on, while the request may still wait. turn_opened() ends that."""
         self._pool_here()
         with self._lock:
             self._check(state)
             state.opening += 1
-
-    def no_turn(self, state: State) -> None:
-        """The request could not be opened. That it was wanted counts as a use."""
-        with self._lock:
-            state.opening -= 1
-            self._touch(state)
+        try:
+            yield
+        except BaseException as error:
+            with self._lock:
+                state.opening -= 1
+                self._touch(state)  # that it was wanted counts as a use
+            if isinstance(error, RequestClosedError) and state.lost is not None:
+                messages.lost(state)
+            raise
 
     def _touch(self, state: State) -> None:
         """The session was used until now, although no request was."""

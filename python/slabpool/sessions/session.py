@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from slabpool._core import async_wait
+from slabpool._core.core import Wait
 from slabpool._core.tensors import GrowableTensor, Tensors
 from slabpool.arguments.texts import few, show
 from slabpool.errors import InvalidTypeError
@@ -95,6 +96,7 @@ class Session:
         quota: _Size | None = None,
         lease: float | None = None,
         timeout: float | None = None,
+        priority: int | None = None,
     ) -> Request:
         """Opens the next turn: a request with the session's id. The arguments are those of `Pool.request`.
 
@@ -108,7 +110,7 @@ class Session:
         Raises
         ------
         SessionLostError
-            The session is closed, expired or evicted.
+            The session is closed, expired or evicted, also while the turn waits.
         PoolExhausted, DuplicateDeviceError, TooManyDevicesError, InvalidArgumentError, InvalidTypeError
             As for `Pool.request`.
 
@@ -121,7 +123,8 @@ class Session:
         ...     one.id, two.id, one.generation < two.generation
         ('chat-42', 'chat-42', True)
         """
-        return self._sessions.open_turn(self._state, (devices, reserve, quota, lease, timeout), _caller())
+        wait = self._state.shelf.wait(timeout, priority)
+        return self._sessions.open_turn(self._state, (devices, reserve, quota, lease, wait), _caller())
 
     def request_async(
         self,
@@ -131,6 +134,7 @@ class Session:
         quota: _Size | None = None,
         lease: float | None = None,
         timeout: float | None = None,
+        priority: int | None = None,
     ) -> Coroutine[Any, Any, Request]:
         """As `request`, awaitable: waits for the reserve without blocking the event loop.
 
@@ -145,19 +149,19 @@ class Session:
         """
         where = _caller()
         named = tuple(devices) if not isinstance(devices, (str, bytes)) else devices
-        return self._request_async((named, reserve, quota, lease, None), where, timeout)
+        wait = self._state.shelf.loop_wait(priority)
+        return self._request_async((named, reserve, quota, lease), where, wait, timeout)
 
     async def _request_async(
-        self, options: states.Options, where: tuple[str, int], timeout: float | None
+        self, options: tuple[Any, Any, Any, Any], where: tuple[str, int], wait: Wait, timeout: float | None
     ) -> Request:
-        self._sessions.begin_turn(self._state)
-        try:
-            request = await async_wait.open_request(
-                self._pool, lambda: self._pool._open_turn(self._state.id, *options, where), timeout
+        with self._sessions.turn_opens(self._state):
+            request = await async_wait.served(
+                self._pool,
+                wait,
+                lambda wait: self._pool._open_turn(self._state.id, *options, wait, where),
+                timeout,
             )
-        except BaseException:
-            self._sessions.no_turn(self._state)
-            raise
         return self._sessions.turn_opened(self._state, request)
 
     # ---- kept tensors

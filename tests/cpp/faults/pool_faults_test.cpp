@@ -1,5 +1,6 @@
 // The k-th allocation fails, for every k, in every public call of a pool.
 #include <gtest/gtest.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <cstdint>
@@ -260,16 +261,19 @@ class Scenario {
     back("stats", [&] { (void)pool_->stats(); });
     back("tagged", [&] { EXPECT_EQ(pool_->tagged(1).blocks, 0U); });
     back("verify", [&] { EXPECT_EQ(pool_->verify(), nullptr); });
-    int ends[2];
-    ASSERT_EQ(pipe(ends), 0);
-    forth("add_wakeup", [&] {
-      pool_->add_wakeup(ends[1]);
-      return true;
-    });
+    Waiter waiter;
+    WakeTarget loop{eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+    ASSERT_GE(loop.fd, 0);
+    waiter.target = &loop;
+    waiter.request = {handle.slot, handle.generation};
+    back("enter", [&] { pool_->enter(waiter); });
+    forth("waiters", [&] { return pool_->waiters().size() == 1 && pool_->waiters()[0].id == "sl"; });
+    forth("ahead_of", [&] { return pool_->ahead_of(waiter).count == 0; });
+    back("in_circle", [&] { EXPECT_FALSE(pool_->in_circle()); });
     back("close_request that wakes", [&] { pool_->close_request(handle, false); });
-    back("remove_wakeup", [&] { pool_->remove_wakeup(ends[1]); });
-    (void)::close(ends[0]);
-    (void)::close(ends[1]);
+    back("take_woken", [&] { EXPECT_EQ(pool_->take_woken(loop), &waiter); });
+    back("leave", [&] { pool_->leave(waiter); });
+    (void)::close(loop.fd);
     back("device_lost", [&] { EXPECT_EQ(pool_->device_lost(0), 1U); });
     back("ack", [&] { EXPECT_EQ(pool_->ack(handle, 1).result, AckResult::released); });
   }

@@ -210,9 +210,9 @@ TEST(Wait, AReserveIsServedWhenARequestEnds) {
 }
 
 // A thread that waits for memory once per round, while the main thread makes room for it.
-class Waiter {
+class OneWaits {
  public:
-  explicit Waiter(int total)
+  explicit OneWaits(int total)
       : thread_([this, total] {
           std::mt19937_64 random(7);
           for (int round = 0; round < total; ++round) {
@@ -222,7 +222,7 @@ class Waiter {
             end_.arrive();
           }
         }) {}
-  ~Waiter() { thread_.join(); }
+  ~OneWaits() { thread_.join(); }
 
   void start(Pool& pool, const AllocateSpec& spec) {
     pool_ = &pool;
@@ -281,7 +281,7 @@ TEST(Wait, TheEndOfARequestMeansItsMemoryIsBack) {
 
 TEST(Wait, EndsWhenTheRequestOrThePoolIsClosed) {
   const int total = rounds(3'000);
-  Waiter waiter(total);
+  OneWaits waiter(total);
   std::mt19937_64 random(1);
   for (int round = 0; round < total; ++round) {
     const auto pool = make_pool(kMiB);

@@ -1,0 +1,319 @@
+// The queue of callers that wait: for memory, addresses, a request slot or a quota, or for the end of a request.
+//
+// A waiter registers (enter), tries, and sleeps until it is woken or its deadline; then it tries again. Each waiter is
+// blocked on one resource: the one that its last attempt failed on. The waiters of a resource are ordered by priority, then
+// by arrival. Only the first may have the resource: passes() refuses every other caller of the same or a lower priority,
+// whether it waits or not. So what comes back is set aside for the first until it has enough. When something comes back,
+// wake() wakes the first waiter of the resource alone, and memory only once enough of it is free. When the first leaves, the
+// next one is looked at. A waiter for the end of a request is woken by that end alone, and is in nobody's way.
+//
+// Requests that hold memory and ask for more could stand behind a waiter that needs what they hold. When the requests that
+// wait hold so much that the first waiter cannot be served before one of them lets go (Room::circle), those may pass it.
+//
+// A waiter is a record of the caller's: on the stack of a thread, or in an object of an event loop. Waiting and waking
+// allocate nothing. A thread sleeps on the condition variable of its record. In a pool with a doorbell one sleeping thread
+// listens to the bell for all of them. The waiters of an event loop share a WakeTarget.
+//
+// Invariants:
+//   while count_ is 0, notify() costs one load;
+//   count_ == number of registered waiters;
+//   a waiter is in exactly one list: that of the resource which it is blocked on;
+//   a waiter enters a list before the attempt that decides whether it sleeps (block() asks for one more attempt whenever
+//   the list changes). So either the attempt finds what came back before, or the thread that returned it sees the waiter.
+//   (Sequentially consistent, both.)
+// The mutex is a leaf in the order of locks; Room is asked without it, except for polls() and waits().
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "slabpool/base/clock.hpp"
+#include "slabpool/base/export.hpp"
+#include "slabpool/base/fork.hpp"
+#include "slabpool/base/source_location.hpp"
+#include "slabpool/wait/doorbell.hpp"
+
+namespace slabpool {
+
+enum class Resource : std::uint8_t { memory, addresses, slots, quota, kept, end };
+inline constexpr unsigned kResources = 6;
+
+// A request, as a waiter names it. Generation 0: none.
+struct Subject {
+  std::uint32_t slot = 0;
+  std::uint64_t generation = 0;
+  bool operator==(const Subject&) const = default;
+};
+
+// What an attempt needs, or failed on. `of`: the request that has the quota, or whose end is waited for.
+struct Wanted {
+  Resource resource = Resource::memory;
+  std::uint64_t amount = 0;  // bytes or slots
+  Subject of{};
+};
+
+class Waiter;
+
+// An event loop: the descriptor (an eventfd or a pipe) is written to when a waiter of the loop is woken and no other one was
+// still to be taken. WaitQueue::take() returns the woken ones. The owner closes the descriptor after all have left.
+struct WakeTarget {
+  int fd = -1;
+  Waiter* first = nullptr;
+  Waiter* last = nullptr;
+};
+
+class WaitQueue;
+
+class SLABPOOL_API Waiter {
+ public:
+  Waiter() noexcept = default;
+  Waiter(const Waiter&) = delete;
+  Waiter& operator=(const Waiter&) = delete;
+  ~Waiter();
+
+  // Set by the caller before the first attempt; they live until the waiter has left.
+  std::int32_t priority = 0;
+  std::uint64_t nbytes = 0;  // as the caller asked, for reports
+  std::string_view id;       // of a request that is being opened; otherwise empty
+  Subject request;           // in which the caller allocates. It waits no longer once that is closed
+  Subject session;           // the same, for a request that is being opened
+  SourceLocation where;
+  WakeTarget* target = nullptr;  // null: a thread
+  void* owner = nullptr;         // for the user of `target`
+
+  bool entered() const noexcept { return queue_ != nullptr; }
+  // Why the last attempt failed: written by block() and passes(). Read by the caller's thread alone.
+  const Wanted& blocked_on() const noexcept { return blocked_on_; }
+  // What the waiter depends on was closed.
+  bool cancelled() const noexcept { return cancelled_.load(std::memory_order_acquire); }
+  std::int64_t since_ns() const noexcept { return since_ns_; }
+
+ private:
+  friend class WaitQueue;
+  struct Link {
+    Waiter* prev = nullptr;
+    Waiter* next = nullptr;
+  };
+
+  WaitQueue* queue_ = nullptr;
+  // Guarded by the queue's mutex.
+  Wanted blocked_on_;
+  std::uint64_t arrival_ =
+      std::numeric_limits<std::uint64_t>::max();  // a caller that does not wait is behind all
+  std::int64_t since_ns_ = 0;
+  std::int64_t pause_ns_ = 0;  // until the next poll
+  Link in_list_;
+  Link in_all_;
+  Link in_woken_;
+  bool is_woken_ = false;   // in its target's list
+  bool signalled_ = false;  // a thread: to try again
+  bool again_ = false;      // to try again before it sleeps
+  bool asleep_ = false;     // a thread, on its condition variable
+  std::atomic<bool> cancelled_{false};
+  std::condition_variable woken_;
+};
+
+// For reports. `request`: as Waiter::request, whose id the table knows.
+struct WaiterInfo {
+  std::string id;
+  Subject request;
+  bool kept = false;  // the request is what a session keeps
+  std::uint64_t nbytes = 0;
+  std::int32_t priority = 0;
+  std::int64_t waited_ns = 0;
+  Resource resource = Resource::memory;
+  SourceLocation where;
+};
+
+// What stands before a caller: how many, and the first of them.
+struct Ahead {
+  std::uint32_t count = 0;
+  std::vector<WaiterInfo> first;
+};
+
+// What the queue asks the pool.
+class Room {
+ public:
+  virtual ~Room() = default;
+  // At least as many bytes as an attempt could have now. Sequentially consistent with respect to returns of the caller.
+  virtual std::uint64_t free_bytes() noexcept = 0;
+  virtual std::uint64_t free_slots() noexcept = 0;
+  // What the quota of a request has left; all if the request is over, so that its waiters learn of that.
+  virtual std::uint64_t quota_left(Subject of) noexcept = 0;
+  // Whether something may come back without a wake-up. The first waiters then try again by the clock. Takes no lock.
+  virtual bool polls() noexcept = 0;
+  // Whether the requests that wait for memory hold so much that the first waiter cannot be served before one lets go. Looks
+  // at the waiters by each().
+  virtual bool circle() noexcept = 0;
+  // Whether something may be made free that no thread returns, by a waiter that is the first. Takes no lock.
+  virtual bool gives_way() noexcept = 0;
+  // Collects what peers have acknowledged: called when the bell rang.
+  virtual void collect() noexcept = 0;
+  // Whether any waiter is blocked on memory, and on a slot. Takes no lock.
+  virtual void waits(bool memory, bool slots) noexcept = 0;
+};
+
+// What may have come back. `quota`: that request's; generation 0: none.
+struct News {
+  bool memory = false;
+  bool any_memory = false;  // some may be made free now, however little is free
+  bool addresses = false;
+  bool slots = false;
+  bool kept = false;
+  Subject quota{};
+  Subject ended{};  // the requests of this slot, up to this generation
+};
+
+class WaitQueue {
+ public:
+  // `doorbell` (null: no other process has news) and `room` outlive this.
+  WaitQueue(Doorbell* doorbell, Room& room) noexcept : doorbell_(doorbell), room_(room) {}
+  WaitQueue(const WaitQueue&) = delete;
+  WaitQueue& operator=(const WaitQueue&) = delete;
+  ~WaitQueue();
+
+  // A plain load on x86-64; see the invariants.
+  bool any() const noexcept { return count_.load(std::memory_order_seq_cst) != 0; }
+
+  // ---- waiting, by the waiter's thread or event loop
+
+  // Registers a waiter after an attempt that failed on blocked_on(), or with what it waits for. It must try again then.
+  void enter(Waiter& waiter) noexcept;
+  void enter(Waiter& waiter, const Wanted& wanted) noexcept;
+  // Takes the waiter off, and looks at the next. Repeating it does nothing; nor does a call in a fork's child, whose
+  // parent's the waiter is.
+  void leave(Waiter& waiter) noexcept;
+  // Whether nothing stands between the caller and a resource: no waiter of it that is before the caller. Else the caller is
+  // blocked on that resource. The waiter may be registered or not.
+  bool passes(Waiter& waiter, const Wanted& wanted) noexcept;
+  // The same for a caller that has no record: of priority 0, behind all others.
+  bool passes(const Wanted& wanted) noexcept;
+  // What the first waiter of a resource needs; 0: there is none.
+  std::uint64_t first_amount(const Wanted& wanted) noexcept;
+  // An attempt failed on this resource.
+  void block(Waiter& waiter, const Wanted& wanted) noexcept;
+  // A thread sleeps until it is to try again (true), or until `until_ns` (monotonic).
+  bool wait(Waiter& waiter, std::int64_t until_ns) noexcept;
+  // Whether the waiter is the first of the resource that it is blocked on.
+  bool is_first(const Waiter& waiter) noexcept;
+
+  // An event loop: the next woken waiter, which is to try again; null if there is none.
+  Waiter* take(WakeTarget& target) noexcept;
+  // Whether a waiter of a loop is to try again before it sleeps.
+  bool take_again(Waiter& waiter) noexcept;
+
+  // ---- waking, by any thread, when any() is true. Holds none of the locks that Room takes.
+
+  [[gnu::noinline]] void wake(const News& news) noexcept;
+  void wake_all() noexcept;
+  // The first waiters of each resource, and all for an end, try again by the clock from now on.
+  void start_polling() noexcept;
+  // Cancels and wakes every waiter for which dead(subject) is true of what it depends on. `dead` takes no lock.
+  template <typename Dead>
+  void cancel_if(Dead&& dead) noexcept {
+    const std::lock_guard lock(mutex_);
+    for (Waiter* w = all_.first; w != nullptr; w = w->in_all_.next) {
+      const auto gone = [&](const Subject& of) { return of.generation != 0 && dead(of); };
+      if (gone(w->request) || gone(w->session)) {
+        w->cancelled_.store(true, std::memory_order_release);
+        signal(*w);
+      }
+    }
+  }
+
+  // ---- looking
+
+  // Calls f(waiter) under the mutex for each waiter that is not for an end, by arrival; f takes no lock and may throw.
+  template <typename F>
+  void each(F&& f) const {
+    const std::lock_guard lock(mutex_);
+    for (const Waiter* w = all_.first; w != nullptr; w = w->in_all_.next)
+      if (w->blocked_on_.resource != Resource::end) f(*w);
+  }
+  // The number of waiters that stand before this one where it is blocked. Calls f(waiter) for the first `most`.
+  template <typename F>
+  std::uint32_t ahead(const Waiter& waiter, std::uint32_t most, F&& f) const {
+    const std::lock_guard lock(mutex_);
+    std::uint32_t count = 0;
+    for (const Waiter* w = list_of(waiter.blocked_on_).first; w != nullptr; w = w->in_list_.next) {
+      if (!before(*w, waiter.priority, waiter.arrival_)) break;
+      if (!same_place(w->blocked_on_, waiter.blocked_on_)) continue;
+      if (count++ < most) f(*w);
+    }
+    return count;
+  }
+  static WaiterInfo info_of(const Waiter& waiter, std::int64_t now_ns);
+  std::uint32_t waiting() const noexcept { return waiting_.load(std::memory_order_relaxed); }
+  // How often a waiter was told to try again; for tests.
+  std::uint64_t wakeups() const noexcept { return wakeups_.load(std::memory_order_relaxed); }
+  // Checks the invariants; null, or the one that is broken.
+  const char* verify() const noexcept;
+
+ private:
+  using LinkOf = Waiter::Link Waiter::*;
+  struct List {
+    Waiter* first = nullptr;
+    Waiter* last = nullptr;
+  };
+  static constexpr unsigned kBuckets = 64;
+  static constexpr std::int64_t kFirstPause = 20'000;
+  static constexpr std::int64_t kLongestPause = 1'000'000;
+
+  static bool by_subject(Resource resource) noexcept {
+    return resource == Resource::quota || resource == Resource::end;
+  }
+  static unsigned place_of(const Wanted& wanted) noexcept;
+  List& list_of(const Wanted& wanted) noexcept { return lists_[place_of(wanted)]; }
+  const List& list_of(const Wanted& wanted) const noexcept { return lists_[place_of(wanted)]; }
+  static bool same_place(const Wanted& a, const Wanted& b) noexcept {
+    return a.resource == b.resource && (!by_subject(a.resource) || a.of == b.of);
+  }
+  static bool before(const Waiter& waiter, std::int32_t priority, std::uint64_t arrival) noexcept {
+    return waiter.priority != priority ? waiter.priority > priority : waiter.arrival_ < arrival;
+  }
+  static void append(List& list, Waiter& waiter, LinkOf link) noexcept;
+  static void insert_after(List& list, Waiter& waiter, Waiter* prev, LinkOf link) noexcept;
+  static void remove(List& list, Waiter& waiter, LinkOf link) noexcept;
+  // All below under mutex_.
+  Waiter* first_of(const Wanted& wanted) const noexcept;
+  bool first_locked(const Waiter& waiter) const noexcept {
+    return first_of(waiter.blocked_on_) == &waiter;
+  }
+  void link(Waiter& waiter) noexcept;
+  void unlink(Waiter& waiter) noexcept;
+  bool place(Waiter& waiter, const Wanted& wanted) noexcept;
+  void note(const Wanted& changed) noexcept;
+  void signal(Waiter& waiter) noexcept;
+  void pass_the_bell_on(Waiter& waiter) noexcept;
+  void look(const Wanted& wanted, bool polls, std::uint64_t free) noexcept;
+  bool may_pass(const Waiter& waiter, const Wanted& wanted) const noexcept {
+    return wanted.resource == Resource::memory && waiter.request.generation != 0 &&
+           circle_.load(std::memory_order_relaxed);
+  }
+  void update_circle() noexcept;  // without the mutex
+
+  Doorbell* const doorbell_;
+  Room& room_;
+  const std::uint32_t epoch_ = fork_epoch();
+  std::atomic<std::uint32_t> count_{0};
+  std::atomic<std::uint32_t> waiting_{0};  // without those for an end; a figure for reports
+  std::atomic<std::uint64_t> wakeups_{0};
+  std::atomic<std::uint64_t> news_{0};
+  std::atomic<std::uint64_t> changes_{0};  // of the waiters for memory
+  std::atomic<bool> circle_{false};
+  mutable std::mutex mutex_;
+  std::uint64_t next_arrival_ = 0;
+  List all_;                                   // by arrival
+  List lists_[kResources - 2 + 2 * kBuckets];  // by priority and arrival; quotas and ends by request
+  Waiter* listener_ = nullptr;                 // the thread that listens to the doorbell
+  int listener_wakeup_ = -1;                   // its eventfd, made once
+};
+
+}  // namespace slabpool
