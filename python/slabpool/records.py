@@ -129,8 +129,9 @@ class Stats(NamedTuple):
     #: bytes back.
     file_bytes: int
     #: The part of ``cached`` that no tensor of a page (4 KiB) or more can have now: free bytes between
-    #: blocks on partly used pages, and quarantined bytes. Of a GPU's memory, and of memory that the driver pins, only
-    #: whole granules serve another size; free pages in granules that are partly used are not counted here.
+    #: blocks on partly used pages, and quarantined bytes. Of a GPU's memory, and of memory that the driver
+    #: pins, only whole granules serve another size; free pages in granules that are partly used are not
+    #: counted here.
     fragmented: int
     #: Bytes of the pool's own records and tables. They are not part of ``committed`` or the capacity.
     metadata: int
