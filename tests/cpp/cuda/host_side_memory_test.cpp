@@ -77,7 +77,7 @@ TEST_F(PinnedMemoryTest, GranulesSuitTheCapacity) {
   EXPECT_EQ(granule(100 * kMiB), 4 * kMiB);
   EXPECT_EQ(granule(kMiB), kMiB);
   EXPECT_EQ(granule(1'000'000'000), 8 * kMiB);  // rounds up by less than a 64th
-  EXPECT_EQ(granule(kPageSize), kPageSize);
+  EXPECT_EQ(granule(kMostSystemPage), kMostSystemPage) << "the smallest pool";
 }
 
 TEST_F(PinnedMemoryTest, EveryCallOfACommitMayFail) {

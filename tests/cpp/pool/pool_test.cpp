@@ -28,7 +28,7 @@ class PoolTest : public test::PoolFixture {};
 
 TEST(PoolCreate, RefusesCapacitiesItCannotServe) {
   for (const std::uint64_t capacity :
-       {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{kPageSize - 1}, ~std::uint64_t{0}}) {
+       {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{kMostSystemPage - 1}, ~std::uint64_t{0}}) {
     PoolOptions options;
     options.capacity = capacity;
     Error error;
@@ -48,8 +48,8 @@ TEST(PoolCreate, SaysThatTheSystemRefusesANode) {
 }
 
 TEST(PoolCreate, TheSmallestPoolWorks) {
-  const auto pool = make_pool(kPageSize);
-  const Allocation made = pool->allocate(bytes(kPageSize));
+  const auto pool = make_pool(kMostSystemPage);
+  const Allocation made = pool->allocate(bytes(kMostSystemPage));
   ASSERT_NE(made.block, nullptr);
   EXPECT_EQ(pool->allocate(bytes(1)).status, Status::exhausted);
   pool->drop_view(*made.block);
@@ -218,7 +218,7 @@ TEST_F(PoolTest, MoreThanTheCapacityIsTooLargeForEver) {
 TEST(PoolCapacity, SizesThatNeverFitAreTooLargeForAnyCapacity) {
   // Capacities that are not a multiple of a page: some blocks would fit by their bytes but not by their
   // pages.
-  for (std::uint64_t capacity = kPageSize; capacity < 20 * kPageSize; capacity += 1000) {
+  for (std::uint64_t capacity = kMostSystemPage; capacity < 20 * kMostSystemPage; capacity += 1000) {
     const auto pool = make_pool(capacity);
     for (std::uint64_t size = 1000; size <= capacity; size += 3000) {
       const Allocation made = pool->allocate(bytes(size));

@@ -79,21 +79,23 @@ TEST_F(PlanReturn, SpansBringTheirPages) {
       << "what is free does not help where the system refuses";
 }
 
-TEST_F(PlanReturn, ASlabsPagesAreFreeWithItsLastBlock) {
+TEST_F(PlanReturn, APageOfASlabIsFreeWithItsLastBlock) {
   std::vector<Block*> blocks;
-  while (Block* block = pool->allocate(kept(4'096, mine)).block) blocks.push_back(block);
+  while (Block* block = pool->allocate(kept(1'024, mine)).block) blocks.push_back(block);
   fill(1);
   ASSERT_GT(blocks.size(), 100U);
-  EXPECT_EQ(plan_tensor(4'096, {{blocks[0]}, {blocks[1]}}), std::vector({0})) << "a block of the size";
+  EXPECT_EQ(plan_tensor(1'024, {{blocks[0]}, {blocks[1]}}), std::vector({0})) << "a block of the size";
   EXPECT_EQ(plan_tensor(300, {{blocks[0]}, {blocks[1]}}), std::vector({-1})) << "no whole page";
   std::vector<std::vector<Block*>> all;
   for (Block* block : blocks) all.push_back({block});
   const std::vector<int> chosen = plan_tensor(300, all);
   ASSERT_FALSE(chosen.empty());
-  std::set<Span*> spans;
-  for (const int i : chosen) spans.insert(blocks[static_cast<std::size_t>(i)]->span);
-  EXPECT_EQ(spans.size(), 1U) << "blocks of other slabs bring nothing";
-  EXPECT_EQ(chosen.size(), (*spans.begin())->count - (*spans.begin())->free_blocks);
+  std::set<std::uintptr_t> pages;
+  for (const int i : chosen)
+    pages.insert(reinterpret_cast<std::uintptr_t>(blocks[static_cast<std::size_t>(i)]->data) >>
+                 kPageBits);
+  EXPECT_EQ(pages.size(), 1U) << "blocks of other pages bring nothing";
+  EXPECT_EQ(chosen.size(), kPageSize / 1'024);
   EXPECT_EQ(plan(Status::exhausted, {300, true}, {{blocks[0]}}), std::vector({-1}));
   close(mine);
 }
@@ -103,9 +105,10 @@ TEST_F(PlanReturn, WhatReturnsToAPromiseBringsNothing) {
   Block* span = take(kept(2 * kMiB, owner));
   Block* piece = take(kept(1000, owner));
   fill(kMiB);
-  fill(16'384);
+  fill(kPageSize);
   EXPECT_EQ(plan_tensor(kMiB, {{span}, {piece}}), std::vector({-1}));
-  EXPECT_EQ(pool->shortage(owner, 3 * kMiB, false).bytes, kMiB + 16'384) << "the promise has the rest";
+  EXPECT_EQ(pool->shortage(owner, 3 * kMiB, false).bytes, kMiB + kPageSize)
+      << "the promise has the rest";
   EXPECT_EQ(pool->shortage(owner, kMiB, true).bytes, 0U);
   EXPECT_FALSE(pool->shortage(owner, 1000, false).pages);
   const Handle chat = open(*pool, {});
@@ -113,7 +116,7 @@ TEST_F(PlanReturn, WhatReturnsToAPromiseBringsNothing) {
   pool->hold_view(*piece);
   close(owner);
   fill(kMiB);
-  fill(16'384);
+  fill(kPageSize);
   EXPECT_EQ(plan_tensor(kMiB, {{piece}, {span}}), std::vector({1})) << "once it is closed, they do";
   EXPECT_EQ(plan(Status::exhausted, {1, true}, {{piece}, {span}}), std::vector({0}));
   pool->drop_view(*span);

@@ -239,7 +239,7 @@ TEST_F(ReserveTest, AtRandomEveryPromiseIsKept) {
       const std::uint64_t bytes = 1 + random() % (random() % 3 == 0 ? 300'000 : 9'000);
       Block* block = bytes <= kMaxSlabBlock ? cut(family.reserve, bytes) : span(bytes, family.reserve);
       if (block == nullptr) {
-        EXPECT_GT(pages_for(bytes), left);
+        EXPECT_GT(pages_for(block_size_for(bytes)), left);
       } else {
         if (block->zero) {
           ASSERT_TRUE(test::all_bytes(block->data, 0, block->bytes));
