@@ -80,7 +80,8 @@ Report among_holes(const Options& options, std::uint64_t count) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 3 || std::string_view(argv[1]) != "holes") fail("usage: slabpool-bench-holes holes none count=N");
+  if (argc < 3 || std::string_view(argv[1]) != "holes")
+    fail("usage: slabpool-bench-holes holes none count=N");
   Options options;
   std::uint64_t count = 0;
   for (int i = 3; i < argc; ++i) {

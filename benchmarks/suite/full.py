@@ -369,15 +369,15 @@ BENCHMARK = Benchmark(
         'Before (measured for the issue "The full pool", on a machine with 2 virtual cores): after a random '
         "three quarters were freed, 8 to 77 % of the free pages were served (4 KiB 30, 16 KiB 8, 32 KiB 42, "
         "64 KiB 38, 96 KiB 52, 128 KiB 75 %), and none after every other tensor of 16, 64 or 128 KiB was "
-        "freed. Sizes that drifted for 13 minutes: committed / live 1.96. A refusal took 8.6 ms with 100 open "
-        "requests and 354 ms with 10,000. A waiter of half of the pool was refused after 10 s, while 6,998 "
-        "small ones were served.",
+        "freed. Sizes that drifted for 13 minutes: committed / live 1.96. A refusal took 8.6 ms with 100 "
+        "open requests and 354 ms with 10,000. A waiter of half of the pool was refused after 10 s, while "
+        "6,998 small ones were served.",
         "`served` counts whole pages of 4 KiB on which no tensor lies. `raise and catch` is the exception "
         "alone, with its text unread; the whole calls include it. Both are processor time. `until 1.05` "
         "includes the traffic that goes on, and ends after 10 s at the latest. A pool with a few MiB live "
         "keeps some MiB committed for the next allocations, so its ratio is higher.",
-        "Each hole of the page heap has an odd number of pages, and each span an even one, so every operation "
-        "splits a hole and merges it again. The page heap is compiled from the sources of the clone, because "
-        "the library does not export it.",
+        "Each hole of the page heap has an odd number of pages, and each span an even one, so every "
+        "operation splits a hole and merges it again. The page heap is compiled from the sources of the "
+        "clone, because the library does not export it.",
     ),
 )
