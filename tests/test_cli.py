@@ -96,6 +96,8 @@ def test_errors_are_one_line_and_status_two(
         ["replay", "x", "--decode-rate", "0"],
         ["replay", "x", "--prefill-rate", "inf"],
         ["replay", "x", "--ack-delay", "-1"],
+        ["replay", "x", "--wait", "-1"],
+        ["replay", "x", "--wait", "soon"],
         ["replay", "x", "--seed", "-1"],
         ["replay", "x", "--ids", "both"],
         ["replay", "x", "--model", "llama-2-7b", "--bytes-per-token", "5"],

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = {
     "create_drop", "request_pattern", "request64", "allocators", "cpp_same_thread", "cpp_two_threads",
-    "cpp_cross_thread", "cpp_live_set_1000", "churn_10000", "replay", "sequential", "ack", "stats",
+    "cpp_cross_thread", "cpp_live_set_1000", "churn_10000", "replay", "full", "sequential", "ack", "stats",
 }  # fmt: skip
 
 

@@ -56,3 +56,17 @@ class KeepsNoReservation(SabotagedPool):
 
     def request(self, request_id: str, devices: list[str], *, reserve: int | None = None) -> slabpool.Request:
         return self.pool.request(request_id, devices)
+
+
+class LetsOvertake(SabotagedPool):
+    """Gives each request a priority of its own: the later it comes, the higher."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.asked = 0
+
+    async def request_async(
+        self, request_id: str, devices: list[str], *, reserve: int | None = None
+    ) -> slabpool.Request:
+        self.asked += 1
+        return await self.pool.request_async(request_id, devices, reserve=reserve, priority=self.asked)

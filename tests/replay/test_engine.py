@@ -16,7 +16,7 @@ from slabpool.replay.outcome import Outcome, ReplayError
 from slabpool.replay.schedule import Faults, Schedule, Service, lay_out
 from slabpool.replay.trace import Trace
 
-from .sabotage import CountsMessages, IgnoresLoss, KeepsNoReservation, LosesAcks
+from .sabotage import CountsMessages, IgnoresLoss, KeepsNoReservation, LetsOvertake, LosesAcks
 
 TOKEN = 4096  # bytes; pools are small and requests are whole pages
 ALL_FAULTS = Faults(duplicate_acks=0.3, late_acks=0.3, lost_devices=0.1, abort=0.2)
@@ -168,6 +168,61 @@ def test_the_longest_waiter_is_served_first() -> None:
     assert outcome.ok
     # Admitted at 0, 100, 200 and 300 ms.
     assert outcome.waits_us == [0, 99_000, 198_000, 297_000]
+
+
+@pytest.mark.parametrize("faults", [Faults(), ALL_FAULTS], ids=["quiet", "faults"])
+@pytest.mark.parametrize("times", [0.5, 1.0])
+def test_the_pools_queue_serves_all_in_the_order_in_which_they_came(
+    trace: Trace, faults: Faults, times: float
+) -> None:
+    plan = lay_out(trace, TOKEN, faults=faults)
+    need, peak = sizes(plan)
+    capacity = -(-max(int(times * peak), int(need.max())) // (1 << 20)) << 20
+    outcome = played(plan, capacity, wait=100_000.0)
+    assert outcome.violation_texts == []
+    assert outcome.ok
+    assert outcome.released == len(trace)
+    assert outcome.timed_out == 0
+    assert max(outcome.waits_us) > 0
+    # As the driver itself would serve them: strictly in order of arrival, as soon as there is room.
+    assert outcome.waits_us == played(plan, capacity).waits_us
+
+
+def test_a_waiter_that_gives_up_leaves_the_pools_queue_and_the_next_is_served() -> None:
+    arrivals = np.array([0, 1, 2, 60]) * 1000
+    queue = Trace("queue", "azure", arrivals, np.array([800, 1600, 800, 800]), np.array([0] * 4))
+    # Each is served for 0.1 s. The second needs nearly all of the pool, and leaves at 51 ms. Then the third
+    # fits beside the first; the fourth waits for the first to end.
+    plan = lay_out(queue, TOKEN, service=Service(ack_delay=0.0))
+    outcome = played(plan, 7 << 20, wait=0.05)
+    assert outcome.violation_texts == []
+    assert outcome.waits_us == [0, 49_000, 40_000]
+    assert (outcome.opened, outcome.released, outcome.timed_out, outcome.unserved) == (3, 3, 1, 0)
+    assert outcome.virtual_us < 300_000, "a wait that ended in time does not prolong the replay"
+
+
+def test_a_wait_of_no_time_refuses_what_does_not_fit() -> None:
+    arrivals = np.array([0, 1, 200_000])
+    queue = Trace("queue", "azure", arrivals, np.array([800] * 3), np.array([0] * 3))
+    outcome = played(lay_out(queue, TOKEN, service=Service(ack_delay=0.0)), 4 << 20, wait=0.0)
+    assert (outcome.waits_us, outcome.timed_out) == ([0, 0], 1)
+
+
+def test_requests_without_bytes_pass_the_pools_queue() -> None:
+    arrivals = np.array([0, 1, 2]) * 1000
+    queue = Trace("queue", "azure", arrivals, np.array([800, 800, 0]), np.array([0] * 3))
+    outcome = played(lay_out(queue, TOKEN, service=Service(ack_delay=0.0)), 4 << 20, wait=10.0)
+    assert outcome.violation_texts == []
+    assert outcome.waits_us == [0, 0, 99_000]
+
+
+def test_waiters_that_overtake_are_noticed() -> None:
+    arrivals = np.array([0, 1, 2]) * 1000
+    queue = Trace("queue", "azure", arrivals, np.array([800, 800, 400]), np.array([0] * 3))
+    plan = lay_out(queue, TOKEN, service=Service(ack_delay=0.0))
+    outcome = played(plan, 5 << 20, make_pool=LetsOvertake, wait=10.0)
+    assert not outcome.ok
+    assert outcome.violation_texts == ["request 3 was served before request 2, which waited longer"]
 
 
 def test_a_request_larger_than_the_pool_is_refused_before_anything_runs(trace: Trace) -> None:

@@ -52,6 +52,24 @@ def test_json(name: str, request: pytest.FixtureRequest, capsys: pytest.CaptureF
     }
 
 
+def test_waiting_in_the_pools_queue(azure_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capacity = ["--capacity", "0.5x"]
+    outside = as_json(capsys, str(azure_path), *SMALL, *capacity)
+    assert (outside["wait"], outside["timed_out"]) == (None, 0)
+    figures = as_json(capsys, str(azure_path), *SMALL, *capacity, "--wait", "1000")
+    assert figures["ok"] is True
+    assert (figures["wait"], figures["timed_out"], figures["requests"]) == (1000, 0, 200)
+    assert figures["wait_s"] == outside["wait_s"]
+    assert figures["requests_that_waited"] == outside["requests_that_waited"] > 0
+    figures = as_json(capsys, str(azure_path), *SMALL, *capacity, "--wait", "0.5")
+    assert figures["timed_out"] == 200 - figures["requests"] > 0
+    assert figures["wait_s"]["max"] <= 0.5
+    assert main(["replay", str(azure_path), *SMALL, *capacity, "--wait", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert f"{figures['timed_out']} gave up after 0.5 s" in out
+    assert "requests waited for memory in the pool's queue" in out
+
+
 def test_faults_are_counted_and_called_synthetic(
     azure_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

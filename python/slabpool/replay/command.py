@@ -70,6 +70,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="capacity of the pool: bytes, a size such as 64GiB, or a multiple such as 0.8x of the peak of "
         "a run without limit (default: %(default)s)",
     )
+    parser.add_argument(
+        "--wait",
+        type=_not_negative,
+        metavar="SECONDS",
+        help="let requests that do not fit wait in the pool's queue, each for at most SECONDS of virtual "
+        "time, and check that they are served in order (default: they wait outside of the pool, "
+        "without limit)",
+    )
     parser.add_argument("--limit", type=count, metavar="N", help="replay only the first N requests")
     parser.add_argument(
         "--ids",
@@ -174,7 +182,13 @@ def run(args: argparse.Namespace) -> int:
     )
     with progress("replay", len(trace)) as advance:
         report = replay(
-            schedule, args.capacity, model=model, ids=args.ids, touch=args.touch, on_released=advance
+            schedule,
+            args.capacity,
+            model=model,
+            ids=args.ids,
+            touch=args.touch,
+            wait=args.wait,
+            on_released=advance,
         )
     if args.json:
         json.dump(report.as_dict(), sys.stdout, indent=2)
@@ -193,6 +207,7 @@ def replay(
     model: str = "",
     ids: str = "same",
     touch: bool = False,
+    wait: float | None = None,
     on_released: Callable[[int], None] | None = None,
 ) -> Report:
     """Replay a schedule in a pool made for it.
@@ -209,6 +224,8 @@ def replay(
         ``"same"`` or ``"unique"``.
     touch : bool
         Write a byte to every page.
+    wait : float, optional
+        Let requests wait in the pool's queue, each for at most so many seconds of virtual time.
     on_released : callable, optional
         Called now and then with the number of requests released since the last call.
 
@@ -236,9 +253,16 @@ def replay(
         if touch:
             _check_memory(min(pool.capacity, peak))
         outcome = Replay(
-            pool, schedule, need, end_us, unique_ids=ids == "unique", touch=touch, progress=on_released
+            pool,
+            schedule,
+            need,
+            end_us,
+            unique_ids=ids == "unique",
+            touch=touch,
+            wait=wait,
+            progress=on_released,
         ).run()
-        report = Report(schedule, outcome, model, ids, pool.capacity, origin)
+        report = Report(schedule, outcome, model, ids, pool.capacity, origin, wait)
         if not outcome.ok:
             # By force, because close() would raise for leaks, which are already in the report.
             pool.close(force=True)

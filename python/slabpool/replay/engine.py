@@ -2,8 +2,12 @@
 
 One driver thread plays the host and moves virtual time from event to event; nothing sleeps. The driver keeps
 its own list of the holders of each request and compares every answer of the pool with it: a request must be
-released exactly once, by its last holder. A request that does not fit waits, in order of arrival. Each
-request reserves all bytes that it may need, so an admitted request never runs out of memory.
+released exactly once, by its last holder. Each request reserves all bytes that it may need, so an admitted
+request never runs out of memory.
+
+A request that does not fit waits. By default it waits in the driver, which opens requests in order of
+arrival. With `wait` it waits in the pool's own queue, at most so many seconds of virtual time (waiting.py),
+and the driver checks that the pool serves the waiters in the order in which they began to wait.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +27,9 @@ from slabpool.replay.devices import AckJob, DeviceThreads
 from slabpool.replay.outcome import Outcome, ReplayError, Sample
 from slabpool.replay.schedule import Schedule
 from slabpool.replay.trace import IntArray
+from slabpool.replay.waiting import PoolQueue
 
-_ARRIVE, _GROW, _END, _LOSE, _ACK, _LATE_ACK = range(6)
+_ARRIVE, _GROW, _END, _LOSE, _ACK, _LATE_ACK, _GIVE_UP = range(7)
 _PAGE = 4096
 #: Points of the memory curve, spread evenly over virtual time.
 SAMPLES = 2000
@@ -73,6 +79,8 @@ class Replay:
         Give each request its own id, instead of the same id for all.
     touch : bool
         Write a byte to every allocated page, so that it costs real memory.
+    wait : float, optional
+        Let requests wait in the pool's queue, each for at most so many seconds of virtual time.
     progress : callable, optional
         Called after every 256 released requests, with 256.
     """
@@ -86,6 +94,7 @@ class Replay:
         *,
         unique_ids: bool = False,
         touch: bool = False,
+        wait: float | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self._pool = pool
@@ -108,6 +117,8 @@ class Replay:
         self._holding: list[set[int]] = [set() for _ in self._names]
         self._waiting: deque[int] = deque()
         self._blocked = False
+        self._wait_us = round((wait or 0) * 1e6)
+        self._queue = None if wait is None else PoolQueue(pool)
         # Heap of (time, sequence number, kind, request, device, handle of a released request).
         self._events: list[tuple[int, int, int, int, int, slabpool.Request | None]] = []
         self._made = 0
@@ -140,13 +151,14 @@ class Replay:
         for index, arrival in enumerate(self._arrival):
             self._at(arrival, _ARRIVE, index)
         started = time.perf_counter()
-        with DeviceThreads(self._pool, self._names) as self._threads:
+        with DeviceThreads(self._pool, self._names) as self._threads, self._queue or nullcontext():
             while self._events:
                 self._step()
+            waiting = list(self._waiting) if self._queue is None else self._queue.waiting()
         out.wall_s = time.perf_counter() - started
-        out.unserved = len(self._waiting)
-        if out.unserved:
-            first = self._waiting[0]
+        out.unserved = len(waiting)
+        if waiting:
+            first = waiting[0]
             self._out.violated(
                 f"{out.unserved} requests still wait although all others are released: request {first + 1} "
                 f"of the trace needs {self._need[first]} of {capacity} bytes"
@@ -165,10 +177,14 @@ class Replay:
     def _step(self) -> None:
         """Run all events of the next instant: first the host's, then all devices' concurrently."""
         events = self._events
+        if events[0][2] == _GIVE_UP and self._queue is not None and not self._queue.waits(events[0][3]):
+            heapq.heappop(events)  # it was served in time
+            return
         now = events[0][0]
         lost: set[int] = set()
         acks: list[tuple[int, int]] = []
         late: list[AckJob] = []
+        give_up: list[int] = []
         while events and events[0][0] == now:
             _, _, kind, index, device, released = heapq.heappop(events)
             if kind == _GROW:
@@ -179,6 +195,8 @@ class Replay:
                 self._waiting.append(index)
             elif kind == _END:
                 self._end_of_service(now, index)
+            elif kind == _GIVE_UP:
+                give_up.append(index)
             elif kind == _LOSE:
                 if index in self._holding[device]:
                     lost.add(device)
@@ -186,6 +204,8 @@ class Replay:
                 late.append(AckJob(index, device, released, 1, True))
         if acks or late or lost:
             self._devices_report(now, acks, late, lost)
+        if self._queue is not None:
+            self._admit_from_pool(now, self._queue, give_up)
         while self._waiting and not self._blocked:
             self._admit(now)
         if now >= self._next_sample:
@@ -197,13 +217,42 @@ class Replay:
     def _admit(self, now: int) -> None:
         """Open the request that has waited longest, or set `_blocked` if there is no room for it."""
         index = self._waiting[0]
-        request_id = f"replay-{index}" if self._unique_ids else "replay"
         try:
-            request = self._pool.request(request_id, self._names, reserve=self._need[index] or None)
+            request = self._pool.request(self._id(index), self._names, reserve=self._need[index] or None)
         except slabpool.PoolExhausted:
             self._blocked = True
             return
         self._waiting.popleft()
+        self._serve(now, index, request)
+
+    def _admit_from_pool(self, now: int, queue: PoolQueue, give_up: list[int]) -> None:
+        """Let what came back serve the pool's waiters, then let the requests that arrived ask, in order."""
+        if not self._blocked:
+            self._serve_from_pool(now, queue)
+        # What a request that gives up would have had may serve the next one.
+        left = sum([queue.leave(index) for index in give_up])
+        self._out.timed_out += left
+        for index in self._waiting:
+            queue.ask(index, self._id(index), self._names, self._need[index] or None)
+        if left or self._waiting:
+            self._serve_from_pool(now, queue)
+        for index in self._waiting:
+            if queue.waits(index):
+                self._at(now + self._wait_us, _GIVE_UP, index)
+        self._waiting.clear()
+
+    def _serve_from_pool(self, now: int, queue: PoolQueue) -> None:
+        for index, request in queue.settle():
+            self._serve(now, index, request)
+        for what in queue.overtaken():
+            self._out.violated(what)
+        self._blocked = True  # until something comes back
+
+    def _id(self, index: int) -> str:
+        return f"replay-{index}" if self._unique_ids else "replay"
+
+    def _serve(self, now: int, index: int, request: slabpool.Request) -> None:
+        """Start the service of a request that was opened."""
         out = self._out
         out.opened += 1
         out.waits_us.append(now - self._arrival[index])

@@ -33,10 +33,12 @@ class Sample:
 class Outcome:
     """Counts and samples of a replay. Times are virtual and in microseconds, except ``wall_s``."""
 
-    #: Requests opened; requests of these that were released; requests that still waited at the end.
+    #: Requests opened; requests of these that were released; requests that still waited at the end; requests
+    #: that gave up after the longest wait.
     opened: int = 0
     released: int = 0
     unserved: int = 0
+    timed_out: int = 0
     #: Time from arrival to admission of each request, in order of admission.
     waits_us: list[int] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)

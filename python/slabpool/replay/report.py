@@ -39,6 +39,8 @@ class Report:
         Bytes of the pool.
     capacity_from : str
         How the capacity was chosen, in words.
+    wait : float, optional
+        The longest wait in the pool's queue, in virtual seconds; None: requests waited outside of the pool.
     """
 
     schedule: Schedule
@@ -47,6 +49,7 @@ class Report:
     ids: str
     capacity: int
     capacity_from: str
+    wait: float | None = None
 
     @property
     def operations_per_s(self) -> float:
@@ -84,6 +87,8 @@ class Report:
             "capacity_from": self.capacity_from,
             "requests": out.released,
             "unserved": out.unserved,
+            "wait": self.wait,
+            "timed_out": out.timed_out,
             "operations": out.operations,
             "operations_per_s": self.operations_per_s,
             "allocations": out.allocated,
@@ -121,6 +126,7 @@ class Report:
         waited = sum(wait > 0 for wait in out.waits_us)
         ratio = self.committed_over_live
         model = f"{self.model}, " if self.model else ""
+        queue = "" if self.wait is None else " in the pool's queue"
         lines = [
             f"trace       {plan.trace.name} ({plan.trace.format}), {len(plan.trace):,} requests, "
             f"{out.virtual_us / 60e6:.1f} virtual minutes",
@@ -138,14 +144,15 @@ class Report:
             )
         lines += [
             f"capacity    {human_bytes(self.capacity)} ({self.capacity_from})",
-            f"requests    {out.released:,} of {len(plan.trace):,} served and released",
+            f"requests    {out.released:,} of {len(plan.trace):,} served and released"
+            + (f", {out.timed_out:,} gave up after {self.wait:g} s" if out.timed_out else ""),
             f"operations  {self.operations_per_s:,.0f}/s: {out.allocated:,} allocations, "
             f"{out.acks_counted + out.acks_duplicate + out.acks_late:,} acks, {out.released:,} releases in "
             f"{out.wall_s:.2f} s, including the driver's work",
             f"memory      peak live {human_bytes(stats.peak_live)}, peak committed "
             f"{human_bytes(stats.peak_committed)}"
             + (f", committed / live {ratio:.3f}" if ratio is not None else ""),
-            f"waits       {waited:,} requests waited for memory; median {waits['median']:.3g} s, "
+            f"waits       {waited:,} requests waited for memory{queue}; median {waits['median']:.3g} s, "
             f"p99 {waits['p99']:.3g} s, max {waits['max']:.3g} s (virtual, of all requests)",
             f"leaked      {out.leaked_bytes:,} bytes",
         ]
