@@ -175,6 +175,25 @@ def test_a_quota_is_waited_for(pool: Pool) -> None:
     tenant.ack("d")
 
 
+def test_a_waiter_that_holds_what_the_first_of_a_quota_needs_passes_it(pool: Pool) -> None:
+    part = CAPACITY // 16
+    with pool.request("tenant", quota=CAPACITY) as tenant:
+        first, little, much, other = (tenant.child() for _ in range(4))
+        held = [much.empty(10 * part, "u1"), other.empty(4 * part, "u1"), little.empty(2 * part, "u1")]
+        waiters = [
+            Thread(pool, lambda r=r, n=n: r.empty(n, "u1", timeout=FAR).nbytes)  # type: ignore[misc]
+            for r, n in ((first, 10 * part), (little, part), (much, part))
+        ]
+        assert [w.resource for w in pool.waiters()] == ["quota"] * 3
+        del held[1]
+        other.close()
+        assert waiters[2].join().result == part, "behind one that may not pass"
+        assert pool.stats().waiting == 2
+        held.clear()
+        much.close()
+        assert [w.join().result for w in waiters[:2]] == [10 * part, part]
+
+
 def test_addresses_are_waited_for(pool: Pool) -> None:
     most = pool.stats().address_space // 4
     held = []
@@ -231,6 +250,31 @@ def test_a_request_slot_is_waited_for() -> None:
     assert waiter.join().error is None
     for request in requests:
         request.close()
+
+
+def test_a_coroutine_that_becomes_the_first_looks_for_sessions_that_give_way() -> None:
+    pool = Pool("16MiB")
+    session = pool.session("idle")
+    with session.request() as turn:
+        session.keep("kv", turn.empty(16, "u1"))
+    session.pin()
+    requests = []
+    with pytest.raises(slabpool.PoolExhausted):
+        while True:
+            requests.append(pool.request(len(requests)))
+
+    async def main() -> None:
+        first = asyncio.create_task(pool.request_async("first"))
+        await waits(pool, 1)
+        second = asyncio.create_task(pool.request_async("second"))
+        await waits(pool, 2)
+        first.cancel()
+        await waits(pool, 1)
+        session.unpin()
+        (await second).close()
+
+    run(main)
+    assert pool.session_stats().evicted_for_slots == 1
 
 
 def test_a_timeout_names_what_was_ahead(pool: Pool) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from slabpool import Pool, PoolExhausted
 from slabpool.errors import LateText
+from tests.process.test_fork import in_child
 
 MiB = 1 << 20
 
@@ -36,6 +37,17 @@ def test_the_text_is_made_once_and_only_when_it_is_read() -> None:
     assert error.args == ("text of 7",)
     assert repr(error) == "PoolExhausted('text of 7')"
     assert made == [7]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # with threads, from Python 3.12 on
+def test_a_forked_child_reads_the_text_of_its_parents_error() -> None:
+    with Pool("1MiB", name="inherited") as pool:
+        view = pool.empty(MiB, "u1")
+        error = refused(lambda: pool.empty(5000, "u1"))
+        text = in_child(lambda: str(error))
+        assert text.startswith("cannot allocate 4.883 KiB: pool 'inherited' has 1 MiB: 1 MiB live")
+        assert text == str(error)
+        del view
 
 
 def test_a_late_text_is_as_short_as_any_other() -> None:

@@ -415,6 +415,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   void notify_kept(Handle from) noexcept;  // a block of `from` moved to a session
   std::uint64_t free_bytes() noexcept override;
   std::uint64_t free_slots() noexcept override { return table_.free_slots(); }
+  bool holds_needed(Subject of, Subject request, std::uint64_t needs) noexcept override;
   std::uint64_t quota_left(Subject of) noexcept override {
     return table_.quota_of({of.slot, of.generation}).left;
   }

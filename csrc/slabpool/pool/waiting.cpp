@@ -56,8 +56,9 @@ Status Pool::charge(RequestRecord& record, Handle request, std::uint64_t bytes, 
   }
   // The first cannot be served while this request holds what it holds: it may pass, and go on.
   const auto first_needs_it = [&] {
-    const std::uint64_t rest = table_.quota_of(root).bytes - table_.charged_of(record, request);
-    return waiter != nullptr && !record.kept && queue_.first_amount(wanted()) > rest;
+    return waiter != nullptr && !record.kept &&
+           holds_needed({root.slot, root.generation}, {request.slot, request.generation},
+                        queue_.first_amount(wanted()));
   };
   if (asks && !passes(waiter, wanted()) && !first_needs_it()) return Status::waiters_ahead;
   const Status status = table_.charge(record, request, bytes, reserve);
@@ -70,6 +71,13 @@ void Pool::uncharge(RequestRecord& record, Handle request, std::uint64_t bytes) 
   const Handle root = queue_.any() ? table_.root_of(record, request) : Handle{};
   table_.uncharge(record, request, bytes);
   if (queue_.any()) queue_.wake({.kept = record.kept, .quota = {root.slot, root.generation}});
+}
+
+bool Pool::holds_needed(Subject of, Subject request, std::uint64_t needs) noexcept {
+  const Handle handle{request.slot, request.generation};
+  const RequestRecord* record = table_.record(request.slot);
+  return record != nullptr && !record->kept &&
+         needs > table_.quota_of({of.slot, of.generation}).bytes - table_.charged_of(*record, handle);
 }
 
 // ---- waking

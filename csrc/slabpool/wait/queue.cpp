@@ -127,7 +127,13 @@ void WaitQueue::enter(Waiter& waiter) noexcept {
     count_.fetch_add(1, std::memory_order_seq_cst);
   }
   if (doorbell_ != nullptr) doorbell_->wait_begins();
-  if (waiter.blocked_on_.resource == Resource::memory) update_circle();
+  has_entered(waiter.blocked_on_);
+}
+
+// Another first may need what those behind it hold.
+void WaitQueue::has_entered(const Wanted& wanted) noexcept {
+  if (wanted.resource == Resource::memory) update_circle();
+  if (wanted.resource == Resource::quota) wake_past_first(wanted.of, room_.quota_left(wanted.of));
 }
 
 void WaitQueue::enter(Waiter& waiter, const Wanted& wanted) noexcept {
@@ -140,7 +146,7 @@ void WaitQueue::leave(Waiter& waiter) noexcept {
   SLABPOOL_ASSERT(waiter.queue_ == this, "a waiter leaves the queue that it entered");
   if (doorbell_ != nullptr) doorbell_->wait_ends();
   Wanted wanted;
-  bool others = false;
+  Waiter* next = nullptr;  // not used after the mutex is released
   {
     const std::lock_guard lock(mutex_);
     wanted = waiter.blocked_on_;
@@ -159,13 +165,17 @@ void WaitQueue::leave(Waiter& waiter) noexcept {
     if (wanted.resource != Resource::end) waiting_.fetch_sub(1, std::memory_order_relaxed);
     count_.fetch_sub(1, std::memory_order_relaxed);
     pass_the_bell_on(waiter);
-    others = was_first && wanted.resource != Resource::end && first_of(wanted) != nullptr;
+    if (was_first && wanted.resource != Resource::end) next = first_of(wanted);
+    // Only the first makes others give way, so it has to learn that it is the first, however little is free.
+    if (next != nullptr && room_.gives_way()) {
+      signal(*next);
+      next = nullptr;
+    }
   }
   if (wanted.resource == Resource::memory) update_circle();
-  if (!others) return;
+  if (next == nullptr) return;
   News news;
   news.memory = wanted.resource == Resource::memory;
-  news.any_memory = news.memory && room_.gives_way();
   news.addresses = wanted.resource == Resource::addresses;
   news.slots = wanted.resource == Resource::slots;
   news.kept = wanted.resource == Resource::kept;
@@ -182,7 +192,7 @@ bool WaitQueue::passes(Waiter& waiter, const Wanted& wanted) noexcept {
       return true;
     if (!place(waiter, wanted)) return false;
   }
-  if (wanted.resource == Resource::memory) update_circle();
+  has_entered(wanted);
   return false;
 }
 
@@ -195,10 +205,16 @@ bool WaitQueue::passes(const Wanted& wanted) noexcept {
 void WaitQueue::block(Waiter& waiter, const Wanted& wanted) noexcept {
   {
     const std::lock_guard lock(mutex_);
-    if (!place(waiter, wanted)) return;
+    if (!place(waiter, wanted)) {
+      // It was to pass the first. What is free, but not as it needs it, may do for one that needs less.
+      if (waiter.queue_ != nullptr && wanted.amount != 0 && !first_locked(waiter) &&
+          may_pass(waiter, wanted))
+        wake_next(waiter, wanted.amount - 1);
+      return;
+    }
     waiter.again_ = true;  // what came back before it was in this list did not wake it
   }
-  if (wanted.resource == Resource::memory) update_circle();
+  has_entered(wanted);
 }
 
 // Whether the waiter is in another list now.
@@ -331,14 +347,51 @@ void WaitQueue::look(const Wanted& wanted, bool polls, std::uint64_t free) noexc
   Waiter* const first = first_of(wanted);
   if (first == nullptr) return;
   if (polls || first->blocked_on_.amount <= free) return signal(*first);
-  // One that may pass it. For a quota its attempt decides that.
-  if (wanted.resource != Resource::quota &&
-      !(wanted.resource == Resource::memory && circle_.load(std::memory_order_relaxed)))
-    return;
-  for (Waiter* w = first->in_list_.next; w != nullptr; w = w->in_list_.next)
-    if (w->request.generation != 0 && same_place(w->blocked_on_, wanted) &&
-        w->blocked_on_.amount <= free)
+  // One that may pass it. Those of a quota: see wake_past_first().
+  if (wanted.resource == Resource::memory && circle_.load(std::memory_order_relaxed))
+    wake_next(*first, free);
+}
+
+void WaitQueue::wake_next(Waiter& waiter, std::uint64_t most) noexcept {
+  for (Waiter* w = waiter.in_list_.next; w != nullptr; w = w->in_list_.next)
+    if (w->request.generation != 0 && same_place(w->blocked_on_, waiter.blocked_on_) &&
+        w->blocked_on_.amount <= most)
       return signal(*w);
+}
+
+// In batches, because the pool is asked without the mutex. Waiters are told apart by their arrival, since they may leave
+// meanwhile.
+void WaitQueue::wake_past_first(Subject of, std::uint64_t free) noexcept {
+  struct Candidate {
+    Subject request;
+    std::int32_t priority;
+    std::uint64_t arrival;
+  };
+  constexpr unsigned kBatch = 32;
+  const Wanted quota{Resource::quota, 0, of};
+  Candidate candidates[kBatch];
+  for (unsigned count = kBatch, seen = 0; count == kBatch; seen = kBatch) {
+    const Candidate last = candidates[kBatch - 1];  // of the batch before, if seen
+    std::uint64_t needs = 0;
+    count = 0;
+    {
+      const std::lock_guard lock(mutex_);
+      const Waiter* first = first_of(quota);
+      if (first == nullptr || first->blocked_on_.amount <= free) return;
+      needs = first->blocked_on_.amount;
+      for (const Waiter* w = first->in_list_.next; w != nullptr && count < kBatch; w = w->in_list_.next)
+        if (w->request.generation != 0 && same_place(w->blocked_on_, quota) &&
+            w->blocked_on_.amount <= free &&
+            (seen == 0 || (!before(*w, last.priority, last.arrival) && w->arrival_ != last.arrival)))
+          candidates[count++] = {w->request, w->priority, w->arrival_};
+    }
+    for (unsigned i = 0; i < count; ++i) {
+      if (!room_.holds_needed(of, candidates[i].request, needs)) continue;
+      const std::lock_guard lock(mutex_);
+      for (Waiter* w = list_of(quota).first; w != nullptr; w = w->in_list_.next)
+        if (w->arrival_ == candidates[i].arrival && same_place(w->blocked_on_, quota)) return signal(*w);
+    }
+  }
 }
 
 void WaitQueue::wake(const News& news) noexcept {
@@ -349,6 +402,7 @@ void WaitQueue::wake(const News& news) noexcept {
   const std::uint64_t bytes = news.any_memory ? kAll : news.memory ? room_.free_bytes() : 0;
   const std::uint64_t slots = news.slots ? room_.free_slots() : 0;
   const std::uint64_t quota = news.quota.generation != 0 ? room_.quota_left(news.quota) : 0;
+  if (news.quota.generation != 0) wake_past_first(news.quota, quota);
   const std::lock_guard lock(mutex_);
   if (news.memory || news.any_memory) look({Resource::memory}, polls, bytes);
   if (news.addresses) look({Resource::addresses}, polls, kAll);

@@ -9,6 +9,8 @@
 //
 // Requests that hold memory and ask for more could stand behind a waiter that needs what they hold. When the requests that
 // wait hold so much that the first waiter cannot be served before one of them lets go (Room::circle), those may pass it.
+// Likewise a request may pass the first waiter of a quota that needs what this request holds (Room::holds_needed). When
+// the first needs more than is free, wake() wakes one that may pass it instead.
 //
 // A waiter is a record of the caller's: on the stack of a thread, or in an object of an event loop. Waiting and waking
 // allocate nothing. A thread sleeps on the condition variable of its record. In a pool with a doorbell one sleeping thread
@@ -147,6 +149,8 @@ class Room {
   virtual std::uint64_t free_slots() noexcept = 0;
   // What the quota of a request has left; all if the request is over, so that its waiters learn of that.
   virtual std::uint64_t quota_left(Subject of) noexcept = 0;
+  // Whether the first waiter of a quota, which needs so much, cannot be served while `request` holds what it holds.
+  virtual bool holds_needed(Subject of, Subject request, std::uint64_t needs) noexcept = 0;
   // Whether something may come back without a wake-up. The first waiters then try again by the clock. Takes no lock.
   virtual bool polls() noexcept = 0;
   // Whether the requests that wait for memory hold so much that the first waiter cannot be served before one lets go. Looks
@@ -293,6 +297,11 @@ class WaitQueue {
   void signal(Waiter& waiter) noexcept;
   void pass_the_bell_on(Waiter& waiter) noexcept;
   void look(const Wanted& wanted, bool polls, std::uint64_t free) noexcept;
+  // Wakes the next one behind this waiter that holds memory and needs no more than `most`.
+  void wake_next(Waiter& waiter, std::uint64_t most) noexcept;
+  // If the first waiter of a quota cannot be served: wakes the first of those that may pass it. Without the mutex.
+  void wake_past_first(Subject of, std::uint64_t free) noexcept;
+  void has_entered(const Wanted& wanted) noexcept;  // without the mutex
   bool may_pass(const Waiter& waiter, const Wanted& wanted) const noexcept {
     return wanted.resource == Resource::memory && waiter.request.generation != 0 &&
            circle_.load(std::memory_order_relaxed);

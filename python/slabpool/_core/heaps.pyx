@@ -209,6 +209,7 @@ cdef class StreamHeap:
         # When the pool runs out it asks for the memory that is kept for streams.
         known = [] if self.core.heaps is None else [old for old in self.core.heaps if old() is not None]
         self.core.heaps = [*known, weakref.ref(self)]
+        self.core.pool.set_gives_way(True)  # callers may wait already
 
     def __dealloc__(self):
         if self.heap.get() is not NULL:

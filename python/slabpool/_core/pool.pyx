@@ -406,6 +406,7 @@ cdef class Pool:
             if self.sessions_ is None:  # otherwise another thread was first
                 self.sessions_ = sessions
                 self.core.sessions = weakref.ref(sessions)
+                self.core.pool.set_gives_way(True)  # callers may wait already
         return self.sessions_
 
     # ---- holders

@@ -114,7 +114,8 @@ def held_at(snapshot: Snapshot) -> str:
         ages = few(f"{_name(record)} {record.age:.1f} s" for record, _ in oldest) or "among these"
         lines.append(f"\n  and {more} more requests; the oldest: {ages}")
     pool = snapshot.pool()
-    arrays, nbytes = (0, 0) if pool is None else heaps.usage(pool)
+    # A forked child may read the text of an error that its parent caught.
+    arrays, nbytes = heaps.usage(pool) if pool is not None and pool._usable_here else (0, 0)
     if arrays:
         lines.append(f"\n  {arrays} arrays that numpy made under numpy_handler: {show_size(nbytes)}")
     return "".join(lines) or "\n  no request; views that belong to none"

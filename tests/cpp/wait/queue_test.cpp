@@ -20,20 +20,28 @@ using test::Loop;
 constexpr std::int64_t kForever = std::numeric_limits<std::int64_t>::max();
 constexpr std::uint64_t kAll = std::numeric_limits<std::uint64_t>::max();
 
+constexpr std::uint64_t kQuota = 16;
+
 class FakeRoom final : public Room {
  public:
   std::uint64_t free_bytes() noexcept override { return bytes.load(); }
   std::uint64_t free_slots() noexcept override { return slots.load(); }
   std::uint64_t quota_left(Subject) noexcept override { return quota.load(); }
   bool polls() noexcept override { return polling.load(); }
-  bool circle() noexcept override { return false; }
-  bool gives_way() noexcept override { return false; }
+  bool holds_needed(Subject, Subject request, std::uint64_t needs) noexcept override {
+    return needs > kQuota - (request.slot < 100 ? held[request.slot] : 0);
+  }
+  bool circle() noexcept override { return in_circle.load(); }
+  bool gives_way() noexcept override { return giving_way.load(); }
   void collect() noexcept override { collected.fetch_add(1); }
   void waits(bool any, bool) noexcept override { memory_waits.store(any); }
 
   std::atomic<std::uint64_t> bytes{0};
   std::atomic<std::uint64_t> slots{0};
   std::atomic<std::uint64_t> quota{0};
+  std::uint64_t held[100] = {};  // of their quota, by requests
+  std::atomic<bool> in_circle{false};
+  std::atomic<bool> giving_way{false};
   std::atomic<bool> polling{false};
   std::atomic<int> collected{0};
   std::atomic<bool> memory_waits{false};
@@ -154,6 +162,57 @@ TEST_F(Queue, EachQuotaHasAFirstOfItsOwn) {
   EXPECT_EQ(woken(), c.get());
   queue.leave(*b);
   queue.leave(*c);
+}
+
+TEST_F(Queue, OfThoseBehindTheFirstOfAQuotaOneThatMayPassIsWoken) {
+  const auto large = waits(quota(10, 1));
+  std::vector<std::unique_ptr<Waiter>> others;
+  for (std::uint32_t slot = 0; slot < 100; ++slot) {
+    others.push_back(waits(quota(1, 1)));
+    others.back()->request = {slot, 7};
+  }
+  room.held[70] = room.held[80] = 7;
+  room.quota = 4;
+  queue.wake({.quota = {1, 7}});
+  EXPECT_EQ(woken(), others[70].get()) << "the first cannot be served before its request lets go";
+  queue.leave(*others[70]);
+  queue.wake({.quota = {1, 7}});
+  EXPECT_EQ(woken(), others[80].get());
+  room.held[80] = 6;
+  queue.wake({.quota = {1, 7}});
+  EXPECT_EQ(woken(), nullptr) << "none may pass";
+  const auto larger = waits(quota(12, 1), 1);
+  EXPECT_EQ(woken(), others[80].get()) << "the new first needs what it holds";
+  room.quota = 12;
+  queue.wake({.quota = {1, 7}});
+  EXPECT_EQ(woken(), larger.get());
+}
+
+TEST_F(Queue, InACircleOneThatNeedsLessIsWokenWhenAnAttemptFails) {
+  room.in_circle = true;
+  const auto large = waits(memory(100));
+  const auto medium = waits(memory(20));
+  const auto as_much = waits(memory(20));
+  const auto small = waits(memory(5));
+  for (Waiter* waiter : {medium.get(), as_much.get(), small.get()}) waiter->request = {1, 7};
+  room.bytes = 30;
+  queue.wake({.memory = true});
+  EXPECT_EQ(woken(), medium.get());
+  queue.block(*medium, memory(20));  // what is free is not in one piece
+  EXPECT_EQ(woken(), small.get());
+  queue.block(*small, memory(5));
+  EXPECT_EQ(woken(), nullptr);
+}
+
+TEST_F(Queue, ANewFirstIsWokenWhereOthersMayGiveWay) {
+  const auto first = waits({Resource::slots, 1});
+  const auto second = waits({Resource::slots, 1});
+  const auto third = waits({Resource::slots, 1});
+  queue.leave(*first);
+  EXPECT_EQ(woken(), nullptr) << "there is no slot, and nothing gives way";
+  room.giving_way = true;
+  queue.leave(*second);
+  EXPECT_EQ(woken(), third.get()) << "only the first makes others give way";
 }
 
 TEST_F(Queue, AWaiterKeepsItsPlaceWhereverItIsBlocked) {
