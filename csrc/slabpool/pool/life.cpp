@@ -208,8 +208,8 @@ Status Pool::close(bool force) noexcept {
   // them.
   wait_for_streams();
   if (shared_ != nullptr) shared_->admit(false);
-  // Release: a thread that learns of the closing finds the pool closed. Sequentially consistent, as in WaitQueue::enter(): a waiter
-  // that registers now either is woken at the end of this call, or finds the pool closed.
+  // Release: a thread that learns of the closing finds the pool closed. Sequentially consistent, as in
+  // WaitQueue::enter(): a waiter that registers now either is woken at the end of this call, or finds the pool closed.
   slow_path_flags_.fetch_or(kClosed, std::memory_order_seq_cst);
   ClaimedList over;
   // A device of this process lets go when the pool is closed by force; an attached peer lets go by its ack, when it

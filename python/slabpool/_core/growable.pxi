@@ -306,7 +306,7 @@ cdef class GrowableTensor:
         --------
         >>> import asyncio, slabpool
         >>> async def main():
-        ...     with slabpool.Pool("1MiB") as pool, pool.request("r") as req:
+        ...     with slabpool.Pool("1MiB").request("r") as req:
         ...         keys = req.growable((0, 8), "f4", limit=100)
         ...         return (await keys.extend_async(16)).shape
         >>> asyncio.run(main())

@@ -5,7 +5,14 @@ from typing import Any, Literal, SupportsIndex, final
 from slabpool._core.core import Wait
 from slabpool._core.request import Request, _Makers
 from slabpool.records import (
-    Ack, Corruption, Event, RequestRecord, SessionRecord, SessionStats, Stats, WaiterRecord,
+    Ack,
+    Corruption,
+    Event,
+    RequestRecord,
+    SessionRecord,
+    SessionStats,
+    Stats,
+    WaiterRecord,
 )
 from slabpool.sessions.session import Session
 
@@ -13,7 +20,7 @@ from slabpool.sessions.session import Session
 class Snapshot:
     @property
     def pool(self) -> Callable[[], Pool | None]: ...
-    def figures(self) -> tuple[int, int, int | None, int, int, int]: ...
+    def figures(self) -> tuple[int, int, int | None, int, int, int, int, int]: ...
     def largest(self) -> list[tuple[RequestRecord, float | None]]: ...
     def oldest(self) -> list[tuple[RequestRecord, float | None]]: ...
 

@@ -202,7 +202,7 @@ cdef class Request:
         >>> with pool.request("r") as req:
         ...     keys = req.growable((4, 0, 8), "f4", axis=1, limit=100_000)
         ...     keys.extend(16).shape, keys.nbytes
-        ((4, 16, 8), 16384)
+        ((4, 16, 8), 4096)
         """
         if priority is not None:
             return new_growable(self.core, self.handle, shape, dtype, axis, limit, patience(timeout, priority), self)
