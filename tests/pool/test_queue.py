@@ -194,6 +194,23 @@ def test_a_waiter_that_holds_what_the_first_of_a_quota_needs_passes_it(pool: Poo
         assert [w.join().result for w in waiters[:2]] == [10 * part, part]
 
 
+def test_what_is_left_of_a_quota_serves_all_that_may_pass(pool: Pool) -> None:
+    part = CAPACITY // 16
+    with pool.request("tenant", quota=CAPACITY) as tenant:
+        first, much, other = (tenant.child() for _ in range(3))
+        held = [much.empty(10 * part, "u1"), other.empty(6 * part, "u1")]
+        waiters = [
+            Thread(pool, lambda r=r, n=n: r.empty(n, "u1", timeout=FAR).nbytes)  # type: ignore[misc]
+            for r, n in ((first, 10 * part), (much, part), (much, 2 * part), (much, 3 * part))
+        ]
+        del held[1]
+        other.close()
+        assert [w.join().result for w in waiters[1:]] == [part, 2 * part, 3 * part]
+        held.clear()
+        much.close()
+        assert waiters[0].join().result == 10 * part
+
+
 def test_addresses_are_waited_for(pool: Pool) -> None:
     most = pool.stats().address_space // 4
     held = []

@@ -63,6 +63,8 @@ Status Pool::charge(RequestRecord& record, Handle request, std::uint64_t bytes, 
   if (asks && !passes(waiter, wanted()) && !first_needs_it()) return Status::waiters_ahead;
   const Status status = table_.charge(record, request, bytes, reserve);
   if (status == Status::quota_exceeded && waiter != nullptr) queue_.block(*waiter, wanted());
+  if (status == Status::ok && asks && !record.kept)
+    queue_.has_charged({root.slot, root.generation}, waiter);
   return status;
 }
 

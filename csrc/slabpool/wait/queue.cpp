@@ -361,7 +361,7 @@ void WaitQueue::wake_next(Waiter& waiter, std::uint64_t most) noexcept {
 
 // In batches, because the pool is asked without the mutex. Waiters are told apart by their arrival, since they may leave
 // meanwhile.
-void WaitQueue::wake_past_first(Subject of, std::uint64_t free) noexcept {
+void WaitQueue::wake_past_first(Subject of, std::uint64_t free, const Waiter* by) noexcept {
   struct Candidate {
     Subject request;
     std::int32_t priority;
@@ -377,10 +377,10 @@ void WaitQueue::wake_past_first(Subject of, std::uint64_t free) noexcept {
     {
       const std::lock_guard lock(mutex_);
       const Waiter* first = first_of(quota);
-      if (first == nullptr || first->blocked_on_.amount <= free) return;
+      if (first == nullptr || first == by || first->blocked_on_.amount <= free) return;
       needs = first->blocked_on_.amount;
       for (const Waiter* w = first->in_list_.next; w != nullptr && count < kBatch; w = w->in_list_.next)
-        if (w->request.generation != 0 && same_place(w->blocked_on_, quota) &&
+        if (w != by && w->request.generation != 0 && same_place(w->blocked_on_, quota) &&
             w->blocked_on_.amount <= free &&
             (seen == 0 || (!before(*w, last.priority, last.arrival) && w->arrival_ != last.arrival)))
           candidates[count++] = {w->request, w->priority, w->arrival_};
@@ -415,6 +415,10 @@ void WaitQueue::wake(const News& news) noexcept {
     if (w->blocked_on_.of.slot == news.ended.slot &&
         w->blocked_on_.of.generation <= news.ended.generation)
       signal(*w);
+}
+
+void WaitQueue::has_charged(Subject of, const Waiter* by) noexcept {
+  wake_past_first(of, room_.quota_left(of), by);
 }
 
 void WaitQueue::start_polling() noexcept {

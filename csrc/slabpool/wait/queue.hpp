@@ -217,6 +217,9 @@ class WaitQueue {
 
   [[gnu::noinline]] void wake(const News& news) noexcept;
   void wake_all() noexcept;
+  // A request has drawn on a quota, by this waiter or none: the first may need now what the request holds, and another
+  // waiter may have the rest.
+  void has_charged(Subject of, const Waiter* by) noexcept;
   // The first waiters of each resource, and all for an end, try again by the clock from now on.
   void start_polling() noexcept;
   // Cancels and wakes every waiter for which dead(subject) is true of what it depends on. `dead` takes no lock.
@@ -300,7 +303,7 @@ class WaitQueue {
   // Wakes the next one behind this waiter that holds memory and needs no more than `most`.
   void wake_next(Waiter& waiter, std::uint64_t most) noexcept;
   // If the first waiter of a quota cannot be served: wakes the first of those that may pass it. Without the mutex.
-  void wake_past_first(Subject of, std::uint64_t free) noexcept;
+  void wake_past_first(Subject of, std::uint64_t free, const Waiter* by = nullptr) noexcept;
   void has_entered(const Wanted& wanted) noexcept;  // without the mutex
   bool may_pass(const Waiter& waiter, const Wanted& wanted) const noexcept {
     return wanted.resource == Resource::memory && waiter.request.generation != 0 &&

@@ -188,6 +188,23 @@ TEST_F(Queue, OfThoseBehindTheFirstOfAQuotaOneThatMayPassIsWoken) {
   EXPECT_EQ(woken(), larger.get());
 }
 
+TEST_F(Queue, WhatARequestHasDrawnMayLetItsOtherWaitersPass) {
+  const auto large = waits(quota(10, 1));
+  const auto one = waits(quota(1, 1));
+  const auto other = waits(quota(1, 1));
+  one->request = other->request = {5, 7};
+  room.quota = 4;
+  queue.has_charged({1, 7}, nullptr);
+  EXPECT_EQ(woken(), nullptr) << "the first can be served before it lets go";
+  room.held[5] = 7;
+  queue.has_charged({1, 7}, nullptr);
+  EXPECT_EQ(woken(), one.get());
+  queue.has_charged({1, 7}, one.get());
+  EXPECT_EQ(woken(), other.get()) << "what the one that passed has left";
+  queue.has_charged({1, 7}, large.get());
+  EXPECT_EQ(woken(), nullptr) << "the first was served, and leaves";
+}
+
 TEST_F(Queue, InACircleOneThatNeedsLessIsWokenWhenAnAttemptFails) {
   room.in_circle = true;
   const auto large = waits(memory(100));
