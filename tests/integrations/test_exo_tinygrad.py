@@ -82,7 +82,7 @@ def test_each_state_is_in_the_memory_of_its_request(tg: ModuleType) -> None:
     for i, name in enumerate(runs):
         assert seen[name] == expected(i)
         # Two layers; each has grown to five positions of 2 * 2 * 4 floats, in one page.
-        assert runs[name].handle.nbytes == 2 * 16384
+        assert runs[name].handle.nbytes == 2 * 4096
     assert engines.states() == 3
     engine.states["one"].start = ATTENTION.max_context
     with pytest.raises(slabpool.TensorTooLargeError):
@@ -126,10 +126,10 @@ def test_a_live_tensor_keeps_the_memory(tg: ModuleType) -> None:
     request.close()
     assert request.ack("a") is slabpool.Ack.RELEASED
     del array
-    assert pool.stats().retained == request.nbytes == 16384
+    assert pool.stats().retained == request.nbytes == 4096
     del cache, places
     gc.collect()
-    assert pool.stats().retained == 16384
+    assert pool.stats().retained == 4096
     np.testing.assert_array_equal(view.numpy(), np.arange(40, 48).reshape(2, 4))
     del view
     gc.collect()

@@ -235,7 +235,7 @@ def test_sizes_beyond_the_whole_pages_of_the_capacity_fail_at_once(capacity: int
             except TensorTooLargeError:
                 break
         else:
-            assert capacity % 16384 == 0
+            assert capacity % 4096 == 0
 
 
 # ---- reports

@@ -18,7 +18,7 @@ import slabpool
 from slabpool import Pool, Session
 
 CAPACITY = 1 << 20
-PAGE = 16 << 10
+PAGE = 4 << 10
 FREE, IN_USE, VIEWED, PINNED = "free", "in use", "viewed", "pinned"
 
 
