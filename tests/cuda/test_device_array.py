@@ -21,6 +21,7 @@ from tests.cuda.gpu_work import Work
 from tests.cuda.standin_build import LAUNCH_FAILED, Standin
 from tests.cuda.streams import held, settle, stream
 from tests.scene import says
+from tests.settled import settled
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_full_is_numpys(pool: Pool, shape: tuple[int, ...], value: Any, dtype: s
 
 
 def test_full_of_what_cannot_be(pool: Pool) -> None:
-    before = pool.stats()
+    before = settled(pool)
     for value in ("text", object()):
         with pytest.raises((ValueError, TypeError)):
             pool.full(3, value, "f4")

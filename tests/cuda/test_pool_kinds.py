@@ -15,6 +15,7 @@ from slabpool import DeviceArray, DeviceUnavailableError, InvalidArgumentError, 
 from slabpool.arguments.memory_kinds import Memory, parse_memory
 from tests.cuda.standin_build import OUT_OF_MEMORY, Standin
 from tests.scene import says
+from tests.settled import settled
 
 MIB = 1 << 20
 
@@ -162,7 +163,7 @@ def test_scrubbing_works_on_the_device(cuda: object) -> None:
 
 def test_what_needs_the_hosts_memory_is_refused(cuda: object) -> None:
     with Pool("64MiB", memory="cuda:0") as pool, pool.request("r") as req:
-        before = pool.stats()
+        before = settled(pool)
         for call in (
             lambda: pool.session("chat"),
             lambda: req.growable(3, limit=10),

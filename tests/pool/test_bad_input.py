@@ -16,6 +16,7 @@ from slabpool import InvalidArgumentError as BadValue
 from slabpool import InvalidTypeError as BadType
 from slabpool import Layout, Pool, PoolClosedError, RequestClosedError, TensorTooLargeError
 from tests.scene import Scene, refused, says
+from tests.settled import settled
 
 MAX_CAPACITY = 1 << 42
 
@@ -269,7 +270,7 @@ def test_older_than(scene: Scene, older_than: Any, error: type[Exception], text:
 def test_closed_pool_serves_nothing(call: Any) -> None:
     pool = Pool("1MiB", name="shut")
     pool.close()
-    before = pool.stats()
+    before = settled(pool)
     with pytest.raises(PoolClosedError) as raised:
         call(pool)
     says(raised, "pool 'shut' is closed ... new pool")

@@ -13,6 +13,7 @@ import pytest
 import slabpool
 from slabpool import Ack, Layout, Pool, PoolBusyError, PoolClosedError, RequestState
 from tests.scene import says
+from tests.settled import settled
 from tests.waiting import PATIENCE, until, waits
 
 KiB = 1 << 10
@@ -77,7 +78,7 @@ def test_close_refuses_and_names_the_holders(what: str) -> None:
     make, text = HOLDS[what]
     pool = Pool("1MiB", name="busy")
     held = make(pool)
-    before = pool.stats()
+    before = settled(pool)
     with pytest.raises(PoolBusyError) as raised:
         pool.close()
     says(raised, f"pool 'busy' cannot be closed ... {text} ... force=True")

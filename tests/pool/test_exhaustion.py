@@ -16,6 +16,7 @@ import pytest
 from slabpool import Layout, Pool, PoolExhausted, TensorTooLargeError
 from tests.crew import together
 from tests.scene import says
+from tests.settled import settled
 from tests.waiting import PATIENCE, once, waits
 
 KiB = 1 << 10
@@ -63,7 +64,7 @@ def test_exhaustion_takes_no_live_memory(pool: Pool) -> None:
     req = pool.request("r", ["gpu0"])
     kept = req.full(256 * KiB, 7, "u1")
     arrays = fill(pool)
-    before = pool.stats()
+    before = settled(pool)
     failing: list[Callable[[], object]] = [
         lambda: pool.empty(64 * KiB, "u1"), lambda: req.empty(64 * KiB, "u1"), lambda: pool.zeros(9000),
         lambda: pool.copy(np.zeros(100_000)), lambda: pool.request("s", reserve=1),

@@ -29,6 +29,7 @@ def test_ctrl_c_ends_the_wait(call: str) -> None:
         pool = slabpool.Pool("1MiB")
         req = pool.request("r", ["gpu0"])
         held = pool.empty(512 << 10, "u1")
+        pool.trim()
         before = pool.stats()
         once(waits(threading.get_ident()), lambda: os.kill(os.getpid(), signal.SIGINT))
         try:

@@ -28,6 +28,7 @@ import pytest
 
 import slabpool
 from slabpool import Layout, Pool, Request, Tensors
+from tests.settled import settled
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
@@ -111,7 +112,7 @@ def family(request: pytest.FixtureRequest) -> Iterator[Family]:
 
 
 def test_inherited_views_are_read(family: Family) -> None:
-    before = family.pool.stats()
+    before = settled(family.pool)
     assert in_child(family.check_views) == 5
     assert in_child(lambda: float(family.views["layout"][2:4].sum())) == 5.0 * 2 * 64
     assert family.pool.stats() == before
@@ -174,7 +175,7 @@ CALLS: dict[str, Callable[[Family], object]] = {
 
 def test_every_call_is_refused_with_a_clear_error(family: Family) -> None:
     """Each in its own child, so that no call profits from what another left behind; and all in one child."""
-    before = family.pool.stats()
+    before = settled(family.pool)
 
     def refused(call: Callable[[Family], object]) -> str:
         try:
@@ -202,7 +203,7 @@ def test_leaving_blocks_and_printing_in_the_child(family: Family) -> None:
             pass
         return repr(family.pool), repr(family.request)
 
-    before = family.pool.stats()
+    before = settled(family.pool)
     for text in in_child(leave_blocks):
         assert "fork" in text
     assert family.pool.stats() == before
@@ -211,7 +212,7 @@ def test_leaving_blocks_and_printing_in_the_child(family: Family) -> None:
 
 
 def test_dropping_everything_in_the_child_changes_nothing(family: Family) -> None:
-    before = family.pool.stats()
+    before = settled(family.pool)
     records = [(r.generation, r.nbytes, r.live_views, r.pending) for r in family.pool.requests()]
 
     def drop() -> None:
@@ -272,7 +273,7 @@ def use_own_pool() -> int:
 
 
 def test_a_child_makes_a_pool_of_its_own(family: Family) -> None:
-    before = family.pool.stats()
+    before = settled(family.pool)
     assert in_child(use_own_pool) == 300
     # So does the child's own child, which inherits two pools.
     assert in_child(lambda: (use_own_pool(), in_child(use_own_pool), family.check_views())) == (300, 300, 5)
@@ -354,7 +355,7 @@ def _worker(view: npt.NDArray[np.generic], pool: Pool, answers: Any) -> None:
 def test_multiprocessing_with_the_fork_method(family: Family) -> None:
     context = multiprocessing.get_context("fork")
     view = family.pool.full(1000, 3, "u1")
-    before = family.pool.stats()
+    before = settled(family.pool)
     here, there = context.Pipe()
     workers = [context.Process(target=_worker, args=(view, family.pool, there)) for _ in range(3)]
     for worker in workers:
@@ -376,6 +377,7 @@ request = pool.request("r", ["gpu0"])
 view = request.full(1000, 5, "u1")
 plain = pool.full(300_000, 6, "u1")
 loop = [pool, request, view]; loop.append(loop)     # for the garbage collector that runs at exit
+pool.trim()
 before = pool.stats()
 with pool, request:
     pid = os.fork()

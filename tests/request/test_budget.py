@@ -13,6 +13,7 @@ import pytest
 
 import slabpool
 from slabpool import Pool, PoolExhausted, QuotaExceededError
+from tests.settled import settled
 
 MiB = 1 << 20
 KiB = 1 << 10
@@ -178,7 +179,7 @@ def test_steps_of_a_request_draw_on_its_reserve_again(seed: int) -> None:
 
 def test_refused_reserve_leaves_nothing(pool: Pool) -> None:
     keep = pool.empty(512 * KiB, "u1")
-    before = pool.stats()
+    before = settled(pool)
     with pytest.raises(PoolExhausted, match="768 KiB"):
         pool.request("r", ["gpu0"], reserve="768KiB")
     after = pool.stats()

@@ -11,6 +11,7 @@ import pytest
 
 import slabpool
 from slabpool import Ack, DuplicateDeviceError, Pool, TooManyDevicesError, UnknownDeviceError
+from tests.settled import settled
 from tests.waiting import PATIENCE, until
 
 MAX = 4096
@@ -143,7 +144,7 @@ def test_a_number_that_is_taken_back_during_an_ack_by_id(pool: Pool, opened: int
 def test_a_refused_name_with_all_names_in_use(pool: Pool, open_requests: int) -> None:
     filler = fill(pool, 0)
     others = [pool.request(i, ["idle-0"]) for i in range(open_requests)]
-    before = pool.stats()
+    before = settled(pool)
     for attempt in range(3):
         with pytest.raises(TooManyDevicesError):
             pool.request("one more", [f"new-{attempt}"])
