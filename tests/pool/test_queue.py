@@ -544,12 +544,16 @@ def test_bad_priorities(pool: Pool, priority: Any) -> None:
 
 def test_ctrl_c_ends_a_wait(pool: Pool) -> None:
     everything = pool.empty(CAPACITY, "u1")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     thread = threading.Thread(
         target=lambda: (until(lambda: pool.stats().waiting == 1), os.kill(os.getpid(), signal.SIGINT))
     )
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        pool.empty(16, "u1", timeout=FAR)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pool.empty(16, "u1", timeout=FAR)
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join(FAR)
     assert pool.stats().waiting == 0
     del everything

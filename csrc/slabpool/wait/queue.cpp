@@ -173,6 +173,8 @@ void WaitQueue::leave(Waiter& waiter) noexcept {
     }
   }
   if (wanted.resource == Resource::memory) update_circle();
+  // One that was served and had not left yet may have got the signal that was for the one behind it.
+  if (wanted.resource == Resource::quota) wake_past_first(wanted.of, room_.quota_left(wanted.of));
   if (next == nullptr) return;
   News news;
   news.memory = wanted.resource == Resource::memory;
