@@ -465,7 +465,7 @@ def test_a_cancelled_coroutine_leaves_nothing_behind_and_the_next_is_looked_at(p
             with pytest.raises(asyncio.CancelledError):
                 await large
             assert pool.stats().waiting == 0
-            # Served and cancelled at once: the block is nobody's, unless the coroutine has it.
+            # Served and cancelled at once: the block is free, unless the coroutine has it.
             for _ in range(50):
                 before = pool.stats().live
                 task = asyncio.create_task(pool.empty_async(CAPACITY * 3 // 4, "u1"))

@@ -204,7 +204,7 @@ class Depot {
   std::uint64_t soft_limit_pages_;
   SlabShape shapes_[kSlabClasses];  // of a slab of each class in a pool of this capacity
   SpanList partial_[kSlabClasses];  // slabs with free blocks
-  SpanList hollow_[kSlabClasses];   // slabs with free blocks that all lie on holes
+  SpanList hollow_[kSlabClasses];   // slabs whose first free block lies on a hole
   std::uint64_t solid_free_ = 0;
   std::uint64_t solid_free_in_[kSlabClasses] = {};
   std::uint64_t slab_bytes_used_ = 0;

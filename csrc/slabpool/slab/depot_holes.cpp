@@ -151,17 +151,22 @@ bool Depot::fill_front(Span* slab, Effort effort, bool& refused) noexcept {
   const Publishing after(*this);
   SlabPages& states = *slab->page_states;
   const SlabPages::Run run = pages_of(slab, slab->free_list);
-  std::uint64_t holes = 0;
-  for (std::uint32_t page = run.first; page < run.end; ++page) holes += states.is_hole(page) ? 1 : 0;
-  holes = std::min<std::uint64_t>(pages_.granule_up(holes) + pages_.granule_pages(), slab->holes);
-  if (!make_room(holes, 0, effort, slab)) return false;
-  const std::uint64_t limit = commit_limit(holes, effort);
-  for (std::uint32_t page = run.first; page < run.end; ++page) {
-    if (!states.is_hole(page)) continue;
-    const std::uint64_t first = pages_.granule_down(slab->first_page + page);
-    std::uint32_t end = page;
-    while (end < run.end && states.is_hole(end)) ++end;
-    const std::uint64_t last = pages_.granule_up(slab->first_page + end);
+  // A hole is whole granules, so the granules that a hole under the block shares with others are holes, too.
+  const auto next_hole = [&](std::uint32_t& page, std::uint64_t& first, std::uint64_t& last) {
+    while (page < run.end && !states.is_hole(page)) ++page;
+    if (page == run.end) return false;
+    first = pages_.granule_down(slab->first_page + page);
+    while (page < run.end && states.is_hole(page)) ++page;
+    last = pages_.granule_up(slab->first_page + page);
+    return true;
+  };
+  std::uint64_t first = 0;
+  std::uint64_t last = 0;
+  std::uint64_t need = 0;
+  for (std::uint32_t page = run.first; next_hole(page, first, last);) need += last - first;
+  if (!make_room(need, 0, effort, slab)) return false;
+  const std::uint64_t limit = commit_limit(need, effort);
+  for (std::uint32_t page = run.first; next_hole(page, first, last);) {
     if (!pages_.fill(slab, first, last - first, limit) &&
         (effort == Effort::soft || pages_.system_refused() ||
          !pages_.fill(slab, first, last - first, capacity_ >> kPageBits))) {
@@ -172,7 +177,6 @@ bool Depot::fill_front(Span* slab, Effort effort, bool& refused) noexcept {
                      static_cast<std::uint32_t>(last - slab->first_page), false);
     slab_pages_ += last - first;
     count_solid_free(slab, static_cast<std::int64_t>(last - first));
-    page = end;
   }
   relist(slab, true);
   return true;

@@ -5,7 +5,7 @@
 // by arrival. Only the first may have the resource: passes() refuses every other caller of the same or a lower priority,
 // whether it waits or not. So what comes back is set aside for the first until it has enough. When something comes back,
 // wake() wakes the first waiter of the resource alone, and memory only once enough of it is free. When the first leaves, the
-// next one is looked at. A waiter for the end of a request is woken by that end alone, and is in nobody's way.
+// next one is looked at. A waiter for the end of a request is woken by that end alone, and stands before no other waiter.
 //
 // Requests that hold memory and ask for more could stand behind a waiter that needs what they hold. When the requests that
 // wait hold so much that the first waiter cannot be served before one of them lets go (Room::circle), those may pass it.
@@ -258,7 +258,7 @@ class WaitQueue {
   }
   static WaiterInfo info_of(const Waiter& waiter, std::int64_t now_ns);
   std::uint32_t waiting() const noexcept { return waiting_.load(std::memory_order_relaxed); }
-  // How often a waiter was told to try again; for tests.
+  // Number of wake-ups of waiters; for tests.
   std::uint64_t wakeups() const noexcept { return wakeups_.load(std::memory_order_relaxed); }
   // Checks the invariants; null, or the one that is broken.
   const char* verify() const noexcept;

@@ -729,7 +729,7 @@ cdef class Pool:
         self.core.pool.answer_bell()
 
     def _wakeup_count(self):
-        """How often a waiter was told to try again. For tests."""
+        """Number of wake-ups of waiters. For tests."""
         return self.core.pool.wakeups()
 
     def __reduce__(self):

@@ -140,7 +140,11 @@ cdef Wait loop_wait(Core core, object priority):
 
 
 # Answers of the policy that makes room: nothing gave way; there is room already; something gave way.
-NOTHING, ROOM, FREED = 0, 1, 2
+cdef enum:
+    _NOTHING = 0
+    _ROOM = 1
+    _FREED = 2
+NOTHING, ROOM, FREED = _NOTHING, _ROOM, _FREED
 
 # How often in a row an attempt is repeated because there seemed to be room. Other threads may take it each time; and what
 # is free may not be usable, for instance where the memory's granules are larger than a page.
@@ -171,7 +175,7 @@ cdef bint _room_may_come(Status status) noexcept:
             or status == Status.no_addresses or status == Status.quota_exceeded)
 
 
-# What a caller is told whose turn it was not: as if it had been, and nothing was there.
+# The status for a caller behind other waiters: that of an attempt which finds nothing of the resource.
 cdef Status _refused(const Waiter& waiter) noexcept:
     cdef Resource resource = waiter.blocked_on().resource
     if resource == Resource.addresses:
@@ -233,11 +237,11 @@ cdef Status _search(Core core, Status status, Attempt attempt, void* job, Wait w
     while True:
         if waiter.cancelled():
             return Status.request_closed
-        way = 0
+        way = _NOTHING
         if _may_give_way(status) and core.give_way is not None:
             way = _give_way(core, status, request, nbytes, pages)
-        if way == 2 or (way == 1 and tries < ROOM_TRIES):
-            tries = 0 if way == 2 else tries + 1
+        if way == _FREED or (way == _ROOM and tries < ROOM_TRIES):
+            tries = 0 if way == _FREED else tries + 1
             status = attempt(core, job, waiter)
             continue
         if not _room_may_come(status):

@@ -133,26 +133,32 @@ def _idle_for(idle: float | None) -> str:
 def usage_at(name: str, capacity: int, snapshot: Snapshot) -> str:
     """As `usage`, of the instant of a refusal."""
     live, retained, in_doubt, reserved, _, _, fragmented, metadata = snapshot.figures()
-    doubt = "" if in_doubt is None else f", {show_size(in_doubt)} in doubt"
-    return (
-        f"pool {show(name)} has {show_size(capacity)}: {show_size(live)} live"
-        f"{' or in doubt' if in_doubt is None else ''}, {show_size(retained)} retained by views{doubt}, "
-        f"{show_size(reserved)} reserved{_beside(fragmented, metadata)}"
-    )
+    return _usage(name, capacity, live, retained, in_doubt, reserved, fragmented, metadata)
 
 
 def usage(pool: Pool) -> str:
     """How the capacity is used, in one line."""
     s = pool.stats()
+    return _usage(pool.name, s.capacity, s.live, s.retained, s.in_doubt, s.reserved, s.fragmented, s.metadata)
+
+
+def _usage(
+    name: str,
+    capacity: int,
+    live: int,
+    retained: int,
+    in_doubt: int | None,  # None: `live` includes it
+    reserved: int,
+    fragmented: int,
+    metadata: int,
+) -> str:
+    doubt = "" if in_doubt is None else f", {show_size(in_doubt)} in doubt"
     return (
-        f"pool {show(pool.name)} has {show_size(s.capacity)}: {show_size(s.live)} live, "
-        f"{show_size(s.retained)} retained by views, {show_size(s.in_doubt)} in doubt, "
-        f"{show_size(s.reserved)} reserved{_beside(s.fragmented, s.metadata)}"
+        f"pool {show(name)} has {show_size(capacity)}: {show_size(live)} live"
+        f"{' or in doubt' if in_doubt is None else ''}, {show_size(retained)} retained by views{doubt}, "
+        f"{show_size(reserved)} reserved, {show_size(fragmented)} fragmented "
+        f"(records and tables: {show_size(metadata)} more)"
     )
-
-
-def _beside(fragmented: int, metadata: int) -> str:
-    return f", {show_size(fragmented)} fragmented (records and tables: {show_size(metadata)} more)"
 
 
 def refusal(pool: Pool) -> str:

@@ -148,12 +148,12 @@ TEST(PoolQueue, AQuotaIsWaitedFor) {
   const Handle second = open(*pool, {.parent = tenant});
   ASSERT_EQ(pool->allocate(kept(700'000, first)).status, Status::ok);
   EXPECT_EQ(pool->allocate_until(kept(2 * kMiB, second), kForever).status, Status::quota_exceeded)
-      << "never: it is told at once";
+      << "it can never be served, so it is refused at once";
   std::thread other([&] {
     while (pool->waiting() == 0) std::this_thread::yield();
     EXPECT_EQ(pool->allocate(kept(1000, second)).status, Status::waiters_ahead) << "of the same tenant";
     Block* free = pool->allocate(bytes(1000)).block;
-    EXPECT_NE(free, nullptr) << "the memory is nobody's";
+    EXPECT_NE(free, nullptr) << "no caller has the memory";
     pool->drop_view(*free);
     pool->close_request(first, false);
   });
