@@ -1,10 +1,9 @@
 """The pool's reports: plain, immutable records.
 
 They are copies of the pool's state at one instant. They keep no memory alive. They are named tuples, because
-making a dataclass for each would cost a third of the time of importing slabpool.
+making a dataclass for each would cost a third of the time of importing slabpool. This module does not import
+``annotations`` from ``__future__``: typing compiles every annotation of a named tuple that is a string.
 """
-
-from __future__ import annotations
 
 import enum
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 Only the syntax. Whether this machine has such memory is known when the pool is made.
 """
 
-from __future__ import annotations
-
 import re
 from typing import NamedTuple
 

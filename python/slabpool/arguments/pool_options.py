@@ -1,7 +1,5 @@
 """The arguments of `slabpool.Pool`, checked before a pool is made."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from slabpool.arguments.memory_kinds import Memory, parse_memory
