@@ -54,13 +54,14 @@ Status Pool::charge(RequestRecord& record, Handle request, std::uint64_t bytes, 
     root = table_.root_of(record, request);
     if (root.generation == 0) return Status::request_closed;
   }
-  // The first cannot be served while this request holds what it holds: it may pass, and go on.
+  // The first cannot be served while this request holds what it holds: it may pass, and go on. Asked before passes(),
+  // which would put the waiter in the quota's list: the attempt would end in another list, and ask for one more, for ever.
   const auto first_needs_it = [&] {
     return waiter != nullptr && !record.kept &&
            holds_needed({root.slot, root.generation}, {request.slot, request.generation},
                         queue_.first_amount(wanted()));
   };
-  if (asks && !passes(waiter, wanted()) && !first_needs_it()) return Status::waiters_ahead;
+  if (asks && !first_needs_it() && !passes(waiter, wanted())) return Status::waiters_ahead;
   const Status status = table_.charge(record, request, bytes, reserve);
   if (status == Status::quota_exceeded && waiter != nullptr) queue_.block(*waiter, wanted());
   if (status == Status::ok && asks && !record.kept)
