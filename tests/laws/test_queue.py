@@ -198,9 +198,14 @@ class QueueMachine(RuleBasedStateMachine):
 
         Such requests may pass: what they wait for would never come otherwise.
         """
-        holders = {other.request for other in self.waiters if other.resource == "memory"} | {request}
-        held = sum(holder.taken for holder in holders if holder is not None)
-        return self._need(first) > UNITS - held
+        waiting = {other.request for other in self.waiters if other.resource == "memory"} | {request}
+        holders = [holder for holder in waiting if holder is not None and holder.open]
+        return self._holds(request) and self._need(first) > UNITS - sum(holder.taken for holder in holders)
+
+    @staticmethod
+    def _holds(request: RequestModel) -> bool:
+        """Whether it may pass in a circle: the pool asks whether it has memory or a budget."""
+        return request.taken > 0 or request.quota is not None
 
     def _learn_resources(self) -> list[slabpool.WaiterRecord]:
         """What each waiter waits for. One that has not made its first attempt is last, and has no record."""
@@ -328,7 +333,8 @@ class QueueMachine(RuleBasedStateMachine):
         right = request.quota is None or request.used + units <= request.quota
         # What was promised needs no turn. Nor does a quota that only this request can give back: the first
         # waiter for it cannot be served while the request holds what it holds.
-        turn = need == 0 or self.circle or not self._before_memory(request.priority)
+        passes = self.circle and self._holds(request)
+        turn = need == 0 or passes or not self._before_memory(request.priority)
         try:
             request.handle.empty(units * UNIT, "u1")
         except (slabpool.PoolExhausted, slabpool.QuotaExceededError):
@@ -349,7 +355,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.numbers += 1
         session = self.pool.session(self.numbers, priority=priority)
         with session.request() as turn:
-            turn_has_come = self.circle or not self._before_memory(0)
+            turn_has_come = not self._before_memory(0)  # the turn holds nothing yet
             may = turn_has_come and units <= self.free + self.evictable
             try:
                 session.keep("kv", turn.empty(units * UNIT, "u1"))

@@ -386,9 +386,9 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
                  ThreadCache& cache, bool hard, Waiter* waiter) noexcept;
 
   // waiting.cpp
-  bool passes(Waiter* waiter, const Wanted& wanted) noexcept {
-    return waiter != nullptr ? queue_.passes(*waiter, wanted) : queue_.passes(wanted);
-  }
+  bool passes(Waiter* waiter, const Wanted& wanted) noexcept;
+  // Whether a request that the host holds has memory or a budget.
+  bool holds_something(Subject request) const noexcept;
   // What an attempt needs beyond what was promised to its request.
   std::uint64_t beyond(ReserveRef reserve, std::uint64_t bytes) const noexcept {
     const std::uint64_t own = reserve.reserve != nullptr ? depot_.left_of(reserve) : 0;

@@ -159,6 +159,20 @@ Ahead Pool::ahead_of(const Waiter& waiter) {
   return ahead;
 }
 
+bool Pool::holds_something(Subject request) const noexcept {
+  if (request.generation == 0) return false;
+  const RequestRecord* record = table_.record(request.slot);
+  return record != nullptr && record->accepts({request.slot, request.generation}) &&
+         (record->blocks.bytes() != 0 || record->has_budget.load(std::memory_order_relaxed));
+}
+
+bool Pool::passes(Waiter* waiter, const Wanted& wanted) noexcept {
+  if (waiter == nullptr) return queue_.passes(wanted);
+  if (wanted.resource == Resource::memory)
+    waiter->holds.store(holds_something(waiter->request), std::memory_order_relaxed);
+  return queue_.passes(*waiter, wanted);
+}
+
 bool Pool::in_circle() noexcept {
   Handle waiting[kMostInCircle];
   std::uint32_t count = 0;
@@ -172,7 +186,10 @@ bool Pool::in_circle() noexcept {
       priority = waiter.priority;
       needs = waiter.blocked_on().amount;
     }
-    if (waiter.request.generation != 0 && count < kMostInCircle)
+    // One that the host has left waits no longer, and is in no circle.
+    const bool holds = holds_something(waiter.request);
+    waiter.holds.store(holds, std::memory_order_relaxed);
+    if (holds && count < kMostInCircle)
       waiting[count++] = {waiter.request.slot, waiter.request.generation};
   });
   if (first == nullptr) return false;

@@ -90,7 +90,7 @@ void WaitQueue::unlink(Waiter& waiter) noexcept {
 }
 
 // Again if the waiters have changed meanwhile: the last that changed them stores what it found after that.
-void WaitQueue::update_circle() noexcept {
+bool WaitQueue::ask_for_circle() noexcept {
   std::uint64_t seen = 0;
   bool circle = false;
   do {
@@ -104,9 +104,12 @@ void WaitQueue::update_circle() noexcept {
     const std::lock_guard lock(mutex_);
     if (changes_.load(std::memory_order_relaxed) != seen) continue;
     circle_.store(circle, std::memory_order_relaxed);
-    break;
+    return circle;
   } while (true);
-  if (circle) wake({.memory = true});
+}
+
+void WaitQueue::update_circle() noexcept {
+  if (ask_for_circle()) wake({.memory = true});
 }
 
 // ---- waiting
@@ -356,7 +359,7 @@ void WaitQueue::look(const Wanted& wanted, bool polls, std::uint64_t free) noexc
 
 void WaitQueue::wake_next(Waiter& waiter, std::uint64_t most) noexcept {
   for (Waiter* w = waiter.in_list_.next; w != nullptr; w = w->in_list_.next)
-    if (w->request.generation != 0 && same_place(w->blocked_on_, waiter.blocked_on_) &&
+    if (w->holds.load(std::memory_order_relaxed) && same_place(w->blocked_on_, waiter.blocked_on_) &&
         w->blocked_on_.amount <= most)
       return signal(*w);
 }
@@ -400,6 +403,8 @@ void WaitQueue::wake(const News& news) noexcept {
   constexpr std::uint64_t kAll = std::numeric_limits<std::uint64_t>::max();
   // Acquire and release, on one word: of two threads that return memory at once, the later one sees what both returned.
   news_.fetch_add(1, std::memory_order_acq_rel);
+  // What came back may be what the first waiter lacked. A request that was closed is in no circle any more.
+  if (news.memory && circle_.load(std::memory_order_relaxed)) (void)ask_for_circle();
   const bool polls = room_.polls();
   const std::uint64_t bytes = news.any_memory ? kAll : news.memory ? room_.free_bytes() : 0;
   const std::uint64_t slots = news.slots ? room_.free_slots() : 0;

@@ -8,7 +8,8 @@
 // next one is looked at. A waiter for the end of a request is woken by that end alone, and stands before no other waiter.
 //
 // Requests that hold memory and ask for more could stand behind a waiter that needs what they hold. When the requests that
-// wait hold so much that the first waiter cannot be served before one of them lets go (Room::circle), those may pass it.
+// wait hold so much that the first waiter cannot be served before one of them lets go (Room::circle), those that hold
+// something may pass it. The pool is asked again when the waiters change, and when memory comes back.
 // Likewise a request may pass the first waiter of a quota that needs what this request holds (Room::holds_needed). When
 // the first needs more than is free, wake() wakes one that may pass it instead.
 //
@@ -96,6 +97,9 @@ class SLABPOOL_API Waiter {
   // What the waiter depends on was closed.
   bool cancelled() const noexcept { return cancelled_.load(std::memory_order_acquire); }
   std::int64_t since_ns() const noexcept { return since_ns_; }
+  // Whether its request has memory or a budget, so that it may pass in a circle. Written before each attempt, and by
+  // Room::circle(), which looks at all waiters. Relaxed: an answer that is old costs one more attempt.
+  mutable std::atomic<bool> holds{false};
 
  private:
   friend class WaitQueue;
@@ -154,7 +158,7 @@ class Room {
   // Whether something may come back without a wake-up. The first waiters then try again by the clock. Takes no lock.
   virtual bool polls() noexcept = 0;
   // Whether the requests that wait for memory hold so much that the first waiter cannot be served before one lets go. Looks
-  // at the waiters by each().
+  // at the waiters by each(), and writes Waiter::holds.
   virtual bool circle() noexcept = 0;
   // Whether something may be made free that no thread returns, by a waiter that is the first. Takes no lock.
   virtual bool gives_way() noexcept = 0;
@@ -306,10 +310,11 @@ class WaitQueue {
   void wake_past_first(Subject of, std::uint64_t free, const Waiter* by = nullptr) noexcept;
   void has_entered(const Wanted& wanted) noexcept;  // without the mutex
   bool may_pass(const Waiter& waiter, const Wanted& wanted) const noexcept {
-    return wanted.resource == Resource::memory && waiter.request.generation != 0 &&
+    return wanted.resource == Resource::memory && waiter.holds.load(std::memory_order_relaxed) &&
            circle_.load(std::memory_order_relaxed);
   }
-  void update_circle() noexcept;  // without the mutex
+  bool ask_for_circle() noexcept;  // without the mutex
+  void update_circle() noexcept;   // the same
 
   Doorbell* const doorbell_;
   Room& room_;

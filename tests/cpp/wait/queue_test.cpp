@@ -211,7 +211,7 @@ TEST_F(Queue, InACircleOneThatNeedsLessIsWokenWhenAnAttemptFails) {
   const auto medium = waits(memory(20));
   const auto as_much = waits(memory(20));
   const auto small = waits(memory(5));
-  for (Waiter* waiter : {medium.get(), as_much.get(), small.get()}) waiter->request = {1, 7};
+  for (Waiter* waiter : {medium.get(), as_much.get(), small.get()}) waiter->holds = true;
   room.bytes = 30;
   queue.wake({.memory = true});
   EXPECT_EQ(woken(), medium.get());
