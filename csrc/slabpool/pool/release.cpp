@@ -87,7 +87,7 @@ void Pool::drop_retained(Block& block) noexcept {
   if (closed()) (void)trim();
   if (!record.blocks.returned_retained()) return;
   table_.recycle(record);
-  if (queue_.any()) [[unlikely]]
+  if (queue_.has_waiters()) [[unlikely]]
     queue_.wake({.slots = true});
 }
 

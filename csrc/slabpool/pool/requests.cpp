@@ -17,6 +17,8 @@ inline Status Pool::open_now(const OpenSpec& spec, Handle& handle) noexcept {
       status = table_.open(spec, now, handle);
     }
     if (status == Status::ok) log(EventKind::open, handle.generation, kNoDevice, spec.reserve);
+    if (spec.reserve != 0 && pressure_.any()) [[unlikely]]
+      look_at_rise();
     return status;
   } catch (const std::bad_alloc&) {
     return Status::system_refused;
