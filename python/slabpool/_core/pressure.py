@@ -121,17 +121,21 @@ class PressureWatch:
         fd = -1 if loop is None else os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
             core = self._core = PoolWatch(pool, *bounds, fd)
-            self._end = weakref.finalize(self, _end, core, loop, fd, os.getpid())
-            self._end.atexit = False
-            # Threads that wait keep this, so they learn of the pool's end here.
-            self._pool = weakref.ref(pool, lambda _: core.close())
         except BaseException:
             if fd >= 0:
                 os.close(fd)
             raise
+        self._end = weakref.finalize(self, _end, core, loop, fd, os.getpid())
+        self._end.atexit = False
+        # Threads that wait keep this, so they learn of the pool's end here.
+        self._pool = weakref.ref(pool, lambda _: core.close())
         if loop is not None:
+            try:
+                loop.call_soon_threadsafe(_start, weakref.ref(self), loop, fd)
+            except BaseException:  # the loop is closed
+                self.close()
+                raise
             _kept(pool).add(self)
-            loop.call_soon_threadsafe(_start, weakref.ref(self), loop, fd)
         return self
 
     @property
