@@ -507,6 +507,26 @@ def read_session_stats(stats: slabpool.SessionStats) -> None:
     assert_type(stats.evicted_for_quota, int)
 
 
+def use_watch(pool: slabpool.Pool) -> None:
+    told: list[slabpool.Pressure] = []
+    with pool.on_pressure(0.9, told.append, hysteresis=0.1, loop=None) as watch:
+        assert_type(watch, slabpool.PressureWatch)
+        array = pool.empty(pool.capacity, "u1")
+        assert_type(watch.check(), int)
+        del array
+        assert_type(watch.wait(timeout=1), bool)
+        assert_type(watch.fraction, float)
+        assert_type(watch.hysteresis, float)
+        assert_type(watch.high, bool)
+        assert_type(watch.closed, bool)
+    assert_type(watch.serve(), None)
+    assert_type(watch.close(), None)
+    for now in told:
+        assert_type(now.high, bool)
+        assert_type(now.usage, float)
+        assert_type(now.fraction, float)
+
+
 def read_waiter(record: slabpool.WaiterRecord) -> None:
     assert_type(record.request_id, str | int | bytes | None)
     assert_type(record.nbytes, int)
@@ -582,6 +602,7 @@ def leave(pool: slabpool.Pool) -> None:
     of_ack(req.ack("gpu0"))
     read_stats(pool.stats())
     assert_type(pool.waiters(), list[slabpool.WaiterRecord])
+    use_watch(pool)
     read_waiter(slabpool.WaiterRecord("r", 1, 0, 0.5, "memory", "serve.py:1"))
     read_event(pool.events()[0])
     read_corruption(slabpool.Corruption(0, 0, 0, 0, ""))

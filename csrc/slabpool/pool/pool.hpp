@@ -397,9 +397,17 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
                  ThreadCache& cache, bool hard, Waiter* waiter) noexcept;
 
   // pressure.cpp
-  void look_at_use() noexcept;
+  [[gnu::noinline]] void look_at_use() noexcept;
   [[gnu::cold]] void look_at_rise() noexcept;  // by a thread that may have added to the use
-  void look_at_return() noexcept;              // by a thread that gave something back
+  // By a thread that gave something back.
+  void look_at_return() noexcept {
+    if (!pressure_.any()) return;
+    const ThreadCache* const cache = caches_.last();
+    const auto reserved = static_cast<std::int64_t>(depot_.reserved_bytes());
+    if (cache == nullptr || cache->has_fallen() ||
+        reserved < reserved_below_.load(std::memory_order_relaxed)) [[unlikely]]
+      look_at_use();
+  }
 
   // waiting.cpp
   bool passes(Waiter* waiter, const Wanted& wanted) noexcept {
@@ -478,9 +486,10 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // kPolledAcks: there are sources of acks to poll: peers (always in a shared pool), or streams with queued acks.
   // kLost: the GPU backing this pool has failed; every allocation returns device_lost.
   // kWaiting: a waiter is blocked on memory, so an allocation asks the queue whether it may pass. kSlotsWait: the same for
-  // opening a request.
+  // opening a request. kWatched: there are watches of the use, so the opening of a reserve looks at it; set and cleared with
+  // the gauge's mutex held.
   static constexpr std::uint32_t kClosed = 1, kDebug = 2, kScrub = 4, kLog = 8, kPolledAcks = 16,
-                                 kLost = 32, kWaiting = 64, kSlotsWait = 128;
+                                 kLost = 32, kWaiting = 64, kSlotsWait = 128, kWatched = 256;
   std::atomic<std::uint32_t> slow_path_flags_;
   std::unique_ptr<MemoryResource> memory_;
   std::unique_ptr<SharedOwner> shared_;  // null unless peers may attach

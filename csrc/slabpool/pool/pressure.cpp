@@ -38,7 +38,14 @@ void Pool::look_at_use() noexcept {
     queue_.watch_returns(pressure_.is_high());
     return each;
   };
-  pressure_.look([&] { caches_.bound(steps); });
+  pressure_.look([&] {
+    // Relaxed: a reserve that is opened at this moment is seen by the next look.
+    if (pressure_.any())
+      slow_path_flags_.fetch_or(kWatched, std::memory_order_relaxed);
+    else
+      slow_path_flags_.fetch_and(~kWatched, std::memory_order_relaxed);
+    caches_.bound(steps);
+  });
 }
 
 void Pool::look_at_rise() noexcept {
@@ -46,15 +53,6 @@ void Pool::look_at_rise() noexcept {
   const auto reserved = static_cast<std::int64_t>(depot_.reserved_bytes());
   if (cache == nullptr || cache->has_risen() ||
       reserved > reserved_above_.load(std::memory_order_relaxed))
-    look_at_use();
-}
-
-void Pool::look_at_return() noexcept {
-  if (!pressure_.any()) return;
-  const ThreadCache* const cache = caches_.last();
-  const auto reserved = static_cast<std::int64_t>(depot_.reserved_bytes());
-  if (cache == nullptr || cache->has_fallen() ||
-      reserved < reserved_below_.load(std::memory_order_relaxed))
     look_at_use();
 }
 

@@ -99,8 +99,10 @@ void Pool::waits(bool memory, bool slots) noexcept {
   slow_path_flags_.fetch_and(~((kWaiting | kSlotsWait) & ~set), std::memory_order_seq_cst);
 }
 
+// While a watch is high this runs at every return: without waiters it saves no registers.
 void Pool::notify_returned(bool addresses) noexcept {
   look_at_return();
+  if (!queue_.has_waiters()) return;
   queue_.wake({.memory = true, .addresses = addresses});
 }
 

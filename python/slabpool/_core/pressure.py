@@ -251,6 +251,7 @@ def _start(of: weakref.ref[PressureWatch], loop: asyncio.AbstractEventLoop, fd: 
     if watch is None or not watch._end.alive:
         return  # closed meanwhile; the descriptor may be another's by now
     loop.add_reader(fd, _ready, of, fd)
+    watch._tell(True)  # what changed while the watch was added
     if watch._core.needs_looks:
         _look(of, loop)
 

@@ -34,9 +34,9 @@ struct Watched {
   ~Watched() { pool.remove_watch(watch); }
   Watched(const Watched&) = delete;
   Watched& operator=(const Watched&) = delete;
-  std::string told() {
+  std::string told(bool look = false) {
     std::string all;
-    for (PressureChange change; pool.take_change(watch, change, false); high = change.high)
+    for (PressureChange change; pool.take_change(watch, change, look); high = change.high)
       all += change.high ? '+' : '-';
     return all;
   }
@@ -169,7 +169,8 @@ TEST(PoolPressureOf, ClosingThePoolEndsWaits) {
 }
 
 // Threads allocate and return at random, also blocks of each other, and meet. Nobody has looked meanwhile: the state that was
-// noticed is that of the use, but for a 1,024th of the capacity.
+// noticed is that of the use, but for a 1,024th of the capacity. Without membarrier (under ThreadSanitizer, too) a change at
+// the moment of a look may be left to the next.
 TEST(PoolPressureOf, TheLastStateIsNoticedByTheThreadsThatMakeIt) {
   constexpr int kThreads = 4;
   constexpr std::uint64_t kCapacity = 16 * kMiB;
@@ -182,7 +183,7 @@ TEST(PoolPressureOf, TheLastStateIsNoticedByTheThreadsThatMakeIt) {
   std::vector<Block*> shared;
   int changes = 0;
   test::Meeting meeting(kThreads, [&] {
-    changes += static_cast<int>(a.told().size());
+    changes += static_cast<int>(a.told(!asymmetric_barrier()).size());
     const std::uint64_t used = pool->used_bytes();
     EXPECT_TRUE(a.high || used < kUp + kLate) << used;
     EXPECT_TRUE(!a.high || used + kLate >= kDown) << used;
