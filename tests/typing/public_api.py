@@ -509,22 +509,25 @@ def read_session_stats(stats: slabpool.SessionStats) -> None:
 
 def use_watch(pool: slabpool.Pool) -> None:
     told: list[slabpool.Pressure] = []
-    with pool.on_pressure(0.9, told.append, hysteresis=0.1, loop=None) as watch:
+    with pool.on_pressure(0.1, told.append, hysteresis=0.05, loop=None) as watch:
         assert_type(watch, slabpool.PressureWatch)
-        array = pool.empty(pool.capacity, "u1")
-        assert_type(watch.check(), int)
+        array = pool.empty(pool.capacity // 4, "u1")
+        read_watch(watch)
         del array
-        assert_type(watch.wait(timeout=1), bool)
-        assert_type(watch.fraction, float)
-        assert_type(watch.hysteresis, float)
-        assert_type(watch.high, bool)
-        assert_type(watch.closed, bool)
-    assert_type(watch.serve(), None)
+    read_pressure(told[0])
+
+
+def read_watch(watch: slabpool.PressureWatch) -> None:
+    assert_type(watch.check(), int)
+    assert_type(watch.wait(timeout=0), bool)
+    assert_type((watch.fraction, watch.hysteresis), tuple[float, float])
+    assert_type((watch.high, watch.closed), tuple[bool, bool])
     assert_type(watch.close(), None)
-    for now in told:
-        assert_type(now.high, bool)
-        assert_type(now.usage, float)
-        assert_type(now.fraction, float)
+    assert_type(watch.serve(), None)
+
+
+def read_pressure(now: slabpool.Pressure) -> None:
+    assert_type((now.high, now.usage, now.fraction), tuple[bool, float, float])
 
 
 def read_waiter(record: slabpool.WaiterRecord) -> None:

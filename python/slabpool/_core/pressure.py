@@ -81,6 +81,15 @@ class PressureWatch:
     >>> thread.join()
     """
 
+    _core: PoolWatch
+    _callback: Callable[[Pressure], object]
+    _fraction: float
+    _hysteresis: float
+    _capacity: int
+    _high: bool
+    _pool: weakref.ref[Pool]
+    _end: weakref.finalize[[PoolWatch, asyncio.AbstractEventLoop | None, int, int], PressureWatch]
+
     def __init__(self) -> None:
         raise InvalidTypeError("a PressureWatch is made by pool.on_pressure(fraction, callback)")
 
@@ -115,12 +124,11 @@ class PressureWatch:
         self._callback = callback
         self._capacity = pool.capacity
         self._high = False
-        bounds = [
-            _bytes(part * pool.capacity) for part in (self._fraction, self._fraction - self._hysteresis)
-        ]
+        up = _bytes(self._fraction * pool.capacity)
+        down = _bytes((self._fraction - self._hysteresis) * pool.capacity)
         fd = -1 if loop is None else os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
-            core = self._core = PoolWatch(pool, *bounds, fd)
+            core = self._core = PoolWatch(pool, up, down, fd)
         except BaseException:
             if fd >= 0:
                 os.close(fd)
