@@ -13,6 +13,8 @@ namespace {
 // With several threads a bound is noticed up to this part of the capacity late. Closer to it, each look would allow the
 // threads so little that they would look all the time.
 constexpr std::int64_t kLate = 1024;
+// Of one look.
+constexpr int kRounds = 8;
 
 std::uint64_t used_of(std::int64_t live, std::uint64_t reserved) noexcept {
   return static_cast<std::uint64_t>(std::max<std::int64_t>(live, 0)) + reserved;
@@ -44,7 +46,15 @@ void Pool::look_at_use() noexcept {
       slow_path_flags_.fetch_or(kWatched, std::memory_order_relaxed);
     else
       slow_path_flags_.fetch_and(~kWatched, std::memory_order_relaxed);
-    caches_.bound(steps);
+    // Again if a promise was opened or ended meanwhile: the threads' live bytes are read twice, it is not.
+    for (int round = 0; round < kRounds; ++round) {
+      caches_.bound(steps);
+      std::atomic_thread_fence(std::memory_order_seq_cst);
+      const auto reserved = static_cast<std::int64_t>(depot_.reserved_bytes());
+      if (reserved <= reserved_above_.load(std::memory_order_relaxed) &&
+          reserved >= reserved_below_.load(std::memory_order_relaxed))
+        break;
+    }
   });
 }
 

@@ -87,8 +87,7 @@ bool Pool::holds_needed(Subject of, Subject request, std::uint64_t needs) noexce
 // Allocated and not returned, and promised: pages of which a part is in use count as free here, so this is no less than
 // what an attempt finds.
 std::uint64_t Pool::free_bytes() noexcept {
-  const std::int64_t live = std::max<std::int64_t>(caches_.sums().live, 0);
-  const std::uint64_t used = static_cast<std::uint64_t>(live) + depot_.reserved_bytes();
+  const std::uint64_t used = used_bytes();
   return used < options_.capacity ? options_.capacity - used : 0;
 }
 
