@@ -67,6 +67,7 @@ from slabpool.records import (
 from slabpool.sessions import Session
 
 if _TYPE_CHECKING:
+    from slabpool._core.pressure import Pressure, PressureWatch
     from slabpool.shared.attach import attach
 
     __version__: str
@@ -107,6 +108,8 @@ def __getattr__(name: str) -> _Any:
         from importlib.metadata import version
 
         return globals().setdefault(name, version("slabpool"))
+    if name in ("Pressure", "PressureWatch"):
+        return globals().setdefault(name, getattr(_import_module("slabpool._core.pressure"), name))
     if name == "attach":
         return globals().setdefault(name, _shared("attach").attach)
     raise AttributeError(f"module 'slabpool' has no attribute {name!r}")
@@ -142,6 +145,8 @@ __all__ = [
     "PoolBusyError",
     "PoolClosedError",
     "PoolExhausted",
+    "Pressure",
+    "PressureWatch",
     "QuotaExceededError",
     "Request",
     "RequestClosedError",

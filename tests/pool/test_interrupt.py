@@ -17,6 +17,8 @@ CALLS = [
     "pool.empty(1 << 20, 'u1', timeout=600)",
     "req.empty(1 << 20, 'u1', timeout=600)",
     "pool.request('s', reserve='1MiB', timeout=600)",
+    "pool.on_pressure(0.9, print).wait(600)",
+    "pool.on_pressure(0.9, print).serve()",
 ]
 
 

@@ -507,6 +507,29 @@ def read_session_stats(stats: slabpool.SessionStats) -> None:
     assert_type(stats.evicted_for_quota, int)
 
 
+def use_watch(pool: slabpool.Pool) -> None:
+    told: list[slabpool.Pressure] = []
+    with pool.on_pressure(0.1, told.append, hysteresis=0.05, loop=None) as watch:
+        assert_type(watch, slabpool.PressureWatch)
+        array = pool.empty(pool.capacity // 4, "u1")
+        read_watch(watch)
+        del array
+    read_pressure(told[0])
+
+
+def read_watch(watch: slabpool.PressureWatch) -> None:
+    assert_type(watch.check(), int)
+    assert_type(watch.wait(timeout=0), bool)
+    assert_type((watch.fraction, watch.hysteresis), tuple[float, float])
+    assert_type((watch.high, watch.closed), tuple[bool, bool])
+    assert_type(watch.close(), None)
+    assert_type(watch.serve(), None)
+
+
+def read_pressure(now: slabpool.Pressure) -> None:
+    assert_type((now.high, now.usage, now.fraction), tuple[bool, float, float])
+
+
 def read_waiter(record: slabpool.WaiterRecord) -> None:
     assert_type(record.request_id, str | int | bytes | None)
     assert_type(record.nbytes, int)
@@ -582,6 +605,7 @@ def leave(pool: slabpool.Pool) -> None:
     of_ack(req.ack("gpu0"))
     read_stats(pool.stats())
     assert_type(pool.waiters(), list[slabpool.WaiterRecord])
+    use_watch(pool)
     read_waiter(slabpool.WaiterRecord("r", 1, 0, 0.5, "memory", "serve.py:1"))
     read_event(pool.events()[0])
     read_corruption(slabpool.Corruption(0, 0, 0, 0, ""))

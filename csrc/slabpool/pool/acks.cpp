@@ -126,7 +126,7 @@ Pool::Acked Pool::ack_after(Handle handle, std::uint32_t device, const cuda::Str
   set_polling(true);
   // Streams never wake waiters. A waiter that registered before this is woken here and starts to poll; one that registers
   // later finds the queued ack.
-  if (queue_.any()) queue_.start_polling();
+  if (queue_.has_waiters()) queue_.start_polling();
   return {Status::ok, AckResult::pending};
 }
 

@@ -180,6 +180,8 @@ Allocation Pool::allocate_slowly(const AllocateSpec& spec, Waiter* waiter) noexc
   }
   if (record != nullptr && result.block != nullptr) table_.note_grown(*record);
   if (budget && result.block == nullptr) uncharge(*record, spec.request, p.need);
+  if (pressure_.any()) [[unlikely]]
+    look_at_rise();
   return result;
 }
 

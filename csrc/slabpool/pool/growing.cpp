@@ -32,7 +32,7 @@ Allocation Pool::open_growing(Handle request, std::uint64_t most, Waiter* waiter
   RequestRecord* record = table_.record(request.slot);
   if (record == nullptr || !table_.is_open(request)) return {nullptr, Status::request_closed};
   const Wanted wanted{Resource::addresses, most};
-  if (queue_.any() && !passes(waiter, wanted)) return {nullptr, Status::waiters_ahead};
+  if (queue_.has_waiters() && !passes(waiter, wanted)) return {nullptr, Status::waiters_ahead};
   Block* block = nullptr;
   try {
     most = std::max<std::uint64_t>(most, 1);
@@ -117,10 +117,10 @@ Status Pool::grow(Block& block, Handle request, std::uint64_t nbytes, std::uint6
   collect_acks();
   RequestRecord* record = table_.record(request.slot);
   if (record == nullptr || !table_.is_open(request)) return Status::request_closed;
+  Status status = Status::ok;
   try {
     ThreadCache& cache = caches_.mine();
     const std::lock_guard growing(growing_mutex_);
-    Status status = Status::ok;
     usable = block.bytes;
     if (block.span->kind != SpanKind::growing) return Status::invalid_argument;
     usable = front_of(block) + block.bytes;
@@ -130,16 +130,18 @@ Status Pool::grow(Block& block, Handle request, std::uint64_t nbytes, std::uint6
       if (need - block.span->front > options_.capacity >> kPageBits) return Status::too_large;
       const std::uint64_t step = std::min(need + step_of(block.bytes >> kPageBits), block.span->pages);
       // No more than it needs while others wait.
-      status = step > need && !queue_.any()
+      status = step > need && !queue_.has_waiters()
                    ? grow_to(block, *record, request, step, cache, false, nullptr)
                    : Status::exhausted;
       if (status != Status::ok) status = grow_to(block, *record, request, need, cache, true, waiter);
     }
     usable = front_of(block) + block.bytes;
-    return status;
   } catch (const std::bad_alloc&) {
-    return Status::system_refused;
+    status = Status::system_refused;
   }
+  if (pressure_.any()) [[unlikely]]
+    look_at_rise();
+  return status;
 }
 
 bool Pool::give_part(Block& block, Handle request, std::uint64_t from, std::uint64_t to,

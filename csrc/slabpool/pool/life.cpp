@@ -219,6 +219,7 @@ Status Pool::close(bool force) noexcept {
   end_all(over);
   (void)trim();
   queue_.wake_all();
+  pressure_.close_all();
   return Status::ok;
 }
 

@@ -5,7 +5,7 @@
 // pool alive. Order of locks: docs/design/locks.md.
 //
 // Files: life (creation, closing), allocate, release (views and chains of blocks), requests, waiting, acks, growing,
-// sessions, peers (devices in other processes), look (figures and reports).
+// sessions, peers (devices in other processes), pressure, look (figures and reports).
 #pragma once
 
 #include <atomic>
@@ -30,6 +30,7 @@
 #include "slabpool/request/table.hpp"
 #include "slabpool/slab/depot.hpp"
 #include "slabpool/slab/thread_cache.hpp"
+#include "slabpool/wait/pressure.hpp"
 #include "slabpool/wait/queue.hpp"
 
 namespace slabpool {
@@ -190,6 +191,16 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   static constexpr std::uint32_t kMostInCircle = 1024;
   bool in_circle() noexcept;
   std::uint64_t wakeups() const noexcept;  // for tests
+
+  // ---- pressure (pressure.cpp): a watch hears when what is in use passes its bounds
+  // Bytes that nobody else can have: live, retained and in doubt, and those promised to requests. Of some instant.
+  std::uint64_t used_bytes() noexcept;
+  void add_watch(PressureWatch& watch) noexcept;
+  void remove_watch(PressureWatch& watch) noexcept;  // ends its waits
+  // The next change that was not told yet. `look`: collects acks and looks first, otherwise what was noticed counts.
+  bool take_change(PressureWatch& watch, PressureChange& change, bool look) noexcept;
+  // True: there is a change to take, or the watch is closed. False: `until_ns` (monotonic) came first.
+  bool wait_change(PressureWatch& watch, std::int64_t until_ns) noexcept;
 
   // ---- acks (acks.cpp)
   struct Acked {
@@ -385,6 +396,19 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   Status grow_to(Block& block, RequestRecord& record, Handle request, std::uint64_t pages,
                  ThreadCache& cache, bool hard, Waiter* waiter) noexcept;
 
+  // pressure.cpp
+  [[gnu::noinline]] void look_at_use() noexcept;
+  [[gnu::cold]] void look_at_rise() noexcept;  // by a thread that may have added to the use
+  // By a thread that gave something back.
+  void look_at_return() noexcept {
+    if (!pressure_.any()) return;
+    const ThreadCache* const cache = caches_.last();
+    const auto reserved = static_cast<std::int64_t>(depot_.reserved_bytes());
+    if (cache == nullptr || cache->has_fallen() ||
+        reserved < reserved_below_.load(std::memory_order_relaxed)) [[unlikely]]
+      look_at_use();
+  }
+
   // waiting.cpp
   bool passes(Waiter* waiter, const Wanted& wanted) noexcept;
   // Whether a request that the host holds has memory or a budget.
@@ -462,9 +486,10 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // kPolledAcks: there are sources of acks to poll: peers (always in a shared pool), or streams with queued acks.
   // kLost: the GPU backing this pool has failed; every allocation returns device_lost.
   // kWaiting: a waiter is blocked on memory, so an allocation asks the queue whether it may pass. kSlotsWait: the same for
-  // opening a request.
+  // opening a request. kWatched: there are watches of the use, so the opening of a reserve looks at it; set and cleared with
+  // the gauge's mutex held.
   static constexpr std::uint32_t kClosed = 1, kDebug = 2, kScrub = 4, kLog = 8, kPolledAcks = 16,
-                                 kLost = 32, kWaiting = 64, kSlotsWait = 128;
+                                 kLost = 32, kWaiting = 64, kSlotsWait = 128, kWatched = 256;
   std::atomic<std::uint32_t> slow_path_flags_;
   std::unique_ptr<MemoryResource> memory_;
   std::unique_ptr<SharedOwner> shared_;  // null unless peers may attach
@@ -479,6 +504,10 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // in the order of locks; taken when a page boundary is passed, not at every step.
   std::mutex growing_mutex_;
   WaitQueue queue_;
+  PressureGauge pressure_;
+  // The bounds of the bytes that are promised, as the threads have theirs of live bytes. Relaxed, likewise.
+  std::atomic<std::int64_t> reserved_above_{PressureGauge::kFar};
+  std::atomic<std::int64_t> reserved_below_{0};
   std::atomic<bool> gives_way_{false};
   std::unique_ptr<PolledAcks> polled_;
 };

@@ -26,8 +26,8 @@ inline Status Pool::open_now(const OpenSpec& spec, Handle& handle) noexcept {
 Status Pool::open(const OpenSpec& spec, Handle& handle) noexcept {
   if (!usable_here()) return Status::forked;
   // Acquire: as closed().
-  if ((slow_path_flags_.load(std::memory_order_acquire) & (kClosed | kWaiting | kSlotsWait)) != 0)
-      [[unlikely]]
+  if ((slow_path_flags_.load(std::memory_order_acquire) &
+       (kClosed | kWaiting | kSlotsWait | kWatched)) != 0) [[unlikely]]
     return open(spec, handle, nullptr);
   return open_now(spec, handle);
 }
@@ -43,6 +43,7 @@ Status Pool::open(const OpenSpec& spec, Handle& handle, Waiter* waiter) noexcept
   const Status status = open_now(spec, handle);
   if (status == Status::exhausted) blocked(waiter, Resource::memory, reserve);
   if (status == Status::too_many_requests) blocked(waiter, Resource::slots, 1);
+  if (reserve != 0 && pressure_.any()) look_at_rise();
   return status;
 }
 

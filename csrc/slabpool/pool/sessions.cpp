@@ -60,13 +60,13 @@ bool Pool::kept(Handle session, Kept& figures) noexcept {
 
 Status Pool::set_quota(Handle session, std::uint64_t quota) noexcept {
   const Status status = table_.set_quota(session, quota);
-  if (queue_.any()) queue_.wake({.kept = true});
+  if (queue_.has_waiters()) queue_.wake({.kept = true});
   return status;
 }
 
 void Pool::set_kept_quota(std::uint64_t quota) noexcept {
   table_.set_kept_quota(quota);
-  if (queue_.any()) queue_.wake({.kept = true});
+  if (queue_.has_waiters()) queue_.wake({.kept = true});
 }
 
 std::uint64_t Pool::kept_bytes() const noexcept { return table_.kept_bytes(); }

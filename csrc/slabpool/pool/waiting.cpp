@@ -44,7 +44,7 @@ void Pool::blocked(Waiter* waiter, Resource resource, std::uint64_t amount, Hand
 
 Status Pool::charge(RequestRecord& record, Handle request, std::uint64_t bytes, ReserveRef& reserve,
                     Waiter* waiter) noexcept {
-  const bool asks = queue_.any();
+  const bool asks = queue_.has_waiters();
   Handle root;
   const auto wanted = [&] {
     return record.kept ? Wanted{Resource::kept, bytes}
@@ -71,9 +71,9 @@ Status Pool::charge(RequestRecord& record, Handle request, std::uint64_t bytes, 
 
 // A waiter may have found the quota used up by an attempt that failed meanwhile.
 void Pool::uncharge(RequestRecord& record, Handle request, std::uint64_t bytes) noexcept {
-  const Handle root = queue_.any() ? table_.root_of(record, request) : Handle{};
+  const Handle root = queue_.has_waiters() ? table_.root_of(record, request) : Handle{};
   table_.uncharge(record, request, bytes);
-  if (queue_.any()) queue_.wake({.kept = record.kept, .quota = {root.slot, root.generation}});
+  if (queue_.has_waiters()) queue_.wake({.kept = record.kept, .quota = {root.slot, root.generation}});
 }
 
 bool Pool::holds_needed(Subject of, Subject request, std::uint64_t needs) noexcept {
@@ -88,8 +88,7 @@ bool Pool::holds_needed(Subject of, Subject request, std::uint64_t needs) noexce
 // Allocated and not returned, and promised: pages of which a part is in use count as free here, so this is no less than
 // what an attempt finds.
 std::uint64_t Pool::free_bytes() noexcept {
-  const std::int64_t live = std::max<std::int64_t>(caches_.sums().live, 0);
-  const std::uint64_t used = static_cast<std::uint64_t>(live) + depot_.reserved_bytes();
+  const std::uint64_t used = used_bytes();
   return used < options_.capacity ? options_.capacity - used : 0;
 }
 
@@ -100,15 +99,21 @@ void Pool::waits(bool memory, bool slots) noexcept {
   slow_path_flags_.fetch_and(~((kWaiting | kSlotsWait) & ~set), std::memory_order_seq_cst);
 }
 
+// While a watch is high this runs at every return: without waiters it saves no registers.
 void Pool::notify_returned(bool addresses) noexcept {
+  look_at_return();
+  if (!queue_.has_waiters()) return;
   queue_.wake({.memory = true, .addresses = addresses});
 }
 
 void Pool::notify_quota(Handle root) noexcept {
+  look_at_return();
   queue_.wake({.memory = true, .quota = {root.slot, root.generation}});
 }
 
 void Pool::notify_end(const RequestRecord& record) noexcept {
+  look_at_return();
+  if (!queue_.has_waiters()) return;
   News news;
   news.memory = news.addresses = news.slots = true;
   news.kept = record.kept;
@@ -119,6 +124,7 @@ void Pool::notify_end(const RequestRecord& record) noexcept {
 }
 
 void Pool::notify_closed() noexcept {
+  look_at_return();
   queue_.cancel_if([&](const Subject& of) { return !table_.is_open({of.slot, of.generation}); });
   queue_.wake({.memory = true, .kept = true});
 }

@@ -147,6 +147,8 @@ ThreadCache* CacheSet::new_or_orphan() noexcept {
     if (caches_.size() + 2 > caches_.capacity()) caches_.reserve(2 * caches_.size());
     caches_.push_back(std::make_unique<ThreadCache>(*this));
     caches_.back()->owner_ = owner;
+    // The first change of its live bytes is looked at: it has no part of what the others may change.
+    if (watched_) caches_.back()->set_bounds({0, 0});
     return caches_.back().get();
   } catch (const std::bad_alloc&) {
     return nullptr;

@@ -15,8 +15,10 @@
 //   block.bin = i for blocks of bins_[i]
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -35,6 +37,19 @@ enum class Count : unsigned { allocations, frees, acks, duplicate_acks, late_ack
 inline constexpr unsigned kCounts = 6;
 
 class CacheSet;
+
+// Bytes that a thread's live bytes may rise and fall before somebody looks at the sum of all (use_bounds.hpp).
+struct UseSteps {
+  static constexpr std::int64_t kUnbounded = std::numeric_limits<std::int64_t>::max();
+  std::int64_t rise = kUnbounded;
+  std::int64_t fall = kUnbounded;
+  std::int64_t above(std::int64_t now) const noexcept {
+    return rise == kUnbounded ? kUnbounded : now + rise;
+  }
+  std::int64_t below(std::int64_t now) const noexcept {
+    return fall == kUnbounded ? std::numeric_limits<std::int64_t>::min() : now - fall;
+  }
+};
 
 class alignas(64) ThreadCache {
  public:
@@ -62,6 +77,13 @@ class alignas(64) ThreadCache {
   void count_allocated(std::uint64_t bytes) noexcept;
   void count_freed(std::uint64_t bytes) noexcept;
   void count_grown(std::uint64_t bytes) noexcept;  // `bytes` more of a block that was counted before
+  // By the owner: whether its live bytes have passed a bound. Relaxed: see CacheSet::bound().
+  bool has_risen() const noexcept {
+    return live_.load(std::memory_order_relaxed) > rise_above_.load(std::memory_order_relaxed);
+  }
+  bool has_fallen() const noexcept {
+    return live_.load(std::memory_order_relaxed) < fall_below_.load(std::memory_order_relaxed);
+  }
 
  private:
   friend class CacheSet;
@@ -78,6 +100,8 @@ class alignas(64) ThreadCache {
   Block* spill(unsigned bin) noexcept;
   Block* take_all() noexcept;
   [[gnu::noinline]] void update_peak() noexcept;
+  void set_update_above(std::int64_t live) noexcept;
+  void set_bounds(const UseSteps& step) noexcept;
   // With the lock held or revoked: checks the lists; null, or the invariant that is broken.
   const char* verify() const noexcept;
   // Allocations and frees so far.
@@ -100,13 +124,17 @@ class alignas(64) ThreadCache {
   // The highest live_ since the last update of the set's peak, and the live_ above which the next update is due. Other
   // threads that update the peak write both.
   std::atomic<std::int64_t> highest_live_{0};
-  std::atomic<std::int64_t> update_above_;
+  std::atomic<std::int64_t> update_above_;  // written under revokers_, and never above rise_above_
   // Operations of all other threads when this thread last updated the peak.
   std::atomic<std::uint64_t> others_operations_{0};
   Bin bins_[kBins];  // guarded by lock_
 
   // Written by other threads, therefore on a cache line of its own.
   alignas(64) std::atomic<Block*> inbox_{nullptr};
+  // Bounds of live_; written under revokers_.
+  std::atomic<std::int64_t> rise_above_{UseSteps{}.above(0)};
+  std::atomic<std::int64_t> fall_below_{UseSteps{}.below(0)};
+  std::int64_t looked_at_ = 0;  // live_ at the last look; guarded by revokers_
   int owner_ = 0;  // number of the thread, in the kernel's words; guarded by the revokers' mutex
   // The thread has ended. A thread that frees a block of this cache keeps it in its own.
   std::atomic<bool> orphan_{false};
@@ -163,6 +191,10 @@ class CacheSet {
   // All sums are of one instant if no thread allocates or frees during the call; else each is of some instant of it.
   Sums sums() const noexcept;
 
+  // Looks at the live bytes and sets the bounds of all threads (use_bounds.hpp).
+  template <typename Steps>
+  void bound(Steps&& steps) noexcept;
+
  private:
   friend class ThreadCache;
   friend void end_thread(void* unused) noexcept;
@@ -174,6 +206,7 @@ class CacheSet {
   [[gnu::noinline]] void count_slowly(Count what) noexcept;
   bool may_take(ThreadCache& cache) noexcept;
   [[gnu::noinline]] void settle(std::int64_t now) noexcept;
+  Sums sums_locked() const noexcept;
   void raise_peak(std::int64_t live) const noexcept;
   std::int64_t start_window(bool stale, std::int64_t& live) noexcept;
   void orphan(ThreadCache& cache) noexcept;
@@ -189,6 +222,7 @@ class CacheSet {
   // counted one; caches_ always has room for it.
   std::unique_ptr<ThreadCache> spare_;
   ThreadCache* uncached_ = nullptr;
+  bool watched_ = false;  // the threads have bounds; guarded by revokers_
   mutable std::atomic<std::int64_t> peak_live_{0};
   std::atomic<bool> left_some_{false};
   std::atomic<std::int64_t> window_end_;  // ns of coarse_now_ns()

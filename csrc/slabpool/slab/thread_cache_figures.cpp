@@ -8,6 +8,10 @@ namespace slabpool {
 
 CacheSet::Sums CacheSet::sums() const noexcept {
   const std::lock_guard lock(revokers_);
+  return sums_locked();
+}
+
+CacheSet::Sums CacheSet::sums_locked() const noexcept {
   // The counters only grow, so two equal passes in a row are sums of one instant. After four passes the last one is
   // returned; it may be off by the operations of other threads during the call.
   Sums sums{};
@@ -53,7 +57,7 @@ std::int64_t CacheSet::start_window(bool stale, std::int64_t& live) noexcept {
     highest += std::max(its, cache->highest_live_.load(std::memory_order_relaxed));
     // As in update_peak(). Relaxed: for reports, and for how much is kept.
     cache->highest_live_.store(its, std::memory_order_relaxed);
-    cache->update_above_.store(its + peak_step_, std::memory_order_relaxed);
+    cache->set_update_above(its);
   }
   live = std::max<std::int64_t>(now, 0);
   const std::int64_t here = std::max({window_peak_, highest, live});
@@ -80,14 +84,28 @@ void ThreadCache::update_peak() noexcept {
       others_operations += cache->operations();
       // The other thread may have been higher, but not at the same time as this one. Relaxed: for reports.
       cache->highest_live_.store(its, std::memory_order_relaxed);
-      cache->update_above_.store(its + set_.peak_step_, std::memory_order_relaxed);
+      cache->set_update_above(its);
     }
     const bool alone = others_operations == others_operations_.load(std::memory_order_relaxed);
     set_.raise_peak(others_live + (alone ? highest_live_.load(std::memory_order_relaxed) : live));
     others_operations_.store(others_operations, std::memory_order_relaxed);
+    set_update_above(live);
   }
   highest_live_.store(live, std::memory_order_relaxed);
-  update_above_.store(live + set_.peak_step_, std::memory_order_relaxed);
+}
+
+// Under revokers_, as the next. Relaxed: see CacheSet::bound(). The highest is forgotten, so that no rise up to it is missed.
+void ThreadCache::set_bounds(const UseSteps& step) noexcept {
+  rise_above_.store(step.above(looked_at_), std::memory_order_relaxed);
+  fall_below_.store(step.below(looked_at_), std::memory_order_relaxed);
+  highest_live_.store(looked_at_, std::memory_order_relaxed);
+  set_update_above(looked_at_);
+}
+
+// Beyond a bound it stays where it is: the next look sets it.
+void ThreadCache::set_update_above(std::int64_t live) noexcept {
+  update_above_.store(std::min(live + set_.peak_step_, rise_above_.load(std::memory_order_relaxed)),
+                      std::memory_order_relaxed);
 }
 
 }  // namespace slabpool

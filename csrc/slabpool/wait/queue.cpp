@@ -400,6 +400,7 @@ void WaitQueue::wake_past_first(Subject of, std::uint64_t free, const Waiter* by
 }
 
 void WaitQueue::wake(const News& news) noexcept {
+  if (!has_waiters()) return;
   constexpr std::uint64_t kAll = std::numeric_limits<std::uint64_t>::max();
   // Acquire and release, on one word: of two threads that return memory at once, the later one sees what both returned.
   news_.fetch_add(1, std::memory_order_acq_rel);
@@ -475,7 +476,9 @@ const char* WaitQueue::verify() const noexcept {
     if (list.last != prev) return "the end of a list of waiters is not its last";
   }
   if (all != listed) return "a waiter is not in exactly one list";
-  return all == count_.load(std::memory_order_relaxed) ? nullptr : "registered waiters are not counted";
+  return all == (count_.load(std::memory_order_relaxed) & ~kReturns)
+             ? nullptr
+             : "registered waiters are not counted";
 }
 
 }  // namespace slabpool

@@ -19,7 +19,7 @@
 //
 // Invariants:
 //   while count_ is 0, notify() costs one load;
-//   count_ == number of registered waiters;
+//   count_ == number of registered waiters, with kReturns while returns are watched (watch_returns);
 //   a waiter is in exactly one list: that of the resource which it is blocked on;
 //   a waiter enters a list before the attempt that decides whether it sleeps (block() asks for one more attempt whenever
 //   the list changes). So either the attempt finds what came back before, or the thread that returned it sees the waiter.
@@ -187,8 +187,16 @@ class WaitQueue {
   WaitQueue& operator=(const WaitQueue&) = delete;
   ~WaitQueue();
 
-  // A plain load on x86-64; see the invariants.
+  // Whether to tell of what comes back: there is a waiter, or returns are watched. Plain loads on x86-64; see the invariants.
   bool any() const noexcept { return count_.load(std::memory_order_seq_cst) != 0; }
+  bool has_waiters() const noexcept { return (count_.load(std::memory_order_seq_cst) & ~kReturns) != 0; }
+  // One caller, at one moment, sets it. Relaxed: CacheSet::bound() orders it with returns.
+  void watch_returns(bool on) noexcept {
+    if (on)
+      count_.fetch_or(kReturns, std::memory_order_relaxed);
+    else
+      count_.fetch_and(~kReturns, std::memory_order_relaxed);
+  }
 
   // ---- waiting, by the waiter's thread or event loop
 
@@ -217,7 +225,8 @@ class WaitQueue {
   // Whether a waiter of a loop is to try again before it sleeps.
   bool take_again(Waiter& waiter) noexcept;
 
-  // ---- waking, by any thread, when any() is true. Holds none of the locks that Room takes.
+  // ---- waking, by any thread, when any() is true: nothing happens without a waiter. Holds none of the locks that Room
+  // takes.
 
   [[gnu::noinline]] void wake(const News& news) noexcept;
   void wake_all() noexcept;
@@ -274,6 +283,7 @@ class WaitQueue {
     Waiter* last = nullptr;
   };
   static constexpr unsigned kBuckets = 64;
+  static constexpr std::uint32_t kReturns = std::uint32_t{1} << 31;
   static constexpr std::int64_t kFirstPause = 20'000;
   static constexpr std::int64_t kLongestPause = 1'000'000;
 

@@ -17,6 +17,7 @@ from slabpool._core.cpp_request cimport (
     AckResult, DeviceRegistry, Handle, OpenSpec, SourceLocation, handle_span, string_view,
 )
 from slabpool._core.cpp_observe cimport Corruption, Event, Refusal, RequestInfo, Stats
+from slabpool._core.cpp_pressure cimport PressureChange, PressureWatch
 from slabpool._core.cpp_shared cimport PeerFiles
 from slabpool._core.cpp_status cimport Error, Status
 from slabpool._core.cpp_wait cimport Ahead, Waiter, WaiterInfo, WakeTarget
@@ -125,6 +126,10 @@ cdef extern from * namespace "slabpool" nogil:
         Ahead ahead_of(const Waiter& waiter) except +
         bint in_circle()
         uint64_t wakeups()
+        void add_watch(PressureWatch& watch)
+        void remove_watch(PressureWatch& watch)
+        bint take_change(PressureWatch& watch, PressureChange& change, bint look)
+        bint wait_change(PressureWatch& watch, int64_t until_ns)
         Acked ack(Handle handle, uint32_t device)
         Acked ack_id(string_view id, uint32_t device, optional[uint64_t] generation)
         Acked ack_after(Handle handle, uint32_t device, const StreamName& on, Error& error)

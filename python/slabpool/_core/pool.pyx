@@ -39,6 +39,7 @@ from slabpool.records import RequestState
 
 include "inspection.pxi"
 include "pool_link.pxi"
+include "pressure.pxi"
 
 _pool_numbers = itertools.count(1)
 
@@ -604,6 +605,56 @@ cdef class Pool:
         ([('chat-42', 65536, 'memory')], 0)
         """
         return _waiters_of(self.core)
+
+    def on_pressure(self, fraction, callback, *, hysteresis=0.05, loop=None):
+        """Calls back when the use of the pool passes a fraction of its capacity: upwards, and downwards again.
+
+        In use are the bytes that nobody else can have: ``live + retained + in_doubt + reserved`` of `stats`, also those
+        of idle sessions. No call is made inside an allocation, and none on a thread of the pool, which has none.
+
+        Parameters
+        ----------
+        fraction : float
+            Above 0, up to 1. The use has passed it when it reaches ``fraction * capacity``; if it is there already, that
+            is the first call.
+        callback : callable
+            Takes a `Pressure`: what happened, and the use then.
+        hysteresis : float, default 0.05
+            The use has passed downwards when it is below ``(fraction - hysteresis) * capacity``. Less than `fraction`.
+        loop : asyncio event loop, optional
+            The thread of this loop calls back, until the watch is closed, or the pool. Without it the thread does that
+            calls `PressureWatch.wait`, `check` or `serve`: ``executor.submit(watch.serve)`` makes it one of an executor.
+
+        Returns
+        -------
+        PressureWatch
+            To be closed. The pool keeps one that has a loop; any other is over once nothing refers to it.
+
+        Raises
+        ------
+        InvalidArgumentError, InvalidTypeError
+            A bad fraction, callback, hysteresis or loop.
+        PoolClosedError, ForkedPoolError
+            The pool is closed, or was inherited from the parent process.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> pool = slabpool.Pool("1MiB")
+        >>> with pool.on_pressure(0.9, lambda now: print(now.high, now.usage)) as watch:
+        ...     array = pool.empty(1 << 20, "u1")
+        ...     _ = watch.wait(timeout=60)
+        ...     del array
+        ...     _ = watch.check()
+        True 1.0
+        False 0.0
+        """
+        check_here(self.core)
+        if self.core.pool.closed():
+            failed(self.core, None, Status.pool_closed, 0, None)
+        from slabpool._core.pressure import PressureWatch
+
+        return PressureWatch._of(self, fraction, callback, hysteresis, loop)
 
     def events(self):
         """The event log, oldest first; empty unless the pool was made with ``events=``.

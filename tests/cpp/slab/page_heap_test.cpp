@@ -79,6 +79,31 @@ TEST_F(PageHeapTest, TakesTheSmallestSpanThatFits) {
   EXPECT_EQ(memory.committed_pages(), heap.committed_pages());
 }
 
+TEST_F(PageHeapTest, OfOneSizeTheLowestIsTaken) {
+  std::vector<Span*> runs;
+  for (int i = 0; i < 5; ++i) {
+    runs.push_back(take(6));
+    (void)take(1);
+  }
+  const std::uint64_t lowest = runs[0]->first_page;
+  for (const int i : {3, 0, 4, 2, 1}) give(runs[static_cast<std::size_t>(i)]);
+  for (std::uint64_t i = 0; i < 5; ++i) EXPECT_EQ(take(6)->first_page, lowest + 7 * i);
+}
+
+// The sizes of one list differ by up to a sixteenth. Where no other span is left, the whole front of it is searched.
+TEST_F(PageHeapTest, AFitBehindManyShorterOnesIsFound) {
+  std::vector<Span*> runs;
+  for (int i = 0; i < 21; ++i) {
+    runs.push_back(take(i == 0 ? 67 : 64));
+    (void)take(1);
+  }
+  const std::uint64_t first = runs[0]->first_page;
+  const std::uint64_t committed = heap.committed_pages();
+  for (Span* run : runs) give(run);
+  EXPECT_EQ(take(67, 1, committed)->first_page, first);
+  EXPECT_EQ(heap.committed_pages(), committed);
+}
+
 TEST_F(PageHeapTest, FreeNeighboursMergeWhateverTheOrder) {
   std::vector<int> order{0, 1, 2, 3};
   do {
