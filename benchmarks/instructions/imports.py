@@ -1,9 +1,9 @@
 """``python -m benchmarks.instructions.imports``: what ``import slabpool`` costs beyond ``import numpy``.
 
 Counts the instructions of two interpreters under callgrind, each of which only imports, with their bytecode
-cached. OpenBLAS, which numpy loads, gets one thread, because its threads spin while they wait for each other: the
-count would depend on the load of the machine. The exit status is 1 if slabpool takes more than 15 % more, and 2 if
-counting is not possible here.
+cached. OpenBLAS, which numpy loads, gets one thread, because its threads spin while they wait for each
+other: the count would depend on the load of the machine. The exit status is 1 if slabpool takes more than
+15 % more, and 2 if counting is not possible here.
 """
 
 from __future__ import annotations
