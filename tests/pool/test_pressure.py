@@ -382,7 +382,7 @@ def test_bad_arguments(pool: Pool, args: Any, kwargs: Any, error: type[Exception
 def test_a_coroutine_function_is_refused(pool: Pool) -> None:
     async def callback(now: Pressure) -> None: ...
 
-    with pytest.raises(slabpool.InvalidTypeError, match="which nobody would await"):
+    with pytest.raises(slabpool.InvalidTypeError, match="its coroutine would not run"):
         pool.on_pressure(0.5, callback)
 
 

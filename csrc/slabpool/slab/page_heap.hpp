@@ -263,9 +263,8 @@ class PageHeap {
   std::uint64_t total_pages() const noexcept { return map_.size() - 2; }
   std::uint64_t committed_pages() const noexcept { return committed_; }
   std::uint64_t granule_pages() const noexcept { return granule_; }
-  std::uint64_t unused_pages() const noexcept {
-    return cached_ + ahead_;
-  }                                                            // the most that decommit() returns
+  // The most that decommit() returns.
+  std::uint64_t unused_pages() const noexcept { return cached_ + ahead_; }
   std::uint64_t idle_pages() const noexcept { return idle_; }  // committed in ranges, not drawn
   std::uint64_t arena_idle_pages() const noexcept { return idle_ - ahead_; }
   // Lock-free.

@@ -116,8 +116,8 @@ class PressureWatch:
             raise InvalidTypeError(f"callback must be a callable, got {show_typed(callback)}")
         if inspect.iscoroutinefunction(callback):
             raise InvalidTypeError(
-                f"callback must be a plain function, got the coroutine function {show(callback)}, which "
-                "nobody would await: pass a function that starts a task"
+                f"callback must be a plain function, got the coroutine function {show(callback)}: its "
+                "coroutine would not run. Pass a function that starts a task"
             )
         if loop is not None and not callable(getattr(loop, "add_reader", None)):
             raise InvalidTypeError(f"loop must be an asyncio event loop or None, got {show_typed(loop)}")
