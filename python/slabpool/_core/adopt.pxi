@@ -1,7 +1,7 @@
 # Part of request.pyx. Tensors that move from one request to another: which block a tensor has, and who has it afterwards.
 #
-# Invariant: no Python code runs between the look at a block's request and the move, nor between the move and the note of it in
-# the tensor.
+# Invariant: no Python code runs between the look at a block's request and the move, nor between the move and the note of
+# it in the tensor.
 
 cdef Block* block_of_array(Core core, cnp.ndarray array):
     """The block that all elements of an array are in; null if there is none, or the array has no bytes."""

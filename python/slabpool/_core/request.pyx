@@ -58,8 +58,8 @@ cdef class Request:
     """Memory of one inference request, held by the host and by every named device.
 
     Made by `Pool.request` or `Request.child`. The host is a holder until `close`, `cancel` or the end of a ``with`` block
-    (an exception cancels), each device until its `ack`. The call by which the last holder leaves returns the blocks, once, on its own thread. A live
-    numpy view keeps its block even then.
+    (an exception cancels), each device until its `ack`. The call by which the last holder leaves returns the blocks, once,
+    on its own thread. A live numpy view keeps its block even then.
 
     Attributes
     ----------

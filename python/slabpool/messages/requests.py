@@ -173,8 +173,8 @@ def adopt_exceeds(request: Request, tensor: object, generation: int, nbytes: int
     raise QuotaExceededError(
         f"{_cannot_adopt(request, tensor)}, {show_size(nbytes)}: its quota of "
         f"{show_size(request.quota or 0)} would be exceeded; it holds {show_size(request.nbytes)} itself, "
-        f"and its children and parent count too. The tensor stays with generation {generation}. Open the request "
-        "with a larger quota="
+        f"and its children and parent count too. The tensor stays with generation {generation}. Open the "
+        "request with a larger quota="
     )
 
 
