@@ -233,7 +233,7 @@ cdef class GrowableTensor:
         if status == Status.request_closed and growth.request is not None and self.core.pool.is_open(extent.handle):
             raise RequestClosedError(
                 f"{self!r} cannot grow any more: a session keeps, or another request has adopted, an array of its memory. "
-                "Keep or adopt the GrowableTensor itself: then it can go on growing")
+                "Keep the GrowableTensor itself, or adopt it: then it can go on growing")
         failed(self.core, growth.request, status, end - min(extent.usable, end), wait)
         return 0
 
