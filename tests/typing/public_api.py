@@ -147,7 +147,7 @@ def use_holders(pool: slabpool.Pool, req: slabpool.Request) -> None:
     with pool.request("other") as other:
         array = other.zeros(4)
         with pool.request("adopts") as adopting:
-            assert_type(adopting.adopt(array), None)
+            use_adopt(adopting, array)
     assert_type(pool.cancel("none"), bool)
     assert_type(pool.cancel("none", generation=1), bool)
     assert_type(req.ack("gpu0"), slabpool.Ack)
@@ -156,6 +156,10 @@ def use_holders(pool: slabpool.Pool, req: slabpool.Request) -> None:
     assert_type(pool.ack("chat-42", 1, stream=1), slabpool.Ack)
     assert_type(req.wait(), bool)
     assert_type(req.wait(timeout=0), bool)
+
+
+def use_adopt(req: slabpool.Request, array: NDArray[Any]) -> None:
+    assert_type(req.adopt(array), None)
 
 
 def use_new_device(req: slabpool.Request) -> None:
