@@ -1,8 +1,8 @@
 """One pool, its model, and the laws that must hold after every step: the base of the random tests.
 
-The rules are in `rules_memory`, `rules_holders` and `rules_sessions`. Every rule makes one call on the pool
-and the same step in the model, and compares the answers; `laws` then compares everything that the pool
-reports.
+The rules are in `rules_memory`, `rules_holders`, `rules_sessions` and `rules_moving`. Every rule makes one
+call on the pool and the same step in the model, and compares the answers; `laws` then compares everything
+that the pool reports.
 """
 
 from __future__ import annotations
@@ -176,6 +176,9 @@ class Machine(RuleBasedStateMachine):
             assert all(view.intact() for view in self.views)
         self._forget_growing()
         s = self.pool.stats()
+        for request in model.requests:  # all are over now
+            for block in request.lent:
+                block.views -= 1
         in_views = sum(b.size for b in model.blocks if b.views)
         assert s.live + s.retained == in_views
         assert s.requests_open + s.requests_draining + s.in_doubt + s.reserved == 0

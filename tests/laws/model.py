@@ -100,6 +100,9 @@ class RequestModel:
     cancelled: bool = False
     gave_up: bool = False  # by its own cancel(), not by its parent's
     blocks: list[Block] = field(default_factory=list)
+    lent: list[Block] = field(
+        default_factory=list
+    )  # that moved from here, each with a view until this is over
     children: list[RequestModel] = field(default_factory=list)
     kept_as: str | None = None  # the name under which a session keeps it
     pins: set[RequestModel] = field(default_factory=set)  # live requests that may read what is kept here
@@ -313,6 +316,10 @@ class PoolModel:
         request.over = True
         for block in held:
             self.let_go(block)
+        for block in request.lent:
+            block.views -= 1
+            self.let_go(block)
+        request.lent.clear()
         request.root.used -= request.charged
         if request.root is not request and request.charged:
             request.root.tidy = False  # views may keep memory that is no longer charged to it
@@ -323,6 +330,24 @@ class PoolModel:
                 pinned.idle_since = step if not pinned.pins else 0
             else:
                 self._end_if_left(pinned)
+
+    # ---- moves
+
+    def adopt(self, block: Block, target: RequestModel) -> None:
+        """The block moved to the target; the request that had it has a view of it until it is over."""
+        source = block.request
+        assert source is not None
+        for request, size in ((source, -block.size), (target, block.size)):
+            request.charged += size
+            request.root.used += size
+        source.blocks.remove(block)
+        target.blocks.append(block)
+        block.request = target
+        if block in target.lent:
+            target.lent.remove(block)
+            block.views -= 1
+        source.lent.append(block)
+        block.views += 1
 
     # ---- sessions
 

@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from tests.laws.rules_holders import HolderRules
 from tests.laws.rules_memory import MemoryRules
+from tests.laws.rules_moving import MovingRules
 from tests.laws.rules_sessions import SessionRules
 
 # Number of runs in each mode; raise it for a longer search.
@@ -30,7 +31,9 @@ MODES: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("mode", MODES)
 def test_random_calls(mode: str) -> None:
     """No sequence of calls, right or wrong, breaks a law."""
-    machine = type(f"Lives_{mode}", (MemoryRules, HolderRules, SessionRules), {"options": MODES[mode]})
+    machine = type(
+        f"Lives_{mode}", (MemoryRules, HolderRules, SessionRules, MovingRules), {"options": MODES[mode]}
+    )
     case = machine.TestCase
     case.settings = settings(max_examples=LIVES, stateful_step_count=60)
     case("runTest").runTest()

@@ -85,11 +85,11 @@ def test_without_devices_close_releases(pool: Pool) -> None:
     assert pool.stats().frees == 1
 
 
-def test_with_closes_also_after_an_error(pool: Pool) -> None:
+def test_with_cancels_after_an_error(pool: Pool) -> None:
     with pytest.raises(KeyError), pool.request("r", ["gpu0"]) as req:
         raise KeyError
     assert req.state is RequestState.DRAINING
-    assert not req.cancelled
+    assert req.cancelled
     assert req.ack("gpu0") is Ack.RELEASED
 
 

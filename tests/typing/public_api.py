@@ -144,12 +144,22 @@ def use_holders(pool: slabpool.Pool, req: slabpool.Request) -> None:
     req.close()
     again = pool.request("chat-42")
     use_new_device(again)
+    with pool.request("other") as other:
+        array = other.zeros(4)
+        with pool.request("adopts") as adopting:
+            use_adopt(adopting, array)
+    assert_type(pool.cancel("none"), bool)
+    assert_type(pool.cancel("none", generation=1), bool)
     assert_type(req.ack("gpu0"), slabpool.Ack)
     assert_type(req.ack("gpu0", stream=1), slabpool.Ack)
     assert_type(pool.ack("chat-42", 1, generation=req.generation), slabpool.Ack)
     assert_type(pool.ack("chat-42", 1, stream=1), slabpool.Ack)
     assert_type(req.wait(), bool)
     assert_type(req.wait(timeout=0), bool)
+
+
+def use_adopt(req: slabpool.Request, array: NDArray[Any]) -> None:
+    assert_type(req.adopt(array), None)
 
 
 def use_new_device(req: slabpool.Request) -> None:
@@ -366,6 +376,9 @@ def be_a_device(peer: slabpool.Peer, ref: slabpool.TensorRef) -> None:
         assert_type(peer.device, str | int)
         assert_type(peer.open(ref), NDArray[Any])
         assert_type(peer.open(ref, writable=True), NDArray[Any])
+        assert_type(peer.cancelled(ref), bool)
+        assert_type(peer.wait_cancelled(ref, 0), bool)
+        assert_type(peer.wait_cancelled(ref, timeout=0.0), bool)
         assert_type(peer.heartbeat(), None)
         assert_type(peer.lost, bool)
         assert_type(peer.wait_lost(timeout=0.0), bool)

@@ -22,7 +22,8 @@ enum class EventKind : std::uint32_t {
   release,
   retain,
   exhausted,
-  keep
+  keep,
+  adopt
 };
 
 inline constexpr std::uint32_t kNoDevice = 0xffffffff;

@@ -171,7 +171,7 @@ Pool::Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory,
       depot_(*memory_, options_.capacity, options.debug > 1),
       caches_(depot_, options_.capacity),
       table_(depot_, devices_, shared_ != nullptr ? shared_->slots() : nullptr,
-             shared_ != nullptr ? shared_->secret() : 0),
+             shared_ != nullptr ? shared_->secret() : 0, 1, shared_.get()),
       log_(options.events != 0 ? std::make_unique<EventLog>(options.events) : nullptr),
       queue_(shared_.get(), *this),
       polled_(std::make_unique<PolledAcks>(*this, shared_.get())) {}

@@ -4,7 +4,7 @@
 // while the thread's cache can serve; an ack is one compare-and-swap unless it is the last. The holder of a view keeps the
 // pool alive. Order of locks: docs/design/locks.md.
 //
-// Files: life (creation, closing), allocate, release (views and chains of blocks), requests, waiting, acks, growing,
+// Files: life (creation, closing), allocate, release (views and chains of blocks), requests, adopt, waiting, acks, growing,
 // sessions, peers (devices in other processes), pressure, look (figures and reports).
 #pragma once
 
@@ -151,6 +151,10 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   Status open(const OpenSpec& spec, Handle& handle, Waiter* waiter) noexcept;
   Status open_until(const OpenSpec& spec, Handle& handle, std::int64_t deadline_ns) noexcept;
   void close_request(Handle handle, bool cancel) noexcept;
+  // Cancels the one request of the id that the host holds; a child only if its generation is given. ambiguous: there are
+  // several, and nothing has changed. `cancelled`: whether there was one.
+  Status cancel_id(std::string_view id, std::optional<std::uint64_t> generation,
+                   bool& cancelled) noexcept;
   // Every holder leaves a request that no other code has yet: its opening is undone.
   void discard(Handle handle) noexcept;
   Status add_device(Handle handle, std::uint32_t device) noexcept;
@@ -193,7 +197,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   std::uint64_t wakeups() const noexcept;  // for tests
 
   // ---- pressure (pressure.cpp): a watch hears when what is in use passes its bounds
-  // Bytes that nobody else can have: live, retained and in doubt, and those promised to requests. Of some instant.
+  // Bytes that no other caller can have: live, retained and in doubt, and those promised to requests. Of some instant.
   std::uint64_t used_bytes() noexcept;
   void add_watch(PressureWatch& watch) noexcept;
   void remove_watch(PressureWatch& watch) noexcept;  // ends its waits
@@ -201,6 +205,11 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   bool take_change(PressureWatch& watch, PressureChange& change, bool look) noexcept;
   // True: there is a change to take, or the watch is closed. False: `until_ns` (monotonic) came first.
   bool wait_change(PressureWatch& watch, std::int64_t until_ns) noexcept;
+
+  // Moves a block, without a copy, from one request to another. Until the first is over, it has a view of the block, because
+  // its devices may read it. The caller has a view. forked, system_refused, or ok; then `adopted` is the answer.
+  using Adopted = RequestTable::Adopted;
+  Status adopt(Block& block, Handle from, Handle to, Adopted& adopted) noexcept;
 
   // ---- acks (acks.cpp)
   struct Acked {
@@ -436,7 +445,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   [[gnu::noinline, gnu::cold]] void notify_closed() noexcept;
   [[gnu::noinline, gnu::cold]] void notify_quota(Handle root) noexcept;
   void name(WaiterInfo& info);
-  void notify_kept(Handle from) noexcept;  // a block of `from` moved to a session
+  void notify_moved(Handle from) noexcept;  // a block of `from` moved elsewhere
   std::uint64_t free_bytes() noexcept override;
   std::uint64_t free_slots() noexcept override { return table_.free_slots(); }
   bool holds_needed(Subject of, Subject request, std::uint64_t needs) noexcept override;
@@ -461,6 +470,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   bool finish(Handle handle) noexcept;  // false: another thread does
   void end(RequestRecord& claimed, ClaimedList& over) noexcept;
   void end_all(ClaimedList& over) noexcept;
+  [[gnu::noinline, gnu::cold]] void return_lent(RequestRecord& claimed) noexcept;
 
   // acks.cpp
   [[gnu::always_inline]] Counted count_ack(Handle handle, std::uint32_t device,
@@ -487,9 +497,10 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // kLost: the GPU backing this pool has failed; every allocation returns device_lost.
   // kWaiting: a waiter is blocked on memory, so an allocation asks the queue whether it may pass. kSlotsWait: the same for
   // opening a request. kWatched: there are watches of the use, so the opening of a reserve looks at it; set and cleared with
-  // the gauge's mutex held.
+  // the gauge's mutex held. kLent: a request may have views of blocks that moved elsewhere.
   static constexpr std::uint32_t kClosed = 1, kDebug = 2, kScrub = 4, kLog = 8, kPolledAcks = 16,
-                                 kLost = 32, kWaiting = 64, kSlotsWait = 128, kWatched = 256;
+                                 kLost = 32, kWaiting = 64, kSlotsWait = 128, kWatched = 256,
+                                 kLent = 512;
   std::atomic<std::uint32_t> slow_path_flags_;
   std::unique_ptr<MemoryResource> memory_;
   std::unique_ptr<SharedOwner> shared_;  // null unless peers may attach

@@ -60,13 +60,37 @@ Status Pool::open_until(const OpenSpec& spec, Handle& handle, std::int64_t deadl
 
 void Pool::close_request(Handle handle, bool cancel) noexcept {
   if (!usable_here()) return;
-  collect_acks();  // otherwise a request whose acks all arrived would stay until the next call
+  unsigned how = cancel ? RequestTable::kCancel : 0;
+  // As collect_acks(), because a request whose acks all arrived would stay until the next call otherwise. In a pool that has
+  // peers the flag is always set.
+  if ((slow_path_flags_.load(std::memory_order_acquire) & kPolledAcks) != 0) {
+    collect_polled(true);
+    how |= RequestTable::kTell;
+  }
   ClaimedList over;
-  if (!table_.close(handle, cancel, over)) return;
+  if (!table_.close(handle, how, over)) return;
   log(EventKind::close, handle.generation, kNoDevice, 0);
   end_all(over);
   if (queue_.any()) [[unlikely]]
     notify_closed();
+}
+
+Status Pool::cancel_id(std::string_view id, std::optional<std::uint64_t> generation,
+                       bool& cancelled) noexcept {
+  cancelled = false;
+  if (!usable_here()) return Status::forked;
+  collect_acks();
+  ClaimedList over;
+  Handle handle;
+  const std::uint32_t count = table_.cancel_id(id, generation, over, handle);
+  if (count > 1) return Status::ambiguous;
+  if (count == 0) return Status::ok;
+  cancelled = true;
+  log(EventKind::close, handle.generation, kNoDevice, 0);
+  end_all(over);
+  if (queue_.any()) [[unlikely]]
+    notify_closed();
+  return Status::ok;
 }
 
 void Pool::discard(Handle handle) noexcept {
@@ -96,10 +120,12 @@ void Pool::end(RequestRecord& claimed, ClaimedList& over) noexcept {
     if (queue_.any()) [[unlikely]]
       notify_quota(root);
   }
-  if (log_ != nullptr) [[unlikely]] {
+  // Relaxed: see adopt(). One flag for both, so that the usual end is one test.
+  if ((slow_path_flags_.load(std::memory_order_relaxed) & (kLog | kLent)) != 0) [[unlikely]] {
     const std::uint64_t generation = claimed.handle().generation;
     log(EventKind::release, generation, kNoDevice, back.freed);
     if (back.retained != 0) log(EventKind::retain, generation, kNoDevice, back.retained);
+    return_lent(claimed);
   }
   table_.retire(claimed, over);
   if (queue_.any()) [[unlikely]]

@@ -40,7 +40,7 @@ Status Pool::keep(const KeepSpec& spec, Handle& kept) noexcept {
   }
   log(EventKind::keep, kept.generation, kNoDevice, spec.block->bytes);
   if (queue_.any()) [[unlikely]]
-    notify_kept(spec.from);
+    notify_moved(spec.from);
   return status;
 }
 

@@ -129,7 +129,7 @@ void Pool::notify_closed() noexcept {
   queue_.wake({.memory = true, .kept = true});
 }
 
-void Pool::notify_kept(Handle from) noexcept {
+void Pool::notify_moved(Handle from) noexcept {
   const RequestRecord* record = table_.record(from.slot);
   notify_quota(table_.root_of(*record, from));
 }

@@ -15,8 +15,8 @@ RequestRecord* RequestTable::budget_of(Handle root) const noexcept {
   return r != nullptr && r->charged_for == root.generation ? r : nullptr;
 }
 
-Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes, ReserveRef& reserve) {
-  const std::lock_guard lock(budget_mutex_);
+Status RequestTable::charge_locked(RequestRecord& r, Handle handle, std::uint64_t bytes,
+                                   ReserveRef& reserve) noexcept {
   if (r.charged_for != handle.generation) return Status::request_closed;
   RequestRecord* root = budget_of(r.root);
   if (root == nullptr) return Status::request_closed;
@@ -31,6 +31,10 @@ Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes
 
 void RequestTable::uncharge(RequestRecord& r, Handle handle, std::uint64_t bytes) noexcept {
   const std::lock_guard lock(budget_mutex_);
+  uncharge_locked(r, handle, bytes);
+}
+
+void RequestTable::uncharge_locked(RequestRecord& r, Handle handle, std::uint64_t bytes) noexcept {
   // Otherwise the request ended meanwhile, and its whole charge was returned then.
   if (r.charged_for != handle.generation) return;
   SLABPOOL_ASSERT(r.charged >= bytes, "only what was charged is returned", r.charged, bytes);

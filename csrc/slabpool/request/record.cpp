@@ -13,7 +13,6 @@ void RequestRecord::reset(const OpenSpec& spec, const RequestRecord* of_parent, 
   parent = next_sibling = prev_sibling = 0;
   parent_generation = 0;
   host_left.store(false, std::memory_order_relaxed);
-  cancelled = false;
   kept = spec.kept;
   pins = 0;
   idle_since_ns = now_ns;

@@ -66,7 +66,6 @@ struct alignas(64) RequestRecord {
   std::uint32_t prev_sibling = 0;
   // Written under the mutex, before the host's bit is cleared; accepts() reads it without.
   std::atomic<bool> host_left{false};
-  bool cancelled = false;
 
   // The ring of records in use by age, guarded by the table's mutex: see RequestTable::by_age_.
   RequestRecord* older = nullptr;
@@ -81,6 +80,11 @@ struct alignas(64) RequestRecord {
   std::int64_t idle_since_ns = 0;  // of a kept request without pins
   std::vector<Handle> pinned;      // by this request
   std::uint32_t next_idle = 0;     // on that list: slot + 1, 0 for none
+
+  // Blocks that moved from here to another request (adopt.cpp), each with a view that this one holds while its devices may
+  // read it. Written under the table's mutex and the lock of `blocks` while the request is not over; after that the thread
+  // that claimed it has them.
+  std::vector<Block*> lent;
 
   // Of this request or the one it descends from. Written at open and read without a lock; a stale answer is
   // harmless, because charge() checks again under the budget mutex. True if `kept`.

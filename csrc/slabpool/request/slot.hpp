@@ -29,6 +29,9 @@ struct alignas(64) RequestSlot {
   // Slot + 1 of a child while there are any, so that an ack finds without the table's mutex that there are none. For the
   // owner alone; it lies here because an ack reads it with the holders.
   std::atomic<std::uint32_t> first_child;
+  // Generation of the last request here that the host has cancelled. Never reset: the next request has another generation.
+  // Written before the host's bit is cleared, which publishes it.
+  std::atomic<std::uint64_t> cancelled;
 
   // A reference to bytes of this request carries this seal. It cannot be made without the nonce, and a change of any field
   // of the reference is noticed.

@@ -9,12 +9,13 @@
 namespace slabpool {
 
 RequestTable::RequestTable(Depot& depot, DeviceRegistry& devices, SlotTable* slots, std::uint64_t secret,
-                           std::uint64_t first_generation)
+                           std::uint64_t first_generation, HostWatchers* watchers)
     : depot_(depot),
       devices_(devices),
       slots_(kMaxRequests, slots != nullptr ? slots->slots : nullptr),
       more_(kMaxRequests, slots != nullptr ? slots->more : nullptr),
       secret_(secret),
+      watchers_(watchers),
       chunks_(new std::atomic<RequestRecord*>[kMaxRequests / kChunk] {}),
       buckets_(8192),
       next_generation_(first_generation) {
@@ -185,11 +186,6 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
   return Status::ok;
 }
 
-// Claims a request that has no holder left. Another thread, whose ack was the last, may have claimed it before.
-void RequestTable::claim_into(RequestRecord& r, Handle handle, ClaimedList& over) noexcept {
-  if (claim_record(r, handle)) over.push(r);
-}
-
 // True if the holder held the request.
 bool RequestTable::bit_leaves_one(RequestRecord& r, HolderBit bit, ClaimedList& over) noexcept {
   const Handle own{r.slot, r.generation.load(std::memory_order_relaxed)};
@@ -205,32 +201,10 @@ void RequestTable::leave_children(Handle handle, HolderBit bit, ClaimedList& ove
     each_below(*r, [&](RequestRecord& child) { (void)bit_leaves_one(child, bit, over); });
 }
 
-void RequestTable::host_leaves_one(RequestRecord& r, bool cancel, ClaimedList& over) noexcept {
-  const Handle own{r.slot, r.generation.load(std::memory_order_relaxed)};
-  if (r.host_left || RequestRecord::is_released(own.generation)) return;
-  r.host_left.store(true, std::memory_order_relaxed);  // published by the clearing of the bit
-  r.cancelled = cancel;
-  if (r.has_budget.load(std::memory_order_relaxed)) [[unlikely]] {
-    if (!leave_budget(r)) return;  // unpin_all() clears the host's bit
-  } else {
-    count_draining();
-  }
-  if (holders(r.slot).leave(own.generation, kHost) == HolderSet::Left::last) claim_into(r, own, over);
-}
-
-bool RequestTable::close(Handle handle, bool cancel, ClaimedList& over) noexcept {
-  const std::lock_guard lock(mutex_);
-  RequestRecord* r = live_record(handle);
-  if (r == nullptr || r->host_left) return false;
-  each_below(*r, [&](RequestRecord& child) { host_leaves_one(child, cancel, over); });
-  host_leaves_one(*r, cancel, over);
-  return true;
-}
-
 void RequestTable::cut_one(RequestRecord& r, ClaimedList& over) noexcept {
   const Handle own{r.slot, r.generation.load(std::memory_order_relaxed)};
   if (own.generation == 0 || RequestRecord::is_released(own.generation)) return;
-  host_leaves_one(r, true, over);
+  host_leaves_one(r, kCancel | kTell, over);
   (void)holders(r.slot).cut(own.generation);
   claim_into(r, own, over);
 }
@@ -269,19 +243,6 @@ Status RequestTable::add_device(Handle handle, std::uint32_t device) {
 RequestRecord* RequestTable::claim(Handle handle) noexcept {
   RequestRecord* r = record(handle.slot);
   return r != nullptr && claim_record(*r, handle) ? r : nullptr;
-}
-
-bool RequestTable::claim_record(RequestRecord& r, Handle handle) noexcept {
-  if (!holders(handle.slot).empty(handle.generation)) return false;
-  std::uint64_t expected = handle.generation;
-  // Acquire and release: the winner sees everything that the holders did; is_over() sees the request as over.
-  if (!r.generation.compare_exchange_strong(expected, handle.generation | RequestRecord::kReleased,
-                                            std::memory_order_acq_rel, std::memory_order_relaxed)) {
-    return false;
-  }
-  // Peers see this before the slot can get another request. Relaxed: they check the holders as well.
-  slots_[handle.slot].generation.store(0, std::memory_order_relaxed);
-  return true;
 }
 
 void RequestTable::unlink_child(RequestRecord& r) noexcept {
@@ -459,12 +420,6 @@ RequestTable::Holds RequestTable::holds() {
     }
   });
   return found;
-}
-
-bool RequestTable::is_cancelled(Handle handle) const noexcept {
-  const std::lock_guard lock(mutex_);
-  const RequestRecord* r = live_record(handle);
-  return r != nullptr && r->cancelled;
 }
 
 bool RequestTable::in_doubt(const RequestRecord& r, const HolderView& set,

@@ -6,6 +6,8 @@
 //   claim(h) succeeds exactly once for each request h;
 //   open_ + draining_ == the number of requests that are not retired and not kept;
 //   a slot that was made is in free_slots_ exactly if its record's generation is 0, and its record in the list by age otherwise.
+// Files: table (opening, acks, the end), host (how the host leaves), budget, keep (what sessions keep), adopt (tensors that
+// change requests).
 // Order of locks: the pool's (collecting acks, then growing), the table's mutex, the budget mutex, the RequestBlocks locks,
 // then the depot's. No lock declared here is held while blocks are returned.
 #pragma once
@@ -28,6 +30,7 @@
 #include "slabpool/request/holder_set.hpp"
 #include "slabpool/request/record.hpp"
 #include "slabpool/request/slot.hpp"
+#include "slabpool/request/watchers.hpp"
 #include "slabpool/slab/depot.hpp"
 
 namespace slabpool {
@@ -36,9 +39,11 @@ enum class AckResult : std::int32_t { pending = 0, released = 1, duplicate = 2, 
 
 class RequestTable {
  public:
-  // `slots`, if given, are zeroed and may be read by peers; the caller keeps them. Nonces are made from `secret`.
+  // `slots`, if given, are zeroed and may be read by peers; the caller keeps them. Nonces are made from `secret`. `watchers`,
+  // if given, hear of hosts that leave with kTell.
   RequestTable(Depot& depot, DeviceRegistry& devices, SlotTable* slots = nullptr,
-               std::uint64_t secret = 0, std::uint64_t first_generation = 1);
+               std::uint64_t secret = 0, std::uint64_t first_generation = 1,
+               HostWatchers* watchers = nullptr);
   RequestTable(const RequestTable&) = delete;
   RequestTable& operator=(const RequestTable&) = delete;
   ~RequestTable();
@@ -69,8 +74,15 @@ class RequestTable {
 
   // A device that leaves a request leaves its children too. Called after HolderSet::try_leave() on the request itself.
   void leave_children(Handle handle, HolderBit bit, ClaimedList& over) noexcept;
+  // How the host leaves. One word of both, so that the usual way, 0, is one test.
+  static constexpr unsigned kCancel = 1;  // it gives up: devices may stop early (cancel.cpp)
+  static constexpr unsigned kTell = 2;    // peers may wait for it
   // The host leaves the request and all descendants. False if the host had left before or the request is over.
-  bool close(Handle handle, bool cancel, ClaimedList& over) noexcept;
+  bool close(Handle handle, unsigned how, ClaimedList& over) noexcept;
+  // The same with kCancel, for the one request of the id that the host holds. Children count only if their generation is
+  // given. Returns how many there are; if it is not 1, nothing has changed.
+  std::uint32_t cancel_id(std::string_view id, std::optional<std::uint64_t> generation,
+                          ClaimedList& over, Handle& handle) noexcept;
   // Every holder of the request and of its descendants leaves at once.
   void cut(Handle handle, ClaimedList& over) noexcept;
   // The host leaves every request, and so do the devices for which stays(device) is false. A kept request stays while a
@@ -115,11 +127,14 @@ class RequestTable {
   bool is_over(Handle handle) const noexcept;  // every holder has left
   // True once the request is over and its blocks went back, except those that views retain.
   bool has_ended(Handle handle) const noexcept;
-  bool is_cancelled(Handle handle) const noexcept;
+  bool is_cancelled(Handle handle) const noexcept;  // and not over
 
   // Budget of a request with a quota or reserve (budget.cpp). charge(): ok, quota_exceeded, or request_closed; `reserve`
   // is what was promised to the request, if anything. uncharge(): the bytes were not available after all.
-  Status charge(RequestRecord& record, Handle handle, std::uint64_t bytes, ReserveRef& reserve);
+  Status charge(RequestRecord& record, Handle handle, std::uint64_t bytes, ReserveRef& reserve) {
+    const std::lock_guard lock(budget_mutex_);
+    return charge_locked(record, handle, bytes, reserve);
+  }
   void uncharge(RequestRecord& record, Handle handle, std::uint64_t bytes) noexcept;
   void return_budget(RequestRecord& record) noexcept;  // at the end
   // The request that a request with a budget charges; generation 0 once the budget was returned.
@@ -137,6 +152,17 @@ class RequestTable {
       const RequestRecord& record) const noexcept;  // bytes set aside and not drawn
   // What was promised to the request or the one that it descends from, if anything.
   ReserveRef reserve_of(const RequestRecord& record, Handle handle) const noexcept;
+
+  // Moves a block from a request that is not over to another one that the host holds. The first gets a view of it until it is
+  // over, because its devices may read the block. Anything but ok: nothing has changed. Throws std::bad_alloc.
+  enum class Adopted : std::int32_t {
+    ok = 0,
+    closed = 1,          // the host has closed `to`
+    released = 2,        // `from` is over
+    quota_exceeded = 3,  // that of `to`, or of the request it descends from
+    not_its = 4,         // the block is not one of `from`, or `from` is a session's
+  };
+  Adopted adopt(Block& block, Handle from, Handle to);
 
   // ---- what sessions keep (keep.cpp): a root for each session, whose quota is its budget, and in it a child for each
   // block.
@@ -295,10 +321,16 @@ class RequestTable {
   std::uint32_t walk(std::uint32_t slot, std::uint32_t most, F&& f);
   template <typename F>
   std::uint32_t with_all_below(RequestRecord& record, F&& f);
-  bool claim_record(RequestRecord& record, Handle handle) noexcept;
-  void claim_into(RequestRecord& record, Handle handle, ClaimedList& over) noexcept;
+  [[gnu::always_inline]] bool claim_record(RequestRecord& record, Handle handle) noexcept;
+  [[gnu::always_inline]] void claim_into(RequestRecord& record, Handle handle,
+                                         ClaimedList& over) noexcept;
   bool bit_leaves_one(RequestRecord& record, HolderBit bit, ClaimedList& over) noexcept;
-  void host_leaves_one(RequestRecord& record, bool cancel, ClaimedList& over) noexcept;
+  void close_locked(RequestRecord& record, unsigned how, ClaimedList& over) noexcept;
+  void host_leaves_one(RequestRecord& record, unsigned how, ClaimedList& over) noexcept;
+  [[gnu::always_inline]] inline void let_host_go(RequestRecord& record, Handle own,
+                                                 ClaimedList& over) noexcept;
+  [[gnu::noinline]] void host_leaves_noted(RequestRecord& record, Handle own, unsigned how,
+                                           ClaimedList& over) noexcept;
   void cut_one(RequestRecord& record, ClaimedList& over) noexcept;
   void cut_locked(RequestRecord& record, ClaimedList& over) noexcept;  // with its descendants
   void pin_locked(RequestRecord& by, RequestRecord& kept) noexcept;
@@ -309,6 +341,9 @@ class RequestTable {
     draining_.fetch_add(1, std::memory_order_relaxed);
   }
   [[gnu::noinline]] void list_idle(RequestRecord& session) noexcept;
+  Status charge_locked(RequestRecord& record, Handle handle, std::uint64_t bytes,
+                       ReserveRef& reserve) noexcept;  // under the budget mutex, as the next
+  void uncharge_locked(RequestRecord& record, Handle handle, std::uint64_t bytes) noexcept;
   void charge_kept(RequestRecord& kept, std::uint64_t bytes) noexcept;  // under the budget mutex
   void forget_charge(RequestRecord& kept) noexcept;                     // under the budget mutex
 
@@ -318,6 +353,7 @@ class RequestTable {
   // Opened for a slot when a request there names a device beyond the first word.
   VirtualArray<MoreHolders> more_;
   const std::uint64_t secret_;
+  HostWatchers* const watchers_;  // null in a pool without peers
   std::unique_ptr<std::atomic<RequestRecord*>[]> chunks_;
   mutable std::mutex mutex_;
   std::uint32_t slots_made_ = 0;
@@ -344,6 +380,24 @@ class RequestTable {
   std::atomic<std::uint64_t> leased_{0};
   std::atomic<bool> unpinned_{false};
 };
+
+inline bool RequestTable::claim_record(RequestRecord& r, Handle handle) noexcept {
+  if (!holders(handle.slot).empty(handle.generation)) return false;
+  std::uint64_t expected = handle.generation;
+  // Acquire and release: the winner sees everything that the holders did; is_over() sees the request as over.
+  if (!r.generation.compare_exchange_strong(expected, handle.generation | RequestRecord::kReleased,
+                                            std::memory_order_acq_rel, std::memory_order_relaxed)) {
+    return false;
+  }
+  // Peers see this before the slot can get another request. Relaxed: they check the holders as well.
+  slots_[handle.slot].generation.store(0, std::memory_order_relaxed);
+  return true;
+}
+
+// Claims a request that has no holder left. Another thread, whose ack was the last, may have claimed it before.
+inline void RequestTable::claim_into(RequestRecord& r, Handle handle, ClaimedList& over) noexcept {
+  if (claim_record(r, handle)) over.push(r);
+}
 
 // Calls f for every descendant, each before the one it descends from. Without recursion, because users may nest children
 // deeper than a stack.
@@ -396,7 +450,7 @@ template <typename Stays>
 void RequestTable::close_all(Stays&& stays, ClaimedList& over) noexcept {
   const std::lock_guard lock(mutex_);
   const auto leave = [&](RequestRecord& r) {
-    host_leaves_one(r, true, over);
+    host_leaves_one(r, kCancel | kTell, over);
     holders(r.slot).each_device(r.handle().generation, [&](std::uint32_t device) {
       if (!stays(device)) (void)bit_leaves_one(r, device_bit(device), over);
     });

@@ -1,7 +1,8 @@
-// Acks that devices publish to each other, so that the last one can answer "released" before the owner has looked.
+// What devices publish to each other and to the owner: acks, so that the last one can answer "released" before the owner has
+// looked; and which requests they wait for, so that the owner makes no system call for the others.
 //
 // Every peer may write it, and no decision of the owner depends on it: a peer that spoils it makes another peer answer
-// PENDING for RELEASED or the reverse, and nothing else.
+// PENDING for RELEASED or the reverse, or notice a cancelled request late, or makes the owner wake nobody; and nothing else.
 #pragma once
 
 #include <atomic>
@@ -49,6 +50,19 @@ class AckTally {
     }
   }
 
+  // A device is about to wait until the host leaves the request. Never taken back, so a device that is killed leaves
+  // nothing behind. Sequentially consistent, as are the waiter's look at the holders after it, the clearing of the host's
+  // bit and the owner's look here after that: either the waiter finds the bit cleared, or the owner this mark.
+  void watch(std::uint32_t slot, std::uint64_t generation) noexcept {
+    std::uint64_t now = watched_[slot].load(std::memory_order_seq_cst);
+    while (now < generation &&
+           !watched_[slot].compare_exchange_weak(now, generation, std::memory_order_seq_cst)) {
+    }
+  }
+  bool watched(std::uint32_t slot, std::uint64_t generation) const noexcept {
+    return watched_[slot].load(std::memory_order_seq_cst) >= generation;
+  }
+
  private:
   // The word if it is of this generation, else one without holders.
   static std::uint64_t of(std::uint64_t generation, std::uint64_t word) noexcept {
@@ -65,6 +79,7 @@ class AckTally {
     std::atomic<std::uint64_t> left;      // the first word of devices that have left
   };
   First first_[kMaxRequests];
+  std::atomic<std::uint64_t> watched_[kMaxRequests];  // generation that a device has waited for
   std::atomic<std::uint64_t> more_[kMaxRequests][MoreHolders::kWords];
 };
 

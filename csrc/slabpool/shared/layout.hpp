@@ -20,7 +20,7 @@
 namespace slabpool {
 
 inline constexpr std::uint64_t kSharedMagic = 0x6c6f6f7062616c73ULL;  // "slabpool"
-inline constexpr std::uint32_t kSharedVersion = 3;
+inline constexpr std::uint32_t kSharedVersion = 5;
 
 struct SharedHeader {
   std::uint64_t magic;

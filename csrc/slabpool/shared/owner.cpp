@@ -14,6 +14,8 @@
 #include <sys/eventfd.h>
 #include <sys/random.h>
 
+#include "slabpool/base/futex.hpp"
+
 namespace slabpool {
 
 std::unique_ptr<SharedOwner> SharedOwner::create(SharedData given, Error& error) {
@@ -126,6 +128,10 @@ bool SharedOwner::detach(std::uint32_t device) noexcept {
   // It fails if the process has no more mappings; the old board then stays mapped, and is not read any more.
   (void)blank(device);
   return true;
+}
+
+void SharedOwner::host_left(std::uint32_t slot, std::uint64_t generation) noexcept {
+  if (tally_map_->watched(slot, generation)) futex_wake(slots_->slots[slot].holders.word.pending);
 }
 
 void SharedOwner::silence() noexcept {

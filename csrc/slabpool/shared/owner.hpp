@@ -19,6 +19,7 @@
 #include "slabpool/base/error.hpp"
 #include "slabpool/memory/shared_file.hpp"
 #include "slabpool/request/slot.hpp"
+#include "slabpool/request/watchers.hpp"
 #include "slabpool/shared/layout.hpp"
 #include "slabpool/wait/doorbell.hpp"
 
@@ -42,7 +43,7 @@ struct SharedData {
   Descriptor owned;  // closed with the SharedOwner; without one, the descriptors outlive it
 };
 
-class SharedOwner final : public Doorbell {
+class SharedOwner final : public Doorbell, public HostWatchers {
  public:
   // Null where the system refuses; `error` says why. Throws std::bad_alloc.
   static std::unique_ptr<SharedOwner> create(SharedData data, Error& error);
@@ -113,6 +114,9 @@ class SharedOwner final : public Doorbell {
   // For event loops: readable once a peer has rung. silence() makes it unreadable again; collect acks after it.
   int bell() const noexcept { return bells_.get(); }
   void silence() noexcept;
+
+  // Wakes the peers that wait for it. Costs one load if none does, and one system call if any does or did.
+  void host_left(std::uint32_t slot, std::uint64_t generation) noexcept override;
 
   // Peers see at their next call that the pool is closed.
   void close() noexcept { header_->closed.store(1, std::memory_order_release); }

@@ -1,6 +1,6 @@
 // A device's side of a shared pool: its maps, the address behind a reference, and its acks.
 //
-// Every call may come from any thread.
+// Every call may come from any thread. Files: peer (maps, references, acks), peer_wait (requests that the host cancels).
 // Invariants:
 //   a reference is checked against the table before an address is made of it;
 //   the maps stay while this object lives, whatever becomes of the owner, so that a view never faults. After the device's
@@ -66,14 +66,25 @@ class SLABPOOL_API SharedPeer {
   Acked ack(const Reference& reference) noexcept;
   void heartbeat() noexcept;
 
+  // What this device may know of the host of a request that it holds.
+  enum class Host : std::int32_t {
+    holds = 0,      // neither of the two, so far
+    cancelled = 1,  // it has cancelled the request
+    done =
+        2,  // it can no longer cancel: it has closed the request, or the request is over for this device
+  };
+  PeerStatus host_of(const Reference& reference, Host& host) const noexcept;
+  // Waits until it is another answer than `holds`, `deadline_ns` (monotonic) has passed, or lose() was called.
+  PeerStatus wait_for_host(const Reference& reference, std::int64_t deadline_ns, Host& host) noexcept;
+
   // Maps the data for writing too, from a writable descriptor of it. False: the system refuses (errno).
   bool map_writable(int data) noexcept;
   bool writable() const noexcept { return writable_.load(std::memory_order_acquire) != nullptr; }
 
-  // The owner is known to be gone.
-  void lose() noexcept { lost_.store(true, std::memory_order_relaxed); }
+  // The owner is known to be gone, or this peer to be closed. Returns once no thread is in wait_for_host().
+  void lose() noexcept;
   bool lost() const noexcept {
-    return lost_.load(std::memory_order_relaxed) || header_->closed.load(std::memory_order_acquire) != 0;
+    return lost_.load(std::memory_order_acquire) || header_->closed.load(std::memory_order_acquire) != 0;
   }
   bool usable_here() const noexcept { return epoch_ == fork_epoch(); }  // not in a fork's child
 
@@ -100,6 +111,14 @@ class SLABPOOL_API SharedPeer {
   std::mutex writable_mutex_;  // one thread maps at a time; a leaf in the order of locks
   Descriptor bell_;
   std::atomic<bool> lost_{false};
+  // Threads in wait_for_host(), linked. A leaf in the order of locks; not held while a thread sleeps.
+  struct Sleeper {
+    std::uint32_t slot;
+    Sleeper* next;
+    Sleeper* prev;
+  };
+  std::mutex sleepers_mutex_;
+  Sleeper* sleepers_ = nullptr;
 };
 
 }  // namespace slabpool

@@ -1,8 +1,8 @@
 # slabpool/pool/pool.hpp: the C++ core's Pool, and the plain values that its calls take and return.
 
 from slabpool._core.cpp_pool_declared cimport (
-    Acked, AllocateSpec, Allocation, Groups, KeepSpec, Kept, Planned, Pool, PoolOptions, Shortage, Tagged, kDefaultAlign,
-    kMaxAlign,
+    Acked, Adopted, AllocateSpec, Allocation, Groups, KeepSpec, Kept, Planned, Pool, PoolOptions, Shortage, Tagged,
+    kDefaultAlign, kMaxAlign,
 )
 
 

@@ -73,6 +73,13 @@ cdef extern from * namespace "slabpool" nogil:
         Status status
         AckResult result
 
+    cdef enum class Adopted "slabpool::RequestTable::Adopted"(int):
+        ok
+        closed
+        released
+        quota_exceeded
+        not_its
+
     cdef cppclass Tagged "slabpool::Depot::Tagged":
         uint64_t blocks
         uint64_t bytes
@@ -137,6 +144,8 @@ cdef extern from * namespace "slabpool" nogil:
                            Error& error)
         bint must_poll()
         void close_request(Handle handle, bool cancel)
+        Status cancel_id(string_view id, optional[uint64_t] generation, bool& cancelled)
+        Status adopt(Block& block, Handle from_, Handle to, Adopted& adopted)
         void discard(Handle handle)
         Status add_device(Handle handle, uint32_t device)
         uint64_t device_lost(uint32_t device)

@@ -1,6 +1,6 @@
 # slabpool/shared/*.hpp: devices in other processes.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp cimport bool
 from libcpp.memory cimport unique_ptr
 
@@ -42,6 +42,11 @@ cdef extern from "slabpool/shared/peer.hpp" namespace "slabpool" nogil:
         PeerStatus status
         AckResult result
 
+    cdef enum class PeerHost "slabpool::SharedPeer::Host"(int):
+        holds
+        cancelled
+        done
+
     cdef cppclass SharedPeer:
         @staticmethod
         unique_ptr[SharedPeer] create(uint32_t device, int data, int table, int board, int tally, int bell,
@@ -51,6 +56,8 @@ cdef extern from "slabpool/shared/peer.hpp" namespace "slabpool" nogil:
         PeerStatus open(const Reference& reference, bool writable, byte*& data)
         PeerAcked ack(const Reference& reference)
         void heartbeat()
+        PeerStatus host_of(const Reference& reference, PeerHost& host)
+        PeerStatus wait_for_host(const Reference& reference, int64_t deadline_ns, PeerHost& host)
         bool map_writable(int data)
         bool writable()
         void lose()

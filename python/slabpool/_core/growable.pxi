@@ -232,8 +232,8 @@ cdef class GrowableTensor:
             growth.keeper(StatusCode(<int>status), end - min(extent.usable, end))
         if status == Status.request_closed and growth.request is not None and self.core.pool.is_open(extent.handle):
             raise RequestClosedError(
-                f"{self!r} cannot grow any more: a session keeps an array of its memory. Keep the GrowableTensor "
-                "itself: then it can go on growing")
+                f"{self!r} cannot grow any more: a session keeps, or another request has adopted, an array of its memory. "
+                "Keep the GrowableTensor itself, or adopt it: then it can go on growing")
         failed(self.core, growth.request, status, end - min(extent.usable, end), wait)
         return 0
 

@@ -12,7 +12,8 @@ from slabpool._core.cpp_wait cimport WaiterInfo
 from slabpool.records import Corruption, Event, RequestRecord, Stats
 
 # In the order of the C++ enum.
-cdef tuple EVENT_KINDS = ("open", "allocate", "free", "ack", "close", "lost", "release", "retain", "exhausted", "keep")
+cdef tuple EVENT_KINDS = ("open", "allocate", "free", "ack", "close", "lost", "release", "retain", "exhausted", "keep",
+                          "adopt")
 cdef object STATS_NEW = tuple.__new__  # what Stats._make does, without its checks
 
 

@@ -5,6 +5,7 @@
 from libc.errno cimport EMFILE, ENFILE, ENOMEM
 
 cdef object PENDING = Ack.PENDING
+cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
 
 # The numbers of csrc/slabpool/shared/peer.hpp, for what is written in Python.
 PeerStatusCode = enum.IntEnum("PeerStatusCode", {
@@ -25,7 +26,8 @@ cdef class Maps:
     def lose(self):
         """The owner is gone: every call raises from now on."""
         if self.peer is not NULL:
-            self.peer.lose()
+            with nogil:  # it waits for threads that wait for the owner, none of which needs the GIL to leave
+                self.peer.lose()
 
     def __dealloc__(self):
         with nogil:  # unmapping a large map takes the kernel a while
@@ -201,6 +203,110 @@ cdef class Peer:
                 return PENDING
             return ack_answer(<int>acked.result)
         hooks.messages.peer_failed(self, PeerStatusCode(<int>acked.status), ref)
+
+    def cancelled(self, ref):
+        """Whether the owner has cancelled the request of a reference, so that this device may stop early and acknowledge.
+
+        Reads the shared table; makes no system call. Never true of another request than this one.
+
+        Parameters
+        ----------
+        ref : TensorRef
+            Any reference to the request. Children have references of their own; they are cancelled with their parent.
+
+        Returns
+        -------
+        bool
+            True from `Request.cancel` (or `Pool.cancel`, or a ``with request`` that an exception ends) until this device
+            has acknowledged. False otherwise, and for a request that is over.
+
+        Raises
+        ------
+        InvalidReferenceError
+            To another pool.
+        UnknownDeviceError
+            The request does not name this device.
+        OwnerLostError
+            The owner has closed the pool or is gone.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> with slabpool.Pool("1MiB", memory="shared", name="doc-cancelled") as pool:
+        ...     req = pool.request("chat-42", devices=["gpu0"])
+        ...     ref = req.ref()
+        ...     with slabpool.attach("doc-cancelled", device="gpu0") as peer:  # usually in another process
+        ...         before = peer.cancelled(ref)
+        ...         req.cancel()
+        ...         print(before, peer.cancelled(ref), peer.ack(ref), peer.cancelled(ref))
+        False True Ack.RELEASED False
+        """
+        cdef TensorRef target = _reference(ref)
+        cdef PeerHost host = PeerHost.done
+        self._check()
+        cdef PeerStatus status = self.maps.peer.host_of(target.target, host)
+        if status != PeerStatus.ok:
+            hooks.messages.peer_failed(self, PeerStatusCode(<int>status), ref)
+        return host == PeerHost.cancelled
+
+    def wait_cancelled(self, ref, timeout=None):
+        """Waits, without the GIL, until the owner cancels the request of a reference, or can no longer do so.
+
+        The thread sleeps; the owner pays one system call when it cancels or closes the request, and nothing before that.
+
+        Parameters
+        ----------
+        ref : TensorRef
+            As for `cancelled`.
+        timeout : float, optional
+            Seconds; by default there is no limit.
+
+        Returns
+        -------
+        bool
+            True if the request is cancelled. False if the owner has closed it without cancelling it, if it is over, if
+            this device has acknowledged it (noticed within 0.1 s if another thread does so), or if the timeout expired.
+
+        Raises
+        ------
+        InvalidReferenceError, UnknownDeviceError
+            As for `cancelled`.
+        OwnerLostError
+            The owner has closed the pool or is gone. A thread that waits hears so at once, also if the owner is killed.
+        PoolClosedError
+            Another thread has closed this peer.
+
+        Examples
+        --------
+        >>> import threading, slabpool
+        >>> with slabpool.Pool("1MiB", memory="shared", name="doc-wait") as pool:
+        ...     req = pool.request("chat-42", devices=["gpu0"])
+        ...     ref = req.ref()
+        ...     with slabpool.attach("doc-wait", device="gpu0") as peer:  # usually in another process
+        ...         thread = threading.Thread(target=lambda: print(peer.wait_cancelled(ref)))
+        ...         thread.start()
+        ...         req.cancel()
+        ...         thread.join()
+        ...         ack = peer.ack(ref)
+        True
+        """
+        cdef TensorRef target = _reference(ref)
+        cdef int64_t deadline = FOREVER if timeout is None else deadline_of(timeout)
+        cdef int64_t until
+        cdef PeerHost host = PeerHost.done
+        cdef PeerStatus status
+        while True:
+            self._check()  # again, because another thread may have closed the peer
+            until = next_slice(deadline)
+            with nogil:
+                status = self.maps.peer.wait_for_host(target.target, until, host)
+            if status == PeerStatus.closed:
+                self._check()
+            if status != PeerStatus.ok:
+                hooks.messages.peer_failed(self, PeerStatusCode(<int>status), ref)
+            if host != PeerHost.holds or until == deadline:
+                return host == PeerHost.cancelled
+            PyErr_CheckSignals()
 
     def heartbeat(self):
         """This device is alive: renews its leases.

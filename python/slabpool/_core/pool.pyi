@@ -89,6 +89,7 @@ class Pool(_Makers):
         generation: SupportsIndex | None = None,
         stream: object = None,
     ) -> Ack: ...
+    def cancel(self, request_id: str | int | bytes, *, generation: SupportsIndex | None = None) -> bool: ...
     def session(
         self,
         session_id: str | int | bytes,

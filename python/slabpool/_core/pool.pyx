@@ -7,6 +7,7 @@ Converts arguments, calls the C++ core, wraps what it returns. The texts of erro
 
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
+from libcpp cimport bool as cbool
 from libcpp.memory cimport unique_ptr
 from libcpp.optional cimport optional
 
@@ -476,6 +477,52 @@ cdef class Pool:
         if acked.status == Status.ok:
             return ack_answer(<int>acked.result)
         hooks.messages.ack_failed(self, StatusCode(<int>acked.status), request_id, device)
+
+    def cancel(self, request_id, *, generation=None):
+        """Cancels a request that the caller knows by its id: see `Request.cancel`.
+
+        Parameters
+        ----------
+        request_id : str, int or bytes
+        generation : int, optional
+            Needed if several requests of the id are open, and for a child.
+
+        Returns
+        -------
+        bool
+            Whether there was one. False, and nothing has changed, if no request of the id is open: it was never opened, or
+            its host has closed it.
+
+        Raises
+        ------
+        AmbiguousRequestError
+            Several generations are open, and none was given. Nothing has changed.
+        InvalidArgumentError, InvalidTypeError
+            `request_id` or `generation` is none.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> pool = slabpool.Pool("1MiB")
+        >>> req = pool.request("chat-42", devices=["gpu0"])
+        >>> pool.cancel("chat-42"), req.cancelled, pool.cancel("chat-42")
+        (True, True, False)
+        >>> req.ack("gpu0")
+        <Ack.RELEASED: 'released'>
+        """
+        cdef optional[uint64_t] wanted
+        cdef cbool cancelled = False
+        cdef Status status
+        check_here(self.core)
+        cdef bytes key = name_key(request_id, "request_id")
+        cdef string_view id = view_of(key)
+        if generation is not None:
+            wanted = _generation(generation)
+        with nogil:
+            status = self.core.pool.cancel_id(id, wanted, cancelled)
+        if status == Status.ambiguous:
+            hooks.messages.cancel_ambiguous(self, request_id)
+        return cancelled
 
     def device_lost(self, device, *, kill=False):
         """A device is dead: acknowledges on its behalf everything that it holds.

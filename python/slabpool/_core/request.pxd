@@ -1,8 +1,10 @@
 # A reference-counted handle on the memory of one inference request.
 
+cimport numpy as cnp
 from libc.stdint cimport uint64_t
 
 from slabpool._core.core cimport Core, Devices
+from slabpool._core.cpp_block cimport Block
 from slabpool._core.cpp_request cimport Handle
 
 
@@ -24,6 +26,8 @@ cdef class Request:
     cdef void _leave(self, bint cancel) noexcept
 
 
+# The block that all elements of an array are in; null if there is none, or the array has no bytes.
+cdef Block* block_of_array(Core core, cnp.ndarray array)
 # With `parent` a child of it. `opened_at` is (file, line), or None for the line that is running.
 cdef Request open_request(object pool, Core core, Devices names, object request_id, object devices, object reserve,
                           object quota, object lease, object timeout, Request parent, object opened_at)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from slabpool._core.core import Wait
+from slabpool._core.device_array import DeviceArray
 from slabpool._core.shared import TensorRef
 from slabpool._core.tensors import GrowableTensor, Layout, Tensors, _Shape
 from slabpool.records import Ack, RequestState
@@ -211,6 +212,7 @@ class Request(_Makers):
         timeout: float | None = None,
         priority: int | None = None,
     ) -> Coroutine[Any, Any, Tensors]: ...
+    def adopt(self, tensor: NDArray[Any] | DeviceArray | Tensors | GrowableTensor) -> None: ...
     def ref(self, array: NDArray[Any] | None = None) -> TensorRef: ...
     # ---- holders
     def ack(self, device: str | int, *, stream: object = None) -> Ack: ...

@@ -7,6 +7,7 @@ dropping an open Request closes it with a ResourceWarning, as dropping an open f
 """
 
 cimport cython
+cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -18,15 +19,17 @@ from slabpool._core.core cimport (
     next_slice, only_made_by, patience, wait_of,
     state_of, status_code, text_of,
 )
+from slabpool._core.cpp_block cimport Block, byte
 from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_observe cimport RequestInfo
-from slabpool._core.cpp_pool cimport Acked
+from slabpool._core.cpp_pool cimport Acked, Adopted
 from slabpool._core.cpp_request cimport AckResult, OpenSpec, device_span, string_view
 from slabpool._core.cpp_status cimport Error, Status
 from slabpool._core.cpp_wait cimport Waiter
 from slabpool._core.cuda cimport stream_device, stream_of
+from slabpool._core.device_array cimport DeviceArray
 from slabpool._core.shared cimport new_ref
-from slabpool._core.tensors cimport Layout, new_growable, new_tensors
+from slabpool._core.tensors cimport GrowableTensor, Layout, Tensors, new_growable, new_tensors
 
 import warnings
 
@@ -44,6 +47,7 @@ cdef extern from *:
 cdef object PENDING = Ack.PENDING
 cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
 
+include "adopt.pxi"
 include "opening.pxi"
 
 
@@ -53,9 +57,9 @@ include "opening.pxi"
 cdef class Request:
     """Memory of one inference request, held by the host and by every named device.
 
-    Made by `Pool.request` or `Request.child`. The host is a holder until `close` (or the end of a ``with`` block), each
-    device until its `ack`. The call by which the last holder leaves returns the blocks, once, on its own thread. A live
-    numpy view keeps its block even then.
+    Made by `Pool.request` or `Request.child`. The host is a holder until `close`, `cancel` or the end of a ``with`` block
+    (an exception cancels), each device until its `ack`. The call by which the last holder leaves returns the blocks, once,
+    on its own thread. A live numpy view keeps its block even then.
 
     Attributes
     ----------
@@ -241,6 +245,50 @@ cdef class Request:
         if priority is not None:
             return new_tensors(self.core, self.handle, layout, zero, patience(timeout, priority), self)
         return new_tensors(self.core, self.handle, layout, zero, timeout, self)
+
+    def adopt(self, tensor):
+        """Takes a tensor over from another request of the same pool. Its memory moves to this request; nothing is copied.
+
+        From now on the memory is this request's: it counts here, also in the quota, and no longer there. Arrays made before
+        stay valid. Devices of the other request may go on reading it under references made before: it is returned once
+        both requests are released. `live_views` counts one more until the other request is.
+
+        Parameters
+        ----------
+        tensor : numpy.ndarray, DeviceArray, Tensors or GrowableTensor
+            In the memory of a request of this pool that is not released; slices too. The whole block moves: all tensors
+            of a layout together. A `GrowableTensor` goes on growing, within this request's quota.
+
+        Raises
+        ------
+        RequestClosedError
+            The host has closed this request, or the tensor's request is released.
+        QuotaExceededError
+            More than this request's quota allows.
+        InvalidArgumentError, InvalidTypeError
+            Not a tensor of a request of this pool, one without bytes, one that this request has already, or one that a
+            session keeps.
+
+        Notes
+        -----
+        An error changes nothing. What is promised to this request by ``reserve=`` is not drawn: the memory is committed
+        already.
+
+        Examples
+        --------
+        >>> import numpy as np, slabpool
+        >>> pool = slabpool.Pool("1MiB")
+        >>> with pool.request("decode") as decode:
+        ...     with pool.request("prefill", devices=["gpu0"]) as prefill:
+        ...         kv = prefill.full(1000, 7, np.uint8)
+        ...         decode.adopt(kv)
+        ...         print(prefill.nbytes, decode.nbytes)
+        ...         _ = prefill.ack("gpu0")
+        ...     print(prefill.state.value, kv[0])
+        0 1024
+        released 7
+        """
+        _adopt(self, tensor)
 
     # ---- the same, awaitable
 
@@ -475,7 +523,10 @@ cdef class Request:
         self._leave(False)
 
     def cancel(self):
-        """As `close`, and sets `cancelled`, so that devices can stop early."""
+        """As `close`, and sets `cancelled`, so that devices can stop early; see also `Peer.wait_cancelled`.
+
+        A with statement that an exception ends does the same. Children that the host has not closed are cancelled too.
+        """
         check_here(self.core)
         self.closed = True
         self.gave_up = self.gave_up or self.core.pool.is_open(self.handle)
@@ -506,10 +557,13 @@ cdef class Request:
     def __enter__(self):
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, kind, value, traceback):
         # A child of fork leaves the block too, and must not close its parent's request.
         if self.core.pool.usable_here():
-            self.close()
+            if kind is None:
+                self.close()
+            else:
+                self.cancel()
 
     # ---- looking
 
@@ -551,7 +605,8 @@ cdef class Request:
 
     @property
     def cancelled(self):
-        """Whether `cancel` was called while the host was a holder."""
+        """Whether `cancel` was called while the host was a holder. Of a request that was cancelled by its id, or with its
+        parent, it is False again once the request is released."""
         check_here(self.core)
         return self.gave_up or self.core.pool.cancelled(self.handle)
 

@@ -24,7 +24,7 @@ from slabpool._core.cpp_pool cimport Groups, KeepSpec, Planned, Shortage
 from slabpool._core.cpp_request cimport Handle, SourceLocation, handle_span
 from slabpool._core.cpp_status cimport Status
 from slabpool._core.pool cimport Pool
-from slabpool._core.request cimport Request
+from slabpool._core.request cimport Request, block_of_array
 from slabpool._core.tensors cimport GrowableTensor, Layout, Tensors, _Growth, growable_of, tensors_of
 
 import numpy as np
@@ -266,20 +266,11 @@ cdef bint _lies_in(Block* block, Form form, Shape* shape):
 
 cdef object _locate_array(Core core, object tensor, Form form):
     cdef cnp.ndarray array = tensor
-    cdef Py_ssize_t low = 0, high = cnp.PyArray_ITEMSIZE(array), reach
-    cdef int i
-    if cnp.PyArray_SIZE(array) == 0 or high == 0:
+    if cnp.PyArray_SIZE(array) == 0 or cnp.PyArray_ITEMSIZE(array) == 0:
         raise InvalidArgumentError(
             f"an array of shape {tensor.shape} has no bytes to keep; keep one with elements")
-    for i in range(cnp.PyArray_NDIM(array)):
-        reach = (cnp.PyArray_DIM(array, i) - 1) * cnp.PyArray_STRIDE(array, i)
-        if reach < 0:
-            low += reach
-        else:
-            high += reach
-    cdef byte* first = <byte*>cnp.PyArray_DATA(array)
-    cdef Block* block = core.pool.find(first)
-    if block is NULL or first + low < block.data or first + high > block.data + block.bytes:
+    cdef Block* block = block_of_array(core, array)
+    if block is NULL:
         return None
     cdef Handle owner = core.pool.owner_of(block[0])
     if owner.generation == 0:
@@ -287,7 +278,7 @@ cdef object _locate_array(Core core, object tensor, Form form):
     form.descr = tensor.dtype
     form.shape = tuple([cnp.PyArray_DIM(array, i) for i in range(cnp.PyArray_NDIM(array))])
     form.strides = None if cnp.PyArray_IS_C_CONTIGUOUS(array) else tensor.strides
-    form.first = first
+    form.first = <byte*>cnp.PyArray_DATA(array)
     return owner.generation, form, block.bytes
 
 

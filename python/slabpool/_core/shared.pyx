@@ -10,17 +10,20 @@ to a live request.
 cimport cython
 cimport numpy as cnp
 from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport Py_EQ, Py_NE
 from libc.errno cimport errno
-from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 
 from slabpool._core.array cimport wrap_strided
-from slabpool._core.core cimport MAX_DIMS, Shape, ack_answer, failed, is_shared, only_made_by, refer, shared_id, text_of
+from slabpool._core.core cimport (
+    MAX_DIMS, Shape, ack_answer, deadline_of, failed, is_shared, next_slice, only_made_by, refer, shared_id, text_of,
+)
 from slabpool._core.cpp_block cimport byte
 from slabpool._core.cpp_dlpack cimport kCuda
 from slabpool._core.cpp_request cimport AckResult
-from slabpool._core.cpp_shared cimport PeerAcked, PeerStatus
+from slabpool._core.cpp_shared cimport PeerAcked, PeerHost, PeerStatus
 from slabpool._core.cpp_status cimport Error, Status
 from slabpool._core.device_array cimport DeviceArray, device_array
 

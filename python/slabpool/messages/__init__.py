@@ -18,9 +18,15 @@ from slabpool.messages.pool import (
 )
 from slabpool.messages.requests import (
     ack_failed,
+    adopt_exceeds,
+    adopt_kept,
+    adopt_released,
+    adopted_before,
+    cancel_ambiguous,
     not_of_the_request,
     not_shared,
     not_the_parents,
+    nothing_to_adopt,
     open_failed,
     stream_failed,
 )
@@ -28,8 +34,13 @@ from slabpool.messages.system import not_loaded, system_refused
 
 __all__ = [
     "ack_failed",
+    "adopt_exceeds",
+    "adopt_kept",
+    "adopt_released",
+    "adopted_before",
     "busy",
     "call_failed",
+    "cancel_ambiguous",
     "cuda_failed",
     "host_only",
     "names",
@@ -38,6 +49,7 @@ __all__ = [
     "not_of_the_request",
     "not_shared",
     "not_the_parents",
+    "nothing_to_adopt",
     "open_failed",
     "peer_failed",
     "peer_unusable",

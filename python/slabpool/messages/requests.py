@@ -14,6 +14,7 @@ from slabpool.errors import (
     DuplicateDeviceError,
     InvalidArgumentError,
     PoolExhausted,
+    QuotaExceededError,
     RequestClosedError,
     SlabpoolError,
     TensorTooLargeError,
@@ -132,6 +133,63 @@ def ack_failed(pool: Pool, status: StatusCode, request_id: object, device: objec
         f"device {show(device)} was never named for request {show(request_id)}; its live generations "
         "wait for "
         f"{names(set().union(*(r.pending for r in live)))}"
+    )
+
+
+def cancel_ambiguous(pool: Pool, request_id: object) -> NoReturn:
+    """Raises for an id of which several requests are open."""
+    live = [str(r.generation) for r in pool.requests() if r.request_id == request_id and r.parent is None]
+    raise AmbiguousRequestError(
+        f"several generations of request {show(request_id)} are open, among {few(live)}, and none was "
+        "cancelled; say which with generation="
+    )
+
+
+def _cannot_adopt(request: Request, tensor: object) -> str:
+    shape = getattr(tensor, "shape", None)
+    what = type(tensor).__name__ if shape is None else f"array of shape {shape}"
+    return f"request {show(request.id)} generation {request.generation} cannot adopt the {what}"
+
+
+def nothing_to_adopt(request: Request, tensor: object) -> NoReturn:
+    """Raises for a tensor that is in no request's memory."""
+    raise InvalidArgumentError(
+        f"{_cannot_adopt(request, tensor)}: it has no bytes, or is not in the memory of a request of this "
+        "pool. Make a copy: request.copy(array)"
+    )
+
+
+def adopt_released(request: Request, tensor: object, generation: int) -> NoReturn:
+    """Raises for a tensor of a request that is released."""
+    raise RequestClosedError(
+        f"{_cannot_adopt(request, tensor)}: its request, generation {generation}, is released, and only live "
+        "views retain the memory. Call adopt() before the last holder leaves, or make a copy: "
+        "request.copy(array)"
+    )
+
+
+def adopt_exceeds(request: Request, tensor: object, generation: int, nbytes: int) -> NoReturn:
+    """Raises for a tensor that the quota does not allow."""
+    raise QuotaExceededError(
+        f"{_cannot_adopt(request, tensor)}, {show_size(nbytes)}: its quota of "
+        f"{show_size(request.quota or 0)} would be exceeded; it holds {show_size(request.nbytes)} itself, "
+        f"and its children and parent count too. The tensor stays with generation {generation}. Open the "
+        "request with a larger quota="
+    )
+
+
+def adopted_before(request: Request, tensor: object) -> NoReturn:
+    """Raises for a tensor that the request has already."""
+    raise InvalidArgumentError(
+        f"{_cannot_adopt(request, tensor)}: it is this request's already. "
+        "Call adopt() once, on the request that is to have it"
+    )
+
+
+def adopt_kept(request: Request, tensor: object) -> NoReturn:
+    """Raises for a tensor that a session keeps."""
+    raise InvalidArgumentError(
+        f"{_cannot_adopt(request, tensor)}: a session keeps its memory. Make a copy: request.copy(array)"
     )
 
 

@@ -102,6 +102,8 @@ class Session:
 
         Until it is released its devices may read everything that the session keeps when the turn is opened,
         and what it keeps from this turn. ``turn.ref(session[name])`` makes a reference.
+        A turn that an exception ends in its with statement is cancelled, as any request; what it has kept
+        stays.
 
         Returns
         -------

@@ -1,0 +1,82 @@
+// How the host leaves a request: it closes it, or gives it up (cancels it).
+//
+// Invariants: the host leaves once; what it cancels is marked before its bit is cleared, so that who finds the bit cleared
+// knows which of the two it was; peers that wait are told after it.
+#include <functional>
+
+#include "slabpool/request/table.hpp"
+
+namespace slabpool {
+
+inline void RequestTable::let_host_go(RequestRecord& r, Handle own, ClaimedList& over) noexcept {
+  r.host_left.store(true, std::memory_order_relaxed);  // published by the clearing of the bit
+  if (r.has_budget.load(std::memory_order_relaxed)) [[unlikely]] {
+    if (!leave_budget(r)) return;  // unpin_all() clears the host's bit
+  } else {
+    count_draining();
+  }
+  if (holders(r.slot).leave(own.generation, kHost) == HolderSet::Left::last) claim_into(r, own, over);
+}
+
+// Of a request that is cancelled, or that peers may wait for.
+void RequestTable::host_leaves_noted(RequestRecord& r, Handle own, unsigned how,
+                                     ClaimedList& over) noexcept {
+  // Relaxed: published by the clearing of the host's bit, which peers read first.
+  if ((how & kCancel) != 0) slots_[r.slot].cancelled.store(own.generation, std::memory_order_relaxed);
+  let_host_go(r, own, over);
+  if ((how & kTell) != 0 && watchers_ != nullptr) watchers_->host_left(own.slot, own.generation);
+}
+
+void RequestTable::host_leaves_one(RequestRecord& r, unsigned how, ClaimedList& over) noexcept {
+  const Handle own{r.slot, r.generation.load(std::memory_order_relaxed)};
+  if (r.host_left || RequestRecord::is_released(own.generation)) return;
+  if (how != 0) [[unlikely]]
+    return host_leaves_noted(r, own, how, over);
+  let_host_go(r, own, over);
+}
+
+inline void RequestTable::close_locked(RequestRecord& r, unsigned how, ClaimedList& over) noexcept {
+  if (first_child(r.slot).load(std::memory_order_relaxed) != 0) [[unlikely]]
+    each_below(r, [&](RequestRecord& child) { host_leaves_one(child, how, over); });
+  host_leaves_one(r, how, over);
+}
+
+bool RequestTable::close(Handle handle, unsigned how, ClaimedList& over) noexcept {
+  const std::lock_guard lock(mutex_);
+  RequestRecord* r = live_record(handle);
+  if (r == nullptr || r->host_left) return false;
+  close_locked(*r, how, over);
+  return true;
+}
+
+// ---- by id
+
+std::uint32_t RequestTable::cancel_id(std::string_view id, std::optional<std::uint64_t> generation,
+                                      ClaimedList& over, Handle& handle) noexcept {
+  const std::size_t hash = std::hash<std::string_view>{}(id);
+  const std::lock_guard lock(mutex_);
+  RequestRecord* found = nullptr;
+  std::uint32_t count = 0;
+  for (std::uint32_t next = buckets_[hash % buckets_.size()]; next != 0;) {
+    RequestRecord& r = *record(next - 1);
+    next = r.hash_next;
+    const std::uint64_t own = r.generation.load(std::memory_order_relaxed);
+    if (r.hash != hash || r.id != id || RequestRecord::is_released(own) || r.host_left) continue;
+    if (generation ? own != *generation : r.parent_generation != 0) continue;
+    found = &r;
+    ++count;
+  }
+  if (count != 1) return count;
+  handle = found->handle();
+  close_locked(*found, kCancel | kTell, over);
+  return 1;
+}
+
+bool RequestTable::is_cancelled(Handle handle) const noexcept {
+  // Acquire: as slot.hpp says, the mark is published with the host's bit. While the request is not over no other request
+  // of the slot can write it.
+  return live_record(handle) != nullptr &&
+         slots_[handle.slot].cancelled.load(std::memory_order_acquire) == handle.generation;
+}
+
+}  // namespace slabpool
