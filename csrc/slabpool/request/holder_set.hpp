@@ -153,7 +153,7 @@ class HolderView {
   const HolderWords& at(std::uint64_t word) const noexcept {
     return word == 0 ? first_.word : more_.word[word - 1];
   }
-  bool has(std::atomic<std::uint64_t> HolderWords::* which, std::uint64_t generation, HolderBit bit,
+  bool has(std::atomic<std::uint64_t> HolderWords::*which, std::uint64_t generation, HolderBit bit,
            std::memory_order order) const noexcept {
     if (bit.word >= first_.words.load(std::memory_order_acquire)) return false;
     const HolderWord now((at(bit.word).*which).load(order));
