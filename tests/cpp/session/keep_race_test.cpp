@@ -74,6 +74,7 @@ TEST_P(KeepRace, TheBlockComesBackOnce) {
   Handle chat;
   ASSERT_EQ(pool_->open_session("k", 1 << 20, {}, chat), Status::ok);
   std::uint64_t kept_times = 0;
+  std::atomic<int> keeps{0};  // rounds in which keep() has answered
   test::Meeting start(4);
   test::Meeting end(4);
   const auto each_round = [&](auto&& work) {
@@ -108,6 +109,7 @@ TEST_P(KeepRace, TheBlockComesBackOnce) {
   }));
   threads.push_back(each_round([&](std::mt19937_64& random) {
     kept_status_ = keep(*pool_, *block_, chat, kept_);
+    keeps.fetch_add(1, std::memory_order_release);
     check();
     if (kept_status_ == Status::ok && random() % 2 == 0) pool_->close_request(kept_, false);
     pool_->drop_view(*block_);
@@ -117,6 +119,8 @@ TEST_P(KeepRace, TheBlockComesBackOnce) {
     prepare(random());
     start.arrive();
     test::dawdle(random, 10);
+    // In some rounds the tensor is kept before the turn ends, however the threads are scheduled.
+    while (round % 8 == 0 && keeps.load(std::memory_order_acquire) == round) std::this_thread::yield();
     pool_->close_request(turn_, random() % 2 == 0);
     end.arrive();
     EXPECT_TRUE(pool_->released(turn_));
@@ -139,7 +143,7 @@ TEST_P(KeepRace, TheBlockComesBackOnce) {
     ASSERT_EQ(pool_->kept_bytes(), 0U);
   }
   for (std::thread& thread : threads) thread.join();
-  EXPECT_GT(kept_times, 0U);
+  EXPECT_GE(kept_times, static_cast<std::uint64_t>(total / 8));
   pool_->close_request(chat, false);
   expect_all_returned(*pool_);
 }
