@@ -53,6 +53,8 @@ RequestRecord* RequestTable::new_slot() {
 
 void RequestTable::index(RequestRecord& r) noexcept {
   r.hash = std::hash<std::string_view>{}(r.id);
+  if (r.is_group) [[unlikely]]
+    r.hash = ~r.hash;  // so that no request's id finds it
   std::uint32_t& head = buckets_[r.hash % buckets_.size()];
   r.hash_prev = 0;
   r.hash_next = head;
@@ -101,7 +103,8 @@ bool RequestTable::add_more(HolderSet set, std::uint64_t generation,
   return true;
 }
 
-Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& handle) {
+Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& handle,
+                          LevelNeed* refused) {
   std::uint64_t first = kHost.mask;  // holders of the first word; few requests have more
   bool more = false;
   for (const std::uint32_t device : spec.devices) {
@@ -114,11 +117,10 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
       first |= bit.mask;
     }
   }
-  // A child draws on the budget of the request it descends from, so its own would bound nothing.
-  if (spec.parent && (spec.reserve != 0 || spec.quota != 0)) return Status::invalid_argument;
+  if (spec.group && (spec.parent || spec.is_group)) return Status::invalid_argument;
   ReserveRef reserve;
   if (spec.reserve != 0) {
-    reserve = depot_.open_reserve(pages_for(spec.reserve));
+    reserve = depot_.open_reserve(pages_for(spec.reserve), reserve_above(spec));
     if (reserve.reserve == nullptr) return Status::exhausted;
   }
   const std::lock_guard lock(mutex_);
@@ -133,15 +135,24 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
     }
   } undo{*this, reserve};
   RequestRecord* parent = nullptr;
+  RequestRecord* group = nullptr;
   if (spec.parent) {
     parent = live_record(*spec.parent);
-    if (parent == nullptr || parent->host_left) return Status::request_closed;
+    if (parent == nullptr || parent->host_left || parent->is_group) return Status::request_closed;
+    if (parent->group != 0) [[unlikely]]
+      group = record(parent->group - 1);
     if (spec.kept && !parent->kept) return Status::invalid_argument;
     for (const std::uint32_t device : spec.devices) {
       if (!holders(parent->slot).holds(spec.parent->generation, device_bit(device)))
         return Status::unknown_device;
     }
   }
+  if (spec.group) [[unlikely]] {
+    group = live_record(*spec.group);
+    if (group == nullptr || group->host_left || !group->is_group) return Status::request_closed;
+  }
+  if (spec.is_group && has_group(spec.id)) [[unlikely]]
+    return Status::name_in_use;
   if (next_generation_ > kMaxGeneration) return Status::too_many_requests;  // never one twice
   RequestRecord* r = new_slot();
   if (r == nullptr) return Status::too_many_requests;
@@ -152,13 +163,18 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
   HolderSet set = holders(r->slot);
   set.open(made.generation, first);
   if (more && !add_more(set, made.generation, spec.devices)) return Status::duplicate_device;
+  if (r->has_budget.load(std::memory_order_relaxed)) {
+    const std::lock_guard budget_lock(budget_mutex_);
+    const Status status =
+        start_budget(*r, made, spec, parent != nullptr ? parent : group, reserve, refused);
+    if (status != Status::ok) {
+      set.cut(made.generation);
+      return status;
+    }
+  }
   undo.reserve = {};
   undo.slot = nullptr;
   handle = made;
-  if (r->has_budget.load(std::memory_order_relaxed)) {
-    const std::lock_guard budget_lock(budget_mutex_);
-    r->reset_budget(made, spec, parent, reserve);
-  }
   // Release: a reader of this generation sees the record as it was opened, and a peer the slot.
   r->generation.store(made.generation, std::memory_order_release);
   r->older = by_age_.older;
@@ -176,8 +192,11 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
     }
   }
   if (r->lease_ns != 0) leased_.fetch_add(1, std::memory_order_relaxed);
+  if (group != nullptr) [[unlikely]]
+    join_group(*r, *group);
   if (r->kept) {
     if (r->is_session()) ++sessions_;
+    if (r->is_group) index(*r);
     return Status::ok;
   }
   index(*r);
@@ -313,9 +332,12 @@ void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
     (r.host_left ? draining_ : open_).fetch_sub(1, std::memory_order_relaxed);
   } else if (r.is_session()) {
     --sessions_;
+    if (r.is_group) unindex(r);
   }
   if (!r.pinned.empty()) [[unlikely]]
     unpin_all(r, over);
+  if (r.group != 0) [[unlikely]]
+    leave_group(r, over);
   if (r.lease_ns != 0) leased_.fetch_sub(1, std::memory_order_relaxed);
   r.ended.store(r.handle().generation, std::memory_order_release);
   if (r.blocks.retire()) free_slot(r);
@@ -452,6 +474,7 @@ RequestTable::Holds RequestTable::holds() {
   Holds found = Holds::none;
   each([&](const RequestRecord& r, const HolderView& set) {
     const Handle own = r.handle();
+    if (r.is_group && !is_over(own)) return;  // what it is for is looked at itself
     if (!is_over(own) && !set.empty(own.generation)) {
       found = Holds::some;
     } else if (found == Holds::none && r.ended.load(std::memory_order_acquire) != own.generation) {

@@ -372,6 +372,13 @@ void WaitQueue::wake_past_first(Subject of, std::uint64_t free, const Waiter* by
   constexpr unsigned kBatch = 32;
   const Wanted quota{Resource::quota, 0, of};
   Candidate candidates[kBatch];
+  const auto wake = [&](std::uint64_t arrival) {
+    const std::lock_guard lock(mutex_);
+    for (Waiter* w = list_of(quota).first; w != nullptr; w = w->in_list_.next)
+      if (w->arrival_ == arrival && same_place(w->blocked_on_, quota)) return signal(*w);
+  };
+  Candidate in_circle{};  // the first that holds something
+  Room::Circle circle = Room::Circle::nothing;
   for (unsigned count = kBatch, seen = 0; count == kBatch; seen = kBatch) {
     const Candidate last = candidates[kBatch - 1];  // of the batch before, if seen
     std::uint64_t needs = 0;
@@ -380,7 +387,7 @@ void WaitQueue::wake_past_first(Subject of, std::uint64_t free, const Waiter* by
       const std::lock_guard lock(mutex_);
       const Waiter* first = first_of(quota);
       if (first == nullptr || first == by || first->blocked_on_.amount <= free) return;
-      needs = first->blocked_on_.amount;
+      if (seen == 0) needs = first->blocked_on_.amount;
       for (const Waiter* w = first->in_list_.next; w != nullptr && count < kBatch; w = w->in_list_.next)
         if (w != by && w->request.generation != 0 && same_place(w->blocked_on_, quota) &&
             w->blocked_on_.amount <= free &&
@@ -388,12 +395,13 @@ void WaitQueue::wake_past_first(Subject of, std::uint64_t free, const Waiter* by
           candidates[count++] = {w->request, w->priority, w->arrival_};
     }
     for (unsigned i = 0; i < count; ++i) {
-      if (!room_.holds_needed(of, candidates[i].request, needs)) continue;
-      const std::lock_guard lock(mutex_);
-      for (Waiter* w = list_of(quota).first; w != nullptr; w = w->in_list_.next)
-        if (w->arrival_ == candidates[i].arrival && same_place(w->blocked_on_, quota)) return signal(*w);
+      if (room_.holds_needed(of, candidates[i].request, needs)) return wake(candidates[i].arrival);
+      if (circle != Room::Circle::nothing) continue;
+      circle = room_.quota_circle(of, candidates[i].request, needs);
+      if (circle == Room::Circle::yes) in_circle = candidates[i];
     }
   }
+  if (in_circle.request.generation != 0) wake(in_circle.arrival);
 }
 
 void WaitQueue::wake(const News& news) noexcept {
@@ -434,6 +442,12 @@ void WaitQueue::start_polling() noexcept {
 void WaitQueue::wake_all() noexcept {
   const std::lock_guard lock(mutex_);
   for (Waiter* w = all_.first; w != nullptr; w = w->in_all_.next) signal(*w);
+}
+
+void WaitQueue::wake_all_quotas() noexcept {
+  const std::lock_guard lock(mutex_);
+  for (Waiter* w = all_.first; w != nullptr; w = w->in_all_.next)
+    if (w->blocked_on_.resource == Resource::quota) signal(*w);
 }
 
 // ---- looking

@@ -18,6 +18,8 @@ from slabpool.messages.pool import (
 )
 from slabpool.messages.requests import (
     ack_failed,
+    group_closed,
+    group_failed,
     not_of_the_request,
     not_shared,
     not_the_parents,
@@ -31,6 +33,8 @@ __all__ = [
     "busy",
     "call_failed",
     "cuda_failed",
+    "group_closed",
+    "group_failed",
     "host_only",
     "names",
     "no_pool",
