@@ -42,6 +42,10 @@ Status Pool::open(const OpenSpec& spec, Handle& handle, Waiter* waiter) noexcept
   if (const RequestRecord* r = above && reserve != 0 ? table_.record(above->slot) : nullptr; r != nullptr) {
     reserve = beyond(table_.reserve_of(*r, *above), promised);
     (void)table_.needs_of(*r, *above, promised, needs);  // that it is closed is found below
+    if (needs.never != nullptr) {
+      blocked_on_quota(waiter, *needs.never);
+      return Status::quota_exceeded;
+    }
   }
   // Sessions make room for what they keep themselves.
   if ((!spec.kept || spec.is_group) &&

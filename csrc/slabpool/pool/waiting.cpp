@@ -81,6 +81,10 @@ Status Pool::charge(RequestRecord& record, Handle request, std::uint64_t bytes, 
   LevelNeeds needs;
   if (asks) {
     if (!table_.needs_of(record, request, bytes, needs)) return Status::request_closed;
+    if (needs.never != nullptr) {
+      blocked_on_quota(waiter, *needs.never);
+      return Status::quota_exceeded;
+    }
     if (record.kept && !passes(waiter, {Resource::kept, bytes})) return Status::waiters_ahead;
     const Subject holder = record.kept ? Subject{} : subject_of(request);
     if (!passes_quotas(needs, holder, waiter)) return Status::waiters_ahead;

@@ -143,10 +143,14 @@ bool RequestTable::needs_of(const RequestRecord& r, Handle handle, std::uint64_t
                             LevelNeeds& needs) const noexcept {
   const std::lock_guard lock(budget_mutex_);
   if (r.charged_for != handle.generation) return false;
-  for (Handle at = r.level; bytes != 0; ) {
+  for (Handle at = r.level; bytes != 0;) {
     const RequestRecord* level = budget_of(at);
     if (level == nullptr) break;
-    if (level->quota != 0 && (!level->kept || level->is_group)) needs.of[needs.count++] = {at, bytes};
+    if (level->quota != 0 && (!level->kept || level->is_group)) {
+      needs.of[needs.count] = {at, bytes};
+      if (bytes > level->quota) needs.never = &needs.of[needs.count];
+      ++needs.count;
+    }
     bytes = outward(*level, bytes);
     at = level->upper;
   }

@@ -41,6 +41,7 @@ struct LevelNeed {
 struct LevelNeeds {
   LevelNeed of[kMaxLevels];
   unsigned count = 0;
+  const LevelNeed* never = nullptr;  // one of these whose quota is lower
 };
 
 }  // namespace slabpool

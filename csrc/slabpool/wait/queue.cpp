@@ -387,7 +387,7 @@ void WaitQueue::wake_past_first(Subject of, std::uint64_t free, const Waiter* by
       const std::lock_guard lock(mutex_);
       const Waiter* first = first_of(quota);
       if (first == nullptr || first == by || first->blocked_on_.amount <= free) return;
-      if (seen == 0) needs = first->blocked_on_.amount;
+      needs = first->blocked_on_.amount;
       for (const Waiter* w = first->in_list_.next; w != nullptr && count < kBatch; w = w->in_list_.next)
         if (w != by && w->request.generation != 0 && same_place(w->blocked_on_, quota) &&
             w->blocked_on_.amount <= free &&
