@@ -48,7 +48,7 @@ enum {
   SLABPOOL_TIMED_OUT = 15,
   SLABPOOL_NO_ADDRESSES = 16, /* the address range has no run of the block's limit */
   SLABPOOL_DEVICE_LOST = 17,  /* the GPU failed, and no work on it succeeds any more */
-  SLABPOOL_TOO_DEEP = 19      /* more than eight requests with a quota or a reserve, one inside the other */
+  SLABPOOL_TOO_DEEP = 19 /* more than eight requests with a quota or a reserve, one inside the other */
 };
 
 /* What an acknowledgement changed. */
@@ -191,11 +191,12 @@ typedef struct slabpool_request_options {
   const uint32_t* devices;
   size_t device_count;
   slabpool_request parent; /* generation 0: none. A child's devices are some of its parent's */
-  uint64_t reserve;        /* bytes promised to the request; of a child out of its parent's, as far as those suffice */
-  uint64_t quota;          /* most bytes, children included; 0: no bound. A child is bound by its parent's too */
-  int64_t lease_ns;        /* how long a device may be silent; 0: for ever, and of a child its parent's */
-  int64_t timeout_ns;      /* how long to wait for the reserve; 0: not at all */
-  const char* file;        /* for reports; must outlive the pool */
+  uint64_t
+      reserve; /* bytes promised to the request; of a child out of its parent's, as far as those suffice */
+  uint64_t quota; /* most bytes, children included; 0: no bound. A child is bound by its parent's too */
+  int64_t lease_ns;   /* how long a device may be silent; 0: for ever, and of a child its parent's */
+  int64_t timeout_ns; /* how long to wait for the reserve; 0: not at all */
+  const char* file;   /* for reports; must outlive the pool */
   uint32_t line;
 } slabpool_request_options;
 

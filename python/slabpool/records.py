@@ -299,8 +299,8 @@ class SessionRecord(NamedTuple):
         if self.pinned:
             state += ", pinned"
         return (
-            f"session {show(self.session_id)}{of_group(self.group)}: {state}, {self.nbytes} bytes ({names}), opened at "
-            f"{short(self.opened_at, 100)} {self.age:.1f} s ago"
+            f"session {show(self.session_id)}{of_group(self.group)}: {state}, {self.nbytes} bytes ({names}), "
+            f"opened at {short(self.opened_at, 100)} {self.age:.1f} s ago"
         )
 
 
@@ -321,8 +321,8 @@ class GroupRecord(NamedTuple):
     """
 
     group_id: str | int | bytes
-    #: Bytes that count in its quota: what its requests hold, or are promised by a reserve of their own if that
-    #: is more, and what its sessions keep.
+    #: Bytes that count in its quota: what its requests hold, or are promised by a reserve of their own if
+    #: that is more, and what its sessions keep.
     nbytes: int
     #: Most bytes of these; None for no limit.
     quota: int | None

@@ -1,7 +1,8 @@
 """Waiting for the quota of a group: who stands in whose way, and what wakes a waiter.
 
-Invariants: nothing of a group overtakes a waiter of its own or a higher priority that the group's quota blocks;
-what is not of the group does; whatever gives bytes back to the group wakes its first waiter once it has enough.
+Invariants: nothing of a group overtakes a waiter of its own or a higher priority that the group's quota
+blocks; what is not of the group does. Whatever gives bytes back to the group wakes its first waiter once there
+are enough for it.
 """
 
 from __future__ import annotations
@@ -138,7 +139,9 @@ def test_a_waiter_needs_every_quota_around_it(pool: Pool, group: Group) -> None:
     late = group.request("late")
     with pytest.raises(QuotaExceededError, match="its quota of 112 KiB"):
         child.empty(116 * KiB, "u1", timeout=FAR)  # can never be
-    assert late.empty(32 * KiB, "u1").nbytes == 32 * KiB, "the parent's quota blocks the waiter, not the group's"
+    assert late.empty(32 * KiB, "u1").nbytes == 32 * KiB, (
+        "the parent's quota blocks the waiter, not the group's"
+    )
     sibling.close()
 
     def is_behind() -> bool:
@@ -172,14 +175,16 @@ def test_a_reserve_waits_for_the_quota_and_hears_that_the_group_is_closed(pool: 
         pool.group("small", quota="64KiB").request("r", reserve="128KiB", timeout=FAR)  # can never be
 
 
-def test_requests_that_hold_what_the_first_needs_pass_it_and_newcomers_do_not(pool: Pool, group: Group) -> None:
+def test_requests_that_hold_what_the_first_needs_pass_it_and_newcomers_do_not(
+    pool: Pool, group: Group
+) -> None:
     one, two, new = (group.request(name) for name in ("one", "two", "new"))
     one.empty(96 * KiB, "u1")
     two.empty(96 * KiB, "u1")
     first = Thread(pool, lambda: one.empty(128 * KiB, "u1", timeout=FAR).nbytes)
     with pytest.raises(QuotaExceededError):
         new.empty(4 * KiB, "u1", timeout=0.01)
-    # The first can have 128 KiB of 256 KiB only once the other request, which holds 96 KiB like itself, lets go.
+    # The first can have 128 KiB of 256 KiB only once the other request, which holds 96 KiB too, lets go.
     assert two.empty(32 * KiB, "u1", timeout=FAR).nbytes == 32 * KiB
     with pytest.raises(QuotaExceededError):
         new.empty(4 * KiB, "u1", timeout=0.01)

@@ -1,7 +1,7 @@
 """Groups: what is opened under one shares its bound; ids, closing, reports and the texts of refusals.
 
-Invariants: a call that is refused changes nothing; a group ends with the last request under it, and all that it
-set aside is back then.
+Invariants: a call that is refused changes nothing; a group ends with the last request under it, and all that
+it set aside is back then.
 """
 
 from __future__ import annotations
@@ -143,7 +143,9 @@ def test_nothing_is_opened_under_a_closed_group_and_it_ends_with_its_last_reques
         request = group.request("r", ["gpu0"])
     assert group.closed
     for call in (lambda: group.request("x"), lambda: group.session("x")):
-        with pytest.raises(RequestClosedError, match="group 'tenant' is closed: nothing can be opened under it"):
+        with pytest.raises(
+            RequestClosedError, match="group 'tenant' is closed: nothing can be opened under it"
+        ):
             call()
     request.empty(16 * KiB, "u1")  # it goes on, out of the reserve
     child = request.child(["gpu0"])
@@ -236,8 +238,11 @@ def test_what_is_promised_to_a_request_counts_in_the_quota_of_its_group(pool: Po
     with pool.group("tenant", quota="256KiB") as group:
         one = group.request("one", reserve="192KiB")
         assert group.stats().nbytes == 192 * KiB
-        with pytest.raises(QuotaExceededError, match=r"(?s)cannot reserve 128 KiB for request 'two' of group 'tenant': "
-                           r"group 'tenant' holds 192 KiB of its quota of 256 KiB; its largest: 'one' 0 bytes \+ 192 KiB"):
+        with pytest.raises(
+            QuotaExceededError,
+            match=r"(?s)cannot reserve 128 KiB for request 'two' of group 'tenant': "
+            r"group 'tenant' holds 192 KiB of its quota of 256 KiB; its largest: 'one' 0 bytes \+ 192 KiB",
+        ):
             group.request("two", reserve="128KiB")
         one.empty(128 * KiB, "u1")
         assert group.stats().nbytes == 192 * KiB, "out of what was counted"
@@ -275,7 +280,9 @@ def test_reports_name_the_group(pool: Pool) -> None:
     assert record == group.stats()._replace(age=record.age)
     assert record[:9] == ("tenant", 2 * PAGE, 512 * KiB, 64 * KiB, 56 * KiB, 1, 1, 3, False)
     assert record.opened_at.startswith(__file__)
-    assert str(record).startswith("group 'tenant': 8192 bytes of 512 KiB + 56 KiB set aside, 1 requests, 1 sessions")
+    assert str(record).startswith(
+        "group 'tenant': 8192 bytes of 512 KiB + 56 KiB set aside, 1 requests, 1 sessions"
+    )
     assert repr(group) == "<Group 'tenant': 8192 of 524288 bytes, 1 requests, 1 sessions>"
     request.ack("gpu0")
     session.close()
@@ -293,8 +300,8 @@ def test_a_refusal_names_the_largest_holders_of_the_group(pool: Pool) -> None:
             requests[0].empty(128 * KiB, "u1")
         text = str(caught.value)
         assert text.startswith(
-            "cannot allocate 128 KiB for request 'chat-0' generation 2 of group 'tenant': group 'tenant' holds 144 KiB "
-            "of its quota of 256 KiB; its largest: 'chat-7' 32 KiB, 'chat-6' 28 KiB"
+            "cannot allocate 128 KiB for request 'chat-0' generation 2 of group 'tenant': group 'tenant' "
+            "holds 144 KiB of its quota of 256 KiB; its largest: 'chat-7' 32 KiB, 'chat-6' 28 KiB"
         )
         assert "other" not in text
         assert text.endswith("and 3 more. Close some of them, or open the group with a larger quota=")
@@ -323,9 +330,9 @@ def test_a_child_has_a_budget_inside_its_parents(pool: Pool) -> None:
             with pytest.raises(QuotaExceededError, match="its quota of 16 KiB"):
                 step.empty(1, "u1")
             request.empty(48 * KiB, "u1")
-            with request.child(quota="64KiB") as other:
-                with pytest.raises(QuotaExceededError, match="request 'r' generation 1, around it, holds 64 KiB of its"):
-                    other.empty(1, "u1")
+            full = "request 'r' generation 1, around it, holds 64 KiB of its"
+            with request.child(quota="64KiB") as other, pytest.raises(QuotaExceededError, match=full):
+                other.empty(1, "u1")
         request.empty(16 * KiB, "u1")
     with pytest.raises(InvalidArgumentError, match=r"reserve \(8 KiB\) must not be larger than quota"):
         pool.request("r").child(quota=PAGE, reserve=2 * PAGE)
@@ -335,7 +342,8 @@ def test_a_reserve_that_a_quota_around_it_refuses_is_not_made(pool: Pool) -> Non
     with pool.request("r", quota="64KiB") as request:
         request.empty(48 * KiB, "u1")
         with pytest.raises(
-            QuotaExceededError, match="request 'r' generation 1, around it, holds 48 KiB of its quota of 64 KiB"
+            QuotaExceededError,
+            match="request 'r' generation 1, around it, holds 48 KiB of its quota of 64 KiB",
         ):
             request.child(reserve="32KiB")
         assert pool.stats().reserved == 0 and len(pool.requests()) == 1

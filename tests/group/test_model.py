@@ -4,10 +4,10 @@ Tensors have one size, that of a span, and the pool is never full, so the model 
 promise to the byte. A level is a group or a request with a quota or a reserve.
 
 Invariants, after every step:
-    what a level uses is the sum of what is charged in it and of what the levels below count for: what they use,
-    but no less than what is promised to them;
+    what a level uses is the sum of what is charged in it and of what the levels below count for: what they
+    use, but no less than what is promised to them;
     an allocation or a reserve is refused if, and only if, some level above has no room for it;
-    of each promise so much is left as was promised and is not drawn: nothing is lost, and nothing counts twice.
+    of each promise so much is left as was promised and is not drawn: nothing is lost or counted twice.
 At the end all is given back.
 """
 
@@ -155,7 +155,11 @@ class Levels(RuleBasedStateMachine):
         self.number += 1
         size = None if quota is None else quota * UNIT
         node = Node(
-            self.pool.group(self.number, quota=size, reserve=reserve * UNIT), None, quota, reserve, is_group=True
+            self.pool.group(self.number, quota=size, reserve=reserve * UNIT),
+            None,
+            quota,
+            reserve,
+            is_group=True,
         )
         node.start_promise()
         self._add(node)

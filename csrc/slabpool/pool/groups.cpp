@@ -6,9 +6,11 @@
 
 namespace slabpool {
 
-Status Pool::open_group(OpenSpec spec, Handle& group, Waiter* waiter) noexcept {
+Status Pool::open_group(OpenSpec spec, std::int32_t priority, Handle& group, Waiter* waiter) noexcept {
   spec.kept = spec.is_group = true;
-  return open(spec, group, waiter);
+  const Status status = open(spec, group, waiter);
+  if (status == Status::ok) table_.set_priority(group, priority);
+  return status;
 }
 
 namespace {

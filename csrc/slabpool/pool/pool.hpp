@@ -273,10 +273,10 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   Planned plan_return(Status status, const Shortage& shortage, Groups& groups) const noexcept;
 
   // ---- groups (groups.cpp)
-  // A record that the requests and sessions opened under it (OpenSpec::group) count in: `spec` has its id, quota, reserve,
-  // priority and where. An attempt, as open(). close_request(): nothing more is opened under it, and it ends with what is
+  // A record that the requests and sessions opened under it (OpenSpec::parent) count in: `spec` has its id, quota, reserve
+  // and where. An attempt, as open(). close_request(): nothing more is opened under it, and it ends with what is
   // under it. name_in_use: an open group has the id.
-  Status open_group(OpenSpec spec, Handle& group, Waiter* waiter) noexcept;
+  Status open_group(OpenSpec spec, std::int32_t priority, Handle& group, Waiter* waiter) noexcept;
   // Of all groups, the oldest first. Throws std::bad_alloc.
   std::vector<GroupInfo> groups();
   // False: it is over.

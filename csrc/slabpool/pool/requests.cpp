@@ -38,10 +38,10 @@ Status Pool::open(const OpenSpec& spec, Handle& handle, Waiter* waiter) noexcept
   const std::uint64_t promised = pages_for(spec.reserve) << kPageBits;
   std::uint64_t reserve = promised;  // what it needs beyond the promises around it
   LevelNeeds needs;
-  const std::optional<Handle>& above = spec.parent ? spec.parent : spec.group;
-  if (const RequestRecord* r = above && reserve != 0 ? table_.record(above->slot) : nullptr; r != nullptr) {
-    reserve = beyond(table_.reserve_of(*r, *above), promised);
-    (void)table_.needs_of(*r, *above, promised, needs);  // that it is closed is found below
+  if (const RequestRecord* r = spec.parent && reserve != 0 ? table_.record(spec.parent->slot) : nullptr;
+      r != nullptr) {
+    reserve = beyond(table_.reserve_of(*r, *spec.parent), promised);
+    (void)table_.needs_of(*r, *spec.parent, promised, needs);  // that it is closed is found below
     if (needs.never != nullptr) {
       blocked_on_quota(waiter, *needs.never);
       return Status::quota_exceeded;

@@ -5,13 +5,13 @@
 
 namespace slabpool {
 
-Status Pool::open_session(std::string_view id, std::uint64_t quota, SourceLocation where, Handle& session,
-                          std::optional<Handle> group) noexcept {
+Status Pool::open_session(std::string_view id, std::uint64_t quota, SourceLocation where,
+                          Handle& session, std::optional<Handle> group) noexcept {
   OpenSpec spec;
   spec.id = id;
   spec.quota = quota;
   spec.kept = true;
-  spec.group = group;
+  spec.parent = group;
   spec.where = where;
   return quota == 0 ? Status::invalid_argument : open(spec, session);
 }

@@ -93,8 +93,7 @@ Status Pool::charge(RequestRecord& record, Handle request, std::uint64_t bytes, 
   const Status status = table_.charge(record, request, bytes, reserve, refused);
   if (status == Status::quota_exceeded) blocked_on_quota(waiter, refused);
   if (status == Status::ok)
-    for (unsigned i = 0; i < needs.count; ++i)
-      queue_.has_charged(subject_of(needs.of[i].at), waiter);
+    for (unsigned i = 0; i < needs.count; ++i) queue_.has_charged(subject_of(needs.of[i].at), waiter);
   return status;
 }
 
@@ -132,7 +131,9 @@ Pool::Circle Pool::quota_circle(Subject of, Subject request, std::uint64_t needs
     if (wanted.amount <= quota.left && count + served < kMostInCircle)
       waiting[kMostInCircle - ++served] = handle;
   });
-  const auto too_much = [&](std::uint64_t held) { return needs > quota.bytes - std::min(quota.bytes, held); };
+  const auto too_much = [&](std::uint64_t held) {
+    return needs > quota.bytes - std::min(quota.bytes, held);
+  };
   for (std::uint32_t i = 1; i <= served; ++i)
     if (too_much(held_by(waiting[kMostInCircle - i]))) return Circle::no;
   std::uint64_t held = 0;

@@ -27,7 +27,8 @@ Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes
   return Status::ok;
 }
 
-void RequestTable::uncharge(RequestRecord& r, Handle handle, std::uint64_t bytes, Levels& back) noexcept {
+void RequestTable::uncharge(RequestRecord& r, Handle handle, std::uint64_t bytes,
+                            Levels& back) noexcept {
   const std::lock_guard lock(budget_mutex_);
   // Otherwise the request ended meanwhile, and its whole charge was returned then.
   if (r.charged_for != handle.generation) return;
@@ -115,7 +116,8 @@ bool RequestTable::charged_to(Handle session, Handle wanted) const noexcept {
   return false;
 }
 
-std::uint64_t RequestTable::over_quota(Handle handle, std::uint64_t bytes, Handle& level) const noexcept {
+std::uint64_t RequestTable::over_quota(Handle handle, std::uint64_t bytes,
+                                       Handle& level) const noexcept {
   const std::lock_guard budget_lock(budget_mutex_);
   const RequestRecord* r = budget_of(handle);
   if (r == nullptr) return 0;

@@ -22,23 +22,32 @@ bool RequestTable::has_group(std::string_view id) const noexcept {
   return false;
 }
 
-void RequestTable::join_group(RequestRecord& r, RequestRecord& group) noexcept {
-  r.group = group.slot + 1;
+// Takes a record into the group `above`, or that of its parent `above`, to which it is not linked yet.
+void RequestTable::join_group(RequestRecord& r, const RequestRecord& above, bool child) noexcept {
+  r.group = child ? above.group : above.slot + 1;
+  if (r.group == 0) return;
+  RequestRecord& group = *record(r.group - 1);
   ++group.pins;
-  if (r.parent_generation != 0) return;
-  ++(r.kept ? group.sessions : group.requests);
+  if (!child) ++(r.kept ? group.sessions : group.requests);
 }
 
 // Called by retire(), under the table's mutex.
 void RequestTable::leave_group(RequestRecord& r, ClaimedList& over) noexcept {
   RequestRecord& group = *record(r.group - 1);
-  SLABPOOL_ASSERT(group.is_group && group.pins != 0, "what is under a group pins it", group.slot, group.pins);
+  r.group = 0;
+  SLABPOOL_ASSERT(group.is_group && group.pins != 0, "what is under a group pins it", group.slot,
+                  group.pins);
   if (r.parent_generation == 0) --(r.kept ? group.sessions : group.requests);
   if (--group.pins != 0 || !group.host_left.load(std::memory_order_relaxed)) return;
   // As in unpin_all(). Pool::close(force) may have cleared the bit.
   const Handle handle = group.handle();
   if (holders(group.slot).leave(handle.generation, kHost) == HolderSet::Left::last)
     claim_into(group, handle, over);
+}
+
+void RequestTable::set_priority(Handle group, std::int32_t priority) noexcept {
+  const std::lock_guard lock(mutex_);
+  if (RequestRecord* r = live_record(group)) r->priority = priority;
 }
 
 RequestTable::Group RequestTable::group_figures(const RequestRecord& r) const noexcept {

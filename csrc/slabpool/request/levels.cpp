@@ -24,20 +24,24 @@ RequestRecord* RequestTable::budget_of(Handle level) const noexcept {
   return r != nullptr && r->charged_for == level.generation ? r : nullptr;
 }
 
-// `above`: the parent, or the group, or null.
+// Starts the budget of a record that has one, and takes it into its group. On failure nothing has changed.
 Status RequestTable::start_budget(RequestRecord& r, Handle self, const OpenSpec& spec,
                                   const RequestRecord* above, ReserveRef reserve,
                                   LevelNeed* refused) noexcept {
+  if (spec.is_group && above != nullptr) return Status::invalid_argument;
+  if (spec.is_group && has_group(spec.id)) return Status::name_in_use;
+  const bool child = above != nullptr && !above->is_group;
+  const std::lock_guard lock(budget_mutex_);
   Handle upper;
   std::uint32_t depth = 1;
   if (above != nullptr && above->has_budget.load(std::memory_order_relaxed)) {
-    const RequestRecord* level = above->charged_for == above->handle().generation ? budget_of(above->level) : nullptr;
+    const bool counts = above->charged_for == above->handle().generation;
+    const RequestRecord* level = counts ? budget_of(above->level) : nullptr;
     if (level == nullptr) return Status::request_closed;
     upper = above->level;
     depth = level->depth + 1;
   }
-  const bool is_level =
-      spec.quota != 0 || spec.reserve != 0 || spec.is_group || (spec.kept && !spec.parent);
+  const bool is_level = spec.quota != 0 || spec.reserve != 0 || spec.is_group || (spec.kept && !child);
   const std::uint64_t promised = pages_for(spec.reserve) << kPageBits;
   if (is_level) {
     if (depth > kMaxLevels) return Status::too_deep;
@@ -54,6 +58,8 @@ Status RequestTable::start_budget(RequestRecord& r, Handle self, const OpenSpec&
   r.reserve = reserve;
   r.promised = promised;
   r.charged = r.used = 0;
+  r.is_group = spec.is_group;
+  if (above != nullptr) join_group(r, *above, child);
   return Status::ok;
 }
 
@@ -116,10 +122,9 @@ ReserveRef RequestTable::nearest_reserve(Handle at) const noexcept {
 }
 
 ReserveRef RequestTable::reserve_above(const OpenSpec& spec) const noexcept {
-  const std::optional<Handle>& above = spec.parent ? spec.parent : spec.group;
-  const RequestRecord* r = above ? record(above->slot) : nullptr;
+  const RequestRecord* r = spec.parent ? record(spec.parent->slot) : nullptr;
   if (r == nullptr || !r->has_budget.load(std::memory_order_relaxed)) return {};
-  return reserve_of(*r, *above);
+  return reserve_of(*r, *spec.parent);
 }
 
 // Takes all that a record is charged off its levels: of a level, with all that counts in it.

@@ -30,14 +30,12 @@ namespace slabpool {
 struct OpenSpec {
   std::string_view id;
   std::span<const std::uint32_t> devices;
-  std::optional<Handle> parent;
-  std::optional<Handle> group;  // of a request without a parent, or a session
+  std::optional<Handle> parent;  // or the group that it is to be under
   std::uint64_t reserve = 0;
   std::uint64_t quota = 0;
   std::int64_t lease_ns = 0;
-  bool kept = false;  // memory that a session keeps: no id finds it, and it is counted apart
-  bool is_group = false;      // then `kept` too
-  std::int32_t priority = 0;  // of a group, for reports
+  bool kept = false;      // memory that a session keeps: no id finds it, and it is counted apart
+  bool is_group = false;  // then `kept` too
   SourceLocation where;
 };
 
@@ -76,7 +74,7 @@ struct alignas(64) RequestRecord {
   // without a block, which every record under it pins.
   bool is_group = false;
   std::int32_t priority = 0;
-  std::uint32_t group = 0;  // the one that it is under: slot + 1, 0 for none
+  std::uint32_t group = 0;     // the one that it is under: slot + 1, 0 for none
   std::uint32_t requests = 0;  // under this group, without children
   std::uint32_t sessions = 0;
 
@@ -113,9 +111,9 @@ struct alignas(64) RequestRecord {
   // The link of a ClaimedList. Used only by the thread that claimed the request, until it retires the request.
   RequestRecord* next_claimed = nullptr;
 
-  // Starts a new request in a free slot, not yet visible to any reader of `generation`. `parent` may be null.
+  // Starts a new request in a free slot, not yet visible to any reader of `generation`. `above`: its parent, its group, or null.
   // Throws std::bad_alloc, and then nothing has changed.
-  void reset(const OpenSpec& spec, const RequestRecord* of_parent, std::int64_t now_ns);
+  void reset(const OpenSpec& spec, const RequestRecord* above, std::int64_t now_ns);
 
   // The request that the record is about: the generation without its released mark.
   Handle handle() const noexcept {

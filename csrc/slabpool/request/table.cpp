@@ -51,7 +51,7 @@ RequestRecord* RequestTable::new_slot() {
 
 // ---- index by id: chains through the records, so that opening a request allocates nothing
 
-void RequestTable::index(RequestRecord& r) noexcept {
+inline void RequestTable::index(RequestRecord& r) noexcept {
   r.hash = std::hash<std::string_view>{}(r.id);
   if (r.is_group) [[unlikely]]
     r.hash = ~r.hash;  // so that no request's id finds it
@@ -62,7 +62,7 @@ void RequestTable::index(RequestRecord& r) noexcept {
   head = r.slot + 1;
 }
 
-void RequestTable::unindex(RequestRecord& r) noexcept {
+inline void RequestTable::unindex(RequestRecord& r) noexcept {
   (r.hash_prev != 0 ? record(r.hash_prev - 1)->hash_next : buckets_[r.hash % buckets_.size()]) =
       r.hash_next;
   if (r.hash_next != 0) record(r.hash_next - 1)->hash_prev = r.hash_prev;
@@ -117,7 +117,6 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
       first |= bit.mask;
     }
   }
-  if (spec.group && (spec.parent || spec.is_group)) return Status::invalid_argument;
   ReserveRef reserve;
   if (spec.reserve != 0) {
     reserve = depot_.open_reserve(pages_for(spec.reserve), reserve_above(spec));
@@ -134,39 +133,29 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
       if (slot != nullptr) table.free_slots_.push(slot->slot);
     }
   } undo{*this, reserve};
-  RequestRecord* parent = nullptr;
-  RequestRecord* group = nullptr;
+  RequestRecord* above = nullptr;
   if (spec.parent) {
-    parent = live_record(*spec.parent);
-    if (parent == nullptr || parent->host_left || parent->is_group) return Status::request_closed;
-    if (parent->group != 0) [[unlikely]]
-      group = record(parent->group - 1);
-    if (spec.kept && !parent->kept) return Status::invalid_argument;
+    above = live_record(*spec.parent);
+    if (above == nullptr || above->host_left) return Status::request_closed;
+    if (spec.kept && !above->kept) return Status::invalid_argument;
+    // A group has no devices, and what is under it names any.
     for (const std::uint32_t device : spec.devices) {
-      if (!holders(parent->slot).holds(spec.parent->generation, device_bit(device)))
+      if (!holders(above->slot).holds(spec.parent->generation, device_bit(device)) && !above->is_group)
         return Status::unknown_device;
     }
   }
-  if (spec.group) [[unlikely]] {
-    group = live_record(*spec.group);
-    if (group == nullptr || group->host_left || !group->is_group) return Status::request_closed;
-  }
-  if (spec.is_group && has_group(spec.id)) [[unlikely]]
-    return Status::name_in_use;
   if (next_generation_ > kMaxGeneration) return Status::too_many_requests;  // never one twice
   RequestRecord* r = new_slot();
   if (r == nullptr) return Status::too_many_requests;
   undo.slot = r;
   if (more && !more_.open(r->slot, r->slot + 1)) throw std::bad_alloc();
-  r->reset(spec, parent, now_ns);
+  r->reset(spec, above, now_ns);
   const Handle made{r->slot, next_generation_++};
   HolderSet set = holders(r->slot);
   set.open(made.generation, first);
   if (more && !add_more(set, made.generation, spec.devices)) return Status::duplicate_device;
   if (r->has_budget.load(std::memory_order_relaxed)) {
-    const std::lock_guard budget_lock(budget_mutex_);
-    const Status status =
-        start_budget(*r, made, spec, parent != nullptr ? parent : group, reserve, refused);
+    const Status status = start_budget(*r, made, spec, above, reserve, refused);
     if (status != Status::ok) {
       set.cut(made.generation);
       return status;
@@ -184,16 +173,14 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
   // Release: a reader of this nonce no longer finds the generation before it.
   slots_[r->slot].nonce.store(nonce(made.generation), std::memory_order_release);
   slots_[r->slot].generation.store(made.generation, std::memory_order_release);
-  if (parent != nullptr) {
-    link_child(*r, *parent, spec.parent->generation);
+  if (above != nullptr && !above->is_group) {
+    link_child(*r, *above, spec.parent->generation);
     for (const std::uint32_t device : spec.devices) {
-      if (!holders(parent->slot).holds_now(spec.parent->generation, device_bit(device)))
+      if (!holders(above->slot).holds_now(spec.parent->generation, device_bit(device)))
         (void)set.leave(made.generation, device_bit(device));  // never the last: the host holds
     }
   }
   if (r->lease_ns != 0) leased_.fetch_add(1, std::memory_order_relaxed);
-  if (group != nullptr) [[unlikely]]
-    join_group(*r, *group);
   if (r->kept) {
     if (r->is_session()) ++sessions_;
     if (r->is_group) index(*r);
@@ -332,7 +319,10 @@ void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
     (r.host_left ? draining_ : open_).fetch_sub(1, std::memory_order_relaxed);
   } else if (r.is_session()) {
     --sessions_;
-    if (r.is_group) unindex(r);
+    if (r.is_group) {
+      unindex(r);
+      r.is_group = false;
+    }
   }
   if (!r.pinned.empty()) [[unlikely]]
     unpin_all(r, over);

@@ -155,6 +155,7 @@ class RequestTable {
   }
 
   // ---- groups (groups.cpp)
+  void set_priority(Handle group, std::int32_t priority) noexcept;  // for reports
   struct Group {
     std::uint64_t used = 0;
     std::uint64_t quota = 0;     // 0: none
@@ -311,9 +312,8 @@ class RequestTable {
   }
   RequestRecord* live_record(Handle handle) const noexcept;  // null if the request is over
   // The calls from here to forget_charge() are under the budget mutex.
-  RequestRecord* budget_of(Handle level) const noexcept;  // null once the budget was returned, or without one
-  Status start_budget(RequestRecord& r, Handle self, const OpenSpec& spec, const RequestRecord* above,
-                      ReserveRef reserve, LevelNeed* refused) noexcept;
+  RequestRecord* budget_of(
+      Handle level) const noexcept;  // null once the budget was returned, or without one
   Status check(Handle level, std::uint64_t bytes, LevelNeed& refused) const noexcept;
   void add(Handle level, std::uint64_t bytes) noexcept;
   void subtract(Handle level, std::uint64_t bytes, Levels& back) noexcept;
@@ -325,8 +325,8 @@ class RequestTable {
   static bool add_more(HolderSet set, std::uint64_t generation,
                        std::span<const std::uint32_t> devices) noexcept;
   void free_slot(RequestRecord& record) noexcept;  // under mutex_
-  void index(RequestRecord& record) noexcept;
-  void unindex(RequestRecord& record) noexcept;
+  [[gnu::always_inline]] void index(RequestRecord& record) noexcept;
+  [[gnu::always_inline]] void unindex(RequestRecord& record) noexcept;
   void link_child(RequestRecord& child, RequestRecord& parent, std::uint64_t parent_generation) noexcept;
   void unlink_child(RequestRecord& record) noexcept;
   template <typename F>
@@ -349,9 +349,12 @@ class RequestTable {
     draining_.fetch_add(1, std::memory_order_relaxed);
   }
   [[gnu::noinline]] void list_idle(RequestRecord& session) noexcept;
-  ReserveRef reserve_above(const OpenSpec& spec) const noexcept;
+  [[gnu::noinline]] Status start_budget(RequestRecord& r, Handle self, const OpenSpec& spec,
+                                        const RequestRecord* above, ReserveRef reserve,
+                                        LevelNeed* refused) noexcept;  // under mutex_
+  [[gnu::noinline]] ReserveRef reserve_above(const OpenSpec& spec) const noexcept;
   bool has_group(std::string_view id) const noexcept;
-  void join_group(RequestRecord& r, RequestRecord& group) noexcept;
+  void join_group(RequestRecord& r, const RequestRecord& above, bool child) noexcept;
   [[gnu::noinline]] void leave_group(RequestRecord& r, ClaimedList& over) noexcept;
 
   Depot& depot_;

@@ -81,8 +81,8 @@ void Reserves::close(ReserveRef ref) noexcept {
 }
 
 void Reserves::retire(Reserve& reserve) noexcept {
-  SLABPOOL_ASSERT(reserve.pages_left == 0 && reserve.arenas == nullptr, "a promise that is over has nothing",
-                  reserve.pages_left);
+  SLABPOOL_ASSERT(reserve.pages_left == 0 && reserve.arenas == nullptr,
+                  "a promise that is over has nothing", reserve.pages_left);
   reserve = {};
   reserve.next_spare = spare_;
   spare_ = &reserve;

@@ -1,6 +1,6 @@
 # slabpool/request/*.hpp: handles on requests, and what opening one takes.
 
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp cimport bool
 from libcpp.optional cimport optional
 from libcpp.string cimport string
@@ -63,9 +63,7 @@ cdef extern from "slabpool/request/table.hpp" namespace "slabpool" nogil:
         string_view id
         device_span devices
         optional[Handle] parent
-        optional[Handle] group
         uint64_t reserve
         uint64_t quota
         int64_t lease_ns
-        int32_t priority
         SourceLocation where

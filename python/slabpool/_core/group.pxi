@@ -10,7 +10,7 @@ cdef struct _GroupOpening:
 
 cdef Status _attempt_group(Core core, void* job, Waiter* waiter) noexcept:
     cdef _GroupOpening* opening = <_GroupOpening*>job
-    return core.pool.open_group(opening.spec[0], opening.handle[0], waiter)
+    return core.pool.open_group(opening.spec[0], waiter.priority, opening.handle[0], waiter)
 
 
 @cython.final
@@ -48,7 +48,6 @@ cdef object open_group(object pool, Core core, Devices names, object group_id, o
     cdef bytes key = b"k" + len(name).to_bytes(4, "little") + name
     cdef Wait wait = wait_of(core, patience(None, priority), None)
     spec.id = view_of(key)
-    spec.priority = wait.waiter.priority
     if reserve is not None:
         spec.reserve = parse_size(reserve, "reserve", least=0, most=1 << 62)
     if quota is not None:
@@ -67,7 +66,7 @@ cdef object open_group(object pool, Core core, Devices names, object group_id, o
     hold.core = core
     hold.handle = handle
     hold.key = key
-    hold.priority = spec.priority
+    hold.priority = wait.waiter.priority
     hold.id = plain_name(group_id)
     group.hold = hold
     group.pool = pool
@@ -118,8 +117,8 @@ cdef class Group:
     ...         try:
     ...             other.zeros(768 << 10, "u1")
     ...         except slabpool.QuotaExceededError as error:
-    ...             print(str(error)[:78])
-    cannot allocate 768 KiB for request 'chat-43' generation 3: group 'tenant-a' h
+    ...             print(str(error).partition(": ")[2][:58])
+    group 'tenant-a' holds 768 KiB of its quota of 1 MiB; its
     """
 
     cdef readonly GroupHold hold

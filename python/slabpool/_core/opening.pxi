@@ -60,7 +60,7 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
         spec.parent = parent.handle
         group = parent.hold
     elif group is not None:
-        spec.group = group.handle
+        spec.parent = group.handle
     if opened_at is None:
         spec.where = caller(core)
     else:

@@ -337,18 +337,23 @@ def _quota(
     if refuser is not None and refuser[0] == "group":
         return f"{begin}{group_use(pool_of, refuser)}{ahead(wait)} {MORE_OF_GROUP}"
     if refuser is not None and named is not None and refuser[2] != named[1]:
-        around = f"request {show(refuser[1])} generation {refuser[2]}, around it, holds {show_size(refuser[4])} of its"
-        return (
-            f"{begin}{around} quota of {show_size(refuser[3])}, its children included.{ahead(wait)} "
-            "Open that with a larger quota="
-        )
+        return f"{begin}{around_use(refuser)}{ahead(wait)} Open that with a larger quota="
     return (
-        f"{begin}its quota of {show_size(quota or 0)} would be exceeded; it holds {show_size(nbytes)} itself, "
-        f"and its children and parent count too.{ahead(wait)} Open it with a larger quota="
+        f"{begin}its quota of {show_size(quota or 0)} would be exceeded; it holds {show_size(nbytes)} "
+        f"itself, and its children and parent count too.{ahead(wait)} Open it with a larger quota="
     )
 
 
 MORE_OF_GROUP = "Close some of them, or open the group with a larger quota="
+
+
+def around_use(refuser: tuple[str, object, int, int, int]) -> str:
+    """What a request around another one has used of its quota."""
+    _, id, generation, quota, used = refuser
+    return (
+        f"request {show(id)} generation {generation}, around it, holds {show_size(used)} of its quota of "
+        f"{show_size(quota)}, its children included."
+    )
 
 
 def group_use(pool_of: weakref.ref[Pool], refuser: tuple[str, object, int, int, int]) -> str:

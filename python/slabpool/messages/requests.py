@@ -25,6 +25,7 @@ from slabpool.messages.pool import (
     MORE_OF_GROUP,
     Refuser,
     ahead,
+    around_use,
     group_use,
     held_at,
     names,
@@ -35,7 +36,6 @@ from slabpool.messages.pool import (
     usage_at,
     waited,
 )
-
 from slabpool.records import of_group
 
 if TYPE_CHECKING:
@@ -67,23 +67,20 @@ def _no_quota(
     wait: Wait,
     refuser: Refuser,
 ) -> str:
-    begin = f"cannot reserve {show_size(reserve)} for request {show(request_id)}{of_group(group_id)}{waited(wait)}: "
+    what = f"request {show(request_id)}{of_group(group_id)}"
+    begin = f"cannot reserve {show_size(reserve)} for {what}{waited(wait)}: "
     if refuser is None:
         return f"{begin}a quota around it has no room.{ahead(wait)} Ask for less, or wait with timeout="
-    kind, id, generation, quota, used = refuser
-    if kind == "group":
+    if refuser[0] == "group":
         return f"{begin}{group_use(pool_of, refuser)}{ahead(wait)} {MORE_OF_GROUP}"
-    return (
-        f"{begin}request {show(id)} generation {generation}, around it, holds {show_size(used)} of its quota of "
-        f"{show_size(quota)}, its children included.{ahead(wait)} Open that with a larger quota="
-    )
+    return f"{begin}{around_use(refuser)}{ahead(wait)} Open that with a larger quota="
 
 
 def group_closed(group_id: object) -> NoReturn:
     """Raises for a request or session under a group that is closed."""
     raise RequestClosedError(
-        f"group {show(group_id)} is closed: nothing can be opened under it. pool.group({show(group_id)}) opens a "
-        "new one"
+        f"group {show(group_id)} is closed: nothing can be opened under it. "
+        f"pool.group({show(group_id)}) opens a new one"
     )
 
 
@@ -95,7 +92,8 @@ def group_failed(
     what = f"group {show(group_id)}"
     if status == StatusCode.NAME_IN_USE:
         raise NameInUseError(
-            f"{what} is open in pool {show(pool.name)} already. Use the Group object that opened it, or close that first"
+            f"{what} is open in pool {show(pool.name)} already. Use the Group that opened it, or close "
+            "that first"
         )
     if status == StatusCode.INVALID_ARGUMENT:
         raise InvalidArgumentError(
@@ -103,8 +101,8 @@ def group_failed(
         )
     if status == StatusCode.TOO_LARGE:
         raise TensorTooLargeError(
-            f"cannot reserve {show_size(reserve)} for {what}: larger than the capacity of pool {show(pool.name)}, "
-            f"{show_size(pool.capacity)}. Make the pool larger or the reserve smaller"
+            f"cannot reserve {show_size(reserve)} for {what}: larger than the capacity of pool "
+            f"{show(pool.name)}, {show_size(pool.capacity)}. Make the pool larger or the reserve smaller"
         )
     if status == StatusCode.EXHAUSTED:
         raise PoolExhausted.later(
@@ -135,8 +133,8 @@ def open_failed(
         )  # fmt: skip
     if status == StatusCode.TOO_DEEP:
         raise InvalidArgumentError(
-            f"request {show(request_id)} cannot have a quota= or reserve=: it is inside of eight requests that have "
-            "one (a group counts, too). Open it without, or outside of some of them"
+            f"request {show(request_id)} cannot have a quota= or reserve=: it is inside of eight requests "
+            "that have one (a group counts, too). Open it without, or outside of some of them"
         )
     what = f"request {show(request_id)}{of_group(None if group is None else group.id)}"
     if status == StatusCode.DUPLICATE_DEVICE:

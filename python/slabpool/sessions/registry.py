@@ -283,7 +283,7 @@ class Sessions:
             if plan[0] != NOTHING:
                 return plan
             messages.group_exceeded(pool, state, name, nbytes)
-        messages.budget_exceeded(state, name, nbytes)
+        return messages.budget_exceeded(state, name, nbytes)
 
     def _forget(self, block: Block) -> None:
         block.names -= 1

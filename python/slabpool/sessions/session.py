@@ -159,9 +159,7 @@ class Session:
             request = await async_wait.served(
                 self._pool,
                 wait,
-                lambda wait: self._pool._open_turn(
-                    self._state.id, *options, wait, where, self._state.group
-                ),
+                lambda wait: self._pool._open_turn(self._state.id, *options, wait, where, self._state.group),
                 timeout,
             )
         return self._sessions.turn_opened(self._state, request)

@@ -94,8 +94,8 @@ class State:
     """One session: living until `lost` says how it ended. While it is `leaving` its tensors can be read."""
 
     __slots__ = (
-        "born_ns", "face", "group", "id", "key", "leaving", "lost", "lost_for", "lost_ns", "on_evict", "opened_at",
-        "opening", "pins", "priority", "shelf", "tensors", "touched_ns", "ttl",
+        "born_ns", "face", "group", "id", "key", "leaving", "lost", "lost_for", "lost_ns", "on_evict",
+        "opened_at", "opening", "pins", "priority", "shelf", "tensors", "touched_ns", "ttl",
     )  # fmt: skip
 
     def __init__(

@@ -29,7 +29,7 @@ class LevelsTest : public test::TableFixture {
                    bool kept = false, const std::vector<std::uint32_t>& on = {}) {
     OpenSpec spec;
     spec.id = "sa";
-    spec.group = group;
+    spec.parent = group;
     spec.devices = on;
     spec.reserve = reserve;
     spec.quota = quota;
@@ -166,7 +166,6 @@ TEST_F(LevelsTest, AGroupEndsWithTheLastUnderIt) {
   EXPECT_FALSE(table.is_over(top));
   Handle none;
   EXPECT_EQ(try_under(none, top), Status::request_closed);
-  EXPECT_EQ(try_open(none, "sa", {}, top), Status::request_closed) << "no parent";
   EXPECT_EQ(charge(child, 1000), Status::ok) << "its budget lasts";
   close(session);
   close(request);
@@ -207,11 +206,10 @@ TEST_F(LevelsTest, ChargesAreExactWhileRequestsEnd) {
     for (int i = 0; i < test::rounds(2'000); ++i) {
       OpenSpec spec;
       spec.id = "sa";
-      spec.group = top;
+      spec.parent = top;
       spec.quota = 50'000;
       Handle parent;
       ASSERT_EQ(table.open(spec, 0, parent), Status::ok);
-      spec.group = {};
       spec.parent = parent;
       spec.quota = random() % 2 * 30'000;
       Handle child;

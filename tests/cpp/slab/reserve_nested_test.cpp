@@ -26,7 +26,9 @@ class NestedReserve : public testing::Test {
     if (block != nullptr) block->start(1);
     return block;
   }
-  Block* page(ReserveRef reserve) { return started(depot.take_reserved(reserve, bin_of(kPageSize), 64).chain); }
+  Block* page(ReserveRef reserve) {
+    return started(depot.take_reserved(reserve, bin_of(kPageSize), 64).chain);
+  }
   Block* span(std::uint64_t pages, ReserveRef reserve = {}) {
     return started(depot.take_span(pages << kPageBits, 1, Depot::Effort::hard, reserve).chain);
   }
