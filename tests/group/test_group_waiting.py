@@ -1,8 +1,8 @@
 """Waiting for the quota of a group: who stands in whose way, and what wakes a waiter.
 
 Invariants: nothing of a group overtakes a waiter of its own or a higher priority that the group's quota
-blocks; what is not of the group does. Whatever gives bytes back to the group wakes its first waiter once there
-are enough for it.
+blocks; what is not of the group does. Whatever gives bytes back to the group wakes its first waiter once that
+many are left.
 """
 
 from __future__ import annotations

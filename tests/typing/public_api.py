@@ -450,18 +450,26 @@ def open_sessions(pool: slabpool.Pool) -> None:
 def open_groups(pool: slabpool.Pool) -> None:
     group = pool.group("tenant-a", quota="1MiB", reserve=4096, priority=1)
     assert_type(group, slabpool.Group)
+    use_group(group)
+    for record in pool.groups():
+        read_group(record)
+
+
+def use_group(group: slabpool.Group) -> None:
     assert_type(group.id, str | int | bytes)
     assert_type((group.quota, group.reserve, group.priority), tuple[int | None, int, int])
     with group, group.request("r", ["gpu0"], reserve=1, quota="64KiB", lease=1, timeout=1, priority=2) as req:
         assert_type(req, slabpool.Request)
-        assert_type(req.group, str | int | bytes | None)
-        assert_type(req.child(reserve=1, quota=4096, lease=1), slabpool.Request)
-        assert_type(group.session("s", budget=4096, ttl=1, priority=1).group, str | int | bytes | None)
+        assert_type(group.session("s", budget=4096, ttl=1, priority=1), slabpool.Session)
+        use_child(req)
     group.close()
     assert_type(group.closed, bool)
     read_group(group.stats())
-    for record in pool.groups():
-        read_group(record)
+
+
+def use_child(req: slabpool.Request) -> None:
+    assert_type(req.group, str | int | bytes | None)
+    assert_type(req.child(reserve=1, quota=4096, lease=1), slabpool.Request)
 
 
 def read_group(record: slabpool.GroupRecord) -> None:
@@ -491,6 +499,7 @@ def use_session(pool: slabpool.Pool, session: slabpool.Session) -> None:
         session.keep("grows", turn.growable((0, 8), limit=64))
         assert_type(turn.ack("gpu0"), slabpool.Ack)
     assert_type(session.id, str | int | bytes)
+    assert_type(session.group, str | int | bytes | None)
     assert_type(session.ttl, float | None)
     assert_type(session.budget, int | None)
     assert_type(session.nbytes, int)

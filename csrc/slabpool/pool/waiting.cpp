@@ -106,7 +106,7 @@ void Pool::uncharge(RequestRecord& record, Handle request, std::uint64_t bytes) 
 
 bool Pool::holds_needed(Subject of, Subject request, std::uint64_t needs) noexcept {
   const RequestRecord* record = table_.record(request.slot);
-  if (record == nullptr || record->kept) return false;
+  if (record == nullptr) return false;
   const std::uint64_t quota = table_.quota_of({of.slot, of.generation}).bytes;
   return needs > quota - std::min(quota, table_.charged_of(*record, {request.slot, request.generation}));
 }
@@ -114,7 +114,7 @@ bool Pool::holds_needed(Subject of, Subject request, std::uint64_t needs) noexce
 Pool::Circle Pool::quota_circle(Subject of, Subject request, std::uint64_t needs) noexcept {
   const auto held_by = [&](Handle handle) {
     const RequestRecord* record = table_.record(handle.slot);
-    return record == nullptr || record->kept ? 0 : table_.charged_of(*record, handle);
+    return record == nullptr ? 0 : table_.charged_of(*record, handle);
   };
   if (held_by({request.slot, request.generation}) == 0) return Circle::nothing;
   const RequestTable::Quota quota = table_.quota_of({of.slot, of.generation});

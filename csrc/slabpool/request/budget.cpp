@@ -55,7 +55,7 @@ void RequestTable::return_budget(RequestRecord& r, Levels& back) noexcept {
 
 std::uint64_t RequestTable::charged_of(const RequestRecord& r, Handle handle) const noexcept {
   const std::lock_guard lock(budget_mutex_);
-  return r.charged_for == handle.generation ? std::max(r.charged, r.promised) : 0;
+  return r.charged_for == handle.generation && !r.kept ? std::max(r.charged, r.promised) : 0;
 }
 
 RequestTable::Quota RequestTable::quota_of(Handle level) const noexcept {

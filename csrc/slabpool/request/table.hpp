@@ -132,7 +132,7 @@ class RequestTable {
   // What charge() would need of each quota. False once the budget was returned.
   bool needs_of(const RequestRecord& record, Handle handle, std::uint64_t bytes,
                 LevelNeeds& needs) const noexcept;
-  // What such a request is charged, or promised if that is more, without its descendants.
+  // What such a request is charged, or promised if that is more, without its descendants. 0 of what a session keeps.
   std::uint64_t charged_of(const RequestRecord& record, Handle handle) const noexcept;
   // The quota of a level, and what is left of it; both are all bytes if it has none, or is over.
   struct Quota {

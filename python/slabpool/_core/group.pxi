@@ -121,7 +121,7 @@ cdef class Group:
     group 'tenant-a' holds 768 KiB of its quota of 1 MiB; its
     """
 
-    cdef readonly GroupHold hold
+    cdef GroupHold hold
     cdef object pool
     cdef Devices devices
     cdef readonly object quota

@@ -24,7 +24,7 @@ cdef class Request:
     cdef readonly object id
     cdef readonly object parent
     cdef readonly object quota  # its own, or that of its parent
-    cdef readonly GroupHold hold  # of the group that it is under, or None
+    cdef GroupHold hold         # of the group that it is under, or None
     cdef readonly int priority  # of what it allocates, where the call names none
     cdef tuple named            # devices named when opened or added: tells a late ack from one of an unknown device
     cdef uint64_t named_mask    # the numbers of those below 64, as bits: answers most acks without the tuple
