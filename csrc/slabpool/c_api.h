@@ -47,7 +47,8 @@ enum {
   SLABPOOL_FORKED = 14, /* the pool belongs to the parent process */
   SLABPOOL_TIMED_OUT = 15,
   SLABPOOL_NO_ADDRESSES = 16, /* the address range has no run of the block's limit */
-  SLABPOOL_DEVICE_LOST = 17   /* the GPU failed, and no work on it succeeds any more */
+  SLABPOOL_DEVICE_LOST = 17,  /* the GPU failed, and no work on it succeeds any more */
+  SLABPOOL_TOO_DEEP = 19 /* more than eight requests with a quota or a reserve, one inside the other */
 };
 
 /* What an acknowledgement changed. */
@@ -190,16 +191,18 @@ typedef struct slabpool_request_options {
   const uint32_t* devices;
   size_t device_count;
   slabpool_request parent; /* generation 0: none. A child's devices are some of its parent's */
-  uint64_t reserve;        /* bytes promised to the request; not for a child */
-  uint64_t quota;          /* most bytes; 0: no bound; not for a child */
-  int64_t lease_ns;        /* how long a device may be silent; 0: for ever. A child has its parent's */
-  int64_t timeout_ns;      /* how long to wait for the reserve; 0: not at all */
-  const char* file;        /* for reports; must outlive the pool */
+  uint64_t
+      reserve; /* bytes promised to the request; of a child out of its parent's, as far as those suffice */
+  uint64_t quota; /* most bytes, children included; 0: no bound. A child is bound by its parent's too */
+  int64_t lease_ns;   /* how long a device may be silent; 0: for ever, and of a child its parent's */
+  int64_t timeout_ns; /* how long to wait for the reserve; 0: not at all */
+  const char* file;   /* for reports; must outlive the pool */
   uint32_t line;
 } slabpool_request_options;
 
 /* Opens a request that the host and the devices hold. The same id again is another generation of it.
- * exhausted: the reserve is not available, or not in time. too_large: waiting cannot help. unknown_device: a number
+ * exhausted: the reserve is not available, or not in time. quota_exceeded: by the reserve, that of a parent. too_deep.
+ * too_large: waiting cannot help. unknown_device: a number
  * that no name has, or for a child a device that does not hold its parent. duplicate_device. request_closed: the
  * parent. too_many_requests: 65,536 are alive. pool_closed. */
 SLABPOOL_API slabpool_status slabpool_request_open(slabpool_pool* pool,

@@ -20,7 +20,7 @@ from slabpool._core import hooks as _hooks
 from slabpool._core.active import active_request
 from slabpool._core.device_array import DeviceArray, device_pointer
 from slabpool._core.pool import Pool
-from slabpool._core.request import Request
+from slabpool._core.request import Group, Request
 from slabpool._core.shared import Peer, TensorRef
 from slabpool._core.tensors import GrowableTensor, Layout, Tensors
 from slabpool.errors import (
@@ -56,6 +56,7 @@ from slabpool.records import (
     Ack,
     Corruption,
     Event,
+    GroupRecord,
     NumpyUsage,
     RequestRecord,
     RequestState,
@@ -131,6 +132,8 @@ __all__ = [
     "DuplicateDeviceError",
     "Event",
     "ForkedPoolError",
+    "Group",
+    "GroupRecord",
     "GrowableTensor",
     "InvalidArgumentError",
     "InvalidReferenceError",

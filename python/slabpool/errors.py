@@ -7,7 +7,10 @@ ValueError or TypeError. When an error is raised, the pool is as it was before t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _args: Any = BaseException.__dict__["args"]  # the slot that str(), repr() and pickle read
 
@@ -76,19 +79,15 @@ class DuplicateDeviceError(InvalidArgumentError):
     """The same device is named twice for one request."""
 
 
-class PoolExhausted(SlabpoolError, MemoryError):
-    """The pool has no memory for this now, or got none within the timeout. No live memory was evicted.
-
-    The message is made when it is first read, of what the pool was like when it refused. Raising and catching
-    the error takes the same few microseconds however many requests are open.
-    """
+class _Late(SlabpoolError):
+    """Errors whose message is made when it is first read."""
 
     def __init__(self, *args: object) -> None:
         if not (args and type(args[0]) is LateText):  # BaseException.__new__ has stored that one
             super().__init__(*args)
 
     @classmethod
-    def later(cls, make: Callable[..., str], *facts: object) -> PoolExhausted:
+    def later(cls, make: Callable[..., str], *facts: object) -> Self:
         """The error whose message ``make(*facts)`` returns when it is read."""
         return cls(LateText(make, *facts))
 
@@ -102,6 +101,14 @@ class PoolExhausted(SlabpoolError, MemoryError):
         _args.__set__(self, args)
 
 
+class PoolExhausted(_Late, MemoryError):
+    """The pool has no memory for this now, or got none within the timeout. No live memory was evicted.
+
+    The message is made when it is first read, of what the pool was like when it refused. Raising and catching
+    the error takes the same few microseconds however many requests are open.
+    """
+
+
 class TensorTooLargeError(PoolExhausted, ValueError):
     """The pool can never serve this, because it is larger than the capacity."""
 
@@ -113,8 +120,12 @@ class MemoryLimitError(SlabpoolError, MemoryError):
     """
 
 
-class QuotaExceededError(SlabpoolError, MemoryError):
-    """The allocation would exceed the request's own budget."""
+class QuotaExceededError(_Late, MemoryError):
+    """A quota has no room: the request's own, one around it, its group's, or a budget of sessions.
+
+    The message names what refused, how much of its quota it has used, and for a group the largest holders at
+    the time when the message is read.
+    """
 
 
 class UnknownDeviceError(SlabpoolError, LookupError):
@@ -153,7 +164,7 @@ class SystemRefusedError(SlabpoolError, OSError):
 
 
 class NameInUseError(InvalidArgumentError):
-    """A shared pool with this name exists already, in this process or in another one."""
+    """A shared pool with this name exists already, in this process or in another one; or a group is open."""
 
 
 class DeviceAttachedError(SlabpoolError, RuntimeError):

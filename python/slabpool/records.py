@@ -189,6 +189,8 @@ class RequestRecord(NamedTuple):
     #: Bytes that its ``reserve=`` sets aside and that neither it nor its children have drawn. They go back to
     #: the pool when the host closes it.
     reserved: int = 0
+    #: Id of the group that it is under; None without one.
+    group: str | int | bytes | None = None
 
     def __repr__(self) -> str:
         return (
@@ -197,22 +199,29 @@ class RequestRecord(NamedTuple):
             f"pending={_few_names(self.pending)}, live_views={self.live_views}, "
             f"opened_at={short(repr(self.opened_at), 100)}, parent={self.parent}, "
             f"kept_as={None if self.kept_as is None else show(self.kept_as)}, "
-            f"behind_stream={_few_names(self.behind_stream)}, reserved={self.reserved})"
+            f"behind_stream={_few_names(self.behind_stream)}, reserved={self.reserved}, "
+            f"group={show(self.group)})"
         )
 
     def __str__(self) -> str:
         if self.kept_as is not None:
             return (
-                f"session {show(self.request_id)} keeps {show(self.kept_as)} "
+                f"session {show(self.request_id)}{of_group(self.group)} keeps {show(self.kept_as)} "
                 f"(generation {self.generation}, {self.state.value}): {self.nbytes} bytes for "
                 f"{self.age:.1f} s, {self.live_views} live views, kept at {short(self.opened_at, 100)}"
             )
         waiting = waits_for(self.pending, self.behind_stream) or "no device"
         return (
-            f"request {show(self.request_id)} generation {self.generation} ({self.state.value}): "
+            f"request {show(self.request_id)} generation {self.generation}{of_group(self.group)} "
+            f"({self.state.value}): "
             f"{self.nbytes} bytes{set_aside(self.reserved)} for {self.age:.1f} s, waits for {waiting}, "
             f"{self.live_views} live views, opened at {short(self.opened_at, 100)}"
         )
+
+
+def of_group(group: object) -> str:
+    """The group of a request, for a message; empty without one."""
+    return "" if group is None else f" of group {show(group)}"
 
 
 def set_aside(reserved: int) -> str:
@@ -271,6 +280,8 @@ class SessionRecord(NamedTuple):
     age: float
     #: ``file:line`` that opened it.
     opened_at: str
+    #: Id of the group that it is under; None without one.
+    group: str | int | bytes | None = None
 
     def __repr__(self) -> str:
         names = few(map(repr, self.names)) + ("," if len(self.names) == 1 else "")
@@ -279,7 +290,7 @@ class SessionRecord(NamedTuple):
             f"names=({names}), idle={self.idle!r}, requests={self.requests}, "
             f"budget={self.budget}, ttl={self.ttl!r}, priority={self.priority}, pinned={self.pinned}, "
             f"age={self.age!r}, "
-            f"opened_at={short(repr(self.opened_at), 100)})"
+            f"opened_at={short(repr(self.opened_at), 100)}, group={show(self.group)})"
         )
 
     def __str__(self) -> str:
@@ -288,7 +299,60 @@ class SessionRecord(NamedTuple):
         if self.pinned:
             state += ", pinned"
         return (
-            f"session {show(self.session_id)}: {state}, {self.nbytes} bytes ({names}), opened at "
+            f"session {show(self.session_id)}{of_group(self.group)}: {state}, {self.nbytes} bytes ({names}), "
+            f"opened at {short(self.opened_at, 100)} {self.age:.1f} s ago"
+        )
+
+
+class GroupRecord(NamedTuple):
+    """One group of requests and sessions, as `Pool.groups` reports it.
+
+    Examples
+    --------
+    >>> import slabpool
+    >>> pool = slabpool.Pool("1MiB")
+    >>> tenant = pool.group("tenant-a", quota="512KiB", reserve="64KiB")
+    >>> request = tenant.request("r")
+    >>> array = request.zeros(4096, "u1")
+    >>> (record,) = pool.groups()
+    >>> record.group_id, record.nbytes, record.reserved, record.requests
+    ('tenant-a', 4096, 61440, 1)
+    >>> request.close()
+    """
+
+    group_id: str | int | bytes
+    #: Bytes that count in its quota: what its requests hold, or are promised by a reserve of their own if
+    #: that is more, and what its sessions keep.
+    nbytes: int
+    #: Most bytes of these; None for no limit.
+    quota: int | None
+    #: Bytes that its ``reserve=`` promises.
+    reserve: int
+    #: The part of these that is neither drawn nor promised to a request under it.
+    reserved: int
+    #: Requests under it that are not released; children are not counted.
+    requests: int
+    #: Sessions under it.
+    sessions: int
+    #: Of requests under it that wait.
+    priority: int
+    #: Whether it was closed, and ends with the last request under it.
+    closed: bool
+    #: Seconds since it was opened.
+    age: float
+    #: ``file:line`` that opened it.
+    opened_at: str
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={short(show(value), 100)}" for name, value in self._asdict().items())
+        return f"GroupRecord({fields})"
+
+    def __str__(self) -> str:
+        bound = "" if self.quota is None else f" of {show_size(self.quota)}"
+        state = " (closed)" if self.closed else ""
+        return (
+            f"group {show(self.group_id)}{state}: {self.nbytes} bytes{bound}{set_aside(self.reserved)}, "
+            f"{self.requests} requests, {self.sessions} sessions, priority {self.priority}, opened at "
             f"{short(self.opened_at, 100)} {self.age:.1f} s ago"
         )
 

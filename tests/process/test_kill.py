@@ -223,7 +223,10 @@ def test_a_pidfd_by_number_is_verified(shared_pool: slabpool.Pool, monkeypatch: 
         with pytest.raises(slabpool.DeviceAttachedError, match="may be another one"):
             shared_pool.device_lost("gpu0", kill=True)
         assert bystander.process.poll() is None
+        earlier = shared_pool.request("earlier", devices=["gpu0"])
+        earlier.close()
         raw.close()
+        until(lambda: earlier.state is slabpool.RequestState.RELEASED)
         assert bystander.end() == 0
     monkeypatch.setattr(owner, "credentials", true)
     with shared_pool.request("r", devices=["gpu0"]) as request:

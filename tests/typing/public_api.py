@@ -317,6 +317,7 @@ def read_record(record: slabpool.RequestRecord) -> str:
     assert_type(record.kept_as, str | None)
     assert_type(record.behind_stream, frozenset[str | int])
     assert_type(record.reserved, int)
+    assert_type(record.group, str | int | bytes | None)
     return str(record)
 
 
@@ -459,6 +460,45 @@ def open_sessions(pool: slabpool.Pool) -> None:
     end_session(session)
 
 
+def open_groups(pool: slabpool.Pool) -> None:
+    group = pool.group("tenant-a", quota="1MiB", reserve=4096, priority=1)
+    assert_type(group, slabpool.Group)
+    use_group(group)
+    for record in pool.groups():
+        read_group(record)
+
+
+def use_group(group: slabpool.Group) -> None:
+    assert_type(group.id, str | int | bytes)
+    assert_type((group.quota, group.reserve, group.priority), tuple[int | None, int, int])
+    with group, group.request("r", ["gpu0"], reserve=1, quota="64KiB", lease=1, timeout=1, priority=2) as req:
+        assert_type(req, slabpool.Request)
+        assert_type(group.session("s", budget=4096, ttl=1, priority=1), slabpool.Session)
+        use_child(req)
+    group.close()
+    assert_type(group.closed, bool)
+    read_group(group.stats())
+
+
+def use_child(req: slabpool.Request) -> None:
+    assert_type(req.group, str | int | bytes | None)
+    assert_type(req.child(reserve=1, quota=4096, lease=1), slabpool.Request)
+
+
+def read_group(record: slabpool.GroupRecord) -> None:
+    assert_type(record.group_id, str | int | bytes)
+    assert_type((record.nbytes, record.quota), tuple[int, int | None])
+    assert_type(
+        (record.reserve, record.reserved, record.requests, record.sessions), tuple[int, int, int, int]
+    )
+    assert_type((record.priority, record.closed), tuple[int, bool])
+    assert_type((record.age, record.opened_at), tuple[float, str])
+
+
+async def open_under(group: slabpool.Group) -> None:
+    assert_type(await group.request_async("r", timeout=1), slabpool.Request)
+
+
 def end_session(session: slabpool.Session) -> None:
     assert_type(session.close(), None)
     assert_type((session.closed, session.expired, session.evicted), tuple[bool, bool, bool])
@@ -472,6 +512,7 @@ def use_session(pool: slabpool.Pool, session: slabpool.Session) -> None:
         session.keep("grows", turn.growable((0, 8), limit=64))
         assert_type(turn.ack("gpu0"), slabpool.Ack)
     assert_type(session.id, str | int | bytes)
+    assert_type(session.group, str | int | bytes | None)
     assert_type(session.ttl, float | None)
     assert_type(session.budget, int | None)
     assert_type(session.nbytes, int)
@@ -511,6 +552,7 @@ def read_session(record: slabpool.SessionRecord) -> None:
     assert_type(record.age, float)
     assert_type(record.opened_at, str)
     assert_type((record.priority, record.pinned), tuple[int, bool])
+    assert_type(record.group, str | int | bytes | None)
 
 
 def read_session_stats(stats: slabpool.SessionStats) -> None:
@@ -639,6 +681,8 @@ def main() -> None:
         open_requests(pool)
         asyncio.run(open_in_a_loop(pool))
         open_sessions(pool)
+        open_groups(pool)
+        asyncio.run(open_under(pool.group("tenant-b")))
         leave(pool)
     look_at_devices()
     if cuda.is_available():

@@ -28,6 +28,7 @@ SLABPOOL_SAME(SLABPOOL_TOO_MANY_DEVICES, Status::too_many_devices);
 SLABPOOL_SAME(SLABPOOL_DUPLICATE_DEVICE, Status::duplicate_device);
 SLABPOOL_SAME(SLABPOOL_UNKNOWN_DEVICE, Status::unknown_device);
 SLABPOOL_SAME(SLABPOOL_REQUEST_CLOSED, Status::request_closed);
+SLABPOOL_SAME(SLABPOOL_TOO_DEEP, Status::too_deep);
 SLABPOOL_SAME(SLABPOOL_AMBIGUOUS, Status::ambiguous);
 SLABPOOL_SAME(SLABPOOL_POOL_CLOSED, Status::pool_closed);
 SLABPOOL_SAME(SLABPOOL_POOL_BUSY, Status::pool_busy);
@@ -161,6 +162,10 @@ const char* slabpool_status_string(slabpool_status status) {
       return "no run of addresses for all that the block may grow to";
     case Status::device_lost:
       return "the GPU failed, and nothing on it works any more";
+    case Status::too_deep:
+      return "too many requests with a quota or a reserve, one inside the other";
+    case Status::name_in_use:
+      return "an open group has this id";
   }
   return "not a status of slabpool";
 }

@@ -24,6 +24,8 @@ enum class Status : std::int32_t {
   no_addresses = 16,   // the address range has no run of the growing tensor's limit
   device_lost = 17,    // the GPU failed, and no work on it succeeds any more
   waiters_ahead = 18,  // as exhausted: what is free is set aside for callers that have waited for it
+  too_deep = 19,       // more requests with a budget above one than kMaxLevels
+  name_in_use = 20,    // an open group has the id
 };
 
 // No room now, for either reason.

@@ -51,6 +51,32 @@ struct RequestInfo {
   std::uint32_t live_views;
   SourceLocation opened_at;
   bool kept;  // a session, or what it keeps; `id` is then what open_session() or keep() was given
+  std::string group;  // id of the group that it is under; empty: none
+};
+
+// A group of requests and sessions.
+struct GroupInfo {
+  std::string id;
+  Handle handle;
+  std::uint64_t nbytes = 0;    // what counts in its quota
+  std::uint64_t quota = 0;     // 0: none
+  std::uint64_t reserve = 0;   // promised to it when it was opened
+  std::uint64_t reserved = 0;  // of that: not drawn, and not promised to requests under it
+  std::uint32_t requests = 0;  // without children
+  std::uint32_t sessions = 0;
+  std::int32_t priority = 0;
+  std::int64_t age_ns = 0;
+  bool closed = false;
+  SourceLocation opened_at;
+};
+
+// A level that refuses bytes: a request, a session or a group, and how much of its quota is used.
+struct QuotaInfo {
+  std::string id;
+  Handle handle;
+  bool group = false;
+  std::uint64_t quota = 0;
+  std::uint64_t used = 0;
 };
 
 // Why a pool had no room, of one instant and of bounded size: what the text of a refusal is made from when it is read.

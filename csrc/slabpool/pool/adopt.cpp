@@ -20,7 +20,7 @@ Status Pool::adopt(Block& block, Handle from, Handle to, Adopted& adopted) noexc
   table_.note_grown(*table_.record(to.slot));
   log(EventKind::adopt, to.generation, kNoDevice, block.bytes);
   if (queue_.any()) [[unlikely]]
-    notify_moved(from);
+    notify_left();
   return Status::ok;
 }
 

@@ -96,7 +96,7 @@ Allocation Pool::take_promised(const Plan& plan, std::uint64_t align, ReserveRef
 Allocation Pool::take_own(const Plan& plan, std::uint64_t align, ReserveRef reserve) noexcept {
   try {
     if (plan.bin >= kSlabClasses) {
-      if (depot_.left_of(reserve) < pages_for(plan.need) << kPageBits) return {};
+      if (depot_.drawable_bytes(reserve) < pages_for(plan.need) << kPageBits) return {};
       return take_shared(plan, reserve, true);
     }
     ThreadCache& cache = caches_.mine();

@@ -92,7 +92,7 @@ RequestInfo info_of(const RequestTable& table, const PolledAcks& polled, const R
   info.parent_generation = r.parent_generation;
   info.state = state_of(table, r, set, now);
   info.nbytes = r.blocks.bytes();
-  info.reserved = table.reserved_by(r);
+  info.reserved = table.reserved_by(r, info.handle);
   info.age_ns = now - r.opened_ns;
   set.each_device(info.handle.generation, [&](std::uint32_t device) {
     info.pending.push_back(device);
@@ -101,6 +101,7 @@ RequestInfo info_of(const RequestTable& table, const PolledAcks& polled, const R
   info.live_views = r.blocks.views();
   info.opened_at = r.opened_at;
   info.kept = r.kept;
+  if (const RequestRecord* group = table.group_of(r)) info.group = group->id;
   return info;
 }
 

@@ -5,7 +5,7 @@
 // pool alive. Order of locks: docs/design/locks.md.
 //
 // Files: life (creation, closing), allocate, release (views and chains of blocks), requests, adopt, waiting, acks, growing,
-// sessions, peers (devices in other processes), pressure, look (figures and reports).
+// sessions, groups, peers (devices in other processes), pressure, look (figures and reports).
 #pragma once
 
 #include <atomic>
@@ -254,8 +254,8 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // ---- what sessions keep (sessions.cpp)
   // A kept request without memory of its own: `quota` bounds what is kept in it. close_request() closes the session and
   // everything kept in it.
-  Status open_session(std::string_view id, std::uint64_t quota, SourceLocation where,
-                      Handle& session) noexcept;
+  Status open_session(std::string_view id, std::uint64_t quota, SourceLocation where, Handle& session,
+                      std::optional<Handle> group = {}) noexcept;
   // Moves a block, without a copy, from its request to a new one, `kept`; the rest of the old request stays with its
   // devices. Closing `kept` gives the block back once every request that pinned it is over: the one it came from, and
   // those that pin() it. quota_exceeded: the session's quota; exhausted: set_kept_quota(); request_closed: `from` or the
@@ -272,10 +272,11 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
 
   // A session that became idle since the last call; false: none did. Each is reported once for each time.
   bool take_idle(Handle& session) noexcept;
-  // Whether what a session keeps counts in the quota of `root`, which over_quota() wrote.
-  bool charged_to(Handle session, Handle root) const noexcept;
-  // Bytes that must leave the quota of the request's root before it can be charged so many more.
-  std::uint64_t over_quota(Handle request, std::uint64_t bytes, Handle& root) const noexcept;
+  // Whether what a session keeps counts in the quota of `level`, which over_quota() wrote.
+  bool charged_to(Handle session, Handle level) const noexcept;
+  // Bytes that must leave a quota above a request, or of a group, before it can be charged so many more: the lowest that
+  // refuses them, which is written.
+  std::uint64_t over_quota(Handle request, std::uint64_t bytes, Handle& level) const noexcept;
   // Bytes of the capacity that stay taken, whatever sessions give back. Of some instant during the call.
   std::uint64_t bytes_not_kept() noexcept;
   // What has to come back before an allocation succeeds that has failed for lack of memory.
@@ -290,6 +291,19 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   using Groups = Depot::Groups;
   using Planned = Depot::Planned;
   Planned plan_return(Status status, const Shortage& shortage, Groups& groups) const noexcept;
+
+  // ---- groups (groups.cpp)
+  // A record that the requests and sessions opened under it (OpenSpec::parent) count in: `spec` has its id, quota, reserve
+  // and where. An attempt, as open(). close_request(): nothing more is opened under it, and it ends with what is
+  // under it. name_in_use: an open group has the id.
+  Status open_group(OpenSpec spec, std::int32_t priority, Handle& group, Waiter* waiter) noexcept;
+  // Of all groups, the oldest first. Throws std::bad_alloc.
+  std::vector<GroupInfo> groups();
+  // False: it is over.
+  bool describe_group(Handle group, GroupInfo& info);
+  // What of its budget a request's nearest level that refuses so many bytes has used: the text of a refusal. False: none
+  // refuses them now.
+  bool describe_quota(Handle request, std::uint64_t bytes, QuotaInfo& info);
 
   // ---- devices in other processes; only in pools of shared memory (peers.cpp)
   bool shared() const noexcept { return shared_ != nullptr; }
@@ -424,13 +438,15 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   bool holds_something(Subject request) const noexcept;
   // What an attempt needs beyond what was promised to its request.
   std::uint64_t beyond(ReserveRef reserve, std::uint64_t bytes) const noexcept {
-    const std::uint64_t own = reserve.reserve != nullptr ? depot_.left_of(reserve) : 0;
+    const std::uint64_t own = reserve.reserve != nullptr ? depot_.drawable_bytes(reserve) : 0;
     return bytes > own ? bytes - own : 0;
   }
   // An attempt with a waiter failed.
   void blocked(Waiter* waiter, Resource resource, std::uint64_t amount, Handle of = {}) noexcept;
   Status charge(RequestRecord& record, Handle request, std::uint64_t bytes, ReserveRef& reserve,
                 Waiter* waiter) noexcept;
+  bool passes_quotas(const LevelNeeds& needs, Subject request, Waiter* waiter) noexcept;
+  void blocked_on_quota(Waiter* waiter, const LevelNeed& refused) noexcept;
   void uncharge(RequestRecord& record, Handle request, std::uint64_t bytes) noexcept;
   template <typename Attempt>
   Status wait_for(std::int64_t deadline_ns, Waiter& waiter, Attempt&& attempt) noexcept;
@@ -443,12 +459,14 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   [[gnu::noinline, gnu::cold]] void notify_returned(bool addresses) noexcept;
   [[gnu::noinline, gnu::cold]] void notify_end(const RequestRecord& ended) noexcept;
   [[gnu::noinline, gnu::cold]] void notify_closed() noexcept;
-  [[gnu::noinline, gnu::cold]] void notify_quota(Handle root) noexcept;
+  [[gnu::noinline, gnu::cold]] void notify_quotas(const Levels& back, News news) noexcept;
+  void notify_left() noexcept;  // the host left requests, or a block moved to a session
+  static Handle* unique(Handle* handles, std::uint32_t count) noexcept;
   void name(WaiterInfo& info);
-  void notify_moved(Handle from) noexcept;  // a block of `from` moved elsewhere
   std::uint64_t free_bytes() noexcept override;
   std::uint64_t free_slots() noexcept override { return table_.free_slots(); }
   bool holds_needed(Subject of, Subject request, std::uint64_t needs) noexcept override;
+  Circle quota_circle(Subject of, Subject request, std::uint64_t needs) noexcept override;
   std::uint64_t quota_left(Subject of) noexcept override {
     return table_.quota_of({of.slot, of.generation}).left;
   }
@@ -466,7 +484,8 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   void clean(Block& block) noexcept;
 
   // requests.cpp
-  [[gnu::always_inline]] Status open_now(const OpenSpec& spec, Handle& handle) noexcept;
+  [[gnu::always_inline]] Status open_now(const OpenSpec& spec, Handle& handle,
+                                         LevelNeed* refused) noexcept;
   bool finish(Handle handle) noexcept;  // false: another thread does
   void end(RequestRecord& claimed, ClaimedList& over) noexcept;
   void end_all(ClaimedList& over) noexcept;
@@ -496,11 +515,9 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // kPolledAcks: there are sources of acks to poll: peers (always in a shared pool), or streams with queued acks.
   // kLost: the GPU backing this pool has failed; every allocation returns device_lost.
   // kWaiting: a waiter is blocked on memory, so an allocation asks the queue whether it may pass. kSlotsWait: the same for
-  // opening a request. kWatched: there are watches of the use, so the opening of a reserve looks at it; set and cleared with
-  // the gauge's mutex held. kLent: a request may have views of blocks that moved elsewhere.
+  // opening a request. kLent: a request may have views of blocks that moved elsewhere.
   static constexpr std::uint32_t kClosed = 1, kDebug = 2, kScrub = 4, kLog = 8, kPolledAcks = 16,
-                                 kLost = 32, kWaiting = 64, kSlotsWait = 128, kWatched = 256,
-                                 kLent = 512;
+                                 kLost = 32, kWaiting = 64, kSlotsWait = 128, kLent = 256;
   std::atomic<std::uint32_t> slow_path_flags_;
   std::unique_ptr<MemoryResource> memory_;
   std::unique_ptr<SharedOwner> shared_;  // null unless peers may attach

@@ -41,11 +41,6 @@ void Pool::look_at_use() noexcept {
     return each;
   };
   pressure_.look([&] {
-    // Relaxed: a reserve that is opened at this moment is seen by the next look.
-    if (pressure_.any())
-      slow_path_flags_.fetch_or(kWatched, std::memory_order_relaxed);
-    else
-      slow_path_flags_.fetch_and(~kWatched, std::memory_order_relaxed);
     // Again if a promise was opened or ended meanwhile: the threads' live bytes are read twice, it is not.
     for (int round = 0; round < kRounds; ++round) {
       caches_.bound(steps);

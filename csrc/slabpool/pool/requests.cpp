@@ -5,16 +5,16 @@
 
 namespace slabpool {
 
-inline Status Pool::open_now(const OpenSpec& spec, Handle& handle) noexcept {
+inline Status Pool::open_now(const OpenSpec& spec, Handle& handle, LevelNeed* refused) noexcept {
   if (pages_for(spec.reserve) > options_.capacity >> kPageBits) return Status::too_large;
   if (spec.quota != 0 && spec.reserve > spec.quota) return Status::invalid_argument;
   collect_acks();
   try {
     const std::int64_t now = now_ns();
-    Status status = table_.open(spec, now, handle);
+    Status status = table_.open(spec, now, handle, refused);
     if (status == Status::exhausted) {
       caches_.collect();
-      status = table_.open(spec, now, handle);
+      status = table_.open(spec, now, handle, refused);
     }
     if (status == Status::ok) log(EventKind::open, handle.generation, kNoDevice, spec.reserve);
     return status;
@@ -26,22 +26,36 @@ inline Status Pool::open_now(const OpenSpec& spec, Handle& handle) noexcept {
 Status Pool::open(const OpenSpec& spec, Handle& handle) noexcept {
   if (!usable_here()) return Status::forked;
   // Acquire: as closed().
-  if ((slow_path_flags_.load(std::memory_order_acquire) &
-       (kClosed | kWaiting | kSlotsWait | kWatched)) != 0) [[unlikely]]
+  if ((slow_path_flags_.load(std::memory_order_acquire) & (kClosed | kWaiting | kSlotsWait)) != 0 ||
+      spec.reserve != 0) [[unlikely]]
     return open(spec, handle, nullptr);
-  return open_now(spec, handle);
+  return open_now(spec, handle, nullptr);
 }
 
 Status Pool::open(const OpenSpec& spec, Handle& handle, Waiter* waiter) noexcept {
   if (!usable_here()) return Status::forked;
   if (closed()) return Status::pool_closed;
-  const std::uint64_t reserve = pages_for(spec.reserve) << kPageBits;
+  const std::uint64_t promised = pages_for(spec.reserve) << kPageBits;
+  std::uint64_t reserve = promised;  // what it needs beyond the promises around it
+  LevelNeeds needs;
+  if (const RequestRecord* r = spec.parent && reserve != 0 ? table_.record(spec.parent->slot) : nullptr;
+      r != nullptr) {
+    reserve = beyond(table_.reserve_of(*r, *spec.parent), promised);
+    (void)table_.needs_of(*r, *spec.parent, promised, needs);  // that it is closed is found below
+    if (needs.never != nullptr) {
+      blocked_on_quota(waiter, *needs.never);
+      return Status::quota_exceeded;
+    }
+  }
   // Sessions make room for what they keep themselves.
-  if (!spec.kept && (!passes(waiter, {Resource::slots, 1}) ||
-                     (reserve != 0 && !passes(waiter, {Resource::memory, reserve}))))
+  if ((!spec.kept || spec.is_group) &&
+      (!passes(waiter, {Resource::slots, 1}) || !passes_quotas(needs, {}, waiter) ||
+       (reserve != 0 && !passes(waiter, {Resource::memory, reserve}))))
     return Status::waiters_ahead;
-  const Status status = open_now(spec, handle);
+  LevelNeed refused;
+  const Status status = open_now(spec, handle, &refused);
   if (status == Status::exhausted) blocked(waiter, Resource::memory, reserve);
+  if (status == Status::quota_exceeded) blocked_on_quota(waiter, refused);
   if (status == Status::too_many_requests) blocked(waiter, Resource::slots, 1);
   if (reserve != 0 && pressure_.any()) look_at_rise();
   return status;
@@ -98,6 +112,8 @@ void Pool::discard(Handle handle) noexcept {
   ClaimedList over;
   table_.cut(handle, over);
   end_all(over);
+  if (queue_.any()) [[unlikely]]
+    notify_left();
 }
 
 bool Pool::finish(Handle handle) noexcept {
@@ -115,10 +131,10 @@ void Pool::end(RequestRecord& claimed, ClaimedList& over) noexcept {
   const bool budget = claimed.has_budget.load(std::memory_order_relaxed);
   if (back.chain != nullptr) give_back(back.chain, budget);
   if (budget) {
-    const Handle root = claimed.root;  // written when it was opened
-    table_.return_budget(claimed);
+    Levels levels;
+    table_.return_budget(claimed, levels);
     if (queue_.any()) [[unlikely]]
-      notify_quota(root);
+      notify_quotas(levels, {.memory = true});
   }
   // Relaxed: see adopt(). One flag for both, so that the usual end is one test.
   if ((slow_path_flags_.load(std::memory_order_relaxed) & (kLog | kLent)) != 0) [[unlikely]] {

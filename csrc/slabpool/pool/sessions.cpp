@@ -6,11 +6,12 @@
 namespace slabpool {
 
 Status Pool::open_session(std::string_view id, std::uint64_t quota, SourceLocation where,
-                          Handle& session) noexcept {
+                          Handle& session, std::optional<Handle> group) noexcept {
   OpenSpec spec;
   spec.id = id;
   spec.quota = quota;
   spec.kept = true;
+  spec.parent = group;
   spec.where = where;
   return quota == 0 ? Status::invalid_argument : open(spec, session);
 }
@@ -29,8 +30,10 @@ Status Pool::keep(const KeepSpec& spec, Handle& kept) noexcept {
   opening.where = spec.where;
   Status status = open(opening, kept);
   if (status != Status::ok) return status;
+  LevelNeed refused;
   try {
-    status = table_.keep(*spec.block, spec.from, kept, spec.instead_of ? &*spec.instead_of : nullptr);
+    status = table_.keep(*spec.block, spec.from, kept, spec.instead_of ? &*spec.instead_of : nullptr,
+                         refused);
   } catch (const std::bad_alloc&) {
     status = Status::system_refused;
   }
@@ -40,7 +43,7 @@ Status Pool::keep(const KeepSpec& spec, Handle& kept) noexcept {
   }
   log(EventKind::keep, kept.generation, kNoDevice, spec.block->bytes);
   if (queue_.any()) [[unlikely]]
-    notify_moved(spec.from);
+    notify_left();
   return status;
 }
 
@@ -78,12 +81,12 @@ bool Pool::take_idle(Handle& session) noexcept {
   return table_.take_idle(session);
 }
 
-bool Pool::charged_to(Handle session, Handle root) const noexcept {
-  return table_.charged_to(session, root);
+bool Pool::charged_to(Handle session, Handle level) const noexcept {
+  return table_.charged_to(session, level);
 }
 
-std::uint64_t Pool::over_quota(Handle request, std::uint64_t bytes, Handle& root) const noexcept {
-  return table_.over_quota(request, bytes, root);
+std::uint64_t Pool::over_quota(Handle request, std::uint64_t bytes, Handle& level) const noexcept {
+  return table_.over_quota(request, bytes, level);
 }
 
 std::uint64_t Pool::bytes_not_kept() noexcept {
@@ -99,7 +102,7 @@ Pool::Shortage Pool::shortage(Handle request, std::uint64_t nbytes, bool pages) 
   }
   std::uint64_t promised = 0;
   RequestRecord* record = request.generation != 0 ? table_.record(request.slot) : nullptr;
-  if (record != nullptr) promised = depot_.left_bytes(table_.reserve_of(*record, request));
+  if (record != nullptr) promised = depot_.drawable_bytes(table_.reserve_of(*record, request));
   const std::uint64_t bytes = pages_for(nbytes) << kPageBits;
   return {bytes - std::min(bytes, promised), true};
 }

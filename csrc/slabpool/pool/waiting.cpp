@@ -42,45 +42,104 @@ void Pool::blocked(Waiter* waiter, Resource resource, std::uint64_t amount, Hand
 
 // ---- quotas
 
+namespace {
+
+constexpr Subject subject_of(Handle handle) noexcept { return {handle.slot, handle.generation}; }
+
+Wanted quota_of_level(const LevelNeed& need) noexcept {
+  return {Resource::quota, need.bytes, subject_of(need.at)};
+}
+
+}  // namespace
+
+// Whether no waiter of a quota above stands before a caller. One that is refused is blocked on that quota.
+bool Pool::passes_quotas(const LevelNeeds& needs, Subject request, Waiter* waiter) noexcept {
+  // The first cannot be served while this request holds what it holds: it may pass, and go on. Asked before passes(),
+  // which would put the waiter in the quota's list: the attempt would end in another list, and ask for one more, for ever.
+  const auto first_needs_it = [&](const Wanted& wanted) {
+    if (waiter == nullptr || request.generation == 0) return false;
+    const std::uint64_t first = queue_.first_amount(wanted);
+    return holds_needed(wanted.of, request, first) ||
+           quota_circle(wanted.of, request, first) == Circle::yes;
+  };
+  for (unsigned i = 0; i < needs.count; ++i) {
+    const Wanted wanted = quota_of_level(needs.of[i]);
+    if (!first_needs_it(wanted) && !passes(waiter, wanted)) return false;
+  }
+  return true;
+}
+
+// A quota, or the limit of what sessions keep, has refused.
+void Pool::blocked_on_quota(Waiter* waiter, const LevelNeed& refused) noexcept {
+  if (waiter == nullptr) return;
+  const bool kept = refused.at.generation == 0 || table_.is_session(refused.at);
+  queue_.block(*waiter, kept ? Wanted{Resource::kept, refused.bytes} : quota_of_level(refused));
+}
+
 Status Pool::charge(RequestRecord& record, Handle request, std::uint64_t bytes, ReserveRef& reserve,
                     Waiter* waiter) noexcept {
   const bool asks = queue_.has_waiters();
-  Handle root;
-  const auto wanted = [&] {
-    return record.kept ? Wanted{Resource::kept, bytes}
-                       : Wanted{Resource::quota, bytes, {root.slot, root.generation}};
-  };
-  if (asks || waiter != nullptr) {
-    root = table_.root_of(record, request);
-    if (root.generation == 0) return Status::request_closed;
+  LevelNeeds needs;
+  if (asks) {
+    if (!table_.needs_of(record, request, bytes, needs)) return Status::request_closed;
+    if (needs.never != nullptr) {
+      blocked_on_quota(waiter, *needs.never);
+      return Status::quota_exceeded;
+    }
+    if (record.kept && !passes(waiter, {Resource::kept, bytes})) return Status::waiters_ahead;
+    const Subject holder = record.kept ? Subject{} : subject_of(request);
+    if (!passes_quotas(needs, holder, waiter)) return Status::waiters_ahead;
   }
-  // The first cannot be served while this request holds what it holds: it may pass, and go on. Asked before passes(),
-  // which would put the waiter in the quota's list: the attempt would end in another list, and ask for one more, for ever.
-  const auto first_needs_it = [&] {
-    return waiter != nullptr && !record.kept &&
-           holds_needed({root.slot, root.generation}, {request.slot, request.generation},
-                        queue_.first_amount(wanted()));
-  };
-  if (asks && !first_needs_it() && !passes(waiter, wanted())) return Status::waiters_ahead;
-  const Status status = table_.charge(record, request, bytes, reserve);
-  if (status == Status::quota_exceeded && waiter != nullptr) queue_.block(*waiter, wanted());
-  if (status == Status::ok && asks && !record.kept)
-    queue_.has_charged({root.slot, root.generation}, waiter);
+  LevelNeed refused;
+  const Status status = table_.charge(record, request, bytes, reserve, refused);
+  if (status == Status::quota_exceeded) blocked_on_quota(waiter, refused);
+  if (status == Status::ok)
+    for (unsigned i = 0; i < needs.count; ++i) queue_.has_charged(subject_of(needs.of[i].at), waiter);
   return status;
 }
 
 // A waiter may have found the quota used up by an attempt that failed meanwhile.
 void Pool::uncharge(RequestRecord& record, Handle request, std::uint64_t bytes) noexcept {
-  const Handle root = queue_.has_waiters() ? table_.root_of(record, request) : Handle{};
-  table_.uncharge(record, request, bytes);
-  if (queue_.has_waiters()) queue_.wake({.kept = record.kept, .quota = {root.slot, root.generation}});
+  Levels back;
+  table_.uncharge(record, request, bytes, back);
+  if (queue_.has_waiters()) notify_quotas(back, {.kept = record.kept});
 }
 
 bool Pool::holds_needed(Subject of, Subject request, std::uint64_t needs) noexcept {
-  const Handle handle{request.slot, request.generation};
   const RequestRecord* record = table_.record(request.slot);
-  return record != nullptr && !record->kept &&
-         needs > table_.quota_of({of.slot, of.generation}).bytes - table_.charged_of(*record, handle);
+  if (record == nullptr) return false;
+  const std::uint64_t quota = table_.quota_of({of.slot, of.generation}).bytes;
+  return needs > quota - std::min(quota, table_.charged_of(*record, {request.slot, request.generation}));
+}
+
+Pool::Circle Pool::quota_circle(Subject of, Subject request, std::uint64_t needs) noexcept {
+  const auto held_by = [&](Handle handle) {
+    const RequestRecord* record = table_.record(handle.slot);
+    return record == nullptr ? 0 : table_.charged_of(*record, handle);
+  };
+  if (held_by({request.slot, request.generation}) == 0) return Circle::nothing;
+  const RequestTable::Quota quota = table_.quota_of({of.slot, of.generation});
+  Handle waiting[kMostInCircle];
+  std::uint32_t count = 0;
+  waiting[count++] = {request.slot, request.generation};
+  std::uint32_t served = 0;  // of `waiting`, from the end: those that need no more than is left
+  queue_.each([&](const Waiter& waiter) {
+    const Wanted& wanted = waiter.blocked_on();
+    if (wanted.resource != Resource::quota || wanted.of != of || waiter.request.generation == 0) return;
+    if (count + served == kMostInCircle) return;
+    const Handle handle{waiter.request.slot, waiter.request.generation};
+    waiting[count++] = handle;
+    if (wanted.amount <= quota.left && count + served < kMostInCircle)
+      waiting[kMostInCircle - ++served] = handle;
+  });
+  const auto too_much = [&](std::uint64_t held) {
+    return needs > quota.bytes - std::min(quota.bytes, held);
+  };
+  for (std::uint32_t i = 1; i <= served; ++i)
+    if (too_much(held_by(waiting[kMostInCircle - i]))) return Circle::no;
+  std::uint64_t held = 0;
+  for (const Handle *h = waiting, *end = unique(waiting, count); h != end; ++h) held += held_by(*h);
+  return too_much(held) ? Circle::yes : Circle::no;
 }
 
 // ---- waking
@@ -106,9 +165,17 @@ void Pool::notify_returned(bool addresses) noexcept {
   queue_.wake({.memory = true, .addresses = addresses});
 }
 
-void Pool::notify_quota(Handle root) noexcept {
+// Each level has waiters of its own.
+void Pool::notify_quotas(const Levels& back, News news) noexcept {
   look_at_return();
-  queue_.wake({.memory = true, .quota = {root.slot, root.generation}});
+  if (!queue_.has_waiters()) return;
+  for (unsigned i = 0; i < back.count; ++i) {
+    news.quota = subject_of(back.at[i]);
+    queue_.wake(news);
+    news = {};
+  }
+  if (back.count == 0) queue_.wake(news);
+  if (back.more) queue_.wake_all_quotas();
 }
 
 void Pool::notify_end(const RequestRecord& record) noexcept {
@@ -124,14 +191,14 @@ void Pool::notify_end(const RequestRecord& record) noexcept {
 }
 
 void Pool::notify_closed() noexcept {
-  look_at_return();
   queue_.cancel_if([&](const Subject& of) { return !table_.is_open({of.slot, of.generation}); });
-  queue_.wake({.memory = true, .kept = true});
+  notify_left();
 }
 
-void Pool::notify_moved(Handle from) noexcept {
-  const RequestRecord* record = table_.record(from.slot);
-  notify_quota(table_.root_of(*record, from));
+void Pool::notify_left() noexcept {
+  Levels back;
+  table_.take_back(back);
+  notify_quotas(back, {.memory = true, .kept = true});
 }
 
 // ---- looking
@@ -179,6 +246,13 @@ bool Pool::passes(Waiter* waiter, const Wanted& wanted) noexcept {
   return queue_.passes(*waiter, wanted);
 }
 
+// Sorts handles, and leaves each once. Returns their end.
+Handle* Pool::unique(Handle* handles, std::uint32_t count) noexcept {
+  std::sort(handles, handles + count, [](Handle a, Handle b) { return a.generation < b.generation; });
+  return std::unique(handles, handles + count,
+                     [](Handle a, Handle b) { return a.generation == b.generation; });
+}
+
 bool Pool::in_circle() noexcept {
   Handle waiting[kMostInCircle];
   std::uint32_t count = 0;
@@ -199,25 +273,22 @@ bool Pool::in_circle() noexcept {
       waiting[count++] = {waiter.request.slot, waiter.request.generation};
   });
   if (first == nullptr) return false;
-  // One request may wait in several threads; a reserve may be that of several requests.
-  const auto by_generation = [](Handle a, Handle b) { return a.generation < b.generation; };
-  const auto unique = [&](Handle* handles, std::uint32_t n) {
-    std::sort(handles, handles + n, by_generation);
-    return std::unique(handles, handles + n,
-                       [](Handle a, Handle b) { return a.generation == b.generation; });
-  };
+  // One request may wait in several threads; a reserve may be that of several requests. A group's does not come back when
+  // a request lets go.
   std::uint64_t held = 0;
-  std::uint32_t roots = 0;
+  std::uint32_t promises = 0;
+  Handle promised[kMostInCircle];
   for (const Handle *h = waiting, *end = unique(waiting, count); h != end; ++h) {
     const RequestRecord* record = table_.record(h->slot);
     if (record == nullptr || record->handle().generation != h->generation) continue;
     held += record->blocks.bytes();
     if (!record->has_budget.load(std::memory_order_relaxed)) continue;
-    const Handle root = table_.root_of(*record, *h);
-    if (root.generation != 0) waiting[roots++] = root;  // no more than were read
+    table_.each_reserve(*record, *h, [&](Handle level, ReserveRef) {
+      if (promises < kMostInCircle) promised[promises++] = level;
+    });
   }
-  for (const Handle *root = waiting, *end = unique(waiting, roots); root != end; ++root)
-    held += depot_.left_of(table_.reserve_of(*root));
+  for (const Handle *level = promised, *end = unique(promised, promises); level != end; ++level)
+    held += table_.reserved_by(*table_.record(level->slot), *level);
   return held >= options_.capacity || needs > options_.capacity - held;
 }
 

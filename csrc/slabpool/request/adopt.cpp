@@ -5,6 +5,7 @@
 // requests' blocks, and changes all or nothing.
 #include <algorithm>
 
+#include "slabpool/base/assert.hpp"
 #include "slabpool/request/table.hpp"
 
 namespace slabpool {
@@ -21,19 +22,31 @@ RequestTable::Adopted RequestTable::adopt(Block& block, Handle from, Handle to) 
   // Exact, as in RequestBlocks::attach(): a claim that comes after this check takes what is attached and lent then.
   const auto accepts = [&] { return target->accepts(to) && !is_over(from); };
   const auto decide = [&] {
-    ReserveRef unused;  // the bytes are drawn already
     const auto pays = [](const RequestRecord& r) {
       return r.has_budget.load(std::memory_order_relaxed);
     };
-    // In this order, so that two requests with one budget never count the block twice in it.
-    if (pays(*source)) uncharge_locked(*source, from, block.bytes);
+    // Both may share a level. So the charge is taken off before the quotas are checked, and put back if one refuses.
+    Levels back;
+    const bool paid = pays(*source) && source->charged_for == from.generation;
+    if (paid) subtract(source->level, block.bytes, back);
     if (pays(*target)) {
-      const Status status = charge_locked(*target, to, block.bytes, unused);
+      LevelNeed refused;
+      const Status status = target->charged_for == to.generation
+                                ? check(target->level, block.bytes, refused)
+                                : Status::request_closed;
       if (status != Status::ok) {
-        if (pays(*source)) (void)charge_locked(*source, from, block.bytes, unused);  // it fitted before
+        if (paid) add(source->level, block.bytes);
         return status;
       }
+      add(target->level, block.bytes);
+      target->charged += block.bytes;
     }
+    if (paid) {
+      SLABPOOL_ASSERT(source->charged >= block.bytes, "a request is charged for all its blocks",
+                      source->charged, block.bytes);
+      source->charged -= block.bytes;
+    }
+    for (unsigned i = 0; i < back.count; ++i) back_.add(back.at[i]);
     // The target had it before, and is about to have it again.
     const auto own = std::find(target->lent.begin(), target->lent.end(), &block);
     if (own != target->lent.end()) {

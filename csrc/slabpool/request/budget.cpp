@@ -1,162 +1,132 @@
-// Budgets: what a request with a quota or a reserve is charged, and what all sessions keep.
+// Budgets: what a request with a quota or a reserve, or one below it, is charged, and what all sessions keep.
 //
-// A child charges the request it descends from. All of it is under the budget mutex, and each charge names the generation
-// it is for, because an allocation may be in progress while its request ends and the slot gets another one.
-// Invariant: used of a root == sum of `charged` over the root's descendants; kept_bytes_ == sum over kept requests.
-#include <utility>
+// All of it is under the budget mutex, and each charge names the generation it is for, because an allocation may be in
+// progress while its request ends and the slot gets another one. The walk over the levels is in levels.cpp.
+// Invariants: those of record.hpp; kept_bytes_ == sum of `charged` over kept requests.
+#include <algorithm>
 
 #include "slabpool/base/assert.hpp"
 #include "slabpool/request/table.hpp"
 
 namespace slabpool {
 
-RequestRecord* RequestTable::budget_of(Handle root) const noexcept {
-  RequestRecord* r = record(root.slot);
-  return r != nullptr && r->charged_for == root.generation ? r : nullptr;
-}
-
-Status RequestTable::charge_locked(RequestRecord& r, Handle handle, std::uint64_t bytes,
-                                   ReserveRef& reserve) noexcept {
+Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes, ReserveRef& reserve,
+                            LevelNeed& refused) {
+  const std::lock_guard lock(budget_mutex_);
   if (r.charged_for != handle.generation) return Status::request_closed;
-  RequestRecord* root = budget_of(r.root);
-  if (root == nullptr) return Status::request_closed;
-  if (root->quota != 0 && root->used + bytes > root->quota) return Status::quota_exceeded;
-  if (r.kept && kept_bytes_ + bytes > kept_quota_) return Status::quota_exceeded;
-  root->used += bytes;
+  const Status status = check(r.level, bytes, refused);
+  if (status != Status::ok) return status;
+  if (r.kept && kept_bytes_ + bytes > kept_quota_) {
+    refused = {{}, bytes};
+    return Status::quota_exceeded;
+  }
+  add(r.level, bytes);
   r.charged += bytes;
   if (r.kept) kept_bytes_ += bytes;
-  reserve = root->reserve;
+  reserve = nearest_reserve(r.level);
   return Status::ok;
 }
 
-void RequestTable::uncharge(RequestRecord& r, Handle handle, std::uint64_t bytes) noexcept {
+void RequestTable::uncharge(RequestRecord& r, Handle handle, std::uint64_t bytes,
+                            Levels& back) noexcept {
   const std::lock_guard lock(budget_mutex_);
-  uncharge_locked(r, handle, bytes);
-}
-
-void RequestTable::uncharge_locked(RequestRecord& r, Handle handle, std::uint64_t bytes) noexcept {
   // Otherwise the request ended meanwhile, and its whole charge was returned then.
   if (r.charged_for != handle.generation) return;
   SLABPOOL_ASSERT(r.charged >= bytes, "only what was charged is returned", r.charged, bytes);
   r.charged -= bytes;
   if (r.kept) kept_bytes_ -= bytes;
-  if (RequestRecord* root = budget_of(r.root)) root->used -= bytes;
+  subtract(r.level, bytes, back);
 }
 
 ReserveRef RequestTable::reserve_of(const RequestRecord& r, Handle handle) const noexcept {
   const std::lock_guard lock(budget_mutex_);
-  if (r.charged_for != handle.generation) return {};
-  const RequestRecord* root = budget_of(r.root);
-  return root != nullptr ? root->reserve : ReserveRef{};
+  return r.charged_for == handle.generation ? nearest_reserve(r.level) : ReserveRef{};
 }
 
-void RequestTable::return_budget(RequestRecord& r) noexcept {
+void RequestTable::return_budget(RequestRecord& r, Levels& back) noexcept {
   ReserveRef over;
   {
     const std::lock_guard lock(budget_mutex_);
-    if (r.kept) {
-      forget_charge(r);
-      return;
-    }
-    r.charged_for = 0;
-    if (r.root.slot == r.slot) {
-      over = r.reserve;
-      r.reserve = {};
-    } else {
-      if (RequestRecord* root = budget_of(r.root)) root->used -= r.charged;
-      r.charged = 0;
-    }
+    if (r.charged_for != 0) over = end_promise(r, back);
+    forget_charge(r, back);
   }
   if (over.reserve != nullptr) depot_.close_reserve(over);
 }
 
-Handle RequestTable::root_of(const RequestRecord& r, Handle handle) const noexcept {
-  const std::lock_guard lock(budget_mutex_);
-  return r.charged_for == handle.generation ? r.root : Handle{};
-}
-
 std::uint64_t RequestTable::charged_of(const RequestRecord& r, Handle handle) const noexcept {
   const std::lock_guard lock(budget_mutex_);
-  return r.charged_for == handle.generation ? r.charged : 0;
+  return r.charged_for == handle.generation && !r.kept ? std::max(r.charged, r.promised) : 0;
 }
 
-RequestTable::Quota RequestTable::quota_of(Handle root) const noexcept {
+RequestTable::Quota RequestTable::quota_of(Handle level) const noexcept {
   const std::lock_guard lock(budget_mutex_);
-  const RequestRecord* r = budget_of(root);
+  const RequestRecord* r = budget_of(level);
   if (r == nullptr || r->quota == 0) return {};
   return {r->quota, r->quota > r->used ? r->quota - r->used : 0};
 }
 
-ReserveRef RequestTable::reserve_of(Handle root) const noexcept {
+bool RequestTable::is_session(Handle level) const noexcept {
   const std::lock_guard lock(budget_mutex_);
-  const RequestRecord* r = budget_of(root);
-  return r != nullptr ? r->reserve : ReserveRef{};
+  const RequestRecord* r = budget_of(level);
+  return r != nullptr && r->kept && !r->is_group;
 }
 
 // The host has left a request that has a budget, and so all that descend from it: nothing is drawn from its promise any more.
-// False if the request is kept, and pinned.
+// False if the request is kept, and pinned. A group's budget lasts as long as the group.
 bool RequestTable::leave_budget(RequestRecord& r) noexcept {
+  if (r.is_group) return r.pins == 0;
   ReserveRef over;
   {
     const std::lock_guard lock(budget_mutex_);
     if (r.kept) {
-      forget_charge(r);
+      forget_charge(r, back_);
       return r.pins == 0;
     }
-    if (r.root.slot == r.slot) std::swap(over, r.reserve);
+    over = end_promise(r, back_);
   }
   count_draining();
   if (over.reserve != nullptr) depot_.close_reserve(over);
   return true;
 }
 
-std::uint64_t RequestTable::reserved_by(const RequestRecord& r) const noexcept {
+std::uint64_t RequestTable::reserved_by(const RequestRecord& r, Handle handle) const noexcept {
   if (!r.has_budget.load(std::memory_order_relaxed)) return 0;
   const std::lock_guard lock(budget_mutex_);
-  return r.root.slot == r.slot && r.reserve.reserve != nullptr ? depot_.left_of(r.reserve) : 0;
+  if (r.charged_for != handle.generation || !r.is_level() || r.reserve.reserve == nullptr) return 0;
+  return depot_.left_of(r.reserve);
 }
 
 // ---- of kept memory
 
-void RequestTable::charge_kept(RequestRecord& r, std::uint64_t bytes) noexcept {
-  r.charged += bytes;
-  kept_bytes_ += bytes;
-  if (RequestRecord* root = budget_of(r.root)) root->used += bytes;
-}
-
-void RequestTable::forget_charge(RequestRecord& r) noexcept {
-  if (r.charged_for == 0) return;
-  r.charged_for = 0;
-  SLABPOOL_ASSERT(kept_bytes_ >= r.charged, "kept_bytes_ is the sum over kept requests", kept_bytes_,
-                  r.charged);
-  kept_bytes_ -= r.charged;
-  if (RequestRecord* root = budget_of(r.root)) root->used -= r.charged;
-  r.charged = 0;
-}
-
-Status RequestTable::set_quota(Handle root, std::uint64_t quota) noexcept {
+Status RequestTable::set_quota(Handle session, std::uint64_t quota) noexcept {
   const std::lock_guard budget_lock(budget_mutex_);
-  RequestRecord* r = budget_of(root);
+  RequestRecord* r = budget_of(session);
   if (r == nullptr) return Status::request_closed;
   if (r->used > quota) return Status::quota_exceeded;
   r->quota = quota;
   return Status::ok;
 }
 
-bool RequestTable::charged_to(Handle session, Handle root) const noexcept {
+bool RequestTable::charged_to(Handle session, Handle wanted) const noexcept {
   const std::lock_guard budget_lock(budget_mutex_);
   const RequestRecord* r = budget_of(session);
-  return r != nullptr && r->root.slot == root.slot && r->root.generation == root.generation;
+  if (r == nullptr) return false;
+  for (Handle at = r->level; const RequestRecord* level = budget_of(at); at = level->upper)
+    if (at.slot == wanted.slot && at.generation == wanted.generation) return true;
+  return false;
 }
 
-std::uint64_t RequestTable::over_quota(Handle handle, std::uint64_t bytes, Handle& root) const noexcept {
+std::uint64_t RequestTable::over_quota(Handle handle, std::uint64_t bytes,
+                                       Handle& level) const noexcept {
   const std::lock_guard budget_lock(budget_mutex_);
   const RequestRecord* r = budget_of(handle);
   if (r == nullptr) return 0;
-  root = r->root;
-  r = budget_of(root);
-  if (r == nullptr || r->quota == 0 || r->used + bytes <= r->quota) return 0;
-  return r->used + bytes - r->quota;
+  LevelNeed refused;
+  level = r->level;
+  if (check(r->level, bytes, refused) != Status::quota_exceeded) return 0;
+  level = refused.at;
+  r = budget_of(level);
+  return r->used + refused.bytes - r->quota;
 }
 
 void RequestTable::set_kept_quota(std::uint64_t quota) noexcept {

@@ -13,7 +13,8 @@
 
 namespace slabpool {
 
-Status RequestTable::keep(Block& block, Handle from, Handle to, const Handle* instead_of) {
+Status RequestTable::keep(Block& block, Handle from, Handle to, const Handle* instead_of,
+                          LevelNeed& refused) {
   const std::lock_guard lock(mutex_);
   RequestRecord* source = live_record(from);
   RequestRecord* target = live_record(to);
@@ -28,16 +29,34 @@ Status RequestTable::keep(Block& block, Handle from, Handle to, const Handle* in
   const auto decide = [&] {
     RequestRecord* old = instead_of != nullptr ? budget_of(*instead_of) : nullptr;
     const std::uint64_t returned = old != nullptr ? old->charged : 0;
-    if (root.used - returned + block.bytes > root.quota) return Status::quota_exceeded;
-    if (kept_bytes_ - returned + block.bytes > kept_quota_) return Status::exhausted;
-    if (old != nullptr) forget_charge(*old);
-    charge_kept(*target, block.bytes);
-    if (source->charged_for == from.generation) {
+    const bool pays = source->charged_for == from.generation;
+    // Source and target may share a group. So both charges are taken off before the quotas are checked, and put back if
+    // one refuses.
+    Levels back;
+    if (old != nullptr) subtract(old->level, returned, back);
+    if (pays) subtract(source->level, block.bytes, back);
+    Status status = check(target->level, block.bytes, refused);
+    if (status == Status::ok && kept_bytes_ - returned + block.bytes > kept_quota_)
+      status = Status::exhausted;
+    if (status != Status::ok) {
+      if (pays) add(source->level, block.bytes);
+      if (old != nullptr) add(old->level, returned);
+      return status;
+    }
+    add(target->level, block.bytes);
+    target->charged += block.bytes;
+    kept_bytes_ += block.bytes;
+    if (old != nullptr) {
+      kept_bytes_ -= returned;
+      old->charged = 0;
+      old->charged_for = 0;
+    }
+    if (pays) {
       SLABPOOL_ASSERT(source->charged >= block.bytes, "a request is charged for all its blocks",
                       source->charged, block.bytes);
       source->charged -= block.bytes;
-      if (RequestRecord* payer = budget_of(source->root)) payer->used -= block.bytes;
     }
+    for (unsigned i = 0; i < back.count; ++i) back_.add(back.at[i]);
     return Status::ok;
   };
   const Status status =

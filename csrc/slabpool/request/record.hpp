@@ -7,7 +7,8 @@
 //   generation == g|kReleased  g is over: its blocks are going back, or views retain some of them
 //   generation == 0            the slot is free
 //   `parent` != 0 only while the parent is not retired
-//   used == sum of `charged` over the request and its descendants (only where charged_for != 0)
+//   used of a level == its `charged` + sum of `charged` over the records whose `level` it is
+//                      + sum of max(promised, used) over the levels whose `upper` it is   (where charged_for != 0)
 #pragma once
 
 #include <atomic>
@@ -29,11 +30,12 @@ namespace slabpool {
 struct OpenSpec {
   std::string_view id;
   std::span<const std::uint32_t> devices;
-  std::optional<Handle> parent;
+  std::optional<Handle> parent;  // or the group that it is to be under
   std::uint64_t reserve = 0;
   std::uint64_t quota = 0;
   std::int64_t lease_ns = 0;
-  bool kept = false;  // memory that a session keeps: no id finds it, and it is counted apart
+  bool kept = false;      // memory that a session keeps: no id finds it, and it is counted apart
+  bool is_group = false;  // then `kept` too
   SourceLocation where;
 };
 
@@ -67,6 +69,14 @@ struct alignas(64) RequestRecord {
   // Written under the mutex, before the host's bit is cleared; accepts() reads it without.
   std::atomic<bool> host_left{false};
 
+  // Groups (groups.cpp), guarded by the table's mutex except `is_group`, which is written at open. A group is a kept record
+  // without a block, which every record under it pins.
+  bool is_group = false;
+  std::int32_t priority = 0;
+  std::uint32_t group = 0;     // the one that it is under: slot + 1, 0 for none
+  std::uint32_t requests = 0;  // under this group, without children
+  std::uint32_t sessions = 0;
+
   // The ring of records in use by age, guarded by the table's mutex: see RequestTable::by_age_.
   RequestRecord* older = nullptr;
   RequestRecord* newer = nullptr;
@@ -87,35 +97,38 @@ struct alignas(64) RequestRecord {
   std::vector<Block*> lent;
 
   // Of this request or the one it descends from. Written at open and read without a lock; a stale answer is
-  // harmless, because charge() checks again under the budget mutex. True if `kept`.
+  // harmless, because charge() checks again under the budget mutex. True if `kept`, and under a group.
   std::atomic<bool> has_budget{false};
 
-  // The budget, guarded by the table's budget mutex. A child charges the request it descends from. An allocation may
-  // be in progress while its request ends and the slot gets another one, so these fields are used only while
-  // `charged_for` equals the caller's generation.
+  // The budget, guarded by the table's budget mutex: see levels.hpp. An allocation may be in progress while its request ends
+  // and the slot gets another one, so these fields are used only while `charged_for` equals the caller's generation.
   std::uint64_t charged_for = 0;  // generation; 0 once the budget was returned
-  Handle root;
-  std::uint64_t quota = 0;    // 0: none
-  ReserveRef reserve;         // null: none
-  std::uint64_t charged = 0;  // by this request alone
-  std::uint64_t used = 0;     // by this request and its descendants
+  Handle level;                   // that it counts in: itself, if it is one, or the nearest above
+  Handle upper;                   // of a level: the next one; generation 0: none
+  std::uint32_t depth = 0;        // of a level: levels from it up
+  std::uint64_t quota = 0;        // 0: none
+  ReserveRef reserve;             // null: none
+  std::uint64_t promised = 0;     // bytes of the reserve, while it is open
+  std::uint64_t charged = 0;      // by this request alone
+  std::uint64_t used = 0;         // of a level: by all that count in it
 
   // The link of a ClaimedList. Used only by the thread that claimed the request, until it retires the request.
   RequestRecord* next_claimed = nullptr;
 
-  // Starts a new request in a free slot, not yet visible to any reader of `generation`. `parent` may be null.
+  // Starts a new request in a free slot, not yet visible to any reader of `generation`. `above`: its parent, its group, or null.
   // Throws std::bad_alloc, and then nothing has changed.
-  void reset(const OpenSpec& spec, const RequestRecord* of_parent, std::int64_t now_ns);
-  // Starts the budget of a request that has one, under the budget mutex.
-  void reset_budget(Handle self, const OpenSpec& spec, const RequestRecord* of_parent,
-                    ReserveRef of_reserve) noexcept;
+  void reset(const OpenSpec& spec, const RequestRecord* above, std::int64_t now_ns);
 
   // The request that the record is about: the generation without its released mark.
   Handle handle() const noexcept {
     return {slot, generation.load(std::memory_order_acquire) & ~kReleased};
   }
-  // Whether this is a session: it holds nothing itself, its children hold what it keeps.
+  // Whether this is a session, or a group: it holds nothing itself, its children hold what it keeps.
   bool is_session() const noexcept { return kept && parent_generation == 0; }
+  // Whether it is one of its levels itself. Under the budget mutex.
+  bool is_level() const noexcept { return level.slot == slot; }
+  // What a level counts for in the one above it.
+  std::uint64_t counts() const noexcept { return used > promised ? used : promised; }
   // Whether blocks may be attached to this generation: it is not over, and the host holds it. Under the lock of
   // `blocks` the first is exact. The host may just have left, which is harmless: see RequestBlocks::attach().
   bool accepts(Handle handle) const noexcept {

@@ -52,8 +52,10 @@ RequestRecord* RequestTable::new_slot() {
 
 // ---- index by id: chains through the records, so that opening a request allocates nothing
 
-void RequestTable::index(RequestRecord& r) noexcept {
+inline void RequestTable::index(RequestRecord& r) noexcept {
   r.hash = std::hash<std::string_view>{}(r.id);
+  if (r.is_group) [[unlikely]]
+    r.hash = ~r.hash;  // so that no request's id finds it
   std::uint32_t& head = buckets_[r.hash % buckets_.size()];
   r.hash_prev = 0;
   r.hash_next = head;
@@ -61,7 +63,7 @@ void RequestTable::index(RequestRecord& r) noexcept {
   head = r.slot + 1;
 }
 
-void RequestTable::unindex(RequestRecord& r) noexcept {
+inline void RequestTable::unindex(RequestRecord& r) noexcept {
   (r.hash_prev != 0 ? record(r.hash_prev - 1)->hash_next : buckets_[r.hash % buckets_.size()]) =
       r.hash_next;
   if (r.hash_next != 0) record(r.hash_next - 1)->hash_prev = r.hash_prev;
@@ -102,7 +104,8 @@ bool RequestTable::add_more(HolderSet set, std::uint64_t generation,
   return true;
 }
 
-Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& handle) {
+Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& handle,
+                          LevelNeed* refused) {
   std::uint64_t first = kHost.mask;  // holders of the first word; few requests have more
   bool more = false;
   for (const std::uint32_t device : spec.devices) {
@@ -115,11 +118,9 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
       first |= bit.mask;
     }
   }
-  // A child draws on the budget of the request it descends from, so its own would bound nothing.
-  if (spec.parent && (spec.reserve != 0 || spec.quota != 0)) return Status::invalid_argument;
   ReserveRef reserve;
   if (spec.reserve != 0) {
-    reserve = depot_.open_reserve(pages_for(spec.reserve));
+    reserve = depot_.open_reserve(pages_for(spec.reserve), reserve_above(spec));
     if (reserve.reserve == nullptr) return Status::exhausted;
   }
   const std::lock_guard lock(mutex_);
@@ -133,13 +134,14 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
       if (slot != nullptr) table.free_slots_.push(slot->slot);
     }
   } undo{*this, reserve};
-  RequestRecord* parent = nullptr;
+  RequestRecord* above = nullptr;
   if (spec.parent) {
-    parent = live_record(*spec.parent);
-    if (parent == nullptr || parent->host_left) return Status::request_closed;
-    if (spec.kept && !parent->kept) return Status::invalid_argument;
+    above = live_record(*spec.parent);
+    if (above == nullptr || above->host_left) return Status::request_closed;
+    if (spec.kept && !above->kept) return Status::invalid_argument;
+    // A group has no devices, and what is under it names any.
     for (const std::uint32_t device : spec.devices) {
-      if (!holders(parent->slot).holds(spec.parent->generation, device_bit(device)))
+      if (!holders(above->slot).holds(spec.parent->generation, device_bit(device)) && !above->is_group)
         return Status::unknown_device;
     }
   }
@@ -148,18 +150,21 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
   if (r == nullptr) return Status::too_many_requests;
   undo.slot = r;
   if (more && !more_.open(r->slot, r->slot + 1)) throw std::bad_alloc();
-  r->reset(spec, parent, now_ns);
+  r->reset(spec, above, now_ns);
   const Handle made{r->slot, next_generation_++};
   HolderSet set = holders(r->slot);
   set.open(made.generation, first);
   if (more && !add_more(set, made.generation, spec.devices)) return Status::duplicate_device;
+  if (r->has_budget.load(std::memory_order_relaxed)) {
+    const Status status = start_budget(*r, made, spec, above, reserve, refused);
+    if (status != Status::ok) {
+      set.cut(made.generation);
+      return status;
+    }
+  }
   undo.reserve = {};
   undo.slot = nullptr;
   handle = made;
-  if (r->has_budget.load(std::memory_order_relaxed)) {
-    const std::lock_guard budget_lock(budget_mutex_);
-    r->reset_budget(made, spec, parent, reserve);
-  }
   // Release: a reader of this generation sees the record as it was opened, and a peer the slot.
   r->generation.store(made.generation, std::memory_order_release);
   r->older = by_age_.older;
@@ -169,16 +174,17 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
   // Release: a reader of this nonce no longer finds the generation before it.
   slots_[r->slot].nonce.store(nonce(made.generation), std::memory_order_release);
   slots_[r->slot].generation.store(made.generation, std::memory_order_release);
-  if (parent != nullptr) {
-    link_child(*r, *parent, spec.parent->generation);
+  if (above != nullptr && !above->is_group) {
+    link_child(*r, *above, spec.parent->generation);
     for (const std::uint32_t device : spec.devices) {
-      if (!holders(parent->slot).holds_now(spec.parent->generation, device_bit(device)))
+      if (!holders(above->slot).holds_now(spec.parent->generation, device_bit(device)))
         (void)set.leave(made.generation, device_bit(device));  // never the last: the host holds
     }
   }
   if (r->lease_ns != 0) leased_.fetch_add(1, std::memory_order_relaxed);
   if (r->kept) {
     if (r->is_session()) ++sessions_;
+    if (r->is_group) index(*r);
     return Status::ok;
   }
   index(*r);
@@ -274,9 +280,15 @@ void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
     (r.host_left ? draining_ : open_).fetch_sub(1, std::memory_order_relaxed);
   } else if (r.is_session()) {
     --sessions_;
+    if (r.is_group) {
+      unindex(r);
+      r.is_group = false;
+    }
   }
   if (!r.pinned.empty()) [[unlikely]]
     unpin_all(r, over);
+  if (r.group != 0) [[unlikely]]
+    leave_group(r, over);
   if (r.lease_ns != 0) leased_.fetch_sub(1, std::memory_order_relaxed);
   r.ended.store(r.handle().generation, std::memory_order_release);
   if (r.blocks.retire()) free_slot(r);
@@ -413,6 +425,7 @@ RequestTable::Holds RequestTable::holds() {
   Holds found = Holds::none;
   each([&](const RequestRecord& r, const HolderView& set) {
     const Handle own = r.handle();
+    if (r.is_group && !is_over(own)) return;  // what it is for is looked at itself
     if (!is_over(own) && !set.empty(own.generation)) {
       found = Holds::some;
     } else if (found == Holds::none && r.ended.load(std::memory_order_acquire) != own.generation) {

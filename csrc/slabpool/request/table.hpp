@@ -28,6 +28,7 @@
 #include "slabpool/request/device_registry.hpp"
 #include "slabpool/request/free_slots.hpp"
 #include "slabpool/request/holder_set.hpp"
+#include "slabpool/request/levels.hpp"
 #include "slabpool/request/record.hpp"
 #include "slabpool/request/slot.hpp"
 #include "slabpool/request/watchers.hpp"
@@ -66,8 +67,10 @@ class RequestTable {
     return RequestSlot::seal(nonce(handle.generation), handle.generation, offset, nbytes);
   }
 
-  // exhausted: the reserve is not available now. A child has no reserve and no quota. Throws std::bad_alloc.
-  Status open(const OpenSpec& spec, std::int64_t now_ns, Handle& handle);
+  // exhausted: the reserve is not available now. quota_exceeded: nor in a quota above, which is written to `refused` (may be
+  // null). request_closed: the parent or the group is closed. too_deep: more than kMaxLevels levels. name_in_use: an open
+  // group has this id. Throws std::bad_alloc.
+  Status open(const OpenSpec& spec, std::int64_t now_ns, Handle& handle, LevelNeed* refused = nullptr);
 
   // The calls below claim the requests that are over by them and add them to `over`, descendants first. The caller ends
   // them: it returns their blocks and calls retire(). None of these calls allocates.
@@ -129,29 +132,55 @@ class RequestTable {
   bool has_ended(Handle handle) const noexcept;
   bool is_cancelled(Handle handle) const noexcept;  // and not over
 
-  // Budget of a request with a quota or reserve (budget.cpp). charge(): ok, quota_exceeded, or request_closed; `reserve`
-  // is what was promised to the request, if anything. uncharge(): the bytes were not available after all.
-  Status charge(RequestRecord& record, Handle handle, std::uint64_t bytes, ReserveRef& reserve) {
-    const std::lock_guard lock(budget_mutex_);
-    return charge_locked(record, handle, bytes, reserve);
-  }
-  void uncharge(RequestRecord& record, Handle handle, std::uint64_t bytes) noexcept;
-  void return_budget(RequestRecord& record) noexcept;  // at the end
-  // The request that a request with a budget charges; generation 0 once the budget was returned.
-  Handle root_of(const RequestRecord& record, Handle handle) const noexcept;
-  // What such a request is charged, without its descendants.
+  // The budget of a request that has_budget (budget.cpp), and its levels (levels.hpp). charge(): ok, quota_exceeded (`refused`
+  // says by what), or request_closed; `reserve` is what was promised at the nearest level that has one. uncharge(): the
+  // bytes were not available after all. Both calls that return bytes add the levels that got any to `back`.
+  Status charge(RequestRecord& record, Handle handle, std::uint64_t bytes, ReserveRef& reserve,
+                LevelNeed& refused);
+  void uncharge(RequestRecord& record, Handle handle, std::uint64_t bytes, Levels& back) noexcept;
+  void return_budget(RequestRecord& record, Levels& back) noexcept;  // at the end
+  // The levels that got bytes by calls which say nothing of them, since the last call of this.
+  void take_back(Levels& back) noexcept;
+  // What charge() would need of each quota. False once the budget was returned.
+  bool needs_of(const RequestRecord& record, Handle handle, std::uint64_t bytes,
+                LevelNeeds& needs) const noexcept;
+  // What such a request is charged, or promised if that is more, without its descendants. 0 of what a session keeps.
   std::uint64_t charged_of(const RequestRecord& record, Handle handle) const noexcept;
-  // The quota of such a root, and what is left of it; both are all bytes if it has none, or is over.
+  // The quota of a level, and what is left of it; both are all bytes if it has none, or is over.
   struct Quota {
     std::uint64_t bytes = ~std::uint64_t{0};
     std::uint64_t left = ~std::uint64_t{0};
   };
-  Quota quota_of(Handle root) const noexcept;
-  ReserveRef reserve_of(Handle root) const noexcept;  // null if it has none, or is over
-  std::uint64_t reserved_by(
-      const RequestRecord& record) const noexcept;  // bytes set aside and not drawn
-  // What was promised to the request or the one that it descends from, if anything.
+  Quota quota_of(Handle level) const noexcept;
+  bool is_session(Handle level) const noexcept;  // and no group
+  // Bytes set aside by a level itself and not drawn.
+  std::uint64_t reserved_by(const RequestRecord& record, Handle handle) const noexcept;
+  // What was promised at the nearest level that has a reserve, if any.
   ReserveRef reserve_of(const RequestRecord& record, Handle handle) const noexcept;
+  // Calls f(level, reserve) for each level of a request that is no group and has a reserve.
+  template <typename F>
+  void each_reserve(const RequestRecord& r, Handle handle, F&& f) const noexcept {
+    const std::lock_guard lock(budget_mutex_);
+    if (r.charged_for != handle.generation) return;
+    for (Handle at = r.level; const RequestRecord* level = budget_of(at); at = level->upper)
+      if (level->reserve.reserve != nullptr && !level->is_group) f(at, level->reserve);
+  }
+
+  // ---- groups (groups.cpp)
+  void set_priority(Handle group, std::int32_t priority) noexcept;  // for reports
+  struct Group {
+    std::uint64_t used = 0;
+    std::uint64_t quota = 0;     // 0: none
+    std::uint64_t promised = 0;  // its reserve
+    std::uint64_t reserved = 0;  // set aside in it and not drawn
+    std::uint32_t requests = 0;  // without children
+    std::uint32_t sessions = 0;
+  };
+  Group group_figures(const RequestRecord& group) const noexcept;  // under the mutex, as in each()
+  // The group that a record is under; null: none. Under the mutex.
+  const RequestRecord* group_of(const RequestRecord& r) const noexcept {
+    return r.group != 0 ? record(r.group - 1) : nullptr;
+  }
 
   // Moves a block from a request that is not over to another one that the host holds. The first gets a view of it until it is
   // over, because its devices may read the block. Anything but ok: nothing has changed. Throws std::bad_alloc.
@@ -168,10 +197,10 @@ class RequestTable {
   // block.
 
   // Moves a block of a request that is not over to the kept child `to`, charges it there instead, and pins the child and
-  // its root by `from`. `instead_of`, a sibling that is about to be closed, is not charged any more. quota_exceeded: the
-  // root's quota; exhausted: the limit of all kept memory; invalid_argument: not a block of that request, or of one
+  // its root by `from`. `instead_of`, a sibling that is about to be closed, is not charged any more. quota_exceeded: `refused`, the
+  // root or its group; exhausted: the limit of all kept memory; invalid_argument: not a block of that request, or of one
   // that is kept. Throws std::bad_alloc.
-  Status keep(Block& block, Handle from, Handle to, const Handle* instead_of);
+  Status keep(Block& block, Handle from, Handle to, const Handle* instead_of, LevelNeed& refused);
   // Kept requests live on until `by` is over. request_closed: one of them is over. Throws std::bad_alloc.
   Status pin(Handle by, std::span<const Handle> kept);
   bool pins(Handle by, std::uint32_t slot) const noexcept;  // whether `by` pins the request in this slot
@@ -186,10 +215,10 @@ class RequestTable {
   bool kept(Handle root, Kept& figures) const noexcept;  // false: the session is closed
   // A session whose last pin has gone since it was taken here the last time. False: there is none.
   bool take_idle(Handle& root) noexcept;
-  // Whether what the session keeps is charged to this request (the session itself, or one that it descends from).
-  bool charged_to(Handle session, Handle root) const noexcept;
-  // By how much a charge of so many bytes would exceed the quota of the request's root, which is written too.
-  std::uint64_t over_quota(Handle handle, std::uint64_t bytes, Handle& root) const noexcept;
+  // Whether what the session keeps counts in this level: the session itself, or its group.
+  bool charged_to(Handle session, Handle level) const noexcept;
+  // By how much a charge of so many bytes would exceed the quota of the lowest level that refuses it, which is written too.
+  std::uint64_t over_quota(Handle handle, std::uint64_t bytes, Handle& level) const noexcept;
   // quota_exceeded: the session keeps more.
   Status set_quota(Handle root, std::uint64_t quota) noexcept;
   // The limit and the figure of all kept memory.
@@ -305,14 +334,22 @@ class RequestTable {
     return mix_bits(secret_ + mix_bits(generation));
   }
   RequestRecord* live_record(Handle handle) const noexcept;  // null if the request is over
-  RequestRecord* budget_of(Handle root) const noexcept;      // null once the budget was returned
+  // The calls from here to forget_charge() are under the budget mutex.
+  RequestRecord* budget_of(
+      Handle level) const noexcept;  // null once the budget was returned, or without one
+  Status check(Handle level, std::uint64_t bytes, LevelNeed& refused) const noexcept;
+  void add(Handle level, std::uint64_t bytes) noexcept;
+  void subtract(Handle level, std::uint64_t bytes, Levels& back) noexcept;
+  ReserveRef end_promise(RequestRecord& r, Levels& back) noexcept;
+  ReserveRef nearest_reserve(Handle level) const noexcept;
+  void forget_charge(RequestRecord& r, Levels& back) noexcept;
   RequestRecord* new_slot();
   Notable find_notable() noexcept;  // under mutex_
   static bool add_more(HolderSet set, std::uint64_t generation,
                        std::span<const std::uint32_t> devices) noexcept;
   void free_slot(RequestRecord& record) noexcept;  // under mutex_
-  void index(RequestRecord& record) noexcept;
-  void unindex(RequestRecord& record) noexcept;
+  [[gnu::always_inline]] void index(RequestRecord& record) noexcept;
+  [[gnu::always_inline]] void unindex(RequestRecord& record) noexcept;
   void link_child(RequestRecord& child, RequestRecord& parent, std::uint64_t parent_generation) noexcept;
   void unlink_child(RequestRecord& record) noexcept;
   template <typename F>
@@ -341,11 +378,13 @@ class RequestTable {
     draining_.fetch_add(1, std::memory_order_relaxed);
   }
   [[gnu::noinline]] void list_idle(RequestRecord& session) noexcept;
-  Status charge_locked(RequestRecord& record, Handle handle, std::uint64_t bytes,
-                       ReserveRef& reserve) noexcept;  // under the budget mutex, as the next
-  void uncharge_locked(RequestRecord& record, Handle handle, std::uint64_t bytes) noexcept;
-  void charge_kept(RequestRecord& kept, std::uint64_t bytes) noexcept;  // under the budget mutex
-  void forget_charge(RequestRecord& kept) noexcept;                     // under the budget mutex
+  [[gnu::noinline]] Status start_budget(RequestRecord& r, Handle self, const OpenSpec& spec,
+                                        const RequestRecord* above, ReserveRef reserve,
+                                        LevelNeed* refused) noexcept;  // under mutex_
+  [[gnu::noinline]] ReserveRef reserve_above(const OpenSpec& spec) const noexcept;
+  bool has_group(std::string_view id) const noexcept;
+  void join_group(RequestRecord& r, const RequestRecord& above, bool child) noexcept;
+  [[gnu::noinline]] void leave_group(RequestRecord& r, ClaimedList& over) noexcept;
 
   Depot& depot_;
   DeviceRegistry& devices_;
@@ -375,6 +414,7 @@ class RequestTable {
   mutable std::mutex budget_mutex_;
   std::uint64_t kept_quota_ = ~std::uint64_t{0};  // under the budget mutex, as is the next
   std::uint64_t kept_bytes_ = 0;
+  Levels back_;  // for take_back(), also under the budget mutex
   std::atomic<std::uint64_t> open_{0};
   std::atomic<std::uint64_t> draining_{0};
   std::atomic<std::uint64_t> leased_{0};

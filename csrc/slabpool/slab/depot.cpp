@@ -207,7 +207,10 @@ Depot::Taken Depot::take_span(std::uint64_t bytes, std::uint64_t align, Effort e
   const PageHeap::Result result =
       take_pages(pages, std::max<std::uint64_t>(align >> kPageBits, 1), effort, own);
   taken.system_refused = result.system_refused;
-  if (result.span == nullptr) return taken;
+  if (result.span == nullptr) {
+    reserves_.give_up(reserve);
+    return taken;
+  }
   // Under the same lock as the allocation, so that no reader counts the same bytes twice.
   reserves_.draw(reserve, own, result.span);
   Block* block = &result.span->large;
@@ -259,12 +262,17 @@ bool Depot::grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef re
   const std::uint64_t own = reserves_.prepare(reserve, more);
   if (effort == Effort::hard) drop_empty_slabs();
   if (!make_room(more, own, effort)) {
+    reserves_.give_up(reserve);
     publish();
     return false;
   }
   const bool grown = pages_.grow(span, pages, commit_limit(more, effort)) ||
                      (effort == Effort::hard && pages_.grow(span, pages, capacity_ >> kPageBits));
-  if (grown) reserves_.draw(reserve, own, span);
+  if (grown) {
+    reserves_.draw(reserve, own, span);
+  } else {
+    reserves_.give_up(reserve);
+  }
   refused = !grown && effort == Effort::hard && pages_.system_refused();
   publish();
   SLABPOOL_VERIFY(false, verify_locked());
@@ -381,13 +389,13 @@ void Depot::drop_empty_slabs() noexcept {
   }
 }
 
-ReserveRef Depot::open_reserve(std::uint64_t pages) {
+ReserveRef Depot::open_reserve(std::uint64_t pages, ReserveRef from) {
   const std::lock_guard lock(mutex_);
-  ReserveRef reserve = reserves_.open(pages);
+  ReserveRef reserve = reserves_.open(pages, from);
   if (reserve.reserve == nullptr) {
     const Publishing after(*this);
     drop_empty_slabs();
-    if (make_room(pages, 0, Effort::hard)) reserve = reserves_.open(pages);
+    if (make_room(Reserves::needed(pages, from), 0, Effort::hard)) reserve = reserves_.open(pages, from);
   }
   return reserve;
 }

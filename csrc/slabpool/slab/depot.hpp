@@ -68,11 +68,13 @@ class Depot {
   // Takes back a chain of blocks of any sizes.
   void give(Block* chain) noexcept;
 
-  // Reserves pages if there is room; else null. Throws std::bad_alloc.
-  ReserveRef open_reserve(std::uint64_t pages);
+  // Reserves pages if there is room for those that the promise `from` has not left; else null. Throws std::bad_alloc.
+  ReserveRef open_reserve(std::uint64_t pages, ReserveRef from = {});
   void close_reserve(ReserveRef reserve) noexcept;
   // Bytes of one promise that are not drawn yet; 0 once it is closed.
   std::uint64_t left_of(ReserveRef reserve) const noexcept;
+  // Bytes that can be drawn through a promise: its own, and those of the promises that it was made in.
+  std::uint64_t drawable_bytes(ReserveRef reserve) const noexcept;
   // Bytes promised to requests and not drawn yet. Lock-free.
   std::uint64_t reserved_bytes() const noexcept { return reserves_.reserved_pages() << kPageBits; }
 
@@ -101,8 +103,6 @@ class Depot {
   enum class Planned : std::uint8_t { never, room, chosen };
   // The caller holds every block, and no block of a group has a view. O(number of blocks). Throws std::bad_alloc.
   Planned plan_return(const Need& need, Groups& groups) const;
-  // Bytes that a promise has left.
-  std::uint64_t left_bytes(ReserveRef reserve) const noexcept;
 
   // Returns all cached pages and all free pages of slabs to the system, and frees what it keeps for pages that are not
   // committed; the result is in

@@ -38,8 +38,10 @@ void Reserves::set_left(Reserve& reserve, std::uint64_t pages) noexcept {
   reserve.pages_left = pages;
 }
 
-ReserveRef Reserves::open(std::uint64_t pages) {
-  if (!has_room(pages)) return {};
+ReserveRef Reserves::open(std::uint64_t pages, ReserveRef from) {
+  if (!current(from)) from = {};
+  const std::uint64_t extra = needed(pages, from);
+  if (!has_room(extra)) return {};
   if (spare_ == nullptr) {
     all_.push_back(std::make_unique<Reserve>());
     spare_ = all_.back().get();
@@ -50,6 +52,11 @@ ReserveRef Reserves::open(std::uint64_t pages) {
   spare_ = reserve->next_spare;
   reserve->next_spare = nullptr;
   reserve->serial = next_serial_++;
+  reserve->from = from;
+  reserve->extra = extra;
+  if (from.reserve != nullptr) ++from.reserve->holds;
+  top_up(*reserve, pages - extra);
+  reserve->borrowed = 0;
   set_left(*reserve, pages);
   return {reserve, reserve->serial};
 }
@@ -57,7 +64,7 @@ ReserveRef Reserves::open(std::uint64_t pages) {
 void Reserves::close(ReserveRef ref) noexcept {
   if (!current(ref)) return;
   Reserve& reserve = *ref.reserve;
-  reserve.serial = 0;
+  if (Reserve* from = returns_to(reserve.from)) return merge(reserve, *from);
   set_left(reserve, 0);
   while (Arena* arena = reserve.arenas) {
     reserve.arenas = arena->next;
@@ -70,6 +77,13 @@ void Reserves::close(ReserveRef ref) noexcept {
       keep_only_live(*arena);
     }
   }
+  retire(reserve);
+}
+
+void Reserves::retire(Reserve& reserve) noexcept {
+  SLABPOOL_ASSERT(reserve.pages_left == 0 && reserve.arenas == nullptr,
+                  "a promise that is over has nothing", reserve.pages_left);
+  reserve = {};
   reserve.next_spare = spare_;
   spare_ = &reserve;
 }
@@ -138,7 +152,12 @@ bool Reserves::set_used(Arena& arena, std::uint64_t bytes) noexcept {
                   arena.reserve->pages_left);
   if (pages != before) {
     if (!pages_.draw(arena.span, pages, capacity_pages_)) return false;
-    set_left(*arena.reserve, arena.reserve->pages_left + before - pages);
+    arena.used = bytes;
+    if (pages > before) {
+      set_left(*arena.reserve, arena.reserve->pages_left - (pages - before));
+    } else if (!put_back(*arena.reserve, before - pages)) {
+      limit_arenas(*arena.reserve, arena.reserve->pages_left);
+    }
   }
   arena.used = bytes;
   return true;
@@ -164,8 +183,13 @@ Block* Reserves::reuse(Reserve& reserve, unsigned size_class, std::uint64_t alig
 
 Reserves::Cut Reserves::cut(ReserveRef ref, unsigned size_class, std::uint64_t align) {
   Cut result;
-  if (!current(ref)) return result;
-  Reserve& reserve = *ref.reserve;
+  for (; current(ref) && result.block == nullptr && !result.system_refused; ref = ref.reserve->from)
+    result = cut_from(*ref.reserve, size_class, align);
+  return result;
+}
+
+Reserves::Cut Reserves::cut_from(Reserve& reserve, unsigned size_class, std::uint64_t align) {
+  Cut result;
   result.block = reuse(reserve, size_class, align);
   if (result.block != nullptr) return result;
   const std::uint64_t size = class_size(size_class);
@@ -236,7 +260,7 @@ void Reserves::give(Block* block) noexcept {
   if (arena.reserve != nullptr) {
     link(arena.free[bin_of(block->bytes)], *block);
     if (block == arena.blocks.back()) roll_back(arena);
-    return;
+    return remove_if_empty(arena);
   }
   if (span->count == 0) {
     pages_.free_range(span);
@@ -365,9 +389,14 @@ Block* Reserves::find(const Span* span, const std::byte* address) noexcept {
 std::uint64_t Reserves::prepare(ReserveRef ref, std::uint64_t pages) noexcept {
   if (!current(ref)) return 0;
   Reserve& reserve = *ref.reserve;
+  top_up(reserve, pages);
   const std::uint64_t own = std::min(pages, reserve.pages_left);
   // Arenas keep no more undrawn pages than the promise will have left, so that the span can get its pages.
-  std::uint64_t most = reserve.pages_left - own;
+  limit_arenas(reserve, reserve.pages_left - own);
+  return own;
+}
+
+void Reserves::limit_arenas(Reserve& reserve, std::uint64_t most) noexcept {
   for (Arena* arena = reserve.arenas; arena != nullptr; arena = arena->next) {
     if (arena->span == nullptr) continue;
     if (most == 0) {
@@ -378,7 +407,6 @@ std::uint64_t Reserves::prepare(ReserveRef ref, std::uint64_t pages) noexcept {
       pages_.shrink_range(arena->span, arena->span->drawn + most);
     most -= arena->span->pages - arena->span->drawn;
   }
-  return own;
 }
 
 void Reserves::draw(ReserveRef ref, std::uint64_t pages, Span* span) noexcept {
@@ -388,6 +416,7 @@ void Reserves::draw(ReserveRef ref, std::uint64_t pages, Span* span) noexcept {
   SLABPOOL_ASSERT(pages <= ref.reserve->pages_left, "a promise is not drawn beyond its pages", pages,
                   ref.reserve->pages_left);
   span->reserve_pages += pages;
+  ref.reserve->holds += pages;
   set_left(*ref.reserve, ref.reserve->pages_left - pages);
   span->reserve = ref.reserve;
   span->reserve_serial = ref.serial;
@@ -396,8 +425,9 @@ void Reserves::draw(ReserveRef ref, std::uint64_t pages, Span* span) noexcept {
 void Reserves::refund(Span* span, std::uint64_t freed) noexcept {
   const std::uint64_t pages = std::min(freed, span->reserve_pages);
   if (pages == 0) return;
-  if (current({span->reserve, span->reserve_serial}))
-    set_left(*span->reserve, span->reserve->pages_left + pages);
+  const ReserveRef drawn{span->reserve, span->reserve_serial};
+  if (Reserve* reserve = returns_to(drawn)) (void)put_back(*reserve, pages);
+  drop_holds(drawn, pages);
   span->reserve_pages -= pages;
 }
 
@@ -406,6 +436,8 @@ const char* Reserves::verify() const noexcept {
   std::uint64_t idle = 0;
   for (const auto& reserve : all_) {
     left += reserve->pages_left;
+    if (reserve->into.reserve != nullptr && (reserve->holds == 0 || reserve->pages_left != 0))
+      return "a promise that was merged into another one is not over";
     std::uint64_t own = 0;
     for (const Arena* arena = reserve->arenas; arena != nullptr; arena = arena->next) {
       if (arena->span == nullptr) continue;

@@ -4,15 +4,21 @@
 // request uses. In slabs, which other requests fill too, parts of pages would stay unused, and the last promised bytes
 // could not be allocated. Blocks that are returned to the promise can be allocated from it again.
 //
+// A promise may be made inside another one, `from` (reserve_nested.cpp). Its pages are those of `from`, as far as that has
+// any left. When it has none left it draws on `from`. When it is closed its pages go back to `from`: at once, or as they are
+// returned. So a promise loses nothing by those that were made in it.
+//
 // Not thread-safe: the depot's mutex guards every call except reserved_pages().
 //
 // Invariants:
 //   pages in use + reserved_pages() <= capacity,   so every promise can be kept
 //   reserved_pages() = sum of pages_left over all promises
 //   sum over the arenas of a promise of (span.pages - span.drawn) <= pages_left
+//   holds = pages that spans have drawn from a promise and not returned + promises made in it that are open or sign-posts
 //   span.drawn = pages_for(arena.used),   span.count = arena.live        (while the arena has its span)
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -49,6 +55,13 @@ struct Reserve {
   std::uint64_t serial = 0;      // 0: not in use
   std::uint64_t pages_left = 0;  // promised and not drawn
   Arena* arenas = nullptr;       // blocks are cut from the first
+  ReserveRef from;               // the promise that it was made in; null: none
+  std::uint64_t extra = 0;       // pages that it got at its opening and not from `from`
+  std::uint64_t borrowed = 0;    // pages that it got from `from` later: they go back there first
+  std::uint64_t owed = 0;        // of pages that return here: those that nothing promises any more
+  // Closed, while spans still have pages of it: the promise that these return to.
+  ReserveRef into;
+  std::uint64_t holds = 0;
   Reserve* next_spare = nullptr;
 };
 
@@ -60,10 +73,14 @@ class Reserves {
   Reserves& operator=(const Reserves&) = delete;
   ~Reserves();
 
-  // Null if there is no room. Throws std::bad_alloc.
-  ReserveRef open(std::uint64_t pages);
-  // Pages that were not drawn become room for others at once, and those that are drawn as they are returned. Allocates
-  // nothing.
+  // Null if there is no room for what `from`, if it is open, has not left. Throws std::bad_alloc.
+  ReserveRef open(std::uint64_t pages, ReserveRef from = {});
+  // How many of the pages of a new promise must be room that nothing promises.
+  static std::uint64_t needed(std::uint64_t pages, ReserveRef from) noexcept {
+    return pages - std::min(pages, drawable(from));
+  }
+  // Pages that were not drawn become room for others (or go back to `from`) at once, and those that are drawn as they are
+  // returned. Allocates nothing.
   void close(ReserveRef ref) noexcept;
 
   // A block of a size class. Null without system_refused: the promise has too few pages left.
@@ -73,10 +90,12 @@ class Reserves {
   };
   Cut cut(ReserveRef ref, unsigned size_class, std::uint64_t align);
 
-  // For a span or growing tensor. prepare(): how many of its `pages` new pages the promise can supply. draw(): subtracts
-  // them, once the span has them. A span draws from one promise only.
+  // For a span or growing tensor. prepare(): how many of its `pages` new pages the promise can supply, with those that it
+  // gets from the promises around it. draw(): subtracts them, once the span has them. give_up(): the span got none. A span
+  // draws from one promise only.
   std::uint64_t prepare(ReserveRef ref, std::uint64_t pages) noexcept;
   void draw(ReserveRef ref, std::uint64_t pages, Span* span) noexcept;
+  void give_up(ReserveRef ref) noexcept;
   static bool may_draw(ReserveRef ref, const Span& span) noexcept {
     return span.reserve_pages == 0 || (span.reserve == ref.reserve && span.reserve_serial == ref.serial);
   }
@@ -88,7 +107,7 @@ class Reserves {
   void refund(Span* span, std::uint64_t freed = ~std::uint64_t{0}) noexcept;
   // How many pages refund() would add to a promise.
   static std::uint64_t refundable(const Span& span) noexcept {
-    return current({span.reserve, span.reserve_serial}) ? span.reserve_pages : 0;
+    return returns_to({span.reserve, span.reserve_serial}) != nullptr ? span.reserve_pages : 0;
   }
 
   // The block of an arena's span that contains an address. O(log n) in the blocks of the arena.
@@ -104,18 +123,41 @@ class Reserves {
   static std::uint64_t left_of(ReserveRef ref) noexcept {
     return current(ref) ? ref.reserve->pages_left : 0;
   }
+  // What can be drawn through a promise: of it and of those around it.
+  static std::uint64_t drawable(ReserveRef ref) noexcept {
+    std::uint64_t pages = 0;
+    for (; current(ref); ref = ref.reserve->from) pages += ref.reserve->pages_left;
+    return pages;
+  }
   const char* verify() const noexcept;
 
  private:
   static constexpr std::size_t kRecordBatch = 64;
 
-  static bool current(ReserveRef ref) noexcept {
+  static bool names(ReserveRef ref) noexcept {
     return ref.reserve != nullptr && ref.reserve->serial == ref.serial;
+  }
+  static bool current(ReserveRef ref) noexcept {
+    return names(ref) && ref.reserve->into.reserve == nullptr;
+  }
+  // The open promise that drawn pages return to; null: none.
+  static Reserve* returns_to(ReserveRef ref) noexcept {
+    for (; names(ref); ref = ref.reserve->into)
+      if (ref.reserve->into.reserve == nullptr) return ref.reserve;
+    return nullptr;
   }
   bool has_room(std::uint64_t pages) const noexcept {
     return pages_.in_use_pages() + reserved_pages() + pages <= capacity_pages_;
   }
   void set_left(Reserve& reserve, std::uint64_t pages) noexcept;
+  Cut cut_from(Reserve& reserve, unsigned size_class, std::uint64_t align);
+  void limit_arenas(Reserve& reserve, std::uint64_t most) noexcept;
+  void remove_if_empty(Arena& arena) noexcept;
+  void top_up(Reserve& reserve, std::uint64_t pages) noexcept;
+  bool put_back(Reserve& reserve, std::uint64_t pages) noexcept;
+  void merge(Reserve& reserve, Reserve& from) noexcept;
+  void drop_holds(ReserveRef ref, std::uint64_t holds) noexcept;
+  void retire(Reserve& reserve) noexcept;
   static Block* reuse(Reserve& reserve, unsigned size_class, std::uint64_t align) noexcept;
   bool set_used(Arena& arena, std::uint64_t bytes) noexcept;
   void add_arena(Reserve& reserve);

@@ -150,11 +150,6 @@ std::uint64_t Depot::room_pages() const noexcept {
   return all - std::min(all, taken);
 }
 
-std::uint64_t Depot::left_bytes(ReserveRef reserve) const noexcept {
-  const std::lock_guard lock(mutex_);
-  return Reserves::left_of(reserve) << kPageBits;
-}
-
 Depot::Planned Depot::plan_return(const Need& need, Groups& groups) const {
   groups.chosen.assign(groups.ends.size(), 0);
   const std::lock_guard lock(mutex_);

@@ -375,6 +375,13 @@ void WaitQueue::wake_past_first(Subject of, std::uint64_t free, const Waiter* by
   constexpr unsigned kBatch = 32;
   const Wanted quota{Resource::quota, 0, of};
   Candidate candidates[kBatch];
+  const auto wake = [&](std::uint64_t arrival) {
+    const std::lock_guard lock(mutex_);
+    for (Waiter* w = list_of(quota).first; w != nullptr; w = w->in_list_.next)
+      if (w->arrival_ == arrival && same_place(w->blocked_on_, quota)) return signal(*w);
+  };
+  Candidate in_circle{};  // the first that holds something
+  Room::Circle circle = Room::Circle::nothing;
   for (unsigned count = kBatch, seen = 0; count == kBatch; seen = kBatch) {
     const Candidate last = candidates[kBatch - 1];  // of the batch before, if seen
     std::uint64_t needs = 0;
@@ -391,12 +398,13 @@ void WaitQueue::wake_past_first(Subject of, std::uint64_t free, const Waiter* by
           candidates[count++] = {w->request, w->priority, w->arrival_};
     }
     for (unsigned i = 0; i < count; ++i) {
-      if (!room_.holds_needed(of, candidates[i].request, needs)) continue;
-      const std::lock_guard lock(mutex_);
-      for (Waiter* w = list_of(quota).first; w != nullptr; w = w->in_list_.next)
-        if (w->arrival_ == candidates[i].arrival && same_place(w->blocked_on_, quota)) return signal(*w);
+      if (room_.holds_needed(of, candidates[i].request, needs)) return wake(candidates[i].arrival);
+      if (circle != Room::Circle::nothing) continue;
+      circle = room_.quota_circle(of, candidates[i].request, needs);
+      if (circle == Room::Circle::yes) in_circle = candidates[i];
     }
   }
+  if (in_circle.request.generation != 0) wake(in_circle.arrival);
 }
 
 void WaitQueue::wake(const News& news) noexcept {
@@ -440,6 +448,12 @@ void WaitQueue::start_polling() noexcept {
 void WaitQueue::wake_all() noexcept {
   const std::lock_guard lock(mutex_);
   for (Waiter* w = all_.first; w != nullptr; w = w->in_all_.next) signal(*w);
+}
+
+void WaitQueue::wake_all_quotas() noexcept {
+  const std::lock_guard lock(mutex_);
+  for (Waiter* w = all_.first; w != nullptr; w = w->in_all_.next)
+    if (w->blocked_on_.resource == Resource::quota) signal(*w);
 }
 
 // ---- looking

@@ -10,8 +10,10 @@
 // Requests that hold memory and ask for more could stand behind a waiter that needs what they hold. When the requests that
 // wait hold so much that the first waiter cannot be served before one of them lets go (Room::circle), those that hold
 // something may pass it. The pool is asked again when the waiters change, and when memory comes back.
-// Likewise a request may pass the first waiter of a quota that needs what this request holds (Room::holds_needed). When
-// the first needs more than is free, wake() wakes one that may pass it instead.
+// Likewise a request may pass the first waiter of a quota that needs what this request holds (Room::holds_needed), or, if
+// no such waiter can be served, what this one and the others that wait hold together (Room::quota_circle). When the first
+// needs more than is free, wake() wakes one that may pass it instead. Of several quotas, one around the other, a waiter is
+// blocked on one, and passes() is asked for each.
 //
 // A waiter is a record of the caller's: on the stack of a thread, or in an object of an event loop. Waiting and waking
 // allocate nothing. A thread sleeps on the condition variable of its record. In a pool with a doorbell one sleeping thread
@@ -155,6 +157,11 @@ class Room {
   virtual std::uint64_t quota_left(Subject of) noexcept = 0;
   // Whether the first waiter of a quota, which needs so much, cannot be served while `request` holds what it holds.
   virtual bool holds_needed(Subject of, Subject request, std::uint64_t needs) noexcept = 0;
+  // yes: `request` and the others that wait for a quota hold so much of it that the first waiter, which needs so much, cannot
+  // be served before one lets go, and none that holds enough alone can be served. The answer for a request that holds
+  // nothing is `nothing`; for all others it is the same. Looks at the waiters by each().
+  enum class Circle : std::uint8_t { nothing, no, yes };
+  virtual Circle quota_circle(Subject of, Subject request, std::uint64_t needs) noexcept = 0;
   // Whether something may come back without a wake-up. The first waiters then try again by the clock. Takes no lock.
   virtual bool polls() noexcept = 0;
   // Whether the requests that wait for memory hold so much that the first waiter cannot be served before one lets go. Looks
@@ -230,6 +237,7 @@ class WaitQueue {
 
   [[gnu::noinline]] void wake(const News& news) noexcept;
   void wake_all() noexcept;
+  void wake_all_quotas() noexcept;
   // A request has drawn on a quota, by this waiter or none: the first may need now what the request holds, and another
   // waiter may have the rest.
   void has_charged(Subject of, const Waiter* by) noexcept;

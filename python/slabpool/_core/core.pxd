@@ -111,6 +111,7 @@ cdef class Wait:
     cdef bytes key              # the waiter's id
     cdef public object timeout  # as the caller gave it, for messages
     cdef object priority        # None: that of the request
+    cdef Handle group           # in which a request is being opened; generation 0: none
     cdef int64_t deadline       # 0: it does not wait
     cdef bint in_loop           # it waits in an event loop, between attempts
     cdef public bint last       # the loop makes no further attempt

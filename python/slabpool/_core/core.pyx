@@ -64,6 +64,8 @@ StatusCode = enum.IntEnum("StatusCode", {
     "NO_ADDRESSES": <int>Status.no_addresses,
     "DEVICE_LOST": <int>Status.device_lost,
     "WAITERS_AHEAD": <int>Status.waiters_ahead,
+    "TOO_DEEP": <int>Status.too_deep,
+    "NAME_IN_USE": <int>Status.name_in_use,
 })
 
 

@@ -1,6 +1,6 @@
 # slabpool/observe/*.hpp: what a pool reports, as plain values.
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libcpp cimport bool
 from libcpp.string cimport string
 from libcpp.vector cimport vector
@@ -47,6 +47,28 @@ cdef extern from "slabpool/observe/stats.hpp" namespace "slabpool" nogil:
         uint32_t live_views
         SourceLocation opened_at
         bool kept
+        string group
+
+    cdef cppclass GroupInfo:
+        string id
+        Handle handle
+        uint64_t nbytes
+        uint64_t quota
+        uint64_t reserve
+        uint64_t reserved
+        uint32_t requests
+        uint32_t sessions
+        int32_t priority
+        int64_t age_ns
+        bool closed
+        SourceLocation opened_at
+
+    cdef cppclass QuotaInfo:
+        string id
+        Handle handle
+        bool group
+        uint64_t quota
+        uint64_t used
 
     cdef cppclass Holder "slabpool::Refusal::Holder":
         RequestInfo info

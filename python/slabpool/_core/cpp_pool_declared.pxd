@@ -16,7 +16,7 @@ from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_request cimport (
     AckResult, DeviceRegistry, Handle, OpenSpec, SourceLocation, handle_span, string_view,
 )
-from slabpool._core.cpp_observe cimport Corruption, Event, Refusal, RequestInfo, Stats
+from slabpool._core.cpp_observe cimport Corruption, Event, GroupInfo, QuotaInfo, Refusal, RequestInfo, Stats
 from slabpool._core.cpp_pressure cimport PressureChange, PressureWatch
 from slabpool._core.cpp_shared cimport PeerFiles
 from slabpool._core.cpp_status cimport Error, Status
@@ -158,7 +158,8 @@ cdef extern from * namespace "slabpool" nogil:
         bool wait_released(Handle handle, int64_t deadline_ns)
         bool describe(Handle handle, RequestInfo& info) except +
         DeviceRegistry& devices()
-        Status open_session(string_view id, uint64_t quota, SourceLocation where, Handle& session)
+        Status open_session(string_view id, uint64_t quota, SourceLocation where, Handle& session,
+                            optional[Handle] group)
         Status keep(const KeepSpec& spec, Handle& kept)
         Handle owner_of(const Block& block)
         Status pin(Handle by, handle_span kept)
@@ -168,10 +169,14 @@ cdef extern from * namespace "slabpool" nogil:
         uint64_t kept_bytes()
         bint take_idle(Handle& session)
         uint64_t bytes_not_kept()
-        bint charged_to(Handle session, Handle root)
-        uint64_t over_quota(Handle request, uint64_t nbytes, Handle& root)
+        bint charged_to(Handle session, Handle level)
+        uint64_t over_quota(Handle request, uint64_t nbytes, Handle& level)
         Shortage shortage(Handle request, uint64_t nbytes, bint pages)
         Planned plan_return(Status status, const Shortage& shortage, Groups& groups)
+        Status open_group(OpenSpec spec, int32_t priority, Handle& group, Waiter* waiter)
+        vector[GroupInfo] groups() except +
+        bool describe_group(Handle group, GroupInfo& info) except +
+        bool describe_quota(Handle request, uint64_t nbytes, QuotaInfo& info) except +
         bool shared()
         uint64_t shared_id()
         bool attach_peer(uint32_t device, PeerFiles& files, Error& error)

@@ -23,6 +23,8 @@ cdef extern from "slabpool/base/status.hpp" namespace "slabpool" nogil:
         no_addresses
         device_lost
         waiters_ahead
+        too_deep
+        name_in_use
 
 
 cdef extern from "slabpool/base/error.hpp" namespace "slabpool" nogil:

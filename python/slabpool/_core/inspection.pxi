@@ -5,7 +5,7 @@ from libcpp.vector cimport vector
 
 from slabpool._core.cpp_observe cimport Corruption as CppCorruption
 from slabpool._core.cpp_observe cimport Event as CppEvent
-from slabpool._core.cpp_observe cimport Holder, Refusal, RequestInfo, kNoDevice
+from slabpool._core.cpp_observe cimport GroupInfo, Holder, Refusal, RequestInfo, kNoDevice
 from slabpool._core.cpp_observe cimport Stats as CppStats
 from slabpool._core.cpp_wait cimport WaiterInfo
 
@@ -48,6 +48,7 @@ cdef object _record_of(const RequestInfo& info, list names):
         opened_at=location(info.opened_at),
         parent=None if info.kept else info.parent_generation or None,
         kept_as=name,
+        group=None if info.group.empty() else identity(info.group, True)[0],
     )
 
 
@@ -110,6 +111,12 @@ cdef list _records_of(Core core, Devices devices, object older_than):
         if record is not None:
             records.append(record)
     return records
+
+
+cdef list _groups_of(Core core):
+    check_here(core)
+    cdef vector[GroupInfo] groups = core.pool.groups()
+    return [group_record(groups[i]) for i in range(<Py_ssize_t>groups.size())]
 
 
 cdef list _waiters_of(Core core):

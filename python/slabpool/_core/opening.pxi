@@ -32,7 +32,8 @@ cdef tuple _several(object devices):
 
 
 cdef Request open_request(object pool, Core core, Devices names, object request_id, object devices, object reserve,
-                          object quota, object lease, object timeout, Request parent, object opened_at):
+                          object quota, object lease, object timeout, Request parent, object opened_at,
+                          GroupHold group):
     cdef OpenSpec spec
     cdef Handle handle
     cdef Status status
@@ -57,6 +58,9 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
         spec.lease_ns = _lease(lease)
     if parent is not None:
         spec.parent = parent.handle
+        group = parent.hold
+    elif group is not None:
+        spec.parent = group.handle
     if opened_at is None:
         spec.where = caller(core)
     else:
@@ -64,7 +68,7 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     # Made first: once the request is open, nothing may fail before it has an owner.
     cdef Request request = Request.__new__(Request)
     if timeout is not None:
-        wait = wait_of(core, timeout, parent)
+        wait = wait_of(core, timeout, group if parent is None else parent)
         request.priority = wait.waiter.priority
     # Last, because a number may be taken back once Python code runs.
     while True:
@@ -96,7 +100,12 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
         opening.spec = &spec
         opening.handle = &handle
         if timeout is None:
-            wait = wait_of(core, None, parent)
+            wait = wait_of(core, None, group if parent is None else parent)
+        if group is not None and not wait.waiter.entered():
+            wait.group = group.handle
+            if wait.waiter.session.generation == 0:  # not a session's turn, which waits no longer than that is open
+                wait.waiter.session.slot = group.handle.slot
+                wait.waiter.session.generation = group.handle.generation
         if not wait.waiter.entered():
             wait.key = key
             wait.waiter.id = string_view(PyBytes_AS_STRING(key), <size_t>PyBytes_GET_SIZE(key))
@@ -105,7 +114,7 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
                                  NO_REQUEST if parent is None else parent.handle, spec.reserve)
         if status != Status.ok:
             hooks.messages.open_failed(pool, status_code(<int>status), request_id, devices, spec.reserve, spec.quota,
-                                       wait, parent)
+                                       wait, parent, group)
     request.pool = pool
     request.core = core
     request.devices = names
@@ -113,11 +122,14 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     request.id = request_id if type(request_id) is str else plain_name(request_id)
     request.named = <tuple>devices
     request.named_mask = mask
+    request.hold = group
     if parent is not None:
         request.parent = parent.handle.generation
         request.quota = parent.quota
         if timeout is None:
             request.priority = parent.priority
-    elif quota is not None:
+    elif group is not None and timeout is None:
+        request.priority = group.priority
+    if quota is not None:
         request.quota = spec.quota
     return request

@@ -1,3 +1,4 @@
+import weakref
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
@@ -5,17 +6,19 @@ from typing import Any, Literal, SupportsIndex, final
 
 from slabpool._core.core import Wait
 from slabpool._core.pressure import Pressure, PressureWatch
-from slabpool._core.request import Request, _Makers
+from slabpool._core.request import Group, GroupHold, Request, _Makers
 from slabpool.records import (
     Ack,
     Corruption,
     Event,
+    GroupRecord,
     RequestRecord,
     SessionRecord,
     SessionStats,
     Stats,
     WaiterRecord,
 )
+from slabpool.sessions.registry import Sessions
 from slabpool.sessions.session import Session
 
 @final
@@ -104,6 +107,15 @@ class Pool(_Makers):
     def session_budget(self) -> int | None: ...
     @session_budget.setter
     def session_budget(self, budget: str | SupportsIndex | None) -> None: ...
+    def group(
+        self,
+        group_id: str | int | bytes,
+        *,
+        quota: str | SupportsIndex | None = None,
+        reserve: str | SupportsIndex | None = None,
+        priority: SupportsIndex | None = None,
+    ) -> Group: ...
+    def groups(self) -> list[GroupRecord]: ...
     def device_lost(self, device: str | int, *, kill: bool = False) -> int: ...
     def heartbeat(self, device: str | int) -> None: ...
     # ---- looking inside
@@ -147,7 +159,9 @@ class Pool(_Makers):
         lease: float | None,
         timeout: float | Wait | None,
         opened_at: tuple[str, int],
+        group: GroupHold | None = None,
     ) -> Request: ...
+    def _sessions(self) -> Sessions: ...
     @property
     def _must_poll(self) -> bool: ...
     @property
@@ -155,6 +169,11 @@ class Pool(_Makers):
     def _answer_bell(self) -> None: ...
     def _snapshot(self) -> Snapshot: ...
     def _refusal(self) -> tuple[str, int]: ...
+    def _refuser(
+        self, parent: Request | None, group: GroupHold | None, nbytes: int
+    ) -> tuple[str, object, int, int, int] | None: ...
+    @property
+    def _weak(self) -> weakref.ref[Pool]: ...
     def _verify(self) -> str | None: ...
     def _wakeup_count(self) -> int: ...
 

@@ -24,7 +24,7 @@ from slabpool._core.cpp_request cimport string_view
 from slabpool._core.cpp_status cimport Error, Status
 from slabpool._core.cuda cimport stream_device, stream_of
 from slabpool._core.device_array cimport device_maker
-from slabpool._core.request cimport open_request
+from slabpool._core.request cimport GroupHold, Request, group_record, open_group, open_request, refuser_of
 
 import itertools
 import operator
@@ -268,9 +268,9 @@ cdef class Pool:
         """
         if priority is not None:
             return open_request(self, self.core, self.devices, request_id, devices, reserve, quota, lease,
-                                patience(timeout, priority), None, None)
+                                patience(timeout, priority), None, None, None)
         return open_request(self, self.core, self.devices, request_id, devices, reserve, quota, lease, timeout,
-                            None, None)
+                            None, None, None)
 
     def request_async(self, request_id, devices=(), *, reserve=None, quota=None, lease=None, timeout=None,
                       priority=None):
@@ -291,10 +291,62 @@ cdef class Pool:
             self, loop_wait(self.core, priority),
             lambda wait: self._open_turn(request_id, devices, reserve, quota, lease, wait, opened_at), timeout)
 
-    def _open_turn(self, request_id, devices, reserve, quota, lease, timeout, opened_at):
+    def _open_turn(self, request_id, devices, reserve, quota, lease, timeout, opened_at, GroupHold group=None):
         """As `request`, on behalf of the caller at (file, line)."""
         return open_request(self, self.core, self.devices, request_id, devices, reserve, quota, lease, timeout,
-                            None, opened_at)
+                            None, opened_at, group)
+
+    # ---- groups
+
+    def group(self, group_id, *, quota=None, reserve=None, priority=None):
+        """Opens a group: requests and sessions opened under it share a bound. One for each tenant of a server.
+
+        Parameters
+        ----------
+        group_id : str, int or bytes
+            Chosen by the caller; groups have ids of their own. It can be used again once the group is closed.
+        quota : int or str, optional
+            Most bytes that its requests and sessions may hold together. Bytes that are promised to a request under it by
+            ``reserve=`` count from its opening on.
+        reserve : int or str, optional
+            Bytes to reserve now for what is under it, in whole pages of 4 KiB. They are promised until the group ends: what
+            a request gives back is the group's again.
+        priority : int, default 0
+            Of requests under it that wait, unless a call names another.
+
+        Returns
+        -------
+        Group
+
+        Raises
+        ------
+        NameInUseError
+            A group of this id is open.
+        PoolExhausted
+            There is no room for the reserve, or too many requests are alive.
+        InvalidArgumentError, InvalidTypeError
+            A bad id, size or priority, or a reserve above the quota.
+
+        Examples
+        --------
+        >>> import slabpool
+        >>> pool = slabpool.Pool("16MiB")
+        >>> with pool.group("tenant-a", quota="8MiB", reserve="2MiB", priority=1) as tenant:
+        ...     with tenant.request("chat-42", devices=["gpu0"]) as req:
+        ...         kv = req.zeros((2, 4, 64), "f2")
+        ...     print([(g.group_id, g.nbytes, g.requests) for g in pool.groups()])
+        [('tenant-a', 1024, 1)]
+        """
+        return open_group(self, self.core, self.devices, group_id, quota, reserve, priority)
+
+    def groups(self):
+        """Every group that is open, or has requests or sessions under it; the oldest first.
+
+        Returns
+        -------
+        list of GroupRecord
+        """
+        return _groups_of(self.core)
 
     # ---- sessions
 
@@ -730,6 +782,15 @@ cdef class Pool:
     def _snapshot(self):
         """Why the pool has no room, in constant time."""
         return _snapshot_of(self.core, self.devices)
+
+    def _refuser(self, Request parent, GroupHold group, nbytes):
+        """What refuses so many bytes to a child, or to a request under a group: see `messages`."""
+        return refuser_of(self.core, parent.handle if parent is not None else group.handle, nbytes)
+
+    @property
+    def _weak(self):
+        """A weak reference to it."""
+        return self.core.owner
 
     def _refusal(self):
         """Why the pool was last refused memory: the driver's text, or ""; and the system's errno, or 0."""

@@ -5,7 +5,17 @@ from libc.stdint cimport uint64_t
 
 from slabpool._core.core cimport Core, Devices
 from slabpool._core.cpp_block cimport Block
+from slabpool._core.cpp_observe cimport GroupInfo
 from slabpool._core.cpp_request cimport Handle
+
+
+# What keeps a group open: Group objects, and the requests and sessions under it. It does not keep the Pool alive.
+cdef class GroupHold:
+    cdef Core core
+    cdef Handle handle
+    cdef bytes key              # as the core knows it
+    cdef readonly object id
+    cdef readonly int priority
 
 
 cdef class Request:
@@ -15,7 +25,8 @@ cdef class Request:
     cdef Handle handle
     cdef readonly object id
     cdef readonly object parent
-    cdef readonly object quota  # that of the request it descends from
+    cdef readonly object quota  # its own, or that of its parent
+    cdef GroupHold hold         # of the group that it is under, or None
     cdef readonly int priority  # of what it allocates, where the call names none
     cdef tuple named            # devices named when opened or added: tells a late ack from one of an unknown device
     cdef uint64_t named_mask    # the numbers of those below 64, as bits: answers most acks without the tuple
@@ -30,4 +41,9 @@ cdef class Request:
 cdef Block* block_of_array(Core core, cnp.ndarray array)
 # With `parent` a child of it. `opened_at` is (file, line), or None for the line that is running.
 cdef Request open_request(object pool, Core core, Devices names, object request_id, object devices, object reserve,
-                          object quota, object lease, object timeout, Request parent, object opened_at)
+                          object quota, object lease, object timeout, Request parent, object opened_at,
+                          GroupHold group)
+cdef object open_group(object pool, Core core, Devices names, object group_id, object quota, object reserve,
+                       object priority)
+cdef object group_record(const GroupInfo& info)
+cdef object refuser_of(Core core, Handle handle, object nbytes)

@@ -10,7 +10,8 @@ from slabpool._core.core import Wait
 from slabpool._core.device_array import DeviceArray
 from slabpool._core.shared import TensorRef
 from slabpool._core.tensors import GrowableTensor, Layout, Tensors, _Shape
-from slabpool.records import Ack, RequestState
+from slabpool.records import Ack, GroupRecord, RequestState
+from slabpool.sessions import Session
 
 _S = TypeVar("_S", bound=np.generic)
 
@@ -184,6 +185,66 @@ class _Makers:
     ) -> Coroutine[Any, Any, NDArray[Any]]: ...
 
 @final
+class GroupHold:
+    @property
+    def id(self) -> str | int | bytes: ...
+    @property
+    def priority(self) -> int: ...
+
+@final
+class Group:
+    @property
+    def id(self) -> str | int | bytes: ...
+    @property
+    def quota(self) -> int | None: ...
+    @property
+    def reserve(self) -> int: ...
+    @property
+    def priority(self) -> int: ...
+    def request(
+        self,
+        request_id: str | int | bytes,
+        devices: Iterable[str | int] = (),
+        *,
+        reserve: str | SupportsIndex | None = None,
+        quota: str | SupportsIndex | None = None,
+        lease: float | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
+    ) -> Request: ...
+    def request_async(
+        self,
+        request_id: str | int | bytes,
+        devices: Iterable[str | int] = (),
+        *,
+        reserve: str | SupportsIndex | None = None,
+        quota: str | SupportsIndex | None = None,
+        lease: float | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
+    ) -> Coroutine[Any, Any, Request]: ...
+    def session(
+        self,
+        session_id: str | int | bytes,
+        *,
+        budget: str | SupportsIndex | None = None,
+        ttl: float | None = None,
+        priority: SupportsIndex | None = None,
+    ) -> Session: ...
+    def close(self) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+    def stats(self) -> GroupRecord: ...
+    def __enter__(self) -> Group: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+
+@final
 class Request(_Makers):
     # ---- memory
     def growable(
@@ -214,12 +275,22 @@ class Request(_Makers):
     ) -> Coroutine[Any, Any, Tensors]: ...
     def adopt(self, tensor: NDArray[Any] | DeviceArray | Tensors | GrowableTensor) -> None: ...
     def ref(self, array: NDArray[Any] | None = None) -> TensorRef: ...
+    @property
+    def group(self) -> str | int | bytes | None: ...
+    def _refuser(self, nbytes: int) -> tuple[str, object, int, int, int] | None: ...
     # ---- holders
     def ack(self, device: str | int, *, stream: object = None) -> Ack: ...
     def add_device(self, device: str | int) -> None: ...
     def remove_device(self, device: str | int) -> Ack: ...
     def child(
-        self, devices: Iterable[str | int] = (), *, timeout: float | None = None, priority: int | None = None
+        self,
+        devices: Iterable[str | int] = (),
+        *,
+        reserve: str | SupportsIndex | None = None,
+        quota: str | SupportsIndex | None = None,
+        lease: float | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
     ) -> Request: ...
     def close(self) -> None: ...
     def cancel(self) -> None: ...

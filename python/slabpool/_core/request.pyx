@@ -15,13 +15,13 @@ from libcpp.vector cimport vector
 
 from slabpool._core.array cimport new_array, new_copy, new_full, new_plain
 from slabpool._core.core cimport (
-    NO_REQUEST, Wait, ack_answer, caller, check_here, deadline_of, failed, located, location, loop_wait, name_key, names_of,
-    next_slice, only_made_by, patience, wait_of,
-    state_of, status_code, text_of,
+    NO_REQUEST, Wait, ack_answer, caller, caller_of, check_here, deadline_of, failed, find_room, identity, located, location,
+    loop_wait, name_key, names_of, next_slice, only_made_by, patience, wait_of,
+    state_of, status_code, text_of, view_of,
 )
 from slabpool._core.cpp_block cimport Block, byte
 from slabpool._core.cpp_cuda cimport StreamName
-from slabpool._core.cpp_observe cimport RequestInfo
+from slabpool._core.cpp_observe cimport GroupInfo, QuotaInfo, RequestInfo
 from slabpool._core.cpp_pool cimport Acked, Adopted
 from slabpool._core.cpp_request cimport AckResult, OpenSpec, device_span, string_view
 from slabpool._core.cpp_status cimport Error, Status
@@ -39,7 +39,7 @@ from slabpool.arguments.sizes import parse_size
 from slabpool.arguments.names import plain_name
 from slabpool.arguments.texts import show
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
-from slabpool.records import Ack, RequestState, waits_for
+from slabpool.records import Ack, GroupRecord, RequestState, waits_for
 
 cdef extern from *:
     bint unlikely(bint condition) noexcept  # Cython's own macro
@@ -49,6 +49,7 @@ cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
 
 include "adopt.pxi"
 include "opening.pxi"
+include "group.pxi"
 
 
 @cython.final
@@ -70,7 +71,8 @@ cdef class Request:
     parent : int or None
         Generation of the request this one is a child of.
     quota : int or None
-        Most bytes it may hold; a child shares the quota of the request it descends from.
+        Most bytes it may hold, children included; of a child without a quota that of its parent. What it is inside of
+        (parents, a group) may have a lower one.
     priority : int
         Of its allocations that wait, unless the call names another.
 
@@ -469,15 +471,22 @@ cdef class Request:
         """Acknowledges on the device's behalf; the same as ``ack(device)``."""
         return self.ack(device)
 
-    def child(self, devices=(), *, timeout=None, priority=None):
+    def child(self, devices=(), *, reserve=None, quota=None, lease=None, timeout=None, priority=None):
         """A request inside this one, for memory that is returned sooner (one step, one hidden state).
 
         Parameters
         ----------
         devices : iterable of str or int
             A subset of the devices that still have to acknowledge this request.
+        reserve : int or str, optional
+            Bytes to reserve now for the child, out of this request's reserve as far as that suffices. They go back there
+            when the child ends.
+        quota : int or str, optional
+            Most bytes that the child may hold. They count in this request's quota too.
+        lease : float, optional
+            By default this request's.
         timeout : float, optional
-            Seconds to wait where too many requests are alive. By default that is an error at once.
+            Seconds to wait for the reserve, or where too many requests are alive. By default that is an error at once.
         priority : int, optional
             By default this request's.
 
@@ -489,6 +498,10 @@ cdef class Request:
 
         Raises
         ------
+        PoolExhausted, QuotaExceededError
+            The reserve: there is no room for it, or a quota around the child is lower.
+        InvalidArgumentError
+            Budgets nest deeper than eight requests with a quota or a reserve, a group and a session included.
         UnknownDeviceError
             A device that this request does not wait for.
         RequestClosedError
@@ -506,8 +519,8 @@ cdef class Request:
         ...         _ = req.ack(device)
         Ack.RELEASED 0
         """
-        return open_request(self.pool, self.core, self.devices, self.id, devices, None, None, None,
-                            patience(timeout, priority), self, None)
+        return open_request(self.pool, self.core, self.devices, self.id, devices, reserve, quota, lease,
+                            patience(timeout, priority), self, None, None)
 
     cdef void _leave(self, bint cancel) noexcept:
         if self.core.cleans:
@@ -582,6 +595,15 @@ cdef class Request:
     def generation(self):
         """Distinguishes requests of the same id (int)."""
         return self.handle.generation
+
+    @property
+    def group(self):
+        """Id of the `Group` that it was opened under, or None."""
+        return None if self.hold is None else self.hold.id
+
+    def _refuser(self, nbytes):
+        """What refuses it so many bytes: see `messages`."""
+        return refuser_of(self.core, self.handle, nbytes)
 
     @property
     def pending(self):
@@ -702,3 +724,5 @@ cdef object _ack_after(Request self, object device, object stream):
 
 
 only_made_by(Request, "a Request is made by Pool.request(...) or Request.child(...)")
+only_made_by(Group, "a Group is made by Pool.group(group_id)")
+only_made_by(GroupHold, "a Group is made by Pool.group(group_id)")

@@ -12,6 +12,7 @@ cdef class Shelf:
     cdef Core core
     cdef Handle handle          # of the session, which the core has as a kept request without memory
     cdef bytes key              # the session's id as the core knows it
+    cdef int priority           # of its turns, where the call names none: the group's
     cdef Wait _depend(self, Wait wait)
 
 

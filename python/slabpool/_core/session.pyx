@@ -10,7 +10,7 @@ cimport cython
 cimport numpy as cnp
 from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 from libc.stdint cimport uint32_t, uint64_t
-from libcpp.optional cimport make_optional
+from libcpp.optional cimport make_optional, optional
 from libcpp.vector cimport vector
 
 from slabpool._core.array cimport own, own_frozen, parse_shape, wrap, wrap_frozen, wrap_strided
@@ -24,11 +24,12 @@ from slabpool._core.cpp_pool cimport Groups, KeepSpec, Planned, Shortage
 from slabpool._core.cpp_request cimport Handle, SourceLocation, handle_span
 from slabpool._core.cpp_status cimport Status
 from slabpool._core.pool cimport Pool
-from slabpool._core.request cimport Request, block_of_array
+from slabpool._core.request cimport GroupHold, Request, block_of_array, refuser_of
 from slabpool._core.tensors cimport GrowableTensor, Layout, Tensors, _Growth, growable_of, tensors_of
 
 import numpy as np
 
+from slabpool._core import hooks
 from slabpool._core.core import StatusCode
 from slabpool.errors import InvalidArgumentError, InvalidTypeError, RequestClosedError
 
@@ -131,10 +132,20 @@ cdef class Shelf:
         return self.handle.generation
 
     def counts_in(self, tuple root):
-        """Whether what it keeps counts in the quota of a request; see `over_quota`."""
+        """Whether what it keeps counts in the quota of a group, or of a session; see `over_quota`."""
         cdef Handle other
         other.slot, other.generation = root
         return self.core.pool.charged_to(self.handle, other)
+
+    def over_quota(self, nbytes):
+        """As `over_quota`, for what it keeps: its own quota, or the group's."""
+        cdef Handle level
+        cdef uint64_t over = self.core.pool.over_quota(self.handle, max(nbytes, 0), level)
+        return over, (level.slot, level.generation)
+
+    def refuser(self, nbytes):
+        """What refuses it so many bytes: see `messages`."""
+        return refuser_of(self.core, self.handle, nbytes)
 
     def set_budget(self, budget):
         """Returns False, and changes nothing, if the session keeps more than that."""
@@ -148,11 +159,11 @@ cdef class Shelf:
         """What a turn passes as its timeout: it waits no longer than the session lives."""
         if timeout is None and priority is None:
             return None
-        return self._depend(patience(timeout, 0 if priority is None else priority))
+        return self._depend(patience(timeout, self.priority if priority is None else priority))
 
     def loop_wait(self, priority):
         """The same for a turn that a coroutine opens."""
-        return self._depend(loop_wait(self.core, priority))
+        return self._depend(loop_wait(self.core, self.priority if priority is None else priority))
 
     cdef Wait _depend(self, Wait wait):
         wait.waiter.session.slot = self.handle.slot
@@ -288,22 +299,34 @@ cdef void _adopt(_Growth growth, Handle handle, object keeper):
     growth.request = None
 
 
-def key_of(session_id):
-    """The id as the core knows it, which distinguishes "7" from 7."""
-    return name_key(session_id, "session_id")
+def key_of(session_id, GroupHold group):
+    """The id as the core knows it, which distinguishes "7" from 7; under a group, with the group's number."""
+    cdef bytes name = name_key(session_id, "session_id")
+    return name if group is None else b"g" + int(group.handle.generation).to_bytes(8, "little") + name
 
 
-def open_shelf(Pool pool not None, session_id, budget, tuple where):
+def is_under(GroupHold group, GroupHold other not None):
+    """Whether both hold the same group."""
+    return group is not None and group.handle.generation == other.handle.generation
+
+
+def open_shelf(Pool pool not None, session_id, budget, tuple where, GroupHold group):
     """A Shelf; None if every request slot is taken."""
     check_here(pool.core)
     cdef bytes name = name_key(session_id, "session_id")
     cdef bytes key = b"k" + len(name).to_bytes(4, "little") + name
     cdef Handle handle
     cdef Shelf shelf = Shelf.__new__(Shelf)  # first: once the session is open, nothing may fail before it has an owner
+    cdef optional[Handle] under
+    if group is not None:
+        under = make_optional[Handle](group.handle)
+        shelf.priority = group.priority
     cdef Status status = pool.core.pool.open_session(
-        view_of(key), NO_LIMIT if budget is None else budget, _where(pool.core, where), handle)
+        view_of(key), NO_LIMIT if budget is None else budget, _where(pool.core, where), handle, under)
     if status == Status.too_many_requests:
         return None
+    if status == Status.request_closed and group is not None:
+        hooks.messages.group_closed(group.id)
     if status != Status.ok:
         failed(pool.core, None, status, 0, None)
     shelf.core = pool.core
@@ -362,7 +385,7 @@ def plan_return(Pool pool not None, status, nbytes, pages, list groups):
 
 
 def over_quota(Pool pool not None, tuple request, nbytes):
-    """(bytes by which a charge to the request would exceed the quota that it counts in, the request that has the quota)."""
+    """(bytes by which a charge to the request would exceed the lowest quota that refuses it, what has the quota)."""
     cdef Handle asks, root
     asks.slot, asks.generation = request
     cdef uint64_t over = pool.core.pool.over_quota(asks, nbytes, root)

@@ -239,7 +239,7 @@ cdef Status _search(Core core, Status status, Attempt attempt, void* job, Wait w
             return Status.request_closed
         way = _NOTHING
         if _may_give_way(status) and core.give_way is not None:
-            way = _give_way(core, status, request, nbytes, pages)
+            way = _give_way(core, status, wait.group if request.generation == 0 else request, nbytes, pages)
         if way == _FREED or (way == _ROOM and tries < ROOM_TRIES):
             tries = 0 if way == _FREED else tries + 1
             status = attempt(core, job, waiter)

@@ -29,8 +29,11 @@ from slabpool.errors import (
     UnknownDeviceError,
 )
 from slabpool.messages.system import system_refused
+from slabpool.records import of_group, set_aside
 
 if TYPE_CHECKING:
+    import weakref
+
     from slabpool._core.pool import Pool, Snapshot
     from slabpool._core.request import Request
     from slabpool.arguments.pool_options import Options
@@ -185,7 +188,7 @@ def unusable(pool: Pool, status: StatusCode) -> None:
 
 def of_request(request: Request | None) -> str:
     """The request in a message, if there is one."""
-    return "" if request is None else f" for request {show(request.id)} generation {request.generation}"
+    return "" if request is None else _for_request(_named(request))
 
 
 def unknown_device(device: object, request: Request) -> NoReturn:
@@ -223,11 +226,15 @@ def _waiter(record: WaiterRecord) -> str:
     return f"{name} ({show_size(record.nbytes)}, priority {record.priority}, since {record.waited:.1f} s)"
 
 
-Named = tuple[object, int] | None
+Named = tuple[object, int, object] | None  # id, generation, id of the group
+
+
+def _named(request: Request | None) -> Named:
+    return None if request is None else (request.id, request.generation, request.group)
 
 
 def _for_request(named: Named) -> str:
-    return "" if named is None else f" for request {show(named[0])} generation {named[1]}"
+    return "" if named is None else f" for request {show(named[0])} generation {named[1]}{of_group(named[2])}"
 
 
 def _exhausted(
@@ -272,7 +279,7 @@ def call_failed(
     if status in (StatusCode.EXHAUSTED, StatusCode.NO_ADDRESSES):
         raise PoolExhausted.later(
             _no_addresses if status == StatusCode.NO_ADDRESSES else _exhausted,
-            pool.name, pool.capacity, None if request is None else (request.id, request.generation), nbytes,
+            pool.name, pool.capacity, _named(request), nbytes,
             extra if isinstance(extra, Wait) else None, pool._snapshot(),
         )  # fmt: skip
     unusable(pool, status)
@@ -286,13 +293,11 @@ def call_failed(
         raise PoolExhausted(f"cannot allocate {what}: {refusal(pool)}; {usage(pool)}")
     if status == StatusCode.QUOTA_EXCEEDED:
         assert request is not None
-        wait = extra if isinstance(extra, Wait) else None
-        raise QuotaExceededError(
-            f"cannot allocate {what}{waited(wait)}: its quota of {show_size(request.quota or 0)} would be "
-            f"exceeded; it holds {show_size(request.nbytes)} itself, and its children and parent count "
-            f"too.{ahead(wait)} "
-            "Open it with a larger quota="
-        )
+        raise QuotaExceededError.later(
+            _quota, pool._weak, f"cannot allocate {show_size(nbytes)}", _named(request),
+            extra if isinstance(extra, Wait) else None, request._refuser(nbytes), request.quota,
+            request.nbytes,
+        )  # fmt: skip
     if status == StatusCode.REQUEST_CLOSED:
         assert request is not None
         state = "released" if request.state.value == "released" else "closed by the host"
@@ -314,6 +319,57 @@ def call_failed(
             "further work on it in this process. Start a new process; the first CUDA error says what failed"
         )
     raise SlabpoolError(f"pool {show(pool.name)}: unexpected status {status}")
+
+
+Refuser = tuple[str, object, int, int, int] | None  # kind, id, generation, quota, used
+
+
+def _quota(
+    pool_of: weakref.ref[Pool],
+    what: str,
+    named: Named,
+    wait: Wait | None,
+    refuser: Refuser,
+    quota: int | None,
+    nbytes: int,
+) -> str:
+    begin = f"{what}{_for_request(named)}{waited(wait)}: "
+    if refuser is not None and refuser[0] == "group":
+        return f"{begin}{group_use(pool_of, refuser)}{ahead(wait)} {MORE_OF_GROUP}"
+    if refuser is not None and named is not None and refuser[2] != named[1]:
+        return f"{begin}{around_use(refuser)}{ahead(wait)} Open that with a larger quota="
+    return (
+        f"{begin}its quota of {show_size(quota or 0)} would be exceeded; it holds {show_size(nbytes)} "
+        f"itself, and its children and parent count too.{ahead(wait)} Open it with a larger quota="
+    )
+
+
+MORE_OF_GROUP = "Close some of them, or open the group with a larger quota="
+
+
+def around_use(refuser: tuple[str, object, int, int, int]) -> str:
+    """What a request around another one has used of its quota."""
+    _, id, generation, quota, used = refuser
+    return (
+        f"request {show(id)} generation {generation}, around it, holds {show_size(used)} of its quota of "
+        f"{show_size(quota)}, its children included."
+    )
+
+
+def group_use(pool_of: weakref.ref[Pool], refuser: tuple[str, object, int, int, int]) -> str:
+    """What a group has used of its quota, and what holds most of it now."""
+    _, id, _, quota, used = refuser
+    text = f"group {show(id)} holds {show_size(used)} of its quota of {show_size(quota)}"
+    pool = pool_of()
+    if pool is None or not pool._usable_here:  # a forked child may read the text
+        return f"{text}."
+    held = [r for r in pool.requests() if r.group == id and (r.nbytes or r.reserved)]
+    held.sort(key=lambda record: record.nbytes, reverse=True)
+    largest = few(
+        (f"{_name(record)} {show_size(record.nbytes)}{set_aside(record.reserved)}" for record in held),
+        longest=80,
+    )
+    return f"{text}; its largest: {largest or 'none'}."
 
 
 def busy(pool: Pool) -> NoReturn:

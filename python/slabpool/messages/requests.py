@@ -13,6 +13,7 @@ from slabpool.errors import (
     DeviceUnavailableError,
     DuplicateDeviceError,
     InvalidArgumentError,
+    NameInUseError,
     PoolExhausted,
     QuotaExceededError,
     RequestClosedError,
@@ -21,7 +22,11 @@ from slabpool.errors import (
     UnknownDeviceError,
 )
 from slabpool.messages.pool import (
+    MORE_OF_GROUP,
+    Refuser,
     ahead,
+    around_use,
+    group_use,
     held_at,
     names,
     of_request,
@@ -31,26 +36,81 @@ from slabpool.messages.pool import (
     usage_at,
     waited,
 )
+from slabpool.records import of_group
 
 if TYPE_CHECKING:
+    import weakref
+
     from slabpool._core.pool import Pool, Snapshot
-    from slabpool._core.request import Request
+    from slabpool._core.request import GroupHold, Request
 
 
-def _no_reserve(
-    name: str, capacity: int, request_id: object, reserve: int, wait: Wait, snapshot: Snapshot
-) -> str:
+def _no_reserve(name: str, capacity: int, what: str, reserve: int, wait: Wait, snapshot: Snapshot) -> str:
     return (
-        f"cannot reserve {show_size(reserve)} for request {show(request_id)}{waited(wait)}: "
+        f"cannot reserve {show_size(reserve)} for {what}{waited(wait)}: "
         f"{usage_at(name, capacity, snapshot)}.{ahead(wait)} Held by:{held_at(snapshot)}"
     )
 
 
-def _no_slot(name: str, request_id: object, wait: Wait, snapshot: Snapshot) -> str:
+def _no_slot(name: str, what: str, wait: Wait, snapshot: Snapshot) -> str:
     return (
-        f"cannot open request {show(request_id)}{waited(wait)}: pool {show(name)} has as many requests as it "
+        f"cannot open {what}{waited(wait)}: pool {show(name)} has as many requests as it "
         f"can hold.{ahead(wait)} The largest:{held_at(snapshot)}"
     )
+
+
+def _no_quota(
+    pool_of: weakref.ref[Pool],
+    request_id: object,
+    reserve: int,
+    group_id: object,
+    wait: Wait,
+    refuser: Refuser,
+) -> str:
+    what = f"request {show(request_id)}{of_group(group_id)}"
+    begin = f"cannot reserve {show_size(reserve)} for {what}{waited(wait)}: "
+    if refuser is None:
+        return f"{begin}a quota around it has no room.{ahead(wait)} Ask for less, or wait with timeout="
+    if refuser[0] == "group":
+        return f"{begin}{group_use(pool_of, refuser)}{ahead(wait)} {MORE_OF_GROUP}"
+    return f"{begin}{around_use(refuser)}{ahead(wait)} Open that with a larger quota="
+
+
+def group_closed(group_id: object) -> NoReturn:
+    """Raises for a request or session under a group that is closed."""
+    raise RequestClosedError(
+        f"group {show(group_id)} is closed: nothing can be opened under it. "
+        f"pool.group({show(group_id)}) opens a new one"
+    )
+
+
+def group_failed(
+    pool: Pool, status: StatusCode, group_id: object, reserve: int, quota: int, wait: Wait
+) -> NoReturn:
+    """Raises for a group that could not be opened."""
+    unusable(pool, status)
+    what = f"group {show(group_id)}"
+    if status == StatusCode.NAME_IN_USE:
+        raise NameInUseError(
+            f"{what} is open in pool {show(pool.name)} already. Use the Group that opened it, or close "
+            "that first"
+        )
+    if status == StatusCode.INVALID_ARGUMENT:
+        raise InvalidArgumentError(
+            f"reserve ({show_size(reserve)}) must not be larger than quota ({show_size(quota)}) for {what}"
+        )
+    if status == StatusCode.TOO_LARGE:
+        raise TensorTooLargeError(
+            f"cannot reserve {show_size(reserve)} for {what}: larger than the capacity of pool "
+            f"{show(pool.name)}, {show_size(pool.capacity)}. Make the pool larger or the reserve smaller"
+        )
+    if status == StatusCode.EXHAUSTED:
+        raise PoolExhausted.later(
+            _no_reserve, pool.name, pool.capacity, what, reserve, wait, pool._snapshot()
+        )
+    if status == StatusCode.TOO_MANY_REQUESTS:
+        raise PoolExhausted.later(_no_slot, pool.name, what, wait, pool._snapshot())
+    raise PoolExhausted(f"cannot open {what}: {refusal(pool)}; {usage(pool)}")
 
 
 def open_failed(
@@ -62,9 +122,21 @@ def open_failed(
     quota: int,
     wait: Wait,
     parent: Request | None,
+    group: GroupHold | None,
 ) -> NoReturn:
     """Raises for a request that could not be opened."""
     unusable(pool, status)
+    if status == StatusCode.QUOTA_EXCEEDED:
+        raise QuotaExceededError.later(
+            _no_quota, pool._weak, request_id, reserve, None if group is None else group.id, wait,
+            pool._refuser(parent, group, reserve),
+        )  # fmt: skip
+    if status == StatusCode.TOO_DEEP:
+        raise InvalidArgumentError(
+            f"request {show(request_id)} cannot have a quota= or reserve=: it is inside of eight requests "
+            "that have one (a group counts, too). Open it without, or outside of some of them"
+        )
+    what = f"request {show(request_id)}{of_group(None if group is None else group.id)}"
     if status == StatusCode.DUPLICATE_DEVICE:
         twice = next(d for i, d in enumerate(devices) if d in devices[:i])
         raise DuplicateDeviceError(
@@ -79,10 +151,10 @@ def open_failed(
         )
     if status == StatusCode.EXHAUSTED:
         raise PoolExhausted.later(
-            _no_reserve, pool.name, pool.capacity, request_id, reserve, wait, pool._snapshot()
+            _no_reserve, pool.name, pool.capacity, what, reserve, wait, pool._snapshot()
         )
     if status == StatusCode.TOO_MANY_REQUESTS:
-        raise PoolExhausted.later(_no_slot, pool.name, request_id, wait, pool._snapshot())
+        raise PoolExhausted.later(_no_slot, pool.name, what, wait, pool._snapshot())
     if status == StatusCode.SYSTEM_REFUSED:
         raise PoolExhausted(f"cannot open request {request_id!r}: {refusal(pool)}; {usage(pool)}")
     if status == StatusCode.INVALID_ARGUMENT:
@@ -97,6 +169,8 @@ def open_failed(
             f"device {wrong} cannot hold a child: request {show(parent.id)} generation {parent.generation} "
             f"waits for {names(waiting)}"
         )
+    if parent is None and group is not None and status == StatusCode.REQUEST_CLOSED:
+        group_closed(group.id)
     if parent is None and status == StatusCode.REQUEST_CLOSED:
         raise RequestClosedError(
             f"cannot open request {show(request_id)}: its session was closed while it waited"

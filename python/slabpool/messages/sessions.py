@@ -15,7 +15,7 @@ from slabpool.errors import (
     RequestClosedError,
     SessionLostError,
 )
-from slabpool.messages.pool import held_at, usage
+from slabpool.messages.pool import MORE_OF_GROUP, group_use, held_at, usage
 
 if TYPE_CHECKING:
     from slabpool._core.pool import Pool, Snapshot
@@ -101,6 +101,16 @@ def budget_exceeded(state: State, name: str, nbytes: int) -> NoReturn:
         f"{show_size(state.nbytes)} of its budget of {show_size(budget)} ({kept or 'nothing'}). drop() some "
         f"of it, or give pool.session({show(state.id)}, budget=...) more"
     )
+
+
+def group_exceeded(pool: Pool, state: State, name: str, nbytes: int) -> None:
+    """Raises for a tensor that the quota of the session's group does not allow; returns if it allows it."""
+    refuser = state.shelf.refuser(nbytes)
+    if refuser is not None and refuser[0] == "group":
+        raise QuotaExceededError(
+            f"session {show(state.id)} cannot keep {show(name)} of {show_size(nbytes)}: "
+            f"{group_use(pool._weak, refuser)} {MORE_OF_GROUP}"
+        )
 
 
 def session_budget_exceeded(pool: Pool, state: State, name: str, nbytes: int, budget: int) -> NoReturn:

@@ -23,6 +23,7 @@ from slabpool._core.session import (
     Shelf,
     bytes_not_kept,
     gone_idle,
+    is_under,
     kept_bytes,
     key_of,
     open_shelf,
@@ -63,7 +64,7 @@ from slabpool.sessions.state import (
 
 if TYPE_CHECKING:
     from slabpool._core.pool import Pool
-    from slabpool._core.request import Request
+    from slabpool._core.request import GroupHold, Request
 
 
 _REASONS: dict[int, str] = {
@@ -102,7 +103,13 @@ class Sessions:
     # ---- opening
 
     def open(
-        self, session_id: str | int | bytes, budget: object, ttl: object, priority: object, where: Where
+        self,
+        session_id: str | int | bytes,
+        budget: object,
+        ttl: object,
+        priority: object,
+        where: Where,
+        group: GroupHold | None = None,
     ) -> Session:
         """The live session of the id, or a new one."""
         most = None if budget is None else parse_size(budget, "budget", least=1, most=1 << 60)
@@ -110,7 +117,7 @@ class Sessions:
         rank = None if priority is None else parse_priority(priority)
         pool = self._pool_here()
         session_id = plain_name(session_id)
-        key = key_of(session_id)
+        key = key_of(session_id, group)
         while True:
             with self._lock:
                 state = self._live.get(key)
@@ -120,10 +127,11 @@ class Sessions:
                     return Session._of(pool, self, state)
                 if self._calls_back():
                     messages.calls_back(session_id)
-                shelf = open_shelf(pool, session_id, most, where)
+                shelf = open_shelf(pool, session_id, most, where, group)
                 if shelf is not None:
                     self._misses += 1
-                    state = State(session_id, key, shelf, seconds, rank or 0, where, time.monotonic_ns())
+                    born = time.monotonic_ns()
+                    state = State(session_id, key, shelf, seconds, rank or 0, where, born, group)
                     self._live[key] = self._roots[shelf.generation] = state
                     self._idle.push(state)
                     self._watch(state)
@@ -145,7 +153,7 @@ class Sessions:
         """Opens a request that uses the session until it is released."""
         pool = self._pool_here()
         with self.turn_opens(state):
-            request = pool._open_turn(state.id, *options, where)
+            request = pool._open_turn(state.id, *options, where, state.group)
         return self.turn_opened(state, request)
 
     @contextmanager
@@ -258,10 +266,24 @@ class Sessions:
                 messages.no_slot(pool, state.id)
             return plan, FOR_SLOTS
         if kept == StatusCode.QUOTA_EXCEEDED:
-            messages.budget_exceeded(state, name, nbytes)
+            return self._plan_kept(pool, state, name, nbytes, instead), FOR_QUOTA
         if kept in (StatusCode.REQUEST_CLOSED, StatusCode.INVALID_ARGUMENT):
             messages.not_kept(state, name, closed=kept == StatusCode.REQUEST_CLOSED)
         return messages.system_refuses(pool, state, name)
+
+    def _plan_kept(self, pool: Pool, state: State, name: str, nbytes: int, instead: Kept | None) -> Plan:
+        """The budget of the session, or its group, has no room for a tensor from outside of the group."""
+        figures = state.shelf.figures()
+        back = 0 if instead is None else instead.nbytes
+        if figures is not None and (figures[1] is None or figures[0] - back + nbytes <= figures[1]):
+            need, level = state.shelf.over_quota(nbytes - back)
+            if need <= 0:  # another thread has made room
+                return ROOM, []
+            plan = self._plan_level(pool, level, need, state)
+            if plan[0] != NOTHING:
+                return plan
+            messages.group_exceeded(pool, state, name, nbytes)
+        return messages.budget_exceeded(state, name, nbytes)
 
     def _forget(self, block: Block) -> None:
         block.names -= 1
@@ -302,18 +324,26 @@ class Sessions:
                 self._has_expired(state)
 
     def growth_refused(
-        self, shelf: Shelf, session_id: str | int | bytes, name: str, status: StatusCode, nbytes: int
+        self,
+        shelf: Shelf,
+        session_id: str | int | bytes,
+        key: bytes,
+        name: str,
+        status: StatusCode,
+        nbytes: int,
     ) -> None:
         """A kept tensor could not grow by so many bytes: raises if its session or a budget is the reason."""
         pool = self._pool_here()
         with self._lock:
-            state = self._live.get(key_of(session_id))
+            state = self._live.get(key)
             if state is None or state.shelf is not shelf or status == StatusCode.REQUEST_CLOSED:
                 messages.growth_of_the_dropped(session_id, name)
             if status != StatusCode.QUOTA_EXCEEDED:
                 return
             figures = shelf.figures()
             over = figures is None or (figures[1] is not None and figures[0] + nbytes > figures[1])
+            if not over:
+                messages.group_exceeded(pool, state, name, nbytes)
             if over or self.budget is None:
                 messages.budget_exceeded(state, name, nbytes)
             messages.session_budget_exceeded(pool, state, name, nbytes, self.budget)
@@ -326,6 +356,13 @@ class Sessions:
         with self._lock:
             if state.lost is None:
                 self._end(state, CLOSED_BY_USER)
+
+    def close_group(self, group: GroupHold) -> None:
+        """Ends the sessions of a group that is closed."""
+        with self._lock:
+            for state in list(self._live.values()):
+                if is_under(state.group, group):
+                    self._end(state, CLOSED_BY_USER)
 
     def _end(self, state: State, how: str) -> None:
         state.lost = how
@@ -500,11 +537,15 @@ class Sessions:
                 shelf = self._blocks[request[1]].shelf
                 return self._plan_budget(pool, more, self._roots.get(shelf.generation))
             return NOTHING, []
+        return self._plan_level(pool, root, need, None)
+
+    def _plan_level(self, pool: Pool, level: tuple[int, int], need: int, spare: State | None) -> Plan:
+        """Makes room for so many bytes in the quota of a group: by sessions of this group."""
         if need > kept_bytes(pool):
             return NOTHING, []
-        with closing(self._candidates(pool)) as candidates:
+        with closing(self._candidates(pool, spare)) as candidates:
             states = fewest(
-                ((state, state.nbytes) for state, _ in candidates if state.shelf.counts_in(root)), need
+                ((state, state.nbytes) for state, _ in candidates if state.shelf.counts_in(level)), need
             )
         return (FREED if states else NOTHING), states
 

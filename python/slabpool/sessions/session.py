@@ -161,7 +161,7 @@ class Session:
             request = await async_wait.served(
                 self._pool,
                 wait,
-                lambda wait: self._pool._open_turn(self._state.id, *options, wait, where),
+                lambda wait: self._pool._open_turn(self._state.id, *options, wait, where, self._state.group),
                 timeout,
             )
         return self._sessions.turn_opened(self._state, request)
@@ -382,6 +382,11 @@ class Session:
     def id(self) -> str | int | bytes:
         """As given to `Pool.session`."""
         return self._state.id
+
+    @property
+    def group(self) -> str | int | bytes | None:
+        """Id of the `Group` that it was opened under, or None."""
+        return None if self._state.group is None else self._state.group.id
 
     @property
     def ttl(self) -> float | None:

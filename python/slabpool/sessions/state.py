@@ -18,6 +18,7 @@ from slabpool.messages import sessions as messages
 from slabpool.records import SessionRecord
 
 if TYPE_CHECKING:
+    from slabpool._core.request import GroupHold
     from slabpool.sessions.registry import Sessions
 
 #: How a session ended.
@@ -93,8 +94,8 @@ class State:
     """One session: living until `lost` says how it ended. While it is `leaving` its tensors can be read."""
 
     __slots__ = (
-        "born_ns", "face", "id", "key", "leaving", "lost", "lost_for", "lost_ns", "on_evict", "opened_at",
-        "opening", "pins", "priority", "shelf", "tensors", "touched_ns", "ttl",
+        "born_ns", "face", "group", "id", "key", "leaving", "lost", "lost_for", "lost_ns", "on_evict",
+        "opened_at", "opening", "pins", "priority", "shelf", "tensors", "touched_ns", "ttl",
     )  # fmt: skip
 
     def __init__(
@@ -106,8 +107,10 @@ class State:
         priority: int,
         opened_at: Where,
         born_ns: int,
+        group: GroupHold | None,
     ) -> None:
         self.id = id
+        self.group = group
         self.key = key
         self.shelf = shelf
         self.ttl = ttl
@@ -169,6 +172,7 @@ class State:
             pinned=self.pins > 0,
             age=(now_ns - self.born_ns) / 1e9,
             opened_at=f"{self.opened_at[0]}:{self.opened_at[1]}",
+            group=None if self.group is None else self.group.id,
         )
 
 
@@ -218,13 +222,14 @@ class Keeper:
         self._sessions = weakref.ref(sessions)
         self._shelf = state.shelf
         self._id = state.id
+        self._key = state.key
         self._name = name
 
     def __call__(self, status: StatusCode, nbytes: int) -> None:
         sessions = self._sessions()
         if sessions is None:
             messages.pool_gone()
-        sessions.growth_refused(self._shelf, self._id, self._name, status, nbytes)
+        sessions.growth_refused(self._shelf, self._id, self._key, self._name, status, nbytes)
 
 
 def parse_ttl(ttl: object) -> float:

@@ -217,6 +217,17 @@ class Scenario {
     forth("open_session", [&] {
       return pool_->open_session("the id of a session that is long", 8 * kMiB, {"test.cpp", 1}, session);
     });
+    Handle group;
+    forth("open_group", [&] {
+      OpenSpec spec;
+      spec.id = "the id of a group that is longer than a short string";
+      spec.reserve = kMiB;
+      return pool_->open_group(spec, 0, group, nullptr);
+    });
+    const Handle under =
+        opened("open under a group", {.id = "sg", .parent = group, .reserve = kMiB, .quota = kMiB});
+    back("close under a group", [&] { pool_->close_request(under, false); });
+    back("close a group", [&] { pool_->close_request(group, false); });
     const Handle turn = opened("open a turn", {.id = "st", .devices = {0}});
     Block* block = taken("allocate", bytes(5000, turn));
     Handle kept;

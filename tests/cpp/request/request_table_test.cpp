@@ -216,14 +216,6 @@ TEST_F(RequestTableTest, AChildMayNameNoDeviceThatItsParentLacks) {
   EXPECT_EQ(table.add_device(child, 2), Status::ok);
 }
 
-TEST_F(RequestTableTest, AChildHasNoBudgetOfItsOwn) {
-  const Handle parent = open("sa");
-  Handle child;
-  EXPECT_EQ(try_open(child, "sa", {}, parent, 4096), Status::invalid_argument);
-  EXPECT_EQ(try_open(child, "sa", {}, parent, 0, 4096), Status::invalid_argument);
-  EXPECT_EQ(depot.reserved_bytes(), 0U);
-}
-
 TEST_F(RequestTableTest, AnAckOfTheParentCountsForItsChildren) {
   const Handle parent = open("sa", {0, 1});
   const Handle child = open("sa", {0, 1}, parent);

@@ -50,7 +50,8 @@ class TableFixture : public testing::Test {
     while (RequestRecord* record = over.pop()) {
       ended.push_back(record->handle());
       (void)record->blocks.release(retained);
-      if (record->has_budget.load()) table.return_budget(*record);
+      Levels back;
+      if (record->has_budget.load()) table.return_budget(*record, back);
       table.retire(*record, over);
     }
     return ended;

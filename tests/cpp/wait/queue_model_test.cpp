@@ -31,6 +31,7 @@ class SmallRoom final : public Room {
   std::uint64_t quota_left(Subject of) noexcept override { return kQuota - charged[of.slot]; }
   bool polls() noexcept override { return false; }
   bool holds_needed(Subject, Subject, std::uint64_t) noexcept override { return false; }
+  Circle quota_circle(Subject, Subject, std::uint64_t) noexcept override { return Circle::nothing; }
   bool circle() noexcept override { return false; }
   bool gives_way() noexcept override { return false; }
   void collect() noexcept override {}

@@ -31,6 +31,10 @@ class FakeRoom final : public Room {
   bool holds_needed(Subject, Subject request, std::uint64_t needs) noexcept override {
     return needs > kQuota - (request.slot < 100 ? held[request.slot] : 0);
   }
+  Circle quota_circle(Subject, Subject request, std::uint64_t) noexcept override {
+    if (request.slot >= 100 || held[request.slot] == 0) return Circle::nothing;
+    return in_quota_circle ? Circle::yes : Circle::no;
+  }
   bool circle() noexcept override { return in_circle.load(); }
   bool gives_way() noexcept override { return giving_way.load(); }
   void collect() noexcept override { collected.fetch_add(1); }
@@ -41,6 +45,7 @@ class FakeRoom final : public Room {
   std::atomic<std::uint64_t> quota{0};
   std::uint64_t held[100] = {};  // of their quota, by requests
   std::atomic<bool> in_circle{false};
+  bool in_quota_circle = false;
   std::atomic<bool> giving_way{false};
   std::atomic<bool> polling{false};
   std::atomic<int> collected{0};
@@ -186,6 +191,26 @@ TEST_F(Queue, OfThoseBehindTheFirstOfAQuotaOneThatMayPassIsWoken) {
   room.quota = 12;
   queue.wake({.quota = {1, 7}});
   EXPECT_EQ(woken(), larger.get());
+}
+
+TEST_F(Queue, InACircleOfAQuotaTheFirstThatHoldsSomethingIsWoken) {
+  const auto large = waits(quota(10, 1));
+  const auto newcomer = waits(quota(1, 1));
+  const auto one = waits(quota(1, 1));
+  const auto other = waits(quota(1, 1));
+  newcomer->request = {5, 7};
+  one->request = {6, 7};
+  other->request = {7, 7};
+  room.held[6] = room.held[7] = 4;
+  room.quota = 2;
+  queue.wake({.quota = {1, 7}});
+  EXPECT_EQ(woken(), nullptr);
+  room.in_quota_circle = true;
+  queue.wake({.quota = {1, 7}});
+  EXPECT_EQ(woken(), one.get()) << "a request that holds nothing overtakes nobody";
+  room.held[7] = 7;
+  queue.wake({.quota = {1, 7}});
+  EXPECT_EQ(woken(), other.get()) << "what it holds is enough alone";
 }
 
 TEST_F(Queue, WhatARequestHasDrawnMayLetItsOtherWaitersPass) {

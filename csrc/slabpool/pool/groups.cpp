@@ -1,0 +1,77 @@
+// Groups: opening them, and what they report. Closing one is close_request(); what it counts is in request/levels.cpp.
+#include <algorithm>
+
+#include "slabpool/base/clock.hpp"
+#include "slabpool/pool/pool.hpp"
+
+namespace slabpool {
+
+Status Pool::open_group(OpenSpec spec, std::int32_t priority, Handle& group, Waiter* waiter) noexcept {
+  spec.kept = spec.is_group = true;
+  const Status status = open(spec, group, waiter);
+  if (status == Status::ok) table_.set_priority(group, priority);
+  return status;
+}
+
+namespace {
+
+GroupInfo info_of(const RequestTable& table, const RequestRecord& r, std::int64_t now) {
+  GroupInfo info;
+  const RequestTable::Group figures = table.group_figures(r);
+  info.id = r.id;
+  info.handle = r.handle();
+  info.nbytes = figures.used;
+  info.quota = figures.quota;
+  info.reserve = figures.promised;
+  info.reserved = figures.reserved;
+  info.requests = figures.requests;
+  info.sessions = figures.sessions;
+  info.priority = r.priority;
+  info.age_ns = now - r.opened_ns;
+  info.closed = r.host_left.load(std::memory_order_relaxed);
+  info.opened_at = r.opened_at;
+  return info;
+}
+
+}  // namespace
+
+std::vector<GroupInfo> Pool::groups() {
+  std::vector<GroupInfo> all;
+  collect_acks();
+  const std::int64_t now = now_ns();
+  table_.each([&](const RequestRecord& r, const HolderView&) {
+    if (r.is_group && !table_.is_over(r.handle())) all.push_back(info_of(table_, r, now));
+  });
+  std::sort(all.begin(), all.end(), [](const GroupInfo& a, const GroupInfo& b) {
+    return a.handle.generation < b.handle.generation;
+  });
+  return all;
+}
+
+bool Pool::describe_group(Handle group, GroupInfo& info) {
+  bool found = false;
+  collect_acks();
+  const std::int64_t now = now_ns();
+  table_.at(group, [&](const RequestRecord& r, const HolderView&) {
+    if (!r.is_group || table_.is_over(group)) return;
+    info = info_of(table_, r, now);
+    found = true;
+  });
+  return found;
+}
+
+bool Pool::describe_quota(Handle request, std::uint64_t bytes, QuotaInfo& info) {
+  if (table_.over_quota(request, bytes, info.handle) == 0) return false;
+  const RequestTable::Quota quota = table_.quota_of(info.handle);
+  info.quota = quota.bytes;
+  info.used = quota.bytes - quota.left;
+  bool found = false;
+  table_.at(info.handle, [&](const RequestRecord& r, const HolderView&) {
+    info.id = r.id;
+    info.group = r.is_group;
+    found = true;
+  });
+  return found;
+}
+
+}  // namespace slabpool

@@ -1,0 +1,47 @@
+// The levels of a budget: the records whose quota and reserve count for one request, from the nearest one up.
+//
+// A level is a request with a quota or a reserve, a session, or a group. A request counts in the nearest level from itself up,
+// a level in the one above it, up to a group. What a level counts for above it is what it and all below it hold, but no less
+// than what is promised to it.
+#pragma once
+
+#include <cstdint>
+
+#include "slabpool/request/handle.hpp"
+
+namespace slabpool {
+
+// More levels above one request are refused, so that a charge takes bounded time.
+inline constexpr unsigned kMaxLevels = 8;
+
+// Levels to which bytes came back, for the waiters of their quotas.
+struct Levels {
+  Handle at[kMaxLevels];
+  unsigned count = 0;
+  bool more = false;  // there were others
+
+  void add(Handle level) noexcept {
+    for (unsigned i = 0; i < count; ++i)
+      if (at[i].slot == level.slot && at[i].generation == level.generation) return;
+    if (count == kMaxLevels) {
+      more = true;
+    } else {
+      at[count++] = level;
+    }
+  }
+};
+
+// What a charge needs of one level, or was refused by. Generation 0 of a refusal: the limit of all that sessions keep.
+struct LevelNeed {
+  Handle at;
+  std::uint64_t bytes = 0;
+};
+
+// What a charge needs of each level that has a quota and is no session.
+struct LevelNeeds {
+  LevelNeed of[kMaxLevels];
+  unsigned count = 0;
+  const LevelNeed* never = nullptr;  // one of these whose quota is lower
+};
+
+}  // namespace slabpool

@@ -1,0 +1,137 @@
+"""Sessions of a group: what they keep counts in its quota, and gives way for the group alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from slabpool import Pool, QuotaExceededError, Session, SessionLostError
+
+KiB = 1 << 10
+
+
+def keep(session: Session, nbytes: int, name: str = "kv") -> None:
+    with session.request() as turn:
+        session.keep(name, turn.empty(nbytes, "u1"))
+
+
+def test_what_sessions_keep_counts_in_the_quota(pool: Pool) -> None:
+    with pool.group("tenant", quota="64KiB") as group:
+        session = group.session("chat")
+        assert session.group == "tenant"
+        with session.request() as turn:
+            assert turn.group == "tenant"
+            tensor = turn.empty(48 * KiB, "u1")
+            session.keep("kv", tensor)
+            del tensor
+            assert group.stats().nbytes == 48 * KiB, "moved, and counted once"
+            with pytest.raises(QuotaExceededError, match=r"its largest: 'chat' 'kv' 48 KiB"):
+                turn.empty(32 * KiB, "u1")
+        assert (group.stats().nbytes, group.stats().sessions) == (48 * KiB, 1)
+        session.close()
+        assert (group.stats().nbytes, group.stats().sessions) == (0, 0)
+
+
+def test_idle_sessions_of_the_group_give_way_for_its_quota_and_others_do_not(pool: Pool) -> None:
+    with pool.group("a", quota="64KiB") as a, pool.group("b", quota="64KiB") as b:
+        first, second = a.session("first"), a.session("second")
+        others = [b.session("first"), pool.session("first")]
+        for session in (*others, first, second):
+            keep(session, 24 * KiB)
+        with a.request("r") as request:
+            request.empty(32 * KiB, "u1")
+        assert (first.evicted, second.closed) == (True, False), "as few as suffice"
+        assert [s.closed for s in others] == [False, False]
+        assert pool.session_stats().evicted_for_quota == 1
+        with a.request("r") as request:
+            with pytest.raises(QuotaExceededError, match="larger quota="):
+                request.empty(80 * KiB, "u1")  # what can never be
+            assert not second.closed, "and none if all of them would not suffice"
+            with pytest.raises(QuotaExceededError):
+                b.request("x").empty(65 * KiB, "u1")
+        assert [s.closed for s in others] == [False, False]
+        held = pool.empty(1024 * KiB - 48 * KiB, "u1")
+        assert sum(s.evicted for s in (*others, second)) == 1, "a full pool asks all of them"
+        del held
+        for session in (second, *others):
+            session.close()
+
+
+def test_a_reserve_of_a_request_evicts_sessions_of_its_group(pool: Pool) -> None:
+    with pool.group("tenant", quota="64KiB") as group:
+        session, other = group.session("chat"), pool.session("chat")
+        keep(session, 48 * KiB)
+        keep(other, 48 * KiB)
+        with group.request("r", reserve="32KiB"):
+            assert session.evicted and not other.closed
+        other.close()
+
+
+def test_keeping_a_tensor_from_outside_of_the_group_asks_its_quota(pool: Pool) -> None:
+    with pool.group("tenant", quota="64KiB") as group:
+        old, session = group.session("old"), group.session("chat")
+        keep(old, 48 * KiB)
+        with pool.request("r") as outside:
+            session.keep("kv", outside.empty(32 * KiB, "u1"))
+            assert old.evicted
+            assert group.stats().nbytes == 32 * KiB
+            with pytest.raises(
+                QuotaExceededError, match="group 'tenant' holds 32 KiB of its quota of 64 KiB"
+            ):
+                session.keep("more", outside.empty(48 * KiB, "u1"))
+            assert list(session) == ["kv"]
+            session.keep("kv", outside.empty(64 * KiB, "u1"))  # in place of the old one
+            assert group.stats().nbytes == 64 * KiB
+        session.close()
+
+
+def test_a_kept_tensor_grows_within_the_quota(pool: Pool) -> None:
+    with pool.group("tenant", quota="64KiB") as group:
+        session, idle = group.session("chat"), group.session("idle")
+        keep(idle, 16 * KiB)
+        with session.request() as turn:
+            tensor = turn.growable(0, "u1", limit=1 << 20)
+            tensor.extend(16 * KiB)
+            session.keep("kv", tensor)
+            tensor.extend(40 * KiB)
+            assert idle.evicted
+            with pytest.raises(QuotaExceededError, match="group 'tenant' holds"):
+                tensor.extend(32 * KiB)
+        del tensor
+        assert group.stats().nbytes == session.nbytes
+        session.close()
+
+
+def test_a_group_has_session_ids_of_its_own(pool: Pool) -> None:
+    with pool.group("a") as a, pool.group("b") as b:
+        sessions = [opener.session("chat") for opener in (pool, a, b)]
+        assert len({id(session) for session in sessions}) == 3
+        assert [opener.session("chat") for opener in (pool, a, b)] == sessions
+        assert [record.group for record in pool.sessions()] == [None, "a", "b"]
+        sessions[0].close()
+
+
+def test_closing_a_group_ends_its_sessions(pool: Pool) -> None:
+    group = pool.group("tenant")
+    session, other = group.session("chat"), pool.session("chat")
+    keep(session, 4 * KiB)
+    turn = session.request(["gpu0"])
+    group.close()
+    assert session.closed and not other.closed
+    with pytest.raises(SessionLostError):
+        session.request()
+    turn.close()
+    assert pool.stats().live == 4 * KiB, "the turn's device may read what it kept"
+    turn.ack("gpu0")
+    assert pool.stats().live == 0 and pool.groups() == []
+    other.close()
+
+
+def test_turns_have_the_priority_of_the_group(pool: Pool) -> None:
+    with pool.group("tenant", priority=5) as group, group.session("chat") as session:
+        with session.request() as turn, session.request(timeout=1) as waits, group.request("r") as request:
+            assert (turn.priority, waits.priority, request.priority) == (5, 5, 5)
+            assert request.child().priority == 5
+        with session.request(priority=1) as turn, group.request("r", priority=-1) as request:
+            assert (turn.priority, request.priority) == (1, -1)
+        with pool.session("chat") as plain, plain.request() as turn:
+            assert turn.priority == 0
