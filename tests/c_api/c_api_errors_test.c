@@ -66,16 +66,33 @@ static void test_wrong_requests(void) {
   CHECK(slabpool_request_wait(pool, request, 0) == SLABPOOL_OK);
   CHECK(slabpool_request_wait(pool, request, -1) == SLABPOOL_INVALID_ARGUMENT);
 
-  /* Children: no own id, some of the parent's devices, no budget. */
+  /* Children: no own id, some of the parent's devices, a budget inside the parent's. */
   options = request_options("a", devices, 1);
   CHECK(slabpool_request_open(pool, &options, &request) == SLABPOOL_OK);
   options = request_options(NULL, devices, 1);
   options.parent = request;
-  options.quota = 100;
-  CHECK(slabpool_request_open(pool, &options, &request) == SLABPOOL_INVALID_ARGUMENT);
+  options.quota = 100000;
+  options.lease_ns = 1;
+  for (int level = 1; level < 8; ++level) {
+    slabpool_request child;
+    options.reserve = level == 1 ? 100000 : 4096;
+    CHECK(slabpool_request_open(pool, &options, &child) == SLABPOOL_OK);
+    options.parent = child;
+  }
+  CHECK(stats_of(pool).reserved == 102400); /* all others are inside of the first */
+  {
+    slabpool_request deepest = options.parent, none = no_request;
+    slabpool_request_options ninth = options;
+    CHECK(slabpool_request_open(pool, &ninth, &deepest) == SLABPOOL_OK);
+    ninth.parent = deepest;
+    CHECK(slabpool_request_open(pool, &ninth, &none) == SLABPOOL_TOO_DEEP && none.generation == 0);
+    ninth.reserve = 0;
+    CHECK(slabpool_request_open(pool, &ninth, &none) == SLABPOOL_TOO_DEEP);
+  }
+  options = request_options(NULL, devices, 1);
+  options.parent = request;
   CHECK(slabpool_request_add_device(pool, request, devices[0]) == SLABPOOL_DUPLICATE_DEVICE);
   CHECK(slabpool_request_close(pool, request, 0) == SLABPOOL_OK);
-  options.quota = 0;
   CHECK(slabpool_request_open(pool, &options, &request) == SLABPOOL_REQUEST_CLOSED);
   CHECK(slabpool_ack(pool, options.parent, devices[0], &result) == SLABPOOL_OK);
   CHECK(slabpool_request_open(pool, &options, &request) == SLABPOOL_REQUEST_CLOSED);

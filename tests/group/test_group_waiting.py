@@ -129,6 +129,23 @@ class Scene:
         self.session.close()
 
 
+def test_a_session_of_the_group_that_becomes_idle_gives_way_to_a_waiter(pool: Pool, group: Group) -> None:
+    session, other = group.session("chat"), pool.session("chat")
+    turns = [one.request(["gpu0"]) for one in (session, other)]
+    for one, turn in zip((session, other), turns, strict=True):
+        one.keep("kv", turn.empty(192 * KiB, "u1"))
+        turn.close()
+    request = group.request("r")
+    waiter = Thread(pool, lambda: request.empty(128 * KiB, "u1", timeout=FAR).nbytes)
+    turns[1].ack("gpu0")
+    assert blocked(pool) == [("r", 128 * KiB, "quota")], "that one is not of the group"
+    turns[0].ack("gpu0")
+    assert waiter.join().result == 128 * KiB
+    assert session.evicted and not other.closed
+    request.close()
+    other.close()
+
+
 def test_a_waiter_needs_every_quota_around_it(pool: Pool, group: Group) -> None:
     holder = group.request("holder")
     holder.empty(128 * KiB, "u1")

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import copy
 import gc
+import multiprocessing
 import pickle
 
 import pytest
 
 import slabpool
 from slabpool import (
+    ForkedPoolError,
+    Group,
     InvalidArgumentError,
     InvalidTypeError,
     NameInUseError,
@@ -259,6 +262,15 @@ def test_what_is_promised_to_a_request_counts_in_the_quota_of_its_group(pool: Po
         two.ack("gpu0")
 
 
+def test_a_promise_counts_as_the_bytes_that_were_asked_for(pool: Pool) -> None:
+    with pool.group("tenant", quota=10_000) as group, group.request("r", reserve=10_000) as request:
+        assert (group.stats().nbytes, pool.stats().reserved) == (10_000, 3 * PAGE)
+        request.empty(2 * PAGE, "u1")
+        with pytest.raises(QuotaExceededError):
+            request.empty(PAGE, "u1")
+        assert group.stats().nbytes == 10_000
+
+
 # ---- reports
 
 
@@ -359,3 +371,21 @@ def test_a_child_has_a_lease_of_its_own(pool: Pool) -> None:
     for one in (step, inherits, request):
         one.close()
     request.ack("gpu0")
+
+
+def test_a_forked_child_leaves_the_group_alone(pool: Pool) -> None:
+    with pool.group("tenant", reserve=PAGE) as group:
+        process = multiprocessing.get_context("fork").Process(target=in_a_fork, args=(group,))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        assert not group.closed and group.stats().reserved == PAGE
+
+
+def in_a_fork(group: Group) -> None:
+    assert repr(group) == "<Group 'tenant': inherited through fork>"
+    for call in (group.stats, group.close, lambda: group.request("r"), lambda: group.session("s")):
+        with pytest.raises(ForkedPoolError):
+            call()
+    with group:
+        pass

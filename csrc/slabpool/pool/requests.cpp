@@ -41,7 +41,7 @@ Status Pool::open(const OpenSpec& spec, Handle& handle, Waiter* waiter) noexcept
   if (const RequestRecord* r = spec.parent && reserve != 0 ? table_.record(spec.parent->slot) : nullptr;
       r != nullptr) {
     reserve = beyond(table_.reserve_of(*r, *spec.parent), promised);
-    (void)table_.needs_of(*r, *spec.parent, promised, needs);  // that it is closed is found below
+    (void)table_.needs_of(*r, *spec.parent, spec.reserve, needs);  // that it is closed is found below
     if (needs.never != nullptr) {
       blocked_on_quota(waiter, *needs.never);
       return Status::quota_exceeded;

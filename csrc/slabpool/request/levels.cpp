@@ -42,7 +42,7 @@ Status RequestTable::start_budget(RequestRecord& r, Handle self, const OpenSpec&
     depth = level->depth + 1;
   }
   const bool is_level = spec.quota != 0 || spec.reserve != 0 || spec.is_group || (spec.kept && !child);
-  const std::uint64_t promised = pages_for(spec.reserve) << kPageBits;
+  const std::uint64_t promised = spec.reserve;  // quotas count bytes that were asked for, not pages
   if (is_level) {
     if (depth > kMaxLevels) return Status::too_deep;
     LevelNeed by;
