@@ -36,8 +36,6 @@ UNITS = 16
 PICK = st.integers(0, 1 << 20)
 SIZE = st.one_of(st.integers(1, 4), st.integers(1, UNITS))
 PRIORITY = st.sampled_from([0, 0, 0, 1, -1])
-#: None below 0: see `test_a_request_of_low_priority_overtakes_no_waiter_of_its_own`.
-REQUEST_PRIORITY = st.sampled_from([0, 0, 1])
 #: Turns of the event loop without a change after which no coroutine has anything left to do.
 QUIET = 6
 #: Turns within which it must come to rest.
@@ -272,7 +270,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.tensors.append,
         )
 
-    @rule(reserve=SIZE, more=st.one_of(st.none(), st.integers(0, 6)), priority=REQUEST_PRIORITY)
+    @rule(reserve=SIZE, more=st.one_of(st.none(), st.integers(0, 6)), priority=PRIORITY)
     def wait_for_a_request(self, reserve: int, more: int | None, priority: int) -> None:
         quota = None if more is None else reserve + more
         self._start(
@@ -512,9 +510,6 @@ def test_random_calls_on_a_full_pool() -> None:
     case("runTest").runTest()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a request's own priority does not count in an attempt without a waiter"
-)
 def test_a_request_of_low_priority_overtakes_no_waiter_of_its_own() -> None:
     async def main() -> None:
         pool = slabpool.Pool(UNITS * UNIT)

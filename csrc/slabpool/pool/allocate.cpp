@@ -165,7 +165,7 @@ Allocation Pool::allocate_slowly(const AllocateSpec& spec, Waiter* waiter) noexc
     // What was promised to the request is not what others wait for.
     result = asks && reserve.reserve != nullptr ? take_own(p, spec.align, reserve) : Allocation{};
     if (result.block == nullptr) {
-      if (asks && !passes(waiter, {Resource::memory, beyond(reserve, p.need)})) {
+      if (asks && !passes(waiter, {Resource::memory, beyond(reserve, p.need)}, priority_of(record))) {
         result.status = Status::waiters_ahead;
       } else {
         result = take(p, spec.align, reserve, budget);

@@ -6,11 +6,9 @@
 
 namespace slabpool {
 
-Status Pool::open_group(OpenSpec spec, std::int32_t priority, Handle& group, Waiter* waiter) noexcept {
+Status Pool::open_group(OpenSpec spec, Handle& group, Waiter* waiter) noexcept {
   spec.kept = spec.is_group = true;
-  const Status status = open(spec, group, waiter);
-  if (status == Status::ok) table_.set_priority(group, priority);
-  return status;
+  return open(spec, group, waiter);
 }
 
 namespace {
@@ -26,7 +24,7 @@ GroupInfo info_of(const RequestTable& table, const RequestRecord& r, std::int64_
   info.reserved = figures.reserved;
   info.requests = figures.requests;
   info.sessions = figures.sessions;
-  info.priority = r.priority;
+  info.priority = r.priority.load(std::memory_order_relaxed);
   info.age_ns = now - r.opened_ns;
   info.closed = r.host_left.load(std::memory_order_relaxed);
   info.opened_at = r.opened_at;

@@ -32,7 +32,8 @@ Allocation Pool::open_growing(Handle request, std::uint64_t most, Waiter* waiter
   RequestRecord* record = table_.record(request.slot);
   if (record == nullptr || !table_.is_open(request)) return {nullptr, Status::request_closed};
   const Wanted wanted{Resource::addresses, most};
-  if (queue_.has_waiters() && !passes(waiter, wanted)) return {nullptr, Status::waiters_ahead};
+  if (queue_.has_waiters() && !passes(waiter, wanted, priority_of(record)))
+    return {nullptr, Status::waiters_ahead};
   Block* block = nullptr;
   try {
     most = std::max<std::uint64_t>(most, 1);
@@ -78,7 +79,7 @@ Status Pool::grow_to(Block& block, RequestRecord& record, Handle request, std::u
   }
   // What was promised to the request is not what others wait for.
   if ((slow_path_flags_.load(std::memory_order_relaxed) & kWaiting) != 0 && beyond(reserve, more) != 0 &&
-      !passes(waiter, {Resource::memory, beyond(reserve, more)})) {
+      !passes(waiter, {Resource::memory, beyond(reserve, more)}, priority_of(&record))) {
     if (budget) uncharge(record, request, more);
     return Status::waiters_ahead;
   }

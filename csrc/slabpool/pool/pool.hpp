@@ -296,7 +296,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // A record that the requests and sessions opened under it (OpenSpec::parent) count in: `spec` has its id, quota, reserve
   // and where. An attempt, as open(). close_request(): nothing more is opened under it, and it ends with what is
   // under it. name_in_use: an open group has the id.
-  Status open_group(OpenSpec spec, std::int32_t priority, Handle& group, Waiter* waiter) noexcept;
+  Status open_group(OpenSpec spec, Handle& group, Waiter* waiter) noexcept;
   // Of all groups, the oldest first. Throws std::bad_alloc.
   std::vector<GroupInfo> groups();
   // False: it is over.
@@ -433,7 +433,11 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   }
 
   // waiting.cpp
-  bool passes(Waiter* waiter, const Wanted& wanted) noexcept;
+  // `priority`: of a caller without a waiter.
+  bool passes(Waiter* waiter, const Wanted& wanted, std::int32_t priority = 0) noexcept;
+  static std::int32_t priority_of(const RequestRecord* record) noexcept {
+    return record != nullptr ? record->priority.load(std::memory_order_relaxed) : 0;
+  }
   // Whether a request that the host holds has memory or a budget.
   bool holds_something(Subject request) const noexcept;
   // What an attempt needs beyond what was promised to its request.
@@ -445,7 +449,8 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   void blocked(Waiter* waiter, Resource resource, std::uint64_t amount, Handle of = {}) noexcept;
   Status charge(RequestRecord& record, Handle request, std::uint64_t bytes, ReserveRef& reserve,
                 Waiter* waiter) noexcept;
-  bool passes_quotas(const LevelNeeds& needs, Subject request, Waiter* waiter) noexcept;
+  bool passes_quotas(const LevelNeeds& needs, Subject request, Waiter* waiter,
+                     std::int32_t priority = 0) noexcept;
   void blocked_on_quota(Waiter* waiter, const LevelNeed& refused) noexcept;
   void uncharge(RequestRecord& record, Handle request, std::uint64_t bytes) noexcept;
   template <typename Attempt>

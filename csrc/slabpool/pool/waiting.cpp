@@ -53,7 +53,8 @@ Wanted quota_of_level(const LevelNeed& need) noexcept {
 }  // namespace
 
 // Whether no waiter of a quota above stands before a caller. One that is refused is blocked on that quota.
-bool Pool::passes_quotas(const LevelNeeds& needs, Subject request, Waiter* waiter) noexcept {
+bool Pool::passes_quotas(const LevelNeeds& needs, Subject request, Waiter* waiter,
+                         std::int32_t priority) noexcept {
   // The first cannot be served while this request holds what it holds: it may pass, and go on. Asked before passes(),
   // which would put the waiter in the quota's list: the attempt would end in another list, and ask for one more, for ever.
   const auto first_needs_it = [&](const Wanted& wanted) {
@@ -64,7 +65,7 @@ bool Pool::passes_quotas(const LevelNeeds& needs, Subject request, Waiter* waite
   };
   for (unsigned i = 0; i < needs.count; ++i) {
     const Wanted wanted = quota_of_level(needs.of[i]);
-    if (!first_needs_it(wanted) && !passes(waiter, wanted)) return false;
+    if (!first_needs_it(wanted) && !passes(waiter, wanted, priority)) return false;
   }
   return true;
 }
@@ -88,7 +89,7 @@ Status Pool::charge(RequestRecord& record, Handle request, std::uint64_t bytes, 
     }
     if (record.kept && !passes(waiter, {Resource::kept, bytes})) return Status::waiters_ahead;
     const Subject holder = record.kept ? Subject{} : subject_of(request);
-    if (!passes_quotas(needs, holder, waiter)) return Status::waiters_ahead;
+    if (!passes_quotas(needs, holder, waiter, priority_of(&record))) return Status::waiters_ahead;
   }
   LevelNeed refused;
   const Status status = table_.charge(record, request, bytes, reserve, refused);
@@ -239,8 +240,8 @@ bool Pool::holds_something(Subject request) const noexcept {
          (record->blocks.bytes() != 0 || record->has_budget.load(std::memory_order_relaxed));
 }
 
-bool Pool::passes(Waiter* waiter, const Wanted& wanted) noexcept {
-  if (waiter == nullptr) return queue_.passes(wanted);
+bool Pool::passes(Waiter* waiter, const Wanted& wanted, std::int32_t priority) noexcept {
+  if (waiter == nullptr) return queue_.passes(wanted, priority);
   if (wanted.resource == Resource::memory)
     waiter->holds.store(holds_something(waiter->request), std::memory_order_relaxed);
   return queue_.passes(*waiter, wanted);

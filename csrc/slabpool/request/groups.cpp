@@ -45,11 +45,6 @@ void RequestTable::leave_group(RequestRecord& r, ClaimedList& over) noexcept {
     claim_into(group, handle, over);
 }
 
-void RequestTable::set_priority(Handle group, std::int32_t priority) noexcept {
-  const std::lock_guard lock(mutex_);
-  if (RequestRecord* r = live_record(group)) r->priority = priority;
-}
-
 RequestTable::Group RequestTable::group_figures(const RequestRecord& r) const noexcept {
   Group figures;
   figures.requests = r.requests;

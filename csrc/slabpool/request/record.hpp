@@ -34,7 +34,9 @@ struct OpenSpec {
   std::uint64_t reserve = 0;
   std::uint64_t quota = 0;
   std::int64_t lease_ns = 0;
-  bool kept = false;      // memory that a session keeps: no id finds it, and it is counted apart
+  std::int32_t priority =
+      0;              // of what is allocated in it, where the call names none; of a group, for reports
+  bool kept = false;  // memory that a session keeps: no id finds it, and it is counted apart
   bool is_group = false;  // then `kept` too
   SourceLocation where;
 };
@@ -57,6 +59,9 @@ struct alignas(64) RequestRecord {
   std::int64_t lease_ns = 0;  // 0: none
   SourceLocation opened_at;
   std::string id;
+  // Of an attempt without a waiter. Relaxed: such an attempt may read that of a later request here, and then fails because
+  // its own is over.
+  std::atomic<std::int32_t> priority{0};
   std::uint64_t parent_generation = 0;
 
   // Links, guarded by the table's mutex. Slot + 1, 0 for none.
@@ -72,7 +77,6 @@ struct alignas(64) RequestRecord {
   // Groups (groups.cpp), guarded by the table's mutex except `is_group`, which is written at open. A group is a kept record
   // without a block, which every record under it pins.
   bool is_group = false;
-  std::int32_t priority = 0;
   std::uint32_t group = 0;     // the one that it is under: slot + 1, 0 for none
   std::uint32_t requests = 0;  // under this group, without children
   std::uint32_t sessions = 0;

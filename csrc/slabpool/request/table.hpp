@@ -167,7 +167,6 @@ class RequestTable {
   }
 
   // ---- groups (groups.cpp)
-  void set_priority(Handle group, std::int32_t priority) noexcept;  // for reports
   struct Group {
     std::uint64_t used = 0;
     std::uint64_t quota = 0;     // 0: none

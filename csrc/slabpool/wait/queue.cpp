@@ -201,10 +201,10 @@ bool WaitQueue::passes(Waiter& waiter, const Wanted& wanted) noexcept {
   return false;
 }
 
-bool WaitQueue::passes(const Wanted& wanted) noexcept {
+bool WaitQueue::passes(const Wanted& wanted, std::int32_t priority) noexcept {
   const std::lock_guard lock(mutex_);
   const Waiter* first = first_of(wanted);
-  return first == nullptr || !before(*first, 0, std::numeric_limits<std::uint64_t>::max());
+  return first == nullptr || !before(*first, priority, std::numeric_limits<std::uint64_t>::max());
 }
 
 void WaitQueue::block(Waiter& waiter, const Wanted& wanted) noexcept {

@@ -216,8 +216,8 @@ class WaitQueue {
   // Whether nothing stands between the caller and a resource: no waiter of it that is before the caller. Else the caller is
   // blocked on that resource. The waiter may be registered or not.
   bool passes(Waiter& waiter, const Wanted& wanted) noexcept;
-  // The same for a caller that has no record: of priority 0, behind all others.
-  bool passes(const Wanted& wanted) noexcept;
+  // The same for a caller that has no record: behind all others of its priority.
+  bool passes(const Wanted& wanted, std::int32_t priority = 0) noexcept;
   // What the first waiter of a resource needs; 0: there is none.
   std::uint64_t first_amount(const Wanted& wanted) noexcept;
   // An attempt failed on this resource.

@@ -173,7 +173,7 @@ cdef extern from * namespace "slabpool" nogil:
         uint64_t over_quota(Handle request, uint64_t nbytes, Handle& level)
         Shortage shortage(Handle request, uint64_t nbytes, bint pages)
         Planned plan_return(Status status, const Shortage& shortage, Groups& groups)
-        Status open_group(OpenSpec spec, int32_t priority, Handle& group, Waiter* waiter)
+        Status open_group(OpenSpec spec, Handle& group, Waiter* waiter)
         vector[GroupInfo] groups() except +
         bool describe_group(Handle group, GroupInfo& info) except +
         bool describe_quota(Handle request, uint64_t nbytes, QuotaInfo& info) except +

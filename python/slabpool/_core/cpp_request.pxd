@@ -1,6 +1,6 @@
 # slabpool/request/*.hpp: handles on requests, and what opening one takes.
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libcpp cimport bool
 from libcpp.optional cimport optional
 from libcpp.string cimport string
@@ -66,4 +66,5 @@ cdef extern from "slabpool/request/table.hpp" namespace "slabpool" nogil:
         uint64_t reserve
         uint64_t quota
         int64_t lease_ns
+        int32_t priority
         SourceLocation where

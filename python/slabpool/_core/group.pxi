@@ -10,7 +10,7 @@ cdef struct _GroupOpening:
 
 cdef Status _attempt_group(Core core, void* job, Waiter* waiter) noexcept:
     cdef _GroupOpening* opening = <_GroupOpening*>job
-    return core.pool.open_group(opening.spec[0], waiter.priority, opening.handle[0], waiter)
+    return core.pool.open_group(opening.spec[0], opening.handle[0], waiter)
 
 
 @cython.final
@@ -57,6 +57,7 @@ cdef object open_group(object pool, Core core, Devices names, object group_id, o
     cdef Group group = Group.__new__(Group)
     opening.spec = &spec
     opening.handle = &handle
+    spec.priority = wait.waiter.priority
     wait.key = key
     wait.waiter.where = spec.where
     cdef Status status = find_room(core, Status.waiters_ahead, _attempt_group, &opening, wait, NO_REQUEST, spec.reserve,

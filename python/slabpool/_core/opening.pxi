@@ -70,6 +70,11 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     if timeout is not None:
         wait = wait_of(core, timeout, group if parent is None else parent)
         request.priority = wait.waiter.priority
+    elif parent is not None:
+        request.priority = parent.priority
+    elif group is not None:
+        request.priority = group.priority
+    spec.priority = request.priority
     # Last, because a number may be taken back once Python code runs.
     while True:
         for device in <tuple>devices:
@@ -126,10 +131,6 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     if parent is not None:
         request.parent = parent.handle.generation
         request.quota = parent.quota
-        if timeout is None:
-            request.priority = parent.priority
-    elif group is not None and timeout is None:
-        request.priority = group.priority
     if quota is not None:
         request.quota = spec.quota
     return request

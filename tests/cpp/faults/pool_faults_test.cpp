@@ -222,7 +222,7 @@ class Scenario {
       OpenSpec spec;
       spec.id = "the id of a group that is longer than a short string";
       spec.reserve = kMiB;
-      return pool_->open_group(spec, 0, group, nullptr);
+      return pool_->open_group(spec, group, nullptr);
     });
     const Handle under =
         opened("open under a group", {.id = "sg", .parent = group, .reserve = kMiB, .quota = kMiB});

@@ -29,7 +29,7 @@ class GroupsTest : public test::PoolFixture {
     spec.quota = quota;
     spec.reserve = reserve;
     Handle made;
-    EXPECT_EQ(pool->open_group(spec, 0, made, nullptr), Status::ok);
+    EXPECT_EQ(pool->open_group(spec, made, nullptr), Status::ok);
     return made;
   }
   GroupInfo info(Handle of) {
