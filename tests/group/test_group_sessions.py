@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slabpool import Pool, QuotaExceededError, Session, SessionLostError
+from slabpool import Pool, PoolExhausted, QuotaExceededError, Session, SessionLostError
 
 KiB = 1 << 10
 
@@ -64,6 +64,48 @@ def test_a_reserve_of_a_request_evicts_sessions_of_its_group(pool: Pool) -> None
         with group.request("r", reserve="32KiB"):
             assert session.evicted and not other.closed
         other.close()
+
+
+def test_no_session_gives_way_for_a_quota_when_the_memory_cannot_be_had(pool: Pool) -> None:
+    with pool.group("tenant", quota="512KiB") as group:
+        session = group.session("chat")
+        keep(session, 256 * KiB)
+        held = pool.empty(704 * KiB, "u1")  # 64 KiB are free, and 256 KiB can be
+        with group.request("r") as request:
+            with pytest.raises((QuotaExceededError, PoolExhausted)):
+                request.empty(384 * KiB, "u1")
+            assert not session.closed
+            request.empty(320 * KiB, "u1")
+            assert session.evicted, "what makes room for both"
+        del held
+
+
+def test_no_session_gives_way_for_the_memory_when_the_quota_refuses(pool: Pool) -> None:
+    with pool.group("tenant", quota="128KiB") as group:
+        other = pool.session("chat")
+        keep(other, 512 * KiB)
+        held = pool.empty(416 * KiB, "u1")
+        with group.request("first") as first:
+            first.empty(32 * KiB, "u1")
+            with pytest.raises(QuotaExceededError, match="tenant"):
+                group.request("r", reserve="112KiB")  # 64 KiB are free
+            assert not other.closed
+        with group.request("r", reserve="112KiB"):
+            assert other.evicted
+        del held
+
+
+def test_a_session_that_goes_for_the_memory_makes_room_in_the_quota(pool: Pool) -> None:
+    with pool.group("tenant", quota="512KiB") as group:
+        small, large = group.session("small"), group.session("large")
+        keep(small, 64 * KiB)
+        keep(large, 256 * KiB)
+        held = pool.empty(704 * KiB, "u1")
+        with group.request("r") as request:
+            request.empty(256 * KiB, "u1")  # 192 KiB of the quota are left, and no memory
+            assert (small.closed, large.evicted) == (False, True)
+        del held
+        small.close()
 
 
 def test_keeping_a_tensor_from_outside_of_the_group_asks_its_quota(pool: Pool) -> None:

@@ -1,4 +1,4 @@
-"""Random calls on a full pool: the queue, quotas, reserves, priorities and evictions, compared with a model.
+"""Random calls on a full pool: queue, groups, quotas, reserves, priorities, evictions, compared with a model.
 
 All waiters are coroutines of one event loop with a clock of its own, which the machine runs until no
 coroutine has anything left to do. So a run repeats exactly. Tensors are whole units of a size that has spans
@@ -9,7 +9,7 @@ Invariants, after every step:
     no starvation: what the first waiter of a resource needs is not there, all allowed evictions included;
     no overtaking: no memory went past a waiter of its own or a higher priority that came earlier;
     a caller that does not wait is served if, and only if, there is room and no waiter stands before it;
-    sessions are evicted only for what was served, and none too many.
+    sessions are evicted only for what was served, and none too many; for a group's quota, only that group's.
 At the end everything is given back, and every waiter is served.
 """
 
@@ -33,6 +33,8 @@ import slabpool
 RUNS = int(os.environ.get("SLABPOOL_TESTS_LIVES", "120"))
 UNIT = 256 << 10
 UNITS = 16
+#: Units that the requests and sessions of the group may have together.
+TENANT = 10
 PICK = st.integers(0, 1 << 20)
 SIZE = st.one_of(st.integers(1, 4), st.integers(1, UNITS))
 PRIORITY = st.sampled_from([0, 0, 0, 1, -1])
@@ -54,6 +56,7 @@ class RequestModel:
     priority: int
     reserve: int
     quota: int | None
+    tenant: bool = False
     used: int = 0
     open: bool = True
 
@@ -72,6 +75,7 @@ class SessionModel:
 
     session: slabpool.Session
     units: int
+    tenant: bool = False
     turn: slabpool.Request | None = None
 
 
@@ -83,6 +87,7 @@ class WaiterModel:
     units: int
     priority: int
     request: RequestModel | None
+    tenant: bool
     task: asyncio.Task[None] = field(repr=False)
     resource: str = ""  # what the pool says that it waits for; "" before its first attempt
 
@@ -114,6 +119,7 @@ class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = slabpool.Pool(UNITS * UNIT)
+        self.group = self.pool.group("tenant", quota=TENANT * UNIT)
         self.loop = Loop()
         self.numbers = 0
         self.requests: list[RequestModel] = []
@@ -136,6 +142,19 @@ class QueueMachine(RuleBasedStateMachine):
     def evictable(self) -> int:
         return sum(session.units for session in self.sessions if session.turn is None)
 
+    @property
+    def tenant_free(self) -> int:
+        held = sum(request.taken for request in self.requests if request.tenant)
+        return TENANT - held - sum(session.units for session in self.sessions if session.tenant)
+
+    @property
+    def tenant_evictable(self) -> int:
+        return sum(s.units for s in self.sessions if s.turn is None and s.tenant)
+
+    def _tenant_waits(self, priority: int) -> bool:
+        """Whether a waiter for the group's quota stands before a caller that comes now."""
+        return any(w.tenant and w.resource == "quota" and w.priority >= priority for w in self.waiters)
+
     def _need(self, waiter: WaiterModel) -> int:
         """Units beyond what its request was promised."""
         return waiter.units if waiter.request is None else waiter.request.beyond(waiter.units)
@@ -151,6 +170,7 @@ class QueueMachine(RuleBasedStateMachine):
         units: int,
         priority: int,
         request: RequestModel | None,
+        tenant: bool,
         call: Callable[[], Coroutine[Any, Any, Any]],
         served: Callable[[Any], None],
     ) -> None:
@@ -170,7 +190,64 @@ class QueueMachine(RuleBasedStateMachine):
                 served(result)
 
         self.numbers += 1
-        waiter = WaiterModel(self.numbers, units, priority, request, self.loop.create_task(work()))
+        waiter = WaiterModel(self.numbers, units, priority, request, tenant, self.loop.create_task(work()))
+        self.waiters.append(waiter)
+        self._settle()
+
+    def _judge_order(self, served: WaiterModel) -> None:
+        """Call this when the waiter has just left the queue. None that stood before it waits for the same."""
+        self._learn_resources()
+        if self._need(served) == 0:
+            return  # it was promised all
+        before = [
+            other for other in self.waiters if other.resource == "memory" and other.order < served.order
+        ]
+        if (
+            before
+            and served.request is not None
+            and self._circle(served.request, min(before, key=lambda other: other.order))
+        ):
+            event("passed in a circle")
+            return
+        assert not before, f"{served} overtook {before}"
+
+    def _circle(self, request: RequestModel, first: WaiterModel) -> bool:
+        """Whether the requests that wait, and this one, hold so much that `first` cannot be served before.
+
+        Such requests may pass: what they wait for would never come otherwise.
+        """
+        waiting = {other.request for other in self.waiters if other.resource == "memory"} | {request}
+        holders = [holder for holder in waiting if holder is not None and holder.open]
+        return request.taken > 0 and self._need(first) > UNITS - sum(holder.taken for holder in holders)
+
+    # ---- the event loop
+
+    def _start(
+        self,
+        units: int,
+        priority: int,
+        request: RequestModel | None,
+        tenant: bool,
+        call: Callable[[], Coroutine[Any, Any, Any]],
+        served: Callable[[Any], None],
+    ) -> None:
+        async def work() -> None:
+            try:
+                result = await call()
+            except slabpool.SlabpoolError as error:
+                self.waiters.remove(waiter)
+                self.step.failed.append((waiter, error))
+            else:
+                self.waiters.remove(waiter)
+                try:
+                    self._judge_order(waiter)
+                except AssertionError as error:
+                    self.error = self.error or error
+                self.step.served.append(waiter)
+                served(result)
+
+        self.numbers += 1
+        waiter = WaiterModel(self.numbers, units, priority, request, tenant, self.loop.create_task(work()))
         self.waiters.append(waiter)
         self._settle()
 
@@ -203,7 +280,7 @@ class QueueMachine(RuleBasedStateMachine):
     @staticmethod
     def _holds(request: RequestModel) -> bool:
         """Whether it may pass in a circle: the pool asks whether it has memory or a budget."""
-        return request.taken > 0 or request.quota is not None
+        return request.taken > 0 or request.quota is not None or request.tenant
 
     def _learn_resources(self) -> list[slabpool.WaiterRecord]:
         """What each waiter waits for. One that has not made its first attempt is last, and has no record."""
@@ -256,7 +333,13 @@ class QueueMachine(RuleBasedStateMachine):
             assert session.turn is None, "evicted while in use"
             self.sessions.remove(session)
         if served or len(self.step.served) == 1:
-            assert self.free < min(session.units for session in gone), "evicted more than was needed"
+            units = [session.units for session in gone]
+            if theirs := [session.units for session in gone if session.tenant]:
+                # One that went for the quota alone may be spared if others go for the memory after it.
+                enough = self.free < max(units) or self.tenant_free < max(theirs)
+            else:
+                enough = self.free < min(units)
+            assert enough, "evicted more than was needed"
 
     # ---- what waits
 
@@ -266,26 +349,37 @@ class QueueMachine(RuleBasedStateMachine):
             units,
             priority,
             None,
+            False,
             lambda: self.pool.empty_async(units * UNIT, "u1", priority=priority),
             self.tensors.append,
         )
 
-    @rule(reserve=SIZE, more=st.one_of(st.none(), st.integers(0, 6)), priority=PRIORITY)
-    def wait_for_a_request(self, reserve: int, more: int | None, priority: int) -> None:
+    @rule(reserve=SIZE, more=st.one_of(st.none(), st.integers(0, 6)), priority=PRIORITY, tenant=st.booleans())
+    def wait_for_a_request(self, reserve: int, more: int | None, priority: int, tenant: bool) -> None:
+        if tenant:
+            # Its bound is the group's: then it is clear which quota it waits for.
+            reserve, more = min(reserve, TENANT), None
         quota = None if more is None else reserve + more
+        opener = self.group if tenant else self.pool
         self._start(
             reserve,
             priority,
             None,
-            lambda: self.pool.request_async(
+            tenant,
+            lambda: opener.request_async(
                 self.numbers,
                 ["d"],
                 reserve=reserve * UNIT,
                 quota=None if quota is None else quota * UNIT,
                 priority=priority,
             ),
-            lambda handle: self.requests.append(RequestModel(handle, priority, reserve, quota)),
+            lambda handle: self.requests.append(RequestModel(handle, priority, reserve, quota, tenant)),
         )
+
+    @rule(reserve=st.integers(TENANT + 1, UNITS))
+    def ask_for_more_than_the_group_has(self, reserve: int) -> None:
+        with pytest.raises(slabpool.QuotaExceededError, match="tenant"):
+            self.group.request(0, ["d"], reserve=reserve * UNIT, timeout=600)
 
     def _open(self, pick: int) -> RequestModel:
         some = [request for request in self.requests if request.open]
@@ -295,6 +389,8 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(pick=PICK, units=SIZE)
     def wait_in_a_request(self, pick: int, units: int) -> None:
         request = self._open(pick)
+        if request.tenant:
+            units = min(units, TENANT)
 
         def served(array: Tensor) -> None:
             request.used += units
@@ -306,7 +402,7 @@ class QueueMachine(RuleBasedStateMachine):
             with pytest.raises(slabpool.QuotaExceededError):
                 self.loop.run_until_complete(call())  # it does not wait for what cannot come
             return
-        self._start(units, request.priority, request, call, served)
+        self._start(units, request.priority, request, request.tenant, call, served)
 
     # ---- what does not wait
 
@@ -321,6 +417,7 @@ class QueueMachine(RuleBasedStateMachine):
         else:
             assert may, "served past a waiter, or more than is free"
             self._judge_evictions(served=True)
+        self._settle()  # a session that went may have made room in the group's quota
 
     @precondition(lambda self: any(request.open for request in self.requests))
     @rule(pick=PICK, units=SIZE)
@@ -329,14 +426,18 @@ class QueueMachine(RuleBasedStateMachine):
         need = request.beyond(units)
         room = need <= self.free + self.evictable
         right = request.quota is None or request.used + units <= request.quota
+        if request.tenant:
+            right = need <= self.tenant_free + self.tenant_evictable
         # What was promised needs no turn. Nor does a quota that only this request can give back: the first
         # waiter for it cannot be served while the request holds what it holds.
-        passes = self.circle and self._holds(request)
+        passes = self.circle and request.taken > 0
         turn = need == 0 or passes or not self._before_memory(request.priority)
+        # Of waiters for the group's quota it may pass those that need what it holds, and no others.
+        unsure = request.tenant and need != 0 and self._tenant_waits(request.priority)
         try:
             request.handle.empty(units * UNIT, "u1")
         except (slabpool.PoolExhausted, slabpool.QuotaExceededError):
-            assert not (room and right and turn), (
+            assert unsure or not (room and right and turn), (
                 "refused although there is room and nothing stands before it"
             )
             self._judge_evictions()
@@ -345,23 +446,27 @@ class QueueMachine(RuleBasedStateMachine):
             assert room and right and turn, state
             request.used += units
             self._judge_evictions(served=True)
+        self._settle()
 
     # ---- sessions
 
-    @rule(units=st.integers(1, 5), priority=PRIORITY)
-    def keep_a_tensor(self, units: int, priority: int) -> None:
+    @rule(units=st.integers(1, 5), priority=PRIORITY, tenant=st.booleans())
+    def keep_a_tensor(self, units: int, priority: int, tenant: bool) -> None:
         self.numbers += 1
-        session = self.pool.session(self.numbers, priority=priority)
+        opener = self.group if tenant else self.pool
+        session = opener.session(self.numbers, priority=priority)
         with session.request() as turn:
             turn_has_come = not self._before_memory(0)  # the turn holds nothing yet
             may = turn_has_come and units <= self.free + self.evictable
+            if tenant:
+                may = may and units <= self.tenant_free + self.tenant_evictable and not self._tenant_waits(0)
             try:
                 session.keep("kv", turn.empty(units * UNIT, "u1"))
-            except slabpool.PoolExhausted:
+            except (slabpool.PoolExhausted, slabpool.QuotaExceededError):
                 assert not may
             else:
                 assert may
-                self.sessions.append(SessionModel(session, units))
+                self.sessions.append(SessionModel(session, units, tenant))
         if self.sessions and self.sessions[-1].session is session:
             self._judge_evictions(served=True)
         else:
@@ -445,6 +550,8 @@ class QueueMachine(RuleBasedStateMachine):
         stats = self.pool.stats()
         assert stats.live + stats.reserved == (UNITS - self.free) * UNIT
         assert self.free >= 0
+        assert self.tenant_free >= 0
+        assert self.group.stats().nbytes == (TENANT - self.tenant_free) * UNIT
         assert stats.committed <= stats.capacity
         for request in self.requests:
             assert request.handle.nbytes == request.used * UNIT
@@ -457,16 +564,24 @@ class QueueMachine(RuleBasedStateMachine):
         order = sorted(self.waiters, key=lambda waiter: waiter.order)
         first = next((waiter for waiter in order if waiter.resource == "memory"), None)
         assert first is None or self._need(first) > self.free + self.evictable, f"{first} starves"
-        quotas: set[RequestModel | None] = set()
+        quotas: set[RequestModel | None] = set()  # None: the group's
         for waiter in order:
-            if waiter.resource != "quota" or waiter.request in quotas:
+            quota = None if waiter.tenant else waiter.request
+            if waiter.resource != "quota" or quota in quotas:
                 continue
-            quotas.add(waiter.request)
-            request = waiter.request
-            assert request is not None
-            assert request.quota is not None and request.used + waiter.units > request.quota, (
-                f"{waiter} starves"
-            )
+            quotas.add(quota)
+            if quota is None:
+                assert waiter.tenant
+                need = self._need(waiter)
+                assert need > self.tenant_free, f"{waiter} starves"
+                # Sessions of the group give way for its quota if the memory can be had then.
+                may_evict = need <= self.free + self.evictable and not any(
+                    w.resource == "memory" and w.order < waiter.order for w in order
+                )
+                assert not may_evict or need > self.tenant_free + self.tenant_evictable, f"{waiter} starves"
+            else:
+                assert quota.quota is not None
+                assert quota.used + waiter.units > quota.quota, f"{waiter} starves"
         assert {waiter.resource for waiter in self.waiters} <= {"memory", "quota"}
 
     def teardown(self) -> None:
@@ -494,6 +609,7 @@ class QueueMachine(RuleBasedStateMachine):
                 self.no_starvation()
             for session in self.sessions:
                 session.session.close()
+            self.group.close()
             self.pool.close()
             assert self.pool.stats().committed == 0
         finally:

@@ -438,7 +438,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   static std::int32_t priority_of(const RequestRecord* record) noexcept {
     return record != nullptr ? record->priority.load(std::memory_order_relaxed) : 0;
   }
-  // Whether a request that the host holds has memory or a budget.
+  // Whether a request that the host holds has memory or a reserve.
   bool holds_something(Subject request) const noexcept;
   // What an attempt needs beyond what was promised to its request.
   std::uint64_t beyond(ReserveRef reserve, std::uint64_t bytes) const noexcept {

@@ -53,6 +53,12 @@ Status Pool::open(const OpenSpec& spec, Handle& handle, Waiter* waiter) noexcept
        (reserve != 0 && !passes(waiter, {Resource::memory, reserve}))))
     return Status::waiters_ahead;
   LevelNeed refused;
+  // Before the memory, because sessions would give way for that, and the quota would refuse it then.
+  if (needs.count != 0 &&
+      !table_.allows(*table_.record(spec.parent->slot), *spec.parent, spec.reserve, refused)) {
+    blocked_on_quota(waiter, refused);
+    return Status::quota_exceeded;
+  }
   const Status status = open_now(spec, handle, &refused);
   if (status == Status::exhausted) blocked(waiter, Resource::memory, reserve);
   if (status == Status::quota_exceeded) blocked_on_quota(waiter, refused);

@@ -93,7 +93,14 @@ Status Pool::charge(RequestRecord& record, Handle request, std::uint64_t bytes, 
   }
   LevelNeed refused;
   const Status status = table_.charge(record, request, bytes, reserve, refused);
-  if (status == Status::quota_exceeded) blocked_on_quota(waiter, refused);
+  if (status == Status::quota_exceeded) {
+    blocked_on_quota(waiter, refused);
+    // Sessions of a group give way for its quota: for nothing, if the memory is set aside for another waiter.
+    const std::uint64_t memory = beyond(table_.reserve_of(record, request), bytes);
+    if (asks && refused.is_group && memory != 0 &&
+        !queue_.would_pass(waiter, {Resource::memory, memory}, priority_of(&record)))
+      return Status::waiters_ahead;
+  }
   if (status == Status::ok)
     for (unsigned i = 0; i < needs.count; ++i) queue_.has_charged(subject_of(needs.of[i].at), waiter);
   return status;
@@ -237,7 +244,7 @@ bool Pool::holds_something(Subject request) const noexcept {
   if (request.generation == 0) return false;
   const RequestRecord* record = table_.record(request.slot);
   return record != nullptr && record->accepts({request.slot, request.generation}) &&
-         (record->blocks.bytes() != 0 || record->has_budget.load(std::memory_order_relaxed));
+         (record->blocks.bytes() != 0 || record->has_reserve.load(std::memory_order_relaxed));
 }
 
 bool Pool::passes(Waiter* waiter, const Wanted& wanted, std::int32_t priority) noexcept {

@@ -17,7 +17,7 @@ Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes
   const Status status = check(r.level, bytes, refused);
   if (status != Status::ok) return status;
   if (r.kept && kept_bytes_ + bytes > kept_quota_) {
-    refused = {{}, bytes};
+    refused = {{}, bytes, false};
     return Status::quota_exceeded;
   }
   add(r.level, bytes);

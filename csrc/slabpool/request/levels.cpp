@@ -72,7 +72,7 @@ Status RequestTable::check(Handle at, std::uint64_t bytes, LevelNeed& refused) c
     if (level == nullptr) return Status::request_closed;
     const bool never = level->quota != 0 && bytes > level->quota;
     if (never || (level->quota != 0 && level->used + bytes > level->quota && status == Status::ok)) {
-      refused = {at, bytes};
+      refused = {at, bytes, level->is_group};
       if (never) return Status::quota_exceeded;
       status = Status::quota_exceeded;
     }
@@ -160,6 +160,12 @@ bool RequestTable::needs_of(const RequestRecord& r, Handle handle, std::uint64_t
     at = level->upper;
   }
   return true;
+}
+
+bool RequestTable::allows(const RequestRecord& r, Handle handle, std::uint64_t bytes,
+                          LevelNeed& refused) const noexcept {
+  const std::lock_guard lock(budget_mutex_);
+  return r.charged_for != handle.generation || check(r.level, bytes, refused) != Status::quota_exceeded;
 }
 
 void RequestTable::take_back(Levels& back) noexcept {

@@ -35,6 +35,7 @@ struct Levels {
 struct LevelNeed {
   Handle at;
   std::uint64_t bytes = 0;
+  bool is_group = false;
 };
 
 // What a charge needs of each level that has a quota and is no session.

@@ -10,6 +10,7 @@ void RequestRecord::reset(const OpenSpec& spec, const RequestRecord* above, std:
   opened_ns = now_ns;
   lease_ns = above != nullptr && spec.lease_ns == 0 ? above->lease_ns : spec.lease_ns;
   opened_at = spec.where;
+  has_reserve.store(spec.reserve != 0, std::memory_order_relaxed);
   priority.store(spec.priority, std::memory_order_relaxed);
   parent = next_sibling = prev_sibling = 0;
   parent_generation = 0;

@@ -59,6 +59,8 @@ struct alignas(64) RequestRecord {
   std::int64_t lease_ns = 0;  // 0: none
   SourceLocation opened_at;
   std::string id;
+  // Whether it was opened with a reserve of its own. Relaxed: a hint for the order of waiters.
+  std::atomic<bool> has_reserve{false};
   // Of an attempt without a waiter. Relaxed: such an attempt may read that of a later request here, and then fails because
   // its own is over.
   std::atomic<std::int32_t> priority{0};

@@ -141,6 +141,9 @@ class RequestTable {
   void return_budget(RequestRecord& record, Levels& back) noexcept;  // at the end
   // The levels that got bytes by calls which say nothing of them, since the last call of this.
   void take_back(Levels& back) noexcept;
+  // False if a quota refuses a charge now: `refused` says which.
+  bool allows(const RequestRecord& record, Handle handle, std::uint64_t bytes,
+              LevelNeed& refused) const noexcept;
   // What charge() would need of each quota. False once the budget was returned.
   bool needs_of(const RequestRecord& record, Handle handle, std::uint64_t bytes,
                 LevelNeeds& needs) const noexcept;

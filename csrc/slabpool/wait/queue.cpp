@@ -130,12 +130,12 @@ void WaitQueue::enter(Waiter& waiter) noexcept {
     count_.fetch_add(1, std::memory_order_seq_cst);
   }
   if (doorbell_ != nullptr) doorbell_->wait_begins();
-  has_entered(waiter.blocked_on_);
+  has_entered(waiter.blocked_on_, waiter.blocked_on_.resource);
 }
 
 // Another first may need what those behind it hold.
-void WaitQueue::has_entered(const Wanted& wanted) noexcept {
-  if (wanted.resource == Resource::memory) update_circle();
+void WaitQueue::has_entered(const Wanted& wanted, Resource left) noexcept {
+  if (wanted.resource == Resource::memory || left == Resource::memory) update_circle();
   if (wanted.resource == Resource::quota) wake_past_first(wanted.of, room_.quota_left(wanted.of));
 }
 
@@ -188,17 +188,27 @@ void WaitQueue::leave(Waiter& waiter) noexcept {
   wake(news);
 }
 
+bool WaitQueue::free_to(const Waiter& waiter, const Wanted& wanted) const noexcept {
+  const Waiter* first = first_of(wanted);
+  return first == nullptr || first == &waiter || !before(*first, waiter.priority, waiter.arrival_) ||
+         may_pass(waiter, wanted);
+}
+
 bool WaitQueue::passes(Waiter& waiter, const Wanted& wanted) noexcept {
+  const Resource left = waiter.blocked_on_.resource;  // changed by this thread alone
   {
     const std::lock_guard lock(mutex_);
-    const Waiter* first = first_of(wanted);
-    if (first == nullptr || first == &waiter || !before(*first, waiter.priority, waiter.arrival_) ||
-        may_pass(waiter, wanted))
-      return true;
+    if (free_to(waiter, wanted)) return true;
     if (!place(waiter, wanted)) return false;
   }
-  has_entered(wanted);
+  has_entered(wanted, left);
   return false;
+}
+
+bool WaitQueue::would_pass(const Waiter* waiter, const Wanted& wanted, std::int32_t priority) noexcept {
+  if (waiter == nullptr) return passes(wanted, priority);
+  const std::lock_guard lock(mutex_);
+  return free_to(*waiter, wanted);
 }
 
 bool WaitQueue::passes(const Wanted& wanted, std::int32_t priority) noexcept {
@@ -208,6 +218,7 @@ bool WaitQueue::passes(const Wanted& wanted, std::int32_t priority) noexcept {
 }
 
 void WaitQueue::block(Waiter& waiter, const Wanted& wanted) noexcept {
+  const Resource left = waiter.blocked_on_.resource;  // changed by this thread alone
   {
     const std::lock_guard lock(mutex_);
     if (!place(waiter, wanted)) {
@@ -219,7 +230,7 @@ void WaitQueue::block(Waiter& waiter, const Wanted& wanted) noexcept {
     }
     waiter.again_ = true;  // what came back before it was in this list did not wake it
   }
-  has_entered(wanted);
+  has_entered(wanted, left);
 }
 
 // Whether the waiter is in another list now.

@@ -99,7 +99,7 @@ class SLABPOOL_API Waiter {
   // What the waiter depends on was closed.
   bool cancelled() const noexcept { return cancelled_.load(std::memory_order_acquire); }
   std::int64_t since_ns() const noexcept { return since_ns_; }
-  // Whether its request has memory or a budget, so that it may pass in a circle. Written before each attempt, and by
+  // Whether its request has memory or a reserve, so that it may pass in a circle. Written before each attempt, and by
   // Room::circle(), which looks at all waiters. Relaxed: an answer that is old costs one more attempt.
   mutable std::atomic<bool> holds{false};
 
@@ -216,7 +216,9 @@ class WaitQueue {
   // Whether nothing stands between the caller and a resource: no waiter of it that is before the caller. Else the caller is
   // blocked on that resource. The waiter may be registered or not.
   bool passes(Waiter& waiter, const Wanted& wanted) noexcept;
-  // The same for a caller that has no record: behind all others of its priority.
+  // The same without a change of where it is blocked. Null: a caller that has no record.
+  bool would_pass(const Waiter* waiter, const Wanted& wanted, std::int32_t priority) noexcept;
+  // As passes() for a caller that has no record: behind all others of its priority.
   bool passes(const Wanted& wanted, std::int32_t priority = 0) noexcept;
   // What the first waiter of a resource needs; 0: there is none.
   std::uint64_t first_amount(const Wanted& wanted) noexcept;
@@ -315,6 +317,7 @@ class WaitQueue {
   bool first_locked(const Waiter& waiter) const noexcept {
     return first_of(waiter.blocked_on_) == &waiter;
   }
+  bool free_to(const Waiter& waiter, const Wanted& wanted) const noexcept;
   void link(Waiter& waiter) noexcept;
   void unlink(Waiter& waiter) noexcept;
   bool place(Waiter& waiter, const Wanted& wanted) noexcept;
@@ -326,7 +329,8 @@ class WaitQueue {
   void wake_next(Waiter& waiter, std::uint64_t most) noexcept;
   // If the first waiter of a quota cannot be served: wakes the first of those that may pass it. Without the mutex.
   void wake_past_first(Subject of, std::uint64_t free, const Waiter* by = nullptr) noexcept;
-  void has_entered(const Wanted& wanted) noexcept;  // without the mutex
+  // `left`: of the list that the waiter was in before. Without the mutex.
+  void has_entered(const Wanted& wanted, Resource left) noexcept;
   bool may_pass(const Waiter& waiter, const Wanted& wanted) const noexcept {
     return wanted.resource == Resource::memory && waiter.holds.load(std::memory_order_relaxed) &&
            circle_.load(std::memory_order_relaxed);

@@ -160,7 +160,8 @@ cdef int _give_way(Core core, Status status, Handle request, uint64_t nbytes, bi
     cdef Shortage shortage
     root = None
     if status == Status.quota_exceeded:
-        root = (request.slot, request.generation)
+        shortage = core.pool.shortage(request, nbytes, pages)
+        root = (request.slot, request.generation, shortage.bytes)
         shortage = core.pool.shortage(NO_REQUEST, nbytes, pages)  # what is promised to it is charged like the rest
     elif status == Status.no_addresses:
         shortage.bytes = nbytes

@@ -17,7 +17,7 @@ _NOT_MEMORY = frozenset({StatusCode.TOO_MANY_REQUESTS, StatusCode.QUOTA_EXCEEDED
 
 
 def give_way(
-    core: Core, status: int, nbytes: int, root: tuple[int, int] | None = None, pages: bool = False
+    core: Core, status: int, nbytes: int, root: tuple[int, int, int] | None = None, pages: bool = False
 ) -> int:
     """Frees something that the caller lacks. The core calls it after each failed attempt.
 
@@ -35,8 +35,9 @@ def give_way(
     nbytes : int
         Bytes that are needed: of the block or, with `pages`, of whole pages beyond those promised to the
         request; for NO_ADDRESSES of addresses.
-    root : (int, int), optional
-        For QUOTA_EXCEEDED: the request that may not be charged so many bytes.
+    root : (int, int, int), optional
+        For QUOTA_EXCEEDED: slot and generation of the request that may not be charged so many bytes, and the
+        bytes of memory that it then needs beyond those promised to it.
     pages : bool
         A free block does not help, only whole pages do.
 

@@ -463,7 +463,7 @@ class Sessions:
 
     # ---- eviction
 
-    def make_room(self, status: int, nbytes: int, root: tuple[int, int] | None, pages: bool) -> int:
+    def make_room(self, status: int, nbytes: int, root: tuple[int, int, int] | None, pages: bool) -> int:
         """Evicts as many idle sessions as an attempt of this thread lacks; none if they would not do.
 
         Returns
@@ -482,7 +482,8 @@ class Sessions:
             if status == StatusCode.TOO_MANY_REQUESTS:
                 plan = self._plan_slot(pool)
             elif status == StatusCode.QUOTA_EXCEEDED:
-                plan = self._plan_quota(pool, root or (0, 0), nbytes)
+                slot, generation, memory = root or (0, 0, 0)
+                plan = self._plan_quota(pool, (slot, generation), nbytes, memory, pages)
             else:
                 plan = self._plan_memory(pool, status, nbytes, pages)
             return self._evict(plan, _REASONS[status])
@@ -529,15 +530,26 @@ class Sessions:
             states = fewest(((state, state.nbytes) for state, _ in candidates), need)
         return (FREED if states else NOTHING), states
 
-    def _plan_quota(self, pool: Pool, request: tuple[int, int], more: int) -> Plan:
-        """Makes room for so many bytes in a request's quota, or in the budget of all sessions."""
+    def _plan_quota(self, pool: Pool, request: tuple[int, int], more: int, memory: int, pages: bool) -> Plan:
+        """Makes room for so many bytes in a request's quota, or in the budget of all sessions.
+
+        None goes if there would not be so much memory then. Sessions of a group that must go for the memory
+        make room in its quota too, and are enough if they suffice for that.
+        """
         need, root = over_quota(pool, request, more)
         if need <= 0:
             if request[1] in self._blocks and self.budget is not None:
                 shelf = self._blocks[request[1]].shelf
                 return self._plan_budget(pool, more, self._roots.get(shelf.generation))
             return NOTHING, []
-        return self._plan_level(pool, root, need, None)
+        plan = self._plan_level(pool, root, need, None)
+        if not plan[1] or not memory:
+            return plan
+        room, states = self._plan_memory(pool, StatusCode.EXHAUSTED, memory, pages)
+        if room == NOTHING:
+            return NOTHING, []
+        theirs = sum(state.nbytes for state in states if state.shelf.counts_in(root))
+        return (FREED, states) if theirs >= need else plan
 
     def _plan_level(self, pool: Pool, level: tuple[int, int], need: int, spare: State | None) -> Plan:
         """Makes room for so many bytes in the quota of a group: by sessions of this group."""
