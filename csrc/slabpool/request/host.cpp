@@ -1,7 +1,7 @@
 // How the host leaves a request: it closes it, or gives it up (cancels it).
 //
-// Invariants: the host leaves once; what it cancels is marked before its bit is cleared, so that who finds the bit cleared
-// knows which of the two it was; peers that wait are told after it.
+// Invariants: the host leaves once; what it cancels is marked before its bit is cleared, so that a thread that
+// finds the bit cleared knows which of the two it was; peers that wait are told after it.
 #include <functional>
 
 #include "slabpool/request/table.hpp"

@@ -2,7 +2,7 @@
 // looked; and which requests they wait for, so that the owner makes no system call for the others.
 //
 // Every peer may write it, and no decision of the owner depends on it: a peer that spoils it makes another peer answer
-// PENDING for RELEASED or the reverse, or notice a cancelled request late, or makes the owner wake nobody; and nothing else.
+// PENDING for RELEASED or the reverse, or notice a cancelled request late, or go without a wake-up; and nothing else.
 #pragma once
 
 #include <atomic>

@@ -29,7 +29,7 @@ void PressureGauge::add(PressureWatch& watch) noexcept {
   count_.fetch_add(1, std::memory_order_relaxed);
 }
 
-// Takes it off the list; it stays the gauge's, for what is untold and who waits.
+// Takes it off the list; it stays the gauge's, for its untold changes and the thread that waits.
 void PressureGauge::unlink(PressureWatch& watch) noexcept {
   if (watch.closed_.load(std::memory_order_relaxed)) return;
   (watch.prev_ != nullptr ? watch.prev_->next_ : first_) = watch.next_;

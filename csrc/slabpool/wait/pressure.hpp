@@ -1,5 +1,5 @@
-// Watches of how much of a pool is in use: which are above their bound, who waits to hear of it, and how far the use is from
-// the next bound.
+// Watches of how much of a pool is in use: which are above their bound, which thread waits to hear of it, and how far the
+// use is from the next bound.
 //
 // A watch is *high* from the moment when the use reaches `up` until it is below `down`. A change is *untold* until take() has
 // returned it. A watch that went up and down again before anybody took it tells both; of more changes than two only as many

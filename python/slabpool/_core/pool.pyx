@@ -708,7 +708,7 @@ cdef class Pool:
     def on_pressure(self, fraction, callback, *, hysteresis=0.05, loop=None):
         """Calls back when the use of the pool passes a fraction of its capacity: upwards, and downwards again.
 
-        In use are the bytes that nobody else can have: ``live + retained + in_doubt + reserved`` of `stats`, also those
+        In use are the bytes that no other caller can have: ``live + retained + in_doubt + reserved`` of `stats`, also those
         of idle sessions. No call is made inside an allocation, and none on a thread of the pool, which has none.
 
         Parameters

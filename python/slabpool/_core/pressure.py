@@ -1,6 +1,6 @@
 """Callbacks for how much of a pool is in use, on a thread of the caller's choosing.
 
-The core notices when the use passes a bound (csrc/slabpool/pool/pressure.cpp), and wakes who waits for it:
+The core notices when the use passes a bound (csrc/slabpool/pool/pressure.cpp), and wakes what waits for it:
 a thread in `PressureWatch.wait`, or an event loop through a file descriptor. That thread calls back. There
 is no other thread.
 
@@ -63,7 +63,7 @@ class PressureWatch:
     """Calls back when the use of a pool passes a fraction of its capacity. Made by `Pool.on_pressure`.
 
     Every change is told once, by one thread. If the use passes the fraction and comes back before a thread
-    looks, both are told; of more changes that nobody heard, as many as lead to the same end. An exception of
+    looks, both are told; of more changes that were not taken, as many as lead to the same end. An exception of
     the callback goes to `sys.unraisablehook`, because no caller waits for it.
 
     Examples
