@@ -4,8 +4,8 @@
 // pages that spans and arenas drew from it return to `from` later. Arenas change hands at once. Spans are not listed, so the
 // record stays, as a sign-post (`into`), until they have returned all their pages.
 //
-// Pages that return to a promise pay what it owes first: `owed` of them are promised to no request any more, because the promises
-// that were closed in it had them from elsewhere; `borrowed` of them go on to `from`.
+// Pages that return to a promise pay what it owes first: `owed` of them are promised to no request any more, because
+// the promises that were closed in it had them from elsewhere; `borrowed` of them go on to `from`.
 #include <utility>
 
 #include "slabpool/slab/reserve.hpp"

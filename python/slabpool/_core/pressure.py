@@ -63,8 +63,8 @@ class PressureWatch:
     """Calls back when the use of a pool passes a fraction of its capacity. Made by `Pool.on_pressure`.
 
     Every change is told once, by one thread. If the use passes the fraction and comes back before a thread
-    looks, both are told; of more changes that were not taken, as many as lead to the same end. An exception of
-    the callback goes to `sys.unraisablehook`, because no caller waits for it.
+    looks, both are told; of more changes that were not taken, as many as lead to the same end. An exception
+    of the callback goes to `sys.unraisablehook`, because no caller waits for it.
 
     Examples
     --------
