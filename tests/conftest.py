@@ -29,8 +29,11 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIRE_ALL = os.environ.get("SLABPOOL_TESTS_REQUIRE_ALL", "") not in ("", "0")
 CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 
-# No deadline per example, because a busy machine is no bug. pytest-timeout bounds each test as a whole.
-hypothesis.settings.register_profile("slabpool", deadline=None, print_blob=True)
+# No deadline per example and no check of how fast examples are made, because a busy machine is no bug.
+# pytest-timeout bounds each test as a whole.
+hypothesis.settings.register_profile(
+    "slabpool", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("slabpool")
 
 
