@@ -220,68 +220,6 @@ class QueueMachine(RuleBasedStateMachine):
         holders = [holder for holder in waiting if holder is not None and holder.open]
         return request.taken > 0 and self._need(first) > UNITS - sum(holder.taken for holder in holders)
 
-    # ---- the event loop
-
-    def _start(
-        self,
-        units: int,
-        priority: int,
-        request: RequestModel | None,
-        tenant: bool,
-        call: Callable[[], Coroutine[Any, Any, Any]],
-        served: Callable[[Any], None],
-    ) -> None:
-        async def work() -> None:
-            try:
-                result = await call()
-            except slabpool.SlabpoolError as error:
-                self.waiters.remove(waiter)
-                self.step.failed.append((waiter, error))
-            else:
-                self.waiters.remove(waiter)
-                try:
-                    self._judge_order(waiter)
-                except AssertionError as error:
-                    self.error = self.error or error
-                self.step.served.append(waiter)
-                served(result)
-
-        self.numbers += 1
-        waiter = WaiterModel(self.numbers, units, priority, request, tenant, self.loop.create_task(work()))
-        self.waiters.append(waiter)
-        self._settle()
-
-    def _judge_order(self, served: WaiterModel) -> None:
-        """Call this when the waiter has just left the queue. None that stood before it waits for the same."""
-        self._learn_resources()
-        if self._need(served) == 0:
-            return  # it was promised all
-        before = [
-            other for other in self.waiters if other.resource == "memory" and other.order < served.order
-        ]
-        if (
-            before
-            and served.request is not None
-            and self._circle(served.request, min(before, key=lambda other: other.order))
-        ):
-            event("passed in a circle")
-            return
-        assert not before, f"{served} overtook {before}"
-
-    def _circle(self, request: RequestModel, first: WaiterModel) -> bool:
-        """Whether the requests that wait, and this one, hold so much that `first` cannot be served before.
-
-        Such requests may pass: what they wait for would never come otherwise.
-        """
-        waiting = {other.request for other in self.waiters if other.resource == "memory"} | {request}
-        holders = [holder for holder in waiting if holder is not None and holder.open]
-        return self._holds(request) and self._need(first) > UNITS - sum(holder.taken for holder in holders)
-
-    @staticmethod
-    def _holds(request: RequestModel) -> bool:
-        """Whether it may pass in a circle: the pool asks whether it has memory or a budget."""
-        return request.taken > 0 or request.quota is not None or request.tenant
-
     def _learn_resources(self) -> list[slabpool.WaiterRecord]:
         """What each waiter waits for. One that has not made its first attempt is last, and has no record."""
         records = self.pool.waiters()

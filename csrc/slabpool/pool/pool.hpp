@@ -201,7 +201,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   std::uint64_t used_bytes() noexcept;
   void add_watch(PressureWatch& watch) noexcept;
   void remove_watch(PressureWatch& watch) noexcept;  // ends its waits
-  // The next change that was not told yet. `look`: collects acks and looks first, otherwise what was noticed counts.
+  // Takes the first pending change. `look`: the pool collects acks and adds up the use before.
   bool take_change(PressureWatch& watch, PressureChange& change, bool look) noexcept;
   // True: there is a change to take, or the watch is closed. False: `until_ns` (monotonic) came first.
   bool wait_change(PressureWatch& watch, std::int64_t until_ns) noexcept;

@@ -1,7 +1,7 @@
 // Watching how much is in use. Who watches: wait/pressure.hpp. How the threads' live bytes are watched: slab/use_bounds.hpp.
 //
-// Invariants: nothing is looked at, and no allocation or return takes an instruction more, while there is no watch. A watch is
-// told by the thread that passes its bound, after its allocation or return is complete and with no lock held.
+// Invariants: nothing is looked at, and no allocation or return takes an instruction more, while there is no watch. The
+// thread that passes a bound wakes the watch, after its allocation or return is complete and with no lock held.
 #include <algorithm>
 
 #include "slabpool/pool/pool.hpp"

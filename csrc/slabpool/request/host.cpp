@@ -1,7 +1,7 @@
 // How the host leaves a request: it closes it, or gives it up (cancels it).
 //
-// Invariants: the host leaves once; what it cancels is marked before its bit is cleared, so that a thread that
-// finds the bit cleared knows which of the two it was; peers that wait are told after it.
+// Invariants: the host leaves once; the table marks a cancelled request before it clears the host's bit. So a thread
+// that finds the bit cleared knows whether the request was cancelled. Waiting peers are woken after that.
 #include <functional>
 
 #include "slabpool/request/table.hpp"

@@ -29,7 +29,7 @@ void PressureGauge::add(PressureWatch& watch) noexcept {
   count_.fetch_add(1, std::memory_order_relaxed);
 }
 
-// Takes it off the list; it stays the gauge's, for its untold changes and the thread that waits.
+// Takes it off the list; it stays the gauge's, for its pending changes and the thread that waits.
 void PressureGauge::unlink(PressureWatch& watch) noexcept {
   if (watch.closed_.load(std::memory_order_relaxed)) return;
   (watch.prev_ != nullptr ? watch.prev_->next_ : first_) = watch.next_;
@@ -65,7 +65,7 @@ PressureGauge::Margins PressureGauge::update(std::uint64_t used) noexcept {
     if (w->high_ ? used < w->down : used >= w->up) {
       w->high_ = !w->high_;
       w->used_at_[w->high_ ? 1 : 0] = used;
-      w->untold_ = w->untold_ < 2 ? w->untold_ + 1 : 1;
+      w->pending_ = w->pending_ < 2 ? w->pending_ + 1 : 1;
       w->has_changed_ = true;
     }
     if (w->high_) {
@@ -88,16 +88,16 @@ void PressureGauge::signal() noexcept {
 
 bool PressureGauge::take(PressureWatch& watch, PressureChange& change) noexcept {
   const std::lock_guard lock(mutex_);
-  if (watch.untold_ == 0) return false;
-  change.high = watch.untold_ == 1 ? watch.high_ : !watch.high_;
+  if (watch.pending_ == 0) return false;
+  change.high = watch.pending_ == 1 ? watch.high_ : !watch.high_;
   change.used = watch.used_at_[change.high ? 1 : 0];
-  --watch.untold_;
+  --watch.pending_;
   return true;
 }
 
 bool PressureGauge::wait(PressureWatch& watch, std::int64_t until_ns) noexcept {
   std::unique_lock lock(mutex_);
-  const auto has_news = [&] { return watch.untold_ != 0 || watch.closed(); };
+  const auto has_news = [&] { return watch.pending_ != 0 || watch.closed(); };
   return watch.news_.wait_until(
       lock, std::chrono::steady_clock::time_point(std::chrono::nanoseconds(until_ns)), has_news);
 }

@@ -1,11 +1,11 @@
 // Watches of how much of a pool is in use: which are above their bound, which thread waits to hear of it, and how far the
 // use is from the next bound.
 //
-// A watch is *high* from the moment when the use reaches `up` until it is below `down`. A change is *untold* until take() has
-// returned it. A watch that went up and down again before anybody took it tells both; of more changes than two only as many
-// are told as lead to the same end.
+// A watch is *high* from the moment when the use reaches `up` until it is below `down`. A change is *pending* until take()
+// has returned it. At most two are pending: of a watch that went up and down, both; of more changes, the last one or two, so
+// that the last one taken is the present state.
 //
-// What is in use is the pool's to know (Pool::look_at_use). It calls update() with a figure, and is told how many bytes more
+// The pool knows what is in use (Pool::look_at_use). It calls update() with a figure, which returns how many bytes more
 // or fewer would change a watch.
 //
 // A watch is a record of the caller's, as a Waiter is. Nothing here allocates. The mutex comes before CacheSet::revokers_ in
@@ -13,7 +13,7 @@
 //
 // Invariants:
 //   count_ == number of watches in the list;   a watch is in the list  <=>  its gauge_ is set and it is not closed
-//   high_ of the gauge == some watch is high;   untold_ <= 2
+//   high_ of the gauge == some watch is high;   pending_ <= 2
 #pragma once
 
 #include <atomic>
@@ -47,7 +47,7 @@ class SLABPOOL_API PressureWatch {
   std::uint64_t down = 0;  // <= up
   int fd = -1;
 
-  // No further change comes: it was removed, or the pool was closed. What is untold can still be taken.
+  // No further change comes: it was removed, or the pool was closed. Pending changes can still be taken.
   bool closed() const noexcept { return closed_.load(std::memory_order_acquire); }
 
  private:
@@ -59,7 +59,7 @@ class SLABPOOL_API PressureWatch {
   PressureWatch* next_ = nullptr;
   bool high_ = false;
   bool has_changed_ = false;  // since the last signals
-  std::uint32_t untold_ = 0;
+  std::uint32_t pending_ = 0;
   std::uint64_t used_at_[2] = {};  // when it last became low, high
   std::atomic<bool> closed_{false};
   std::condition_variable news_;
@@ -98,7 +98,7 @@ class PressureGauge {
   Margins update(std::uint64_t used) noexcept;
   bool is_high() const noexcept { return high_; }
 
-  // The next change that was not told yet.
+  // Takes the first pending change.
   bool take(PressureWatch& watch, PressureChange& change) noexcept;
   // A thread sleeps until there is something to take, the watch is closed (true), or until `until_ns` (monotonic).
   bool wait(PressureWatch& watch, std::int64_t until_ns) noexcept;

@@ -40,7 +40,7 @@ cdef class PoolWatch:
                 self.core.pool.remove_watch(self.watch)
 
     def take(self, bint look):
-        """(whether it passed upwards, bytes in use then) for the next change that was not told yet; None if there is
+        """(whether it passed upwards, bytes in use then) for the first pending change; None if there is
         none. `look`: finds also what no thread has noticed."""
         cdef PressureChange change
         cdef bint found

@@ -23,7 +23,7 @@ struct Watched {
     watch.fd = fd;
     gauge.add(watch);
   }
-  // The untold changes, as "+" and "-".
+  // The pending changes, as "+" and "-".
   std::string told() {
     std::string all;
     PressureChange change;
@@ -123,7 +123,7 @@ TEST(PressureGauge, AnEventLoopIsWokenByChangesAndByTheEnd) {
   gauge.close_all();
   EXPECT_TRUE(readable(fd));
   EXPECT_TRUE(a.watch.closed());
-  EXPECT_EQ(a.told(), "+");  // what was untold is not lost
+  EXPECT_EQ(a.told(), "+");  // a pending change is not lost
   close(fd);
 }
 
