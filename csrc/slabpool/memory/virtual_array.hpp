@@ -5,8 +5,8 @@
 // page as data of the process, and as a commitment where it does not overcommit, only once it can be written. So a table
 // costs address space, and as much data as it has open chunks.
 //
-// open() makes a system call for each run of chunks that it opens. One thread at a time calls it; reads and writes of
-// open entries may run meanwhile.
+// open() makes a system call for each run of chunks that it opens, close() one for each chunk. One thread at a time calls
+// them; reads and writes of open entries may run meanwhile.
 //
 // Invariants:
 //   an entry is written only after open() has returned true for it;
@@ -85,6 +85,21 @@ class VirtualArray {
       for (; chunk < run; ++chunk) chunks_[chunk / 64] |= std::uint64_t{1} << (chunk % 64);
     }
     return true;
+  }
+
+  // Takes pages of the entries [first, end) back: they read as zero, and are not open. Only the chunks that lie in them whole.
+  void close(std::size_t first, std::size_t end) noexcept {
+    SLABPOOL_ASSERT(first <= end && end <= count_, "entries that are closed lie in the array", first,
+                    end, count_);
+    const std::size_t last = end * sizeof(T) / kChunkBytes;
+    for (std::size_t chunk = (first * sizeof(T) + kChunkBytes - 1) / kChunkBytes; chunk < last;
+         ++chunk) {
+      if (!is_open(chunk)) continue;
+      auto* at = reinterpret_cast<std::byte*>(data_) + chunk * kChunkBytes;
+      if (madvise(at, kChunkBytes, own_ ? MADV_DONTNEED : MADV_REMOVE) != 0) continue;
+      open_bytes_.fetch_sub(kChunkBytes, std::memory_order_relaxed);
+      chunks_[chunk / 64] &= ~(std::uint64_t{1} << (chunk % 64));
+    }
   }
 
  private:

@@ -190,6 +190,7 @@ std::uint64_t Pool::trim() noexcept {
   const std::uint64_t before = depot_.figures().committed;
   caches_.collect();  // a slab with holes goes back when its last block returns
   const std::uint64_t after = depot_.figures().committed;
+  table_.trim();
   return depot_.trim() + (before > after ? before - after : 0);
 }
 

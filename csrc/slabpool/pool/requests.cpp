@@ -49,8 +49,9 @@ Status Pool::open(const OpenSpec& spec, Handle& handle, Waiter* waiter) noexcept
   }
   // Sessions make room for what they keep themselves.
   if ((!spec.kept || spec.is_group) &&
-      (!passes(waiter, {Resource::slots, 1}) || !passes_quotas(needs, {}, waiter) ||
-       (reserve != 0 && !passes(waiter, {Resource::memory, reserve}))))
+      (!passes(waiter, {Resource::slots, 1}, spec.priority) ||
+       !passes_quotas(needs, {}, waiter, spec.priority) ||
+       (reserve != 0 && !passes(waiter, {Resource::memory, reserve}, spec.priority))))
     return Status::waiters_ahead;
   LevelNeed refused;
   // Before the memory, because sessions would give way for that, and the quota would refuse it then.
@@ -73,6 +74,7 @@ Status Pool::open_until(const OpenSpec& spec, Handle& handle, std::int64_t deadl
   Waiter waiter;
   waiter.id = spec.id;
   waiter.nbytes = spec.reserve;
+  waiter.priority = spec.priority;
   waiter.where = spec.where;
   if (spec.parent) waiter.request = {spec.parent->slot, spec.parent->generation};
   return wait_for(deadline_ns, waiter, [&] { return open(spec, handle, &waiter); });

@@ -23,6 +23,11 @@ namespace slabpool {
 
 class RequestBlocks {
  public:
+  // The lock of a free slot's record, for a caller that turns it into zero bytes, which unlocks it. False: some thread with an
+  // old handle has it.
+  bool try_lock() noexcept { return lock_.try_lock(); }
+  void unlock() noexcept { lock_.unlock(); }
+
   // For a new request in a free slot.
   void reset() noexcept;
 

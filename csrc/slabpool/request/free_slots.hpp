@@ -5,7 +5,7 @@
 // slot that is not in the set: those in use, and at most kNear free ones. So a walk costs what is in use now and not what
 // once was, and the hot path keeps no index for it. Not synchronised: the table's mutex guards it. Allocates nothing.
 // Invariants:
-//   a slot that was added is in use, in near_, or in far_;
+//   a slot that was added is in use, in near_, in far_, or withdrawn;
 //   walked_ has the slots that are in use or in near_.
 #pragma once
 
@@ -21,6 +21,7 @@ class FreeSlots {
  public:
   static constexpr std::uint32_t kNone = SlotSet::kNone;
   static constexpr std::uint32_t kNear = 32;
+  static constexpr std::uint32_t kGroup = SlotSet::kGroup;  // slots that are withdrawn together
 
   // A slot that was never free; it is in use from now on.
   void add(std::uint32_t slot) noexcept { walked_.insert(slot); }
@@ -36,6 +37,25 @@ class FreeSlots {
     if (near_count_ == kNear) [[unlikely]]
       put_away();
     near_[near_count_++] = slot;
+  }
+  // Makes every free slot one that may be withdrawn.
+  void put_all_away() noexcept {
+    while (near_count_ > kMoved) put_away();
+    for (; near_count_ > 0; ++far_count_) {
+      far_.insert(near_[--near_count_]);
+      walked_.erase(near_[near_count_]);
+    }
+  }
+  // Whether all slots of a group are free, and far.
+  bool is_idle(std::uint32_t group) const noexcept { return far_.has_all(group); }
+  // Takes the slots of such a group away; give() brings them back.
+  void withdraw(std::uint32_t group) noexcept {
+    far_.erase_all(group);
+    far_count_ -= kGroup;
+  }
+  void give(std::uint32_t group) noexcept {
+    far_.insert_all(group);
+    far_count_ += kGroup;
   }
   std::uint32_t count() const noexcept { return near_count_ + far_count_; }
   // The first slot from `slot` on that a walk visits; kNone: there is none.

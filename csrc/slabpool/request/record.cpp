@@ -1,5 +1,7 @@
 #include "slabpool/request/record.hpp"
 
+#include <memory>
+
 #include "slabpool/base/assert.hpp"
 
 namespace slabpool {
@@ -22,6 +24,19 @@ void RequestRecord::reset(const OpenSpec& spec, const RequestRecord* above, std:
                        (above != nullptr && above->has_budget.load(std::memory_order_relaxed)),
                    std::memory_order_relaxed);
   SLABPOOL_ASSERT(!is_group && group == 0, "a record leaves its group at its end", slot);
+}
+
+void RequestRecord::empty() noexcept {
+  id = std::string();
+  pinned = std::vector<Handle>();
+  lent = std::vector<Block*>();
+}
+
+void RequestRecord::revive(std::uint32_t own_slot) noexcept {
+  std::construct_at(&id);
+  std::construct_at(&pinned);
+  std::construct_at(&lent);
+  slot = own_slot;
 }
 
 }  // namespace slabpool

@@ -1,7 +1,7 @@
 // What the pool's owner knows of one request, beside the bits of its holders.
 //
-// A record belongs to a slot and serves one request after another; it is never freed while the pool lives, so that an
-// old handle can always be compared with it.
+// A record belongs to a slot and serves one request after another. It stays readable while the pool lives, so that an old
+// handle can always be compared with it: as a record of zero bytes, once its pages went back to the system.
 // Invariants:
 //   generation == g            the request g is not over
 //   generation == g|kReleased  g is over: its blocks are going back, or views retain some of them
@@ -34,9 +34,9 @@ struct OpenSpec {
   std::uint64_t reserve = 0;
   std::uint64_t quota = 0;
   std::int64_t lease_ns = 0;
-  std::int32_t priority =
-      0;              // of what is allocated in it, where the call names none; of a group, for reports
-  bool kept = false;  // memory that a session keeps: no id finds it, and it is counted apart
+  // Of the opening, and of what is allocated in it where the call names none; of a group, for reports.
+  std::int32_t priority = 0;
+  bool kept = false;      // memory that a session keeps: no id finds it, and it is counted apart
   bool is_group = false;  // then `kept` too
   SourceLocation where;
 };
@@ -129,6 +129,10 @@ struct alignas(64) RequestRecord {
   Handle handle() const noexcept {
     return {slot, generation.load(std::memory_order_acquire) & ~kReleased};
   }
+  // Of a free slot: frees what its strings and vectors have, so that the record may become zero bytes.
+  void empty() noexcept;
+  // Makes the strings and vectors of a record of zero bytes.
+  void revive(std::uint32_t own_slot) noexcept;
   // Whether this is a session, or a group: it holds nothing itself, its children hold what it keeps.
   bool is_session() const noexcept { return kept && parent_generation == 0; }
   // Whether it is one of its levels itself. Under the budget mutex.

@@ -20,6 +20,14 @@ class SlotSet {
     used_words_[slot / 4096] |= bit(slot / 64);
   }
   void erase(std::uint32_t slot) noexcept { words_[slot / 64] &= ~bit(slot); }
+  // Of a group, so many slots in a row.
+  static constexpr std::uint32_t kGroup = 64;
+  bool has_all(std::uint32_t group) const noexcept { return words_[group] == ~std::uint64_t{0}; }
+  void erase_all(std::uint32_t group) noexcept { words_[group] = 0; }
+  void insert_all(std::uint32_t group) noexcept {
+    words_[group] = ~std::uint64_t{0};
+    used_words_[group / 64] |= bit(group);
+  }
   // The first member from `slot` on; kNone: there is none.
   std::uint32_t next(std::uint32_t slot) noexcept {
     if (slot >= kMaxRequests) return kNone;

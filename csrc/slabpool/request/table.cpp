@@ -22,32 +22,12 @@ RequestTable::RequestTable(Depot& depot, DeviceRegistry& devices, SlotTable* slo
   by_age_.older = by_age_.newer = &by_age_;
 }
 
-RequestTable::~RequestTable() {
-  for (std::uint32_t i = 0; i < kMaxRequests / kChunk; ++i)
-    delete[] chunks_[i].load(std::memory_order_relaxed);
-}
-
 RequestRecord* RequestTable::live_record(Handle handle) const noexcept {
   RequestRecord* r = record(handle.slot);
   return r != nullptr && handle.generation != 0 &&
                  r->generation.load(std::memory_order_acquire) == handle.generation
              ? r
              : nullptr;
-}
-
-RequestRecord* RequestTable::new_slot() {
-  if (const std::uint32_t slot = free_slots_.pop(); slot != FreeSlots::kNone) return record(slot);
-  if (slots_made_ == kMaxRequests) return nullptr;
-  if (slots_made_ % kChunk == 0) {
-    // A refusal leaves the table as it was: chunks of slots may be open without a record.
-    if (!slots_.open(slots_made_, slots_made_ + kChunk)) throw std::bad_alloc();
-    auto* chunk = new RequestRecord[kChunk];
-    chunks_[slots_made_ / kChunk].store(chunk, std::memory_order_release);
-  }
-  RequestRecord* r = record(slots_made_);
-  r->slot = slots_made_++;
-  free_slots_.add(r->slot);
-  return r;
 }
 
 // ---- index by id: chains through the records, so that opening a request allocates nothing
@@ -370,7 +350,7 @@ void RequestTable::forget_named(const HolderMarks& gone) noexcept {
 
 RequestTable::Notable RequestTable::find_notable() noexcept {
   Notable found;
-  const std::uint32_t in_use = slots_made_ - free_slots_.count();
+  const std::uint32_t in_use = slots_in_use();
   found.holders = in_use - sessions_;
   // The oldest. Those that hold nothing of their own (sessions) are passed over, as long as there are few.
   RequestRecord* r = by_age_.newer;
@@ -446,14 +426,6 @@ bool RequestTable::in_doubt(const RequestRecord& r, const HolderView& set,
     silent = silent || now_ns - since > r.lease_ns;
   });
   return silent;
-}
-
-std::uint64_t RequestTable::metadata_bytes() const noexcept {
-  const std::lock_guard lock(mutex_);
-  const std::uint64_t chunks = (slots_made_ + kChunk - 1) / kChunk;
-  return sizeof(RequestTable) + chunks * kChunk * sizeof(RequestRecord) + slots_.open_bytes() +
-         more_.open_bytes() + buckets_.capacity() * sizeof(std::uint32_t) +
-         kMaxRequests / kChunk * sizeof(std::atomic<RequestRecord*>);
 }
 
 }  // namespace slabpool

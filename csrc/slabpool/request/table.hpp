@@ -5,8 +5,9 @@
 // Invariants:
 //   claim(h) succeeds exactly once for each request h;
 //   open_ + draining_ == the number of requests that are not retired and not kept;
-//   a slot that was made is in free_slots_ exactly if its record's generation is 0, and its record in the list by age otherwise.
-// Files: table (opening, acks, the end), host (how the host leaves), budget, keep (what sessions keep), adopt (tensors that
+//   a slot that was made is in free_slots_ or in a closed chunk exactly if its record's generation is 0, and its record in the
+//   list by age otherwise.
+// Files: table (opening, acks, the end), slots (records for requests), host (how the host leaves), budget, keep (what sessions keep), adopt (tensors that
 // change requests).
 // Order of locks: the pool's (collecting acks, then growing), the table's mutex, the budget mutex, the RequestBlocks locks,
 // then the depot's. No lock declared here is held while blocks are returned.
@@ -49,7 +50,7 @@ class RequestTable {
   RequestTable& operator=(const RequestTable&) = delete;
   ~RequestTable();
 
-  // Null: the slot was never used. Inlined by force, as HolderSet::try_leave().
+  // Null: the slot was never used. A record stays readable while the table lives. Inlined by force, as HolderSet::try_leave().
   [[gnu::always_inline]] RequestRecord* record(std::uint32_t slot) const noexcept {
     if (slot >= kMaxRequests) return nullptr;
     // Acquire pairs with new_slot(): the records of the chunk are made.
@@ -323,14 +324,16 @@ class RequestTable {
   Holds holds();
   std::uint32_t free_slots() const noexcept {
     const std::lock_guard lock(mutex_);
-    return kMaxRequests - slots_made_ + free_slots_.count();
+    return kMaxRequests - slots_in_use();
   }
   // Bytes of records and tables.
   std::uint64_t metadata_bytes() const noexcept;
+  // Returns pages of records that no request has to the system. The mutex is released now and then, as in each().
+  void trim() noexcept;
   bool any_lease() const noexcept { return leased_.load(std::memory_order_relaxed) != 0; }
 
  private:
-  static constexpr std::uint32_t kChunk = 64;
+  static constexpr std::uint32_t kChunk = FreeSlots::kGroup;
 
   std::uint64_t nonce(std::uint64_t generation) const noexcept {
     return mix_bits(secret_ + mix_bits(generation));
@@ -345,7 +348,14 @@ class RequestTable {
   ReserveRef end_promise(RequestRecord& r, Levels& back) noexcept;
   ReserveRef nearest_reserve(Handle level) const noexcept;
   void forget_charge(RequestRecord& r, Levels& back) noexcept;
+  // A slot that no request has, and its record (slots.cpp). Null: there is none. Throws std::bad_alloc.
   RequestRecord* new_slot();
+  void make_chunk(std::uint32_t chunk);
+  void open_chunk(std::uint32_t chunk) noexcept;
+  bool close_chunk(std::uint32_t chunk) noexcept;
+  std::uint32_t slots_in_use() const noexcept {
+    return slots_made_ - closed_count_ * kChunk - free_slots_.count();
+  }
   Notable find_notable() noexcept;  // under mutex_
   static bool add_more(HolderSet set, std::uint64_t generation,
                        std::span<const std::uint32_t> devices) noexcept;
@@ -398,6 +408,9 @@ class RequestTable {
   std::unique_ptr<std::atomic<RequestRecord*>[]> chunks_;
   mutable std::mutex mutex_;
   std::uint32_t slots_made_ = 0;
+  // Chunks whose pages trim() has returned: a bit for each.
+  std::uint64_t closed_chunks_[kMaxRequests / kChunk / 64] = {};
+  std::uint32_t closed_count_ = 0;
   FreeSlots free_slots_;
   std::uint32_t first_idle_ = 0;  // slot + 1 of the session that became idle last, 0 for none
   // Both ends of the ring of records in use: `newer` is the oldest of them, `older` the newest.

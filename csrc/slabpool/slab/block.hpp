@@ -1,14 +1,14 @@
 // The record of one block: a piece of memory that the pool hands out.
 //
-// Records lie outside that memory, one cache line each, and are not freed while the pool lives. So a stale pointer to a
-// Block may be read, and the serial tells whether it still is the same allocation. A block is held by its request, if
-// it has one, and by each of its views. Every change of the holds is one atomic operation on `state`, so exactly one
+// Records lie outside that memory, one cache line each, and stay readable while the pool lives (RecordChunks). So a stale
+// pointer to a Block may be read, and the serial tells whether it still is the same allocation. A block is held by its
+// request, if it has one, and by each of its views. Every change of the holds is one atomic operation on `state`, so exactly one
 // thread sees the last hold go.
 //
 // Invariants:
 //   state = serial << 32 | (a request holds it) << 31 | views
 //   holds(state) = 0  <=>  the block is free
-//   serial = number of times that the block was handed out (modulo 2^32)
+//   serial is another one each time that the block is handed out (modulo 2^32), whatever became of its record meanwhile
 //   holds(state) = 0  =>  tag = 0
 #pragma once
 
@@ -65,6 +65,10 @@ struct alignas(64) Block {
     SLABPOOL_ASSERT(holds(first_holds) != 0 && first_holds <= (kRequest | kView),
                     "a block starts with a holder", first_holds);
     state.store(now + (std::uint64_t{1} << 32) + first_holds, std::memory_order_relaxed);
+  }
+  // For a record of zero bytes: no allocation that had a serial up to this one is taken for one of it.
+  void start_above(std::uint32_t serial) noexcept {
+    state.store(std::uint64_t{serial} << 32, std::memory_order_relaxed);
   }
   // Undoes start(), for a block that was not published.
   void abandon() noexcept {

@@ -37,10 +37,6 @@ Depot::Depot(MemoryResource& memory, std::uint64_t capacity, bool verify)
   publish();  // some memory is committed from the start
 }
 
-Depot::~Depot() {
-  for (Block* blocks : all_arrays_) ::operator delete[](blocks, std::align_val_t{alignof(Block)});
-}
-
 void Depot::note_fragmented() noexcept {
   const std::uint64_t usable = (solid_free_ << kPageBits) + slab_bytes_used_;
   SLABPOOL_ASSERT(usable <= slab_pages_ << kPageBits,
@@ -87,6 +83,8 @@ Block* Depot::next_uncarved(Span* slab) noexcept {
   SLABPOOL_ASSERT(index < slab->count, "carved <= count", index, slab->count);
   Block* block = &slab->blocks[index];
   const std::size_t size = class_size(slab->size_class);
+  // It was not handed out since its chunk was opened: see depot_arrays.cpp.
+  if (block->state.load(std::memory_order_relaxed) == 0) block->start_above(first_serial_);
   block->data = pages_.address(slab) + index * size;
   block->bytes = size;
   block->span = slab;
@@ -116,25 +114,6 @@ Block* Depot::carve_block(Span* slab) noexcept {
   return block;
 }
 
-void Depot::ready_array(unsigned size_class) {
-  if (!arrays_[size_class].empty()) return;
-  // Sized for a whole slab even if this slab will be smaller, so that all arrays of a class have one size.
-  const std::uint32_t count = shapes_[size_class].blocks;
-  if (all_arrays_.size() == all_arrays_.capacity()) all_arrays_.reserve(2 * all_arrays_.size() + 16);
-  // Room for every array of the class, so that drop_slab() never allocates.
-  const std::size_t made = arrays_made_[size_class] + 1;
-  if (made > arrays_[size_class].capacity()) arrays_[size_class].reserve(2 * made);
-  // The states of a slab's pages lie behind its blocks.
-  auto* blocks = static_cast<Block*>(
-      ::operator new[](count * sizeof(Block) + sizeof(SlabPages), std::align_val_t{alignof(Block)}));
-  for (std::uint32_t i = 0; i < count; ++i) new (&blocks[i]) Block();
-  new (static_cast<void*>(blocks + count)) SlabPages();
-  all_arrays_.push_back(blocks);
-  block_records_ += count * sizeof(Block) + sizeof(SlabPages);
-  arrays_[size_class].push_back(blocks);
-  arrays_made_[size_class] = made;
-}
-
 Span* Depot::new_slab(unsigned size_class, Effort effort, bool& refused) {
   ready_array(size_class);  // before pages are taken: it may run out of memory
   const SlabShape shape = shapes_[size_class];
@@ -159,8 +138,9 @@ Span* Depot::new_slab(unsigned size_class, Effort effort, bool& refused) {
   slab->count = slab->free_blocks = count;
   slab->carved = 0;
   slab->free_list = nullptr;
-  slab->blocks = arrays_[size_class].back();
-  arrays_[size_class].pop_back();
+  slab->blocks = arrays_[size_class];
+  arrays_[size_class] = slab->blocks->next;
+  --arrays_spare_[size_class];
   slab->page_states = new (static_cast<void*>(slab->blocks + shape.blocks)) SlabPages();
   slab->holes = 0;
   slab->front_has_hole = false;
@@ -313,14 +293,13 @@ Depot::Taken Depot::take_reserved(ReserveRef reserve, unsigned size_class, std::
 void Depot::drop_slab(Span* slab) noexcept {
   SLABPOOL_ASSERT(slab->free_blocks == slab->count, "a slab is freed once all its blocks are",
                   slab->free_blocks, slab->count);
-  SLABPOOL_ASSERT(arrays_[slab->size_class].size() < arrays_made_[slab->size_class],
-                  "a block array returns once", slab->size_class);
   if (slab->holes != 0 && !punch_all(slab)) return;  // it stays as it is
   (slab->front_has_hole ? hollow_ : partial_)[slab->size_class].remove(slab);
   count_solid_free(slab, -static_cast<std::int64_t>(slab->pages - slab->holes));
   slab_pages_ -= slab->pages - slab->holes;
-  // Never allocates: ready_array() made room.
-  arrays_[slab->size_class].push_back(slab->blocks);
+  slab->blocks->next = arrays_[slab->size_class];
+  arrays_[slab->size_class] = slab->blocks;
+  ++arrays_spare_[slab->size_class];
   slab->blocks = slab->free_list = nullptr;
   slab->page_states = nullptr;
   if (slab->holes != 0) {

@@ -16,7 +16,7 @@
 //   solid_free_ = sum over the slabs of pages that are free and no holes;  solid_free_in_[c]: of the slabs of class c
 //   slab_bytes_used_ = sum of bytes of the blocks of slabs that are in use;  slab_pages_ = sum of pages - holes of slabs
 //   solid_free_ * kPageSize + slab_bytes_used_ <= slab_pages_ * kPageSize;  the difference is fragmented
-//   arrays_made_[c] = number of slabs of class c + arrays_[c].size()
+//   arrays_spare_[c] = length of arrays_[c];  each array is a slab's, or on such a list, or closed
 #pragma once
 
 #include <atomic>
@@ -24,6 +24,7 @@
 #include <mutex>
 #include <vector>
 
+#include "slabpool/memory/record_chunks.hpp"
 #include "slabpool/slab/page_heap.hpp"
 #include "slabpool/slab/reserve.hpp"
 #include "slabpool/slab/size_class.hpp"
@@ -36,7 +37,6 @@ class Depot {
   Depot(MemoryResource& memory, std::uint64_t capacity, bool verify);
   Depot(const Depot&) = delete;
   Depot& operator=(const Depot&) = delete;
-  ~Depot();
 
   // soft: fails rather than commit far more than is in use; the caller then collects the thread caches and tries again
   // with hard.
@@ -105,8 +105,7 @@ class Depot {
   Planned plan_return(const Need& need, Groups& groups) const;
 
   // Returns all cached pages and all free pages of slabs to the system, and frees what it keeps for pages that are not
-  // committed; the result is in
-  // bytes.
+  // committed; the result is in bytes. Pages of records that nothing uses go as well, uncounted.
   std::uint64_t trim() noexcept;
 
   struct Figures {
@@ -150,6 +149,9 @@ class Depot {
   const char* verify() noexcept;
 
  private:
+  static constexpr std::size_t kStatesBytes =
+      (sizeof(SlabPages) + RecordChunks::kAlign - 1) / RecordChunks::kAlign * RecordChunks::kAlign;
+
   const char* verify_locked() const noexcept;
   const char* verify_slab(const Span& slab) const noexcept;
   std::uint64_t room_pages() const noexcept;
@@ -158,6 +160,11 @@ class Depot {
   void assert_figures() const noexcept;
   // Makes sure that arrays_ has a block array for one slab more. Throws std::bad_alloc.
   void ready_array(unsigned size_class);
+  std::size_t array_bytes(unsigned size_class) const noexcept {
+    // The states of a slab's pages lie behind its blocks.
+    return shapes_[size_class].blocks * sizeof(Block) + kStatesBytes;
+  }
+  void close_arrays() noexcept;
   Block* carve_block(Span* slab) noexcept;
   void relist(Span* slab, bool was_free) noexcept;
   void count_solid_free(const Span* slab, std::int64_t pages) noexcept;
@@ -209,12 +216,14 @@ class Depot {
   std::uint64_t solid_free_in_[kSlabClasses] = {};
   std::uint64_t slab_bytes_used_ = 0;
   std::uint64_t slab_pages_ = 0;              // committed pages of slabs
-  std::uint64_t block_records_ = 0;           // bytes
   std::atomic<std::uint64_t> fragmented_{0};  // relaxed: a figure for reports
   Span* empty_[kSlabClasses] = {};  // the one slab of a class that is kept with all its blocks free
-  std::vector<Block*> arrays_[kSlabClasses];  // block arrays of freed slabs, for use by new ones
-  std::size_t arrays_made_[kSlabClasses] = {};
-  std::vector<Block*> all_arrays_;
+  // Block arrays (depot_arrays.cpp): those that no slab has, linked by the `next` of their first blocks.
+  Block* arrays_[kSlabClasses] = {};
+  std::size_t arrays_spare_[kSlabClasses] = {};
+  RecordChunks chunks_;
+  RecordChunks::Rest rests_[kSlabClasses];
+  std::uint32_t first_serial_ = 0;  // no block of a closed chunk had a higher one
   std::atomic<std::uint64_t> committed_{0};
   std::atomic<std::uint64_t> peak_committed_{0};
   const bool verify_each_;

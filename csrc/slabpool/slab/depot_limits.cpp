@@ -56,6 +56,8 @@ std::uint64_t Depot::trim() noexcept {
   drop_empty_slabs();
   const std::uint64_t pages = pages_.decommit(pages_.unused_pages()) + hollow_slabs(solid_free_);
   const std::uint64_t discarded = pages_.discard_uncommitted();
+  close_arrays();
+  pages_.close_records();
   publish();
   SLABPOOL_VERIFY(false, verify_locked());
   return (pages << kPageBits) + discarded;

@@ -58,7 +58,7 @@ Depot::Tagged Depot::tagged(std::uint8_t tag) const noexcept {
 
 std::uint64_t Depot::metadata_bytes() const noexcept {
   const std::lock_guard lock(mutex_);
-  return block_records_ + pages_.metadata_bytes() + reserves_.metadata_bytes();
+  return chunks_.made_bytes() + pages_.metadata_bytes() + reserves_.metadata_bytes();
 }
 
 const char* Depot::verify() noexcept {
@@ -121,6 +121,7 @@ const char* Depot::verify_locked() const noexcept {
   if (pages != slab_pages_) return "pages of slabs do not add up";
   if (used != slab_bytes_used_) return "bytes of blocks in use in slabs do not add up";
   std::uint64_t all_solid_free = 0;
+  std::uint64_t arrays = 0;  // bytes
   for (unsigned c = 0; c < kSlabClasses; ++c) {
     std::uint64_t listed = 0;
     for (const SpanList* list : {&partial_[c], &hollow_[c]}) {
@@ -133,11 +134,15 @@ const char* Depot::verify_locked() const noexcept {
     if (listed != with_free[c]) return "a slab with free blocks is on no list";
     if (solid_free[c] != solid_free_in_[c]) return "free pages of slabs do not add up";
     all_solid_free += solid_free[c];
-    if (slabs[c] + arrays_[c].size() != arrays_made_[c]) return "block arrays of slabs do not add up";
+    std::uint64_t spare = 0;
+    for (const Block* array = arrays_[c]; array != nullptr; array = array->next) ++spare;
+    if (spare != arrays_spare_[c]) return "spare block arrays do not add up";
+    arrays += (slabs[c] + spare) * array_bytes(c);
     if (empty_[c] != nullptr && empty_[c]->free_blocks != empty_[c]->count)
       return "the empty slab of a class has a block in use";
   }
   if (all_solid_free != solid_free_) return "free pages of slabs do not add up";
+  if (arrays != chunks_.made_bytes()) return "block arrays of slabs do not add up";
   return reserves_.verify();
 }
 

@@ -27,8 +27,20 @@ PageHeap::PageHeap(MemoryResource& memory, std::uint64_t grow_step)
 PageHeap::~PageHeap() = default;
 
 void PageHeap::add_spares() {
-  all_.push_back(std::make_unique<Span[]>(kRecordBatch));
-  for (std::size_t i = 0; i < kRecordBatch; ++i) retire(&all_.back()[i]);
+  for (std::size_t i = 0; i < kRecordBatch; ++i) {
+    auto* span = static_cast<Span*>(chunks_.make(rest_, sizeof(Span)));
+    span->large.start_above(first_serial_);
+    retire(span);
+  }
+}
+
+void PageHeap::close_records() noexcept {
+  std::uint32_t highest = first_serial_;
+  spares_ -= chunks_.close_spare(spare_, rest_, spares_, kSplits + set_aside_, [&](const Span& span) {
+    highest = std::max(highest, span.large.serial());
+    return span.large.debug == nullptr;  // the guard counts on finding it
+  });
+  first_serial_ = highest;
 }
 
 void PageHeap::open_tables(std::uint64_t first, std::uint64_t pages) {

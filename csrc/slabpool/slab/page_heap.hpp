@@ -48,6 +48,7 @@
 
 #include "slabpool/base/assert.hpp"
 #include "slabpool/memory/memory_resource.hpp"
+#include "slabpool/memory/record_chunks.hpp"
 #include "slabpool/memory/virtual_array.hpp"
 #include "slabpool/slab/block.hpp"
 #include "slabpool/slab/page_bits.hpp"
@@ -277,9 +278,11 @@ class PageHeap {
     return memory_.base() + (span->first_page << kPageBits);
   }
 
+  // Returns pages of spare records to the system.
+  void close_records() noexcept;
   // Bytes of records and tables.
   std::uint64_t metadata_bytes() const noexcept {
-    return all_.size() * kRecordBatch * sizeof(Span) + map_.open_bytes() + starts_.open_bytes();
+    return chunks_.made_bytes() + map_.open_bytes() + starts_.open_bytes();
   }
 
   // Whether free addresses for that many pages lie in a row, without cached pages between them.
@@ -305,6 +308,7 @@ class PageHeap {
   // repeat the system call.
   static constexpr std::uint64_t kDecommitStep = 256;
   static constexpr std::size_t kRecordBatch = 64;
+  static constexpr std::size_t kSplits = 8;  // records that one allocation takes at most
   // Spans that one decommit() tries after the system refused the first one. Bounded, so that refusing takes constant time.
   static constexpr int kRefusals = 4;
 
@@ -315,7 +319,7 @@ class PageHeap {
   void add_spares();
   // Records for what an allocation splits, beside those that are set aside. Throws std::bad_alloc.
   void ready_records() {
-    while (spares_ < 8 + set_aside_) add_spares();
+    while (spares_ < kSplits + set_aside_) add_spares();
   }
   // Opens the tables for a span of these pages and its two neighbours. Throws std::bad_alloc if the system refuses.
   void open_tables(std::uint64_t first, std::uint64_t pages);
@@ -373,9 +377,11 @@ class PageHeap {
   std::atomic<std::uint64_t> quarantined_pages_{0};  // relaxed: a figure for reports
   Span* spare_ = nullptr;                            // records without a span
   std::size_t spares_ = 0;
-  std::size_t set_aside_ = 0;                 // records that freeing the ranges may need
-  std::vector<std::unique_ptr<Span[]>> all_;  // owns every record until the pool ends
-  const std::uint64_t granule_;               // in pages; a power of two
+  std::size_t set_aside_ = 0;  // records that freeing the ranges may need
+  RecordChunks chunks_;        // of all records
+  RecordChunks::Rest rest_;
+  std::uint32_t first_serial_ = 0;  // no block of a record in a closed chunk had a higher one
+  const std::uint64_t granule_;     // in pages; a power of two
   const std::uint64_t grow_step_;
   bool system_refused_ = false;
   std::uint64_t committed_ = 0;

@@ -90,6 +90,22 @@ TEST(VirtualArray, ARefusalIsAnAnswerAndCanBeTriedAgain) {
   array[kCount / 2] = 4;
 }
 
+TEST(VirtualArray, ChunksThatLieWholeInWhatIsClosedReadAsZeroAgain) {
+  VirtualArray<std::uint64_t> array(kCount);
+  ASSERT_TRUE(array.open(0, 4 * kChunk));
+  for (std::size_t i = 0; i < 4 * kChunk; ++i) array[i] = i + 1;
+  const std::size_t open = array.open_bytes();
+  array.close(1, 3 * kChunk - 1);
+  EXPECT_EQ(open - array.open_bytes(), kChunk * sizeof(std::uint64_t));
+  for (std::size_t i = 0; i < 4 * kChunk; ++i) EXPECT_EQ(array[i], i / kChunk == 1 ? 0 : i + 1) << i;
+  array.close(kChunk, 2 * kChunk);  // is closed
+  ASSERT_TRUE(array.open(kChunk + 5, kChunk + 6));
+  EXPECT_EQ(array.open_bytes(), open);
+  array[kChunk + 5] = 7;
+  array.close(0, 0);
+  EXPECT_EQ(array[0], 1U);
+}
+
 TEST(VirtualArray, OverBorrowedMemoryEverythingIsWritable) {
   alignas(65536) static std::uint64_t words[4 * kChunk];
   VirtualArray<std::uint64_t> array(4 * kChunk, words);

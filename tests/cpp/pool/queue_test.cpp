@@ -98,6 +98,14 @@ TEST(PoolQueue, WhatComesBackIsSetAsideForTheFirst) {
   EXPECT_EQ(pool->allocate(bytes(1000)).status, Status::waiters_ahead) << "a quarter is free";
   Handle none;
   EXPECT_EQ(pool->open(Opening{.reserve = 1000}.spec(), none), Status::waiters_ahead);
+  EXPECT_EQ(pool->open_until(Opening{.reserve = 1000}.spec(), none, now_ns() + 1'000'000),
+            Status::waiters_ahead);
+  // The priority of an opening counts, with and without a waiter.
+  ASSERT_EQ(pool->open(Opening{.reserve = 1000, .priority = 1}.spec(), none), Status::ok);
+  pool->close_request(none, false);
+  ASSERT_EQ(pool->open_until(Opening{.reserve = 1000, .priority = 1}.spec(), none, kForever),
+            Status::ok);
+  pool->close_request(none, false);
   const Handle request = open(*pool, {});  // needs no memory
   EXPECT_EQ(pool->allocate(bytes(1000, request)).status, Status::waiters_ahead);
   EXPECT_EQ(pool->allocate_until(bytes(1000), now_ns() + 1'000'000).status, Status::waiters_ahead);

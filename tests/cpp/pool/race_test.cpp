@@ -2,6 +2,7 @@
 // last holder has left.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <optional>
@@ -189,6 +190,28 @@ TEST(Race, OneIdAfterTheOtherWithScrubbing) {
   options.events = 256;
   const auto pool = make_pool(options);
   SameIdRace(*pool).run(rounds(3'000));
+  expect_all_returned(*pool);
+}
+
+// Records of requests and of blocks go back to the system and come again, while threads have handles of them.
+TEST(Race, OneIdAfterTheOtherWhileAThreadTrims) {
+  const auto pool = make_pool(64 * kMiB);
+  std::vector<Handle> many;  // so that whole chunks of slots are made
+  for (int i = 0; i < 300; ++i) many.push_back(open(*pool, {}));
+  for (const Handle handle : many) pool->close_request(handle, false);
+  const std::uint64_t before = pool->metadata_bytes();
+  std::atomic<bool> stop{false};
+  std::uint64_t least = before;
+  std::thread trims([&] {
+    while (!stop) {
+      (void)pool->trim();
+      least = std::min(least, pool->metadata_bytes());
+    }
+  });
+  SameIdRace(*pool).run(rounds(3'000));
+  stop = true;
+  trims.join();
+  EXPECT_LT(least + 128 * sizeof(RequestRecord), before);
   expect_all_returned(*pool);
 }
 

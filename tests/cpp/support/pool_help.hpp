@@ -35,6 +35,7 @@ struct Opening {
   std::uint64_t reserve = 0;
   std::uint64_t quota = 0;
   std::int64_t lease_ns = 0;
+  std::int32_t priority = 0;
 
   OpenSpec spec() const {
     OpenSpec s;
@@ -44,6 +45,7 @@ struct Opening {
     s.reserve = reserve;
     s.quota = quota;
     s.lease_ns = lease_ns;
+    s.priority = priority;
     s.where = {"test.cpp", 7};
     return s;
   }
