@@ -199,7 +199,10 @@ SETTINGS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("float", {"align": 64.0}, BadType, "align must be an int ... 64.0 ... float"),
     ("soon", {"timeout": "soon"}, BadType, "timeout must be seconds or None ... 'soon'"),
     ("list", {"timeout": [1]}, BadType, "timeout must be seconds or None ... [1]"),
-    ("huge", {"timeout": 10**400}, BadType, "timeout must be seconds"),
+    ("-huge", {"timeout": -(10**400)}, BadValue, "timeout must be seconds from 0 on"),
+    ("bytes", {"timeout": b"1"}, BadType, "timeout must be seconds or None ... b'1' of type bytes"),
+    ("digits", {"timeout": "1"}, BadType, "timeout must be seconds or None ... '1' of type str"),
+    ("True", {"timeout": True}, BadType, "timeout must be seconds or None ... True of type bool"),
     ("-1", {"timeout": -1}, BadValue, "timeout must be seconds from 0 on ... -1"),
     ("nan", {"timeout": float("nan")}, BadValue, "timeout must be seconds from 0 on ... nan"),
 ]

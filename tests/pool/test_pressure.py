@@ -7,8 +7,10 @@ nothing happens after it; a watch, its pool and its callback are garbage togethe
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
+import resource
 import sys
 import threading
 import weakref
@@ -353,6 +355,8 @@ def test_a_callback_may_use_the_pool_and_close_the_watch(pool: Pool) -> None:
         ),
         ((float("nan"), print), {}, slabpool.InvalidArgumentError, "got nan"),
         (("much", print), {}, slabpool.InvalidTypeError, "fraction must be a number, got 'much'"),
+        (("0.5", print), {}, slabpool.InvalidTypeError, "fraction must be a number, got '0.5' of type str"),
+        ((True, print), {}, slabpool.InvalidTypeError, "fraction must be a number, got True of type bool"),
         ((None, print), {}, slabpool.InvalidTypeError, "fraction must be a number, got None"),
         ((0.5, 3), {}, slabpool.InvalidTypeError, "callback must be a callable, got 3"),
         (
@@ -508,3 +512,142 @@ def test_a_forked_child_watches_nothing(pool: Pool) -> None:
     assert in_child(child) == (["forked"] * 3, True)
     assert watch.check() == 1
     np.testing.assert_array_equal(array.shape, (CAPACITY,))
+
+
+# ---- several threads, loops that end, and callbacks that end otherwise
+
+
+def test_calls_of_several_threads_are_in_order(pool: Pool) -> None:
+    told: list[bool] = []
+    inside = threading.Lock()
+
+    def hear(now: Pressure) -> None:
+        assert inside.acquire(blocking=False), "one thread calls back at a time"
+        told.append(now.high)
+        inside.release()
+
+    watch = pool.on_pressure(0.5, hear)
+    threads = [started(watch.serve) for _ in range(3)]
+    for _ in range(300):
+        array = pool.empty(600 * KIB, "u1")
+        del array
+    until(lambda: not watch._core.pending)
+    watch.close()
+    for thread in threads:
+        joined(thread)
+    assert told == [index % 2 == 0 for index in range(len(told))]
+    assert told[-1] is False
+    assert not watch.high
+
+
+def test_a_thread_that_waits_for_its_turn_heeds_its_timeout(pool: Pool) -> None:
+    entered, leave = threading.Event(), threading.Event()
+    watch = pool.on_pressure(0.5, lambda now: (entered.set(), leave.wait(PATIENCE)))
+    thread = started(watch.serve)
+    array = pool.empty(600 * KIB, "u1")
+    assert entered.wait(PATIENCE)
+    assert watch.wait(0.01) is False
+    leave.set()
+    del array
+    watch.close()
+    joined(thread)
+
+
+def test_a_callback_may_check(pool: Pool) -> None:
+    told: list[bool] = []
+
+    def hear(now: Pressure) -> None:
+        told.append(now.high)
+        watch.check()
+
+    watch = pool.on_pressure(0.5, hear)
+    array = pool.empty(600 * KIB, "u1")
+    del array
+    assert watch.wait(PATIENCE)
+    assert told == [True, False]
+
+
+def test_a_loop_goes_on_after_a_callback_was_cancelled(pool: Pool) -> None:
+    told: list[bool] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        both = asyncio.Event()
+
+        def hear(now: Pressure) -> None:
+            told.append(now.high)
+            if now.high:
+                raise asyncio.CancelledError
+            both.set()
+
+        with pool.on_pressure(0.5, hear, loop=loop):
+            await asyncio.sleep(0)
+            array = pool.empty(600 * KIB, "u1")
+            del array  # both are pending before the loop looks
+            await asyncio.wait_for(both.wait(), PATIENCE)
+
+    asyncio.run(main())
+    assert told == [True, False]
+
+
+def test_no_descriptor_outlives_its_loop_and_its_watch(pool: Pool) -> None:
+    async def watched(close: bool) -> None:
+        watch = pool.on_pressure(0.5, print, loop=asyncio.get_running_loop())
+        await asyncio.sleep(0)
+        if close:
+            watch.close()
+
+    before = descriptors()
+    for _ in range(20):
+        loop = asyncio.new_event_loop()
+        watch = pool.on_pressure(0.5, print, loop=loop)
+        loop.run_until_complete(asyncio.sleep(0))
+        watch.close()
+        loop.close()  # what close() has left to the loop never runs
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(watched(close=True))
+        loop.close()
+    del watch, loop
+    assert descriptors() == before
+    for _ in range(20):
+        asyncio.run(watched(close=False))
+        assert descriptors() <= before + 1, "a watch of a closed loop goes when another is made"
+    pool.close()
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize(
+    "missing", ["add_reader", "remove_reader", "call_soon_threadsafe", "call_later", "is_closed"]
+)
+def test_what_is_no_loop_is_refused_whole(pool: Pool, missing: str) -> None:
+    names = {"add_reader", "remove_reader", "call_soon_threadsafe", "call_later", "is_closed"} - {missing}
+    almost = type("Almost", (), dict.fromkeys(names, lambda *a: None))()
+    before = descriptors()
+    with pytest.raises(slabpool.InvalidTypeError, match="loop must be an asyncio event loop"):
+        pool.on_pressure(0.5, print, loop=almost)
+    assert descriptors() == before
+
+
+def test_a_refused_descriptor_is_the_systems(pool: Pool) -> None:
+    loop = asyncio.new_event_loop()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        with pytest.raises(slabpool.SystemRefusedError, match="RLIMIT_NOFILE") as caught:
+            pool.on_pressure(0.5, print, loop=loop)
+        assert caught.value.errno == errno.EMFILE
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        loop.close()
+
+
+def test_the_least_fraction_is_not_reached_by_an_empty_pool(pool: Pool) -> None:
+    told: list[bool] = []
+    watch = pool.on_pressure(1e-12, lambda now: told.append(now.high), hysteresis=0)
+    assert watch.check() == 0
+    array = pool.empty(1, "u1")
+    assert watch.check() == 1
+    del array
+    assert watch.check() == 1
+    assert told == [True, False]

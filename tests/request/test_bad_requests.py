@@ -73,7 +73,8 @@ OPENING: list[Case] = [
     ("lease nan", opens("r", lease=float("nan")), BadValue, "lease must be ... nan"),
     ("lease inf", opens("r", lease=float("inf")), BadValue, "lease must be ... inf"),
     ("lease text", opens("r", lease="1s"), BadType, "lease must be seconds ... '1s'"),
-    ("lease huge", opens("r", lease=10**400), BadType, "lease must be seconds"),
+    ("lease huge", opens("r", lease=10**400), BadValue, "lease must be ... at most 1e9"),
+    ("lease bytes", opens("r", lease=b"1"), BadType, "lease must be seconds ... b'1' of type bytes"),
     ("timeout text", opens("r", timeout="soon"), BadType, "timeout must be seconds ... 'soon'"),
     ("timeout -1", opens("r", timeout=-1), BadValue, "timeout must be seconds from 0 on ... -1"),
 ]  # fmt: skip

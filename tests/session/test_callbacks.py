@@ -61,6 +61,11 @@ def test_the_last_callback_counts_and_none_removes_it(pool: Pool) -> None:
     assert called == ["second"] and sessions[1].evicted
     with pytest.raises(slabpool.InvalidTypeError, match="callable"):
         sessions[3].on_evict(3)  # type: ignore[arg-type]
+
+    async def save(session: slabpool.Session) -> None: ...
+
+    with pytest.raises(slabpool.InvalidTypeError, match="plain function, got the coroutine function"):
+        sessions[3].on_evict(save)
     with pytest.raises(SessionLostError):
         sessions[0].on_evict(None)
 

@@ -203,6 +203,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   void remove_watch(PressureWatch& watch) noexcept;  // ends its waits
   // Takes the first pending change. `look`: the pool collects acks and adds up the use before.
   bool take_change(PressureWatch& watch, PressureChange& change, bool look) noexcept;
+  bool has_change(const PressureWatch& watch) noexcept;
   // True: there is a change to take, or the watch is closed. False: `until_ns` (monotonic) came first.
   bool wait_change(PressureWatch& watch, std::int64_t until_ns) noexcept;
 

@@ -85,6 +85,10 @@ bool Pool::take_change(PressureWatch& watch, PressureChange& change, bool look) 
   return pressure_.take(watch, change);
 }
 
+bool Pool::has_change(const PressureWatch& watch) noexcept {
+  return usable_here() && pressure_.has_pending(watch);
+}
+
 bool Pool::wait_change(PressureWatch& watch, std::int64_t until_ns) noexcept {
   if (!usable_here()) return false;
   collect_acks();

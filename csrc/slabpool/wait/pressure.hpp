@@ -98,6 +98,10 @@ class PressureGauge {
   Margins update(std::uint64_t used) noexcept;
   bool is_high() const noexcept { return high_; }
 
+  bool has_pending(const PressureWatch& watch) noexcept {
+    const std::lock_guard lock(mutex_);
+    return watch.pending_ != 0;
+  }
   // Takes the first pending change.
   bool take(PressureWatch& watch, PressureChange& change) noexcept;
   // A thread sleeps until there is something to take, the watch is closed (true), or until `until_ns` (monotonic).

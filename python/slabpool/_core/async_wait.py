@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from slabpool._core.core import LoopWaiters, Wait
-from slabpool.arguments.texts import show
-from slabpool.errors import InvalidArgumentError, InvalidTypeError, SlabpoolError
+from slabpool.arguments.seconds import seconds
+from slabpool.errors import SlabpoolError
 
 if TYPE_CHECKING:
     import asyncio
@@ -108,15 +108,7 @@ def _wakeups(pool: Pool) -> dict[asyncio.AbstractEventLoop, _Wakeup]:
 
 
 def _seconds(timeout: object) -> float | None:
-    if timeout is None:
-        return None
-    try:
-        seconds = float(timeout)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidTypeError(f"timeout must be seconds or None, got {show(timeout)}") from None
-    if not seconds >= 0:
-        raise InvalidArgumentError(f"timeout must be seconds from 0 on, or None; got {show(timeout)}")
-    return seconds
+    return None if timeout is None else seconds(timeout, "timeout", " or None")
 
 
 class _Pauses:

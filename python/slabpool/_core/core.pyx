@@ -20,6 +20,7 @@ import weakref
 from slabpool._core import hooks
 from slabpool.arguments.names import MOST_BITS as _MOST_BITS
 from slabpool.arguments.names import plain_name
+from slabpool.arguments.seconds import seconds
 from slabpool.arguments.texts import show, show_typed
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 from slabpool.records import Ack, RequestState, WaiterRecord

@@ -136,6 +136,7 @@ cdef extern from * namespace "slabpool" nogil:
         void add_watch(PressureWatch& watch)
         void remove_watch(PressureWatch& watch)
         bint take_change(PressureWatch& watch, PressureChange& change, bint look)
+        bint has_change(const PressureWatch& watch)
         bint wait_change(PressureWatch& watch, int64_t until_ns)
         Acked ack(Handle handle, uint32_t device)
         Acked ack_id(string_view id, uint32_t device, optional[uint64_t] generation)

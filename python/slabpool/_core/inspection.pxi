@@ -164,10 +164,4 @@ cdef list _corruptions_of(Core core):
 
 
 cdef int64_t _older_than(object older_than) except? -1:
-    try:
-        seconds = float(older_than)
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidTypeError(f"older_than must be seconds, got {show(older_than)}") from None
-    if not seconds >= 0:
-        raise InvalidArgumentError(f"older_than must be seconds from 0 on, got {show(older_than)}")
-    return <int64_t>int(min(seconds, 1e9) * 1e9)
+    return <int64_t>int(seconds(older_than, "older_than") * 1e9)

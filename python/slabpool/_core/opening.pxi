@@ -13,13 +13,7 @@ cdef Status _attempt(Core core, void* job, Waiter* waiter) noexcept:
 
 
 cdef int64_t _lease(object lease) except? -1:
-    try:
-        seconds = float(lease)
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidTypeError(f"lease must be seconds, got {show(lease)}") from None
-    if not 0 < seconds <= 1e9:
-        raise InvalidArgumentError(f"lease must be more than 0 seconds and at most 1e9, got {show(lease)}")
-    return <int64_t>max(1, int(seconds * 1e9))
+    return <int64_t>max(1, int(some_seconds(lease, "lease") * 1e9))
 
 
 cdef tuple _several(object devices):

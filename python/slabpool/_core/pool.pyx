@@ -34,6 +34,7 @@ import weakref
 from slabpool._core import async_wait, hooks
 from slabpool._core.core import StatusCode
 from slabpool.arguments.pool_options import parse_options
+from slabpool.arguments.seconds import seconds
 from slabpool.arguments.texts import show, show_typed
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 from slabpool.records import RequestState
@@ -863,6 +864,10 @@ cdef class Pool:
             self.sessions_.stop()
         if self.service is not None:
             self.service.close()
+        if getattr(self, "_pressure", None):
+            from slabpool._core.pressure import leave_closed_loops
+
+            leave_closed_loops(self)
 
     def __enter__(self):
         return self

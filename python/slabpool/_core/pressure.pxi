@@ -53,6 +53,18 @@ cdef class PoolWatch:
         """The instant (ns) at which a wait of so many seconds ends; 0 for None."""
         return deadline_of(timeout)
 
+    def seconds_until(self, int64_t deadline):
+        """As `Lock.acquire` takes them: -1 for no limit."""
+        return -1 if deadline == 0 else max(0, deadline - time.monotonic_ns()) / 1e9
+
+    @property
+    def pending(self):
+        """Whether there is a change to take."""
+        cdef bint found
+        with nogil:
+            found = self.core.pool.has_change(self.watch)
+        return found
+
     def wait(self, int64_t deadline):
         """Whether there is a change to take, or the watch is closed, before the instant (0: no limit)."""
         cdef int64_t until

@@ -37,8 +37,9 @@ from slabpool._core import active, async_wait, hooks
 from slabpool._core.core import StatusCode
 from slabpool.arguments.sizes import parse_size
 from slabpool.arguments.names import plain_name
+from slabpool.arguments.seconds import some_seconds
 from slabpool.arguments.texts import show
-from slabpool.errors import InvalidArgumentError, InvalidTypeError
+from slabpool.errors import InvalidTypeError
 from slabpool.records import Ack, GroupRecord, RequestState, waits_for
 
 cdef extern from *:

@@ -22,13 +22,7 @@ cdef int64_t next_slice(int64_t deadline) noexcept:
 cdef int64_t deadline_of(object timeout) except -1:
     if timeout is None:
         return 0
-    try:
-        seconds = float(timeout)
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidTypeError(f"timeout must be seconds or None, got {show(timeout)}") from None
-    if not seconds >= 0:
-        raise InvalidArgumentError(f"timeout must be seconds from 0 on, or None; got {show(timeout)}")
-    cdef object at = time.monotonic_ns() + int(min(seconds, 1e9) * 1e9)
+    cdef object at = time.monotonic_ns() + int(seconds(timeout, "timeout", " or None") * 1e9)
     return at
 
 

@@ -34,7 +34,7 @@ from slabpool._core.session import (
 )
 from slabpool.arguments.names import plain_name
 from slabpool.arguments.sizes import parse_size
-from slabpool.arguments.texts import show_typed
+from slabpool.arguments.texts import show, show_typed
 from slabpool.errors import InvalidTypeError, RequestClosedError
 from slabpool.messages import sessions as messages
 from slabpool.records import SessionRecord, SessionStats
@@ -401,6 +401,13 @@ class Sessions:
         """What is called before the session's memory goes."""
         if callback is not None and not callable(callback):
             raise InvalidTypeError(f"on_evict takes a callable or None, got {show_typed(callback)}")
+        import inspect  # not loaded with the package
+
+        if inspect.iscoroutinefunction(callback):
+            raise InvalidTypeError(
+                f"on_evict takes a plain function, got the coroutine function {show(callback)}: its "
+                "coroutine would not run. Pass a function that starts a task"
+            )
         self._pool_here()
         with self._lock:
             self._check(state)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from slabpool._core.core import StatusCode
 from slabpool._core.session import Form, Kept, Shelf
+from slabpool.arguments.seconds import some_seconds
 from slabpool.arguments.texts import show, show_typed
 from slabpool.errors import InvalidArgumentError, InvalidTypeError
 from slabpool.messages import sessions as messages
@@ -234,13 +235,7 @@ class Keeper:
 
 def parse_ttl(ttl: object) -> float:
     """Seconds, checked."""
-    try:
-        seconds = float(ttl)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidTypeError(f"ttl must be seconds, got {show(ttl)}") from None
-    if not 0 < seconds <= 1e9:
-        raise InvalidArgumentError(f"ttl must be more than 0 seconds and at most 1e9, got {show(ttl)}")
-    return seconds
+    return some_seconds(ttl, "ttl")
 
 
 def parse_priority(priority: object) -> int:

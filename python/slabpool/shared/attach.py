@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import select
 import socket
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from slabpool._core.shared import Peer, new_peer
 from slabpool.arguments.names import MOST_BITS, plain_name
+from slabpool.arguments.seconds import seconds
 from slabpool.arguments.texts import show, show_typed
 from slabpool.errors import (
     AttachError,
@@ -165,14 +165,7 @@ def attach(name: str, device: str | int, *, timeout: float | None = None) -> Pee
 
 
 def _seconds(timeout: object) -> float:
-    if timeout is None:
-        return 0.0
-    timeout = plain_name(timeout)
-    if not isinstance(timeout, (int, float)):
-        raise InvalidTypeError(f"timeout must be seconds or None, got {show(timeout)}")
-    if not timeout >= 0 or timeout == math.inf:
-        raise InvalidArgumentError(f"timeout must be seconds from 0 on, or None; got {show(timeout)}")
-    return float(min(timeout, _LONGEST))
+    return 0.0 if timeout is None else min(seconds(timeout, "timeout", " or None"), _LONGEST)
 
 
 def _attach(name: str, device: str | int, deadline: float | None) -> Peer:
