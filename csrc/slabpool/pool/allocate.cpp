@@ -36,18 +36,13 @@ Pool::Plan Pool::plan(std::uint64_t nbytes, std::uint64_t align) noexcept {
 // The hot path: the first block of this thread's list.
 inline Block* Pool::take_first(std::uint64_t nbytes) noexcept {
   ThreadCache* cache = caches_.last();
-  if (cache == nullptr || nbytes - 1 >= kMaxBinned) [[unlikely]]
+  if (cache == nullptr) [[unlikely]]
     return nullptr;
-  Block* block = nullptr;
-  if (nbytes <= kMaxSlabBlock) {
-    block = cache->pop_first(bin_of(nbytes), 0);
-  } else {
-    const std::uint64_t need = pages_for(nbytes) << kPageBits;
-    block = cache->pop_first(bin_of(need), need);
-  }
-  if (block != nullptr) [[likely]]
-    block->home = cache;
-  return block;
+  // No bytes at all count as too many.
+  if (nbytes - 1 < kMaxSlabBlock) return cache->pop_first(slab_bin_of(nbytes), 0);
+  if (nbytes - 1 >= kMaxBinned) return nullptr;
+  const std::uint64_t need = pages_for(nbytes) << kPageBits;
+  return cache->pop_first(bin_of(need), need);
 }
 
 // From what all requests share: this thread's cache, then the depot.
@@ -55,10 +50,8 @@ Allocation Pool::take_shared(const Plan& plan, ReserveRef reserve, bool exact) {
   ThreadCache& cache = caches_.mine();
   const bool promised = reserve.reserve != nullptr && plan.bin >= kSlabClasses;
   if (plan.bin != kBins && !promised) {
-    if (Block* block = cache.pop(plan.bin, plan.need, exact)) [[likely]] {
-      block->home = &cache;
+    if (Block* block = cache.pop(plan.bin, plan.need, exact)) [[likely]]
       return {block, Status::ok};
-    }
   }
   caches_.settle_if_due();
   const auto batch =
@@ -69,7 +62,6 @@ Allocation Pool::take_shared(const Plan& plan, ReserveRef reserve, bool exact) {
                                    : depot_.take_span(plan.need, plan.align, effort, reserve);
     if (taken.chain != nullptr) {
       cache.keep(taken.chain);
-      taken.chain->home = &cache;
       return {taken.chain, Status::ok};
     }
     if (taken.system_refused && effort == Depot::Effort::hard) return {nullptr, Status::system_refused};

@@ -49,7 +49,6 @@ Allocation Pool::open_growing(Handle request, std::uint64_t most, Waiter* waiter
     if (options_.debug > 0) guard_.skip(*block);
     ThreadCache& cache = caches_.mine();
     cache.count_allocated(0);
-    block->home = &cache;
   } catch (const std::bad_alloc&) {
     if (block != nullptr) depot_.give(block);
     return {nullptr, Status::system_refused};

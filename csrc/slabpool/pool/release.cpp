@@ -56,12 +56,10 @@ void Pool::drop_view(Block& block) noexcept {
     return;
   }
   if (!block.drop_private()) return;
-  if (cache->push_own(block)) [[likely]] {
-    notify();
-  } else {
-    block.next = nullptr;
-    give_back(&block);
-  }
+  if (cache->push_own(block)) [[likely]]
+    return notify();
+  block.next = nullptr;
+  give_back(&block);
 }
 
 void Pool::drop_view_slowly(Block& block) noexcept {

@@ -32,8 +32,10 @@ struct alignas(64) Block {
   std::uint64_t bytes = 0;    // bytes of the pool that it occupies
   Span* span = nullptr;       // the span it was cut from
   union {
-    ThreadCache* home = nullptr;  // cache of the thread that allocated it, to which it returns
-    Block* prev;                  // in an arena's free list
+    // The cache of the thread that has it in a list, or that allocated it, to which it returns; null, or another's, if no cache
+    // keeps it.
+    ThreadCache* home = nullptr;
+    Block* prev;  // in an arena's free list
   };
   BlockDebug* debug = nullptr;  // only in pools with debug on
   // Slot + 1 of the request it belongs to, 0 for none. Changes while the block is held only when it moves to another

@@ -202,6 +202,7 @@ Depot::Taken Depot::take_span(std::uint64_t bytes, std::uint64_t align, Effort e
       static_cast<std::uint16_t>(own == 0 && block->bytes <= kMaxBinned ? bin_of(block->bytes) : kBins);
   block->zero = result.span->zero;
   block->next = nullptr;
+  block->home = nullptr;
   taken.chain = block;
   taken.count = 1;
   SLABPOOL_VERIFY(false, verify_locked());
@@ -225,6 +226,7 @@ Depot::Taken Depot::take_growing(std::uint64_t most, Effort effort) {
   block->bin = kBins;
   block->zero = false;
   block->next = nullptr;
+  block->home = nullptr;
   taken.chain = block;
   taken.count = 1;
   SLABPOOL_VERIFY(false, verify_locked());

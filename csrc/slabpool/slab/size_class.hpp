@@ -38,6 +38,17 @@ constexpr unsigned bin_of(std::size_t bytes) noexcept {
   return kSlabClasses + (top - 17) * 16 + static_cast<unsigned>((bytes - 1) >> (top - 4)) - 16;
 }
 
+// The same for up to kMaxSlabBlock, from a table: a load in place of ten instructions.
+struct SlabBins {
+  std::uint8_t at[kMaxSlabBlock / 64]{};
+  constexpr SlabBins() {
+    for (std::size_t i = 0; i < kMaxSlabBlock / 64; ++i)
+      at[i] = static_cast<std::uint8_t>(bin_of((i + 1) * 64));
+  }
+};
+inline constexpr SlabBins kSlabBins{};
+inline unsigned slab_bin_of(std::size_t bytes) noexcept { return kSlabBins.at[(bytes - 1) / 64]; }
+
 // Size in bytes of a block of a slab's size class.
 constexpr std::size_t class_size(unsigned size_class) noexcept {
   SLABPOOL_ASSERT(size_class < kSlabClasses, "a size class is below kSlabClasses", size_class);

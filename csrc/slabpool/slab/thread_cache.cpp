@@ -51,6 +51,7 @@ Block* ThreadCache::pop(unsigned bin, std::uint64_t need, bool exact) noexcept {
 void ThreadCache::keep(Block* chain) noexcept {
   lock_.enter(set_.revokers_);
   count_allocated(chain->bytes);
+  if (chain->bin != kBins) chain->home = this;
   for (Block* block = chain->next; block != nullptr;) {
     Block* next = block->next;
     push_bin(block);
@@ -65,6 +66,7 @@ void ThreadCache::push_bin(Block* block) noexcept {
   SLABPOOL_ASSERT(block != bins_[block->bin].head, "a block returns once", block->data);
   Bin& list = bins_[block->bin];
   block->next = list.head;
+  block->home = this;
   list.head = block;
   ++list.blocks;
   bytes_ += block->bytes;
@@ -171,6 +173,7 @@ const char* ThreadCache::verify() const noexcept {
       if (block->bin != bin) return "a cached block is in the bin of another size";
       if (Block::holds(block->state.load(std::memory_order_relaxed)) != 0)
         return "a cached block has a holder";
+      if (block->home != this) return "a cached block has another home";
       if (++blocks > bins_[bin].blocks) return "a thread cache's list has more blocks than it counts";
       bytes += block->bytes;
     }

@@ -12,7 +12,7 @@
 // Invariants:
 //   bytes_ = sum of block.bytes over all lists;   bins_[i].blocks = length of bins_[i]
 //   blocks in a list or an inbox have no holder, and their bin is below kBins
-//   block.bin = i for blocks of bins_[i]
+//   block.bin = i and block.home = this for blocks of bins_[i];   block.home = this  =>  block.bin < kBins
 #pragma once
 
 #include <algorithm>
@@ -63,8 +63,8 @@ class alignas(64) ThreadCache {
   Block* pop(unsigned bin, std::uint64_t need, bool exact) noexcept;
   // By the owner. Counts the first block of the chain as allocated and keeps the others in the lists.
   void keep(Block* chain) noexcept;
-  // By the owner. Takes back one block that this thread allocated; false if another thread did, or the cache is full.
-  // The hot path.
+  // By the owner. Takes back one block that this thread allocated; false if another thread did, the cache is full, or the lock is
+  // not free. The hot path: it calls nothing.
   bool push_own(Block& block) noexcept;
   // By the owner. Takes back a chain of blocks, whichever threads allocated them.
   void push(Block* chain) noexcept;
@@ -242,7 +242,11 @@ inline ThreadCache::ThreadCache(CacheSet& set) noexcept
     : set_(set), byte_budget_(set.byte_budget_), update_above_(set.peak_step_) {}
 
 inline ThreadCache* CacheSet::last() const noexcept {
-  return t_last_cache.serial == serial_ ? t_last_cache.cache : nullptr;
+  if (t_last_cache.serial != serial_) return nullptr;
+  ThreadCache* const cache = t_last_cache.cache;
+  if (cache == nullptr)
+    __builtin_unreachable();  // it has the serial of a set only together with a cache
+  return cache;
 }
 
 inline ThreadCache& CacheSet::mine() {
@@ -295,24 +299,25 @@ inline Block* ThreadCache::pop_first(unsigned bin, std::uint64_t need) noexcept 
 }
 
 inline bool ThreadCache::push_own(Block& block) noexcept {
-  if (block.home != this || block.bin == kBins) return false;
+  if (block.home != this) return false;
   SLABPOOL_ASSERT(block.bin < kBins && Block::holds(block.state.load(std::memory_order_relaxed)) == 0,
                   "a block returns when it has no holder", block.data, block.bin);
-  lock_.enter(set_.revokers_);
-  Bin& list = bins_[block.bin];
-  SLABPOOL_ASSERT(&block != list.head, "a block returns once", block.data);
-  const std::uint64_t bytes = bytes_ + block.bytes;
-  if (bytes > byte_budget_ || list.blocks == kBinLimit) [[unlikely]] {
-    lock_.leave();
-    return false;
+  bool taken = false;
+  if (lock_.try_enter()) [[likely]] {
+    Bin& list = bins_[block.bin];
+    SLABPOOL_ASSERT(&block != list.head, "a block returns once", block.data);
+    const std::uint64_t bytes = bytes_ + block.bytes;
+    if (bytes <= byte_budget_ && list.blocks != kBinLimit) [[likely]] {
+      taken = true;
+      bytes_ = bytes;
+      block.next = list.head;
+      list.head = &block;
+      ++list.blocks;
+      count_freed(block.bytes);
+    }
   }
-  bytes_ = bytes;
-  block.next = list.head;
-  list.head = &block;
-  ++list.blocks;
-  count_freed(block.bytes);
   lock_.leave();
-  return true;
+  return taken;
 }
 
 inline void ThreadCache::count_allocated(std::uint64_t bytes) noexcept {
