@@ -17,7 +17,8 @@ RequestTable::RequestTable(Depot& depot, DeviceRegistry& devices, SlotTable* slo
       secret_(secret),
       watchers_(watchers),
       chunks_(new std::atomic<RequestRecord*>[kMaxRequests / kChunk] {}),
-      buckets_(8192),
+      by_id_(kBuckets),
+      by_generation_(kBuckets),
       next_generation_(first_generation) {
   by_age_.older = by_age_.newer = &by_age_;
 }
@@ -50,13 +51,13 @@ RequestRecord* RequestTable::new_slot() {
   return r;
 }
 
-// ---- index by id: chains through the records, so that opening a request allocates nothing
+// ---- indexes: chains through the records, so that opening a request allocates nothing
 
 inline void RequestTable::index(RequestRecord& r) noexcept {
   r.hash = std::hash<std::string_view>{}(r.id);
   if (r.is_group) [[unlikely]]
     r.hash = ~r.hash;  // so that no request's id finds it
-  std::uint32_t& head = buckets_[r.hash % buckets_.size()];
+  std::uint32_t& head = by_id_[bucket_of(r.hash)];
   r.hash_prev = 0;
   r.hash_next = head;
   if (head != 0) record(head - 1)->hash_prev = r.slot + 1;
@@ -64,9 +65,22 @@ inline void RequestTable::index(RequestRecord& r) noexcept {
 }
 
 inline void RequestTable::unindex(RequestRecord& r) noexcept {
-  (r.hash_prev != 0 ? record(r.hash_prev - 1)->hash_next : buckets_[r.hash % buckets_.size()]) =
-      r.hash_next;
+  (r.hash_prev != 0 ? record(r.hash_prev - 1)->hash_next : by_id_[bucket_of(r.hash)]) = r.hash_next;
   if (r.hash_next != 0) record(r.hash_next - 1)->hash_prev = r.hash_prev;
+}
+
+inline void RequestTable::index_generation(RequestRecord& r, std::uint64_t generation) noexcept {
+  std::uint32_t& head = by_generation_[bucket_of_generation(generation)];
+  r.generation_prev = 0;
+  r.generation_next = head;
+  if (head != 0) record(head - 1)->generation_prev = r.slot + 1;
+  head = r.slot + 1;
+}
+
+inline void RequestTable::unindex_generation(RequestRecord& r) noexcept {
+  (r.generation_prev != 0 ? record(r.generation_prev - 1)->generation_next
+                          : by_generation_[bucket_of_generation(r.handle().generation)]) = r.generation_next;
+  if (r.generation_next != 0) record(r.generation_next - 1)->generation_prev = r.generation_prev;
 }
 
 // ---- life
@@ -188,6 +202,7 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
     return Status::ok;
   }
   index(*r);
+  index_generation(*r, made.generation);
   open_.fetch_add(1, std::memory_order_relaxed);
   return Status::ok;
 }
@@ -277,6 +292,7 @@ void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
   unlink_child(r);
   if (!r.kept) {
     unindex(r);
+    unindex_generation(r);
     (r.host_left ? draining_ : open_).fetch_sub(1, std::memory_order_relaxed);
   } else if (r.is_session()) {
     --sessions_;
@@ -452,7 +468,7 @@ std::uint64_t RequestTable::metadata_bytes() const noexcept {
   const std::lock_guard lock(mutex_);
   const std::uint64_t chunks = (slots_made_ + kChunk - 1) / kChunk;
   return sizeof(RequestTable) + chunks * kChunk * sizeof(RequestRecord) + slots_.open_bytes() +
-         more_.open_bytes() + buckets_.capacity() * sizeof(std::uint32_t) +
+         more_.open_bytes() + (by_id_.capacity() + by_generation_.capacity()) * sizeof(std::uint32_t) +
          kMaxRequests / kChunk * sizeof(std::atomic<RequestRecord*>);
 }
 
