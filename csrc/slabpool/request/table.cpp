@@ -464,6 +464,17 @@ bool RequestTable::in_doubt(const RequestRecord& r, const HolderView& set,
   return silent;
 }
 
+std::uint32_t RequestTable::views_of(Handle handle) const noexcept {
+  const RequestRecord* r = record(handle.slot);
+  if (r == nullptr) return 0;
+  RequestBlocks::ViewCount count(r->blocks);
+  // The count ends with the request, so if it is this one's now, it is this one's to its end.
+  if (r->handle().generation != handle.generation) return 0;
+  while (count.next()) {
+  }
+  return count.views();
+}
+
 std::uint64_t RequestTable::metadata_bytes() const noexcept {
   const std::lock_guard lock(mutex_);
   const std::uint64_t chunks = (slots_made_ + kChunk - 1) / kChunk;

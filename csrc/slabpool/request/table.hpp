@@ -309,6 +309,8 @@ class RequestTable {
     if (r != nullptr && handle.generation != 0 && r->handle().generation == handle.generation)
       f(*r, holders(handle.slot));
   }
+  // Arrays that point into a request's blocks; 0 if the slot is another request's. Takes no lock of the table.
+  std::uint32_t views_of(Handle handle) const noexcept;
   // Whether a device that holds the request has been silent for longer than the request's lease.
   bool in_doubt(const RequestRecord& record, const HolderView& holders,
                 std::int64_t now_ns) const noexcept;
