@@ -188,11 +188,11 @@ cdef class Devices:
                           uint64_t reserve) except *
     cdef int retire(self) except -1
     cdef object known(self, object device, object request)
-    cdef int64_t known_to(self, tuple named, object device, object request) except? -2
+    cdef int64_t known_to(self, object named, object device, object request) except? -2
     # What Request.ack does rarely: here, where the compiler cannot inline it there; with few enough arguments for registers.
-    cdef object ack_other_name(self, const Handle* handle, tuple named, object device, object request)
-    cdef object ack_without_gil(self, const Handle* handle, uint32_t number, tuple named, object device, object request)
-    cdef object late(self, Status status, const Handle* handle, tuple named, object device, object request)
+    cdef object ack_other_name(self, const Handle* handle, object named, object device, object request)
+    cdef object ack_without_gil(self, const Handle* handle, uint32_t number, object named, object device, object request)
+    cdef object late(self, Status status, const Handle* handle, object named, object device, object request)
 
 
 # The names of these devices (frozenset).

@@ -259,7 +259,7 @@ cdef class Devices:
             hooks.messages.unknown_device(device, request)
         return number
 
-    cdef int64_t known_to(self, tuple named, object device, object request) except? -2:
+    cdef int64_t known_to(self, object named, object device, object request) except? -2:
         """As `known`; -1 for a device that gave up its number after it had left the request."""
         name_key(device, "device")  # as in known()
         number = self.numbers.get(device)
@@ -267,13 +267,13 @@ cdef class Devices:
             hooks.messages.unknown_device(device, request)
         return -1 if number is None else <int64_t>number
 
-    cdef object ack_other_name(self, const Handle* handle, tuple named, object device, object request):
+    cdef object ack_other_name(self, const Handle* handle, object named, object device, object request):
         """An ack under a name that is not plain, or has no number."""
         if self.known_to(named, device, request) < 0:
             return ack_answer(<int>self.core.pool.ack_retired(handle[0]))
         return request.ack(plain_name(device))
 
-    cdef object ack_without_gil(self, const Handle* handle, uint32_t number, tuple named, object device, object request):
+    cdef object ack_without_gil(self, const Handle* handle, uint32_t number, object named, object device, object request):
         cdef Acked acked
         self.core.pool.devices().hold_number(number)
         with nogil:
@@ -283,7 +283,7 @@ cdef class Devices:
             return ack_answer(<int>acked.result)
         return self.late(acked.status, handle, named, device, request)
 
-    cdef object late(self, Status status, const Handle* handle, tuple named, object device, object request):
+    cdef object late(self, Status status, const Handle* handle, object named, object device, object request):
         """What `Request.ack` answers or raises for an ack that the core answers late, of any status."""
         if status == Status.ok:
             if device in named:

@@ -43,6 +43,7 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     cdef Py_ssize_t count = 0
     cdef uint32_t index
     cdef uint64_t mask = 0
+    cdef vector[uint64_t] more  # as Request.named_more
     cdef bytes key
     cdef _Opening opening
     check_here(core)
@@ -84,6 +85,10 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
             index = number
             if index < 64:
                 mask |= <uint64_t>1 << index
+            else:
+                if more.empty():
+                    more.resize((kMaxDevices - 1) // 64)
+                more[(index >> 6) - 1] |= <uint64_t>1 << (index & 63)
             if count < 16:
                 few[count] = index
             else:
@@ -96,6 +101,7 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
         devices = names.made_known(<tuple>devices, parent)
         count = 0
         mask = 0
+        more.clear()
     if count <= 16:
         spec.devices = device_span(&few[0], <size_t>count)
     else:
@@ -125,12 +131,13 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     request.devices = names
     request.handle = handle
     request.id = request_id if type(request_id) is str else plain_name(request_id)
-    request.named = <tuple>devices
+    request.named = devices
     request.named_mask = mask
     request.hold = group
     if parent is not None:
         request.parent = parent.handle.generation
         request.quota = parent.quota
+    request.named_more.swap(more)
     if quota is not None:
         request.quota = spec.quota
     return request

@@ -23,7 +23,7 @@ from slabpool._core.cpp_block cimport Block, byte
 from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_observe cimport GroupInfo, QuotaInfo, RequestInfo
 from slabpool._core.cpp_pool cimport Acked, Adopted
-from slabpool._core.cpp_request cimport AckResult, OpenSpec, device_span, string_view
+from slabpool._core.cpp_request cimport AckResult, OpenSpec, device_span, kMaxDevices, string_view
 from slabpool._core.cpp_status cimport Error, Status
 from slabpool._core.cpp_wait cimport Waiter
 from slabpool._core.cuda cimport stream_device, stream_of
@@ -46,6 +46,8 @@ cdef extern from *:
 
 cdef object PENDING = Ack.PENDING
 cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
+# From so many names on, they are searched by hash.
+cdef Py_ssize_t MANY_NAMES = 16
 
 include "adopt.pxi"
 include "opening.pxi"
@@ -421,21 +423,48 @@ cdef class Request:
             return _ack_after(self, device, stream)
         number = self.devices.numbers.get(device) if type(device) is str or type(device) is int else None
         if unlikely(number is None):
-            return self.devices.ack_other_name(&self.handle, self.named, device, self)
+            return self.devices.ack_other_name(&self.handle, self.quick_named(), device, self)
         cdef uint32_t index = number
-        if index >= 64 or not self.named_mask >> index & 1:
+        if unlikely(not self.has_named(index)):
             # Once the slot is reused the core cannot tell an unknown device from a late ack, and would answer late.
-            if device not in self.named and self.core.pool.released(self.handle):
+            if device not in self.quick_named() and self.core.pool.released(self.handle):
                 hooks.messages.unknown_device(device, self)
         cdef Acked acked
         if unlikely(self.core.cleans):
-            return self.devices.ack_without_gil(&self.handle, index, self.named, device, self)
+            return self.devices.ack_without_gil(&self.handle, index, self.quick_named(), device, self)
         acked = self.core.pool.ack(self.handle, index)
         if acked.result == AckResult.pending:
             return PENDING
         if unlikely(acked.result == AckResult.late):  # of every status that is not ok, too
-            return self.devices.late(acked.status, &self.handle, self.named, device, self)
+            return self.devices.late(acked.status, &self.handle, self.quick_named(), device, self)
         return ack_answer(<int>acked.result)
+
+    cdef bint has_named(self, uint32_t number) noexcept:
+        if number < 64:
+            return self.named_mask >> number & 1
+        number -= 64
+        return number >> 6 < self.named_more.size() and self.named_more[number >> 6] >> (number & 63) & 1
+
+    cdef int add_named(self, object device, uint32_t number) except -1:
+        cdef uint32_t word
+        if type(self.named) is tuple and len(<tuple>self.named) < MANY_NAMES:
+            self.named = <tuple>self.named + (device,)
+        else:
+            (<set>self.quick_named()).add(device)
+        if number < 64:
+            self.named_mask |= <uint64_t>1 << number
+        else:
+            word = (number >> 6) - 1
+            if word >= self.named_more.size():
+                self.named_more.resize(word + 1)
+            self.named_more[word] |= <uint64_t>1 << (number & 63)
+        return 0
+
+    cdef object quick_named(self):
+        """`named`, in a form in which a name is found at once. Made when first needed, because few requests need it."""
+        if type(self.named) is tuple and len(<tuple>self.named) >= MANY_NAMES:
+            self.named = set(<tuple>self.named)
+        return self.named
 
     def add_device(self, device):
         """One more device must acknowledge (a ring was repartitioned). Only while the host is a holder.
@@ -463,9 +492,7 @@ cdef class Request:
             hooks.messages.not_the_parents(device, self)
         if status != Status.ok:
             failed(self.core, self, status, 0, device)
-        self.named = self.named + (device,)
-        if number < 64:
-            self.named_mask |= <uint64_t>1 << number
+        self.add_named(device, number)
 
     def remove_device(self, device):
         """Acknowledges on the device's behalf; the same as ``ack(device)``."""
@@ -701,13 +728,14 @@ cdef object _ack_after(Request self, object device, object stream):
     cdef Error error
     cdef Acked acked
     check_here(self.core)
-    cdef int64_t number = self.devices.known_to(self.named, device, self)  # raises for an unknown one
+    cdef object named = self.quick_named()
+    cdef int64_t number = self.devices.known_to(named, device, self)  # raises for an unknown one
     # As in ack().
-    if device not in self.named and self.core.pool.released(self.handle):
+    if device not in named and self.core.pool.released(self.handle):
         hooks.messages.unknown_device(device, self)
     on.stream = stream_of(stream)
     on.device = stream_device(stream)
-    number = self.devices.known_to(self.named, device, self)  # again, because Python code of the stream has run
+    number = self.devices.known_to(named, device, self)  # again, because Python code of the stream has run
     if number < 0:
         return ack_answer(<int>self.core.pool.ack_retired(self.handle))
     self.core.pool.devices().hold_number(<uint32_t>number)
@@ -717,7 +745,7 @@ cdef object _ack_after(Request self, object device, object stream):
     if acked.status == Status.ok and acked.result != AckResult.late:
         return ack_answer(<int>acked.result)
     if acked.status == Status.ok or acked.status == Status.unknown_device:
-        return self.devices.late(acked.status, &self.handle, self.named, device, self)
+        return self.devices.late(acked.status, &self.handle, named, device, self)
     hooks.messages.stream_failed(StatusCode(<int>acked.status), stream,
                                  text_of(error.text))
     failed(self.core, self, acked.status, 0, device)
