@@ -32,7 +32,7 @@ cdef tuple _several(object devices):
 
 
 cdef Request open_request(object pool, Core core, Devices names, object request_id, object devices, object reserve,
-                          object quota, object lease, object timeout, Request parent, object opened_at,
+                          object quota, object lease, object timeout, Request parent, Site opened_at,
                           GroupHold group):
     cdef OpenSpec spec
     cdef Handle handle
@@ -63,9 +63,9 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     elif group is not None:
         spec.parent = group.handle
     if opened_at is None:
-        spec.where = caller(core)
+        spec.where = caller()
     else:
-        spec.where = located(core, opened_at[0], opened_at[1])
+        spec.where = opened_at.where
     # Made first: once the request is open, nothing may fail before it has an owner.
     cdef Request request = Request.__new__(Request)
     if timeout is not None:
@@ -120,12 +120,16 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
         if not wait.waiter.entered():
             wait.key = key
             wait.waiter.id = string_view(PyBytes_AS_STRING(key), <size_t>PyBytes_GET_SIZE(key))
-            wait.waiter.where = spec.where
+            show_line(wait, spec.where)
         status = names.find_room(<tuple>devices, status, _attempt, &opening, wait,
                                  NO_REQUEST if parent is None else parent.handle, spec.reserve)
         if status != Status.ok:
             hooks.messages.open_failed(pool, status_code(<int>status), request_id, devices, spec.reserve, spec.quota,
                                        wait, parent, group)
+        if not core.pool.released(handle):  # else another record may have its slot
+            note_code(core, handle, spec.where)
+    else:
+        note_code(core, handle, spec.where)
     request.pool = pool
     request.core = core
     request.devices = names
@@ -133,11 +137,11 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     request.id = request_id if type(request_id) is str else plain_name(request_id)
     request.named = devices
     request.named_mask = mask
+    request.named_more.swap(more)
     request.hold = group
     if parent is not None:
         request.parent = parent.handle.generation
         request.quota = parent.quota
-    request.named_more.swap(more)
     if quota is not None:
         request.quota = spec.quota
     return request

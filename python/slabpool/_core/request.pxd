@@ -4,7 +4,7 @@ cimport numpy as cnp
 from libc.stdint cimport uint32_t, uint64_t
 from libcpp.vector cimport vector
 
-from slabpool._core.core cimport Core, Devices
+from slabpool._core.core cimport Core, Devices, LineReport, Site
 from slabpool._core.cpp_block cimport Block
 from slabpool._core.cpp_observe cimport GroupInfo
 from slabpool._core.cpp_request cimport Handle
@@ -41,17 +41,17 @@ cdef class Request:
     cdef bint has_named(self, uint32_t number) noexcept
     cdef int add_named(self, object device, uint32_t number) except -1
     cdef object quick_named(self)
-    cdef tuple _info(self)
+    cdef object _opened_at(self)
     cdef void _leave(self, bint cancel) noexcept
 
 
 # The block that all elements of an array are in; null if there is none, or the array has no bytes.
 cdef Block* block_of_array(Core core, cnp.ndarray array)
-# With `parent` a child of it. `opened_at` is (file, line), or None for the line that is running.
+# With `parent` a child of it. `opened_at`: None for the line that is running.
 cdef Request open_request(object pool, Core core, Devices names, object request_id, object devices, object reserve,
-                          object quota, object lease, object timeout, Request parent, object opened_at,
+                          object quota, object lease, object timeout, Request parent, Site opened_at,
                           GroupHold group)
 cdef object open_group(object pool, Core core, Devices names, object group_id, object quota, object reserve,
                        object priority)
-cdef object group_record(const GroupInfo& info)
+cdef object group_record(const GroupInfo& info, LineReport lines)
 cdef object refuser_of(Core core, Handle handle, object nbytes)

@@ -15,14 +15,14 @@ from libcpp.vector cimport vector
 
 from slabpool._core.array cimport new_array, new_copy, new_full, new_plain
 from slabpool._core.core cimport (
-    NO_REQUEST, Wait, ack_answer, caller, caller_of, check_here, deadline_of, failed, find_room, identity, located, location,
-    loop_wait, name_key, names_of, next_slice, only_made_by, patience, wait_of,
+    NO_REQUEST, LineReport, Site, Wait, ack_answer, caller, caller_site, check_here, deadline_of, failed, find_room, identity,
+    location, loop_wait, name_key, names_of, next_slice, note_code, only_made_by, patience, show_line, wait_of,
     state_of, status_code, text_of, view_of,
 )
 from slabpool._core.cpp_block cimport Block, byte
 from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_observe cimport GroupInfo, QuotaInfo, RequestInfo
-from slabpool._core.cpp_pool cimport Acked, Adopted
+from slabpool._core.cpp_pool cimport Acked, Adopted, kLiveViews, kPendingDevices
 from slabpool._core.cpp_request cimport AckResult, OpenSpec, device_span, kMaxDevices, string_view
 from slabpool._core.cpp_status cimport Error, Status
 from slabpool._core.cpp_wait cimport Waiter
@@ -100,7 +100,7 @@ cdef class Request:
         if not self.core.pool.usable_here() or not self.core.pool.is_open(self.handle):
             return
         try:
-            opened_at = self._info()[4]
+            opened_at = self._opened_at()
         except MemoryError:
             opened_at = "?"
         # Before the warning, which a filter may turn into an exception.
@@ -607,16 +607,9 @@ cdef class Request:
 
     # ---- looking
 
-    cdef tuple _info(self):
-        """(state, nbytes, pending, live_views, opened_at, those of pending that wait for a stream)"""
+    cdef object _opened_at(self):
         cdef RequestInfo info
-        check_here(self.core)
-        if not self.core.pool.describe(self.handle, info):
-            return RequestState.RELEASED, 0, frozenset(), 0, "?", frozenset()
-        cdef list names = self.devices.names  # of the same moment: see Devices
-        pending = names_of(names, info.pending)
-        behind = names_of(names, info.behind_stream)
-        return state_of(<int>info.state), info.nbytes, pending, info.live_views, location(info.opened_at), behind
+        return location(info.opened_at) if self.core.pool.describe(self.handle, info, 0) else "?"
 
     @property
     def generation(self):
@@ -635,22 +628,32 @@ cdef class Request:
     @property
     def pending(self):
         """Devices that have not acknowledged (frozenset of str or int)."""
-        return self._info()[2]
+        cdef RequestInfo info
+        check_here(self.core)
+        if not self.core.pool.describe(self.handle, info, kPendingDevices):
+            return frozenset()
+        return names_of(self.devices.names, info.pending)
 
     @property
     def state(self):
         """The `RequestState`."""
-        return self._info()[0]
+        cdef RequestInfo info
+        check_here(self.core)
+        return state_of(<int>info.state) if self.core.pool.describe(self.handle, info, 0) else RequestState.RELEASED
 
     @property
     def nbytes(self):
         """Bytes of the blocks it holds; once released, of those that views retain."""
-        return self._info()[1]
+        cdef RequestInfo info
+        check_here(self.core)
+        return info.nbytes if self.core.pool.describe(self.handle, info, 0) else 0
 
     @property
     def live_views(self):
         """Arrays that point into its memory; an array and its slices count as one."""
-        return self._info()[3]
+        cdef RequestInfo info
+        check_here(self.core)
+        return info.live_views if self.core.pool.describe(self.handle, info, kLiveViews) else 0
 
     @property
     def cancelled(self):
@@ -717,8 +720,16 @@ cdef class Request:
     def __repr__(self):
         if not self.core.pool.usable_here():
             return f"<Request {show(self.id)} generation {self.handle.generation}: inherited through fork>"
-        state, nbytes, pending, _, where, behind = self._info()
-        waits = f", waits for {waits_for(pending, behind)}" if pending else ""
+        cdef RequestInfo info
+        state, nbytes, waits, where = RequestState.RELEASED, 0, "", "?"
+        cdef list names = self.devices.names
+        if self.core.pool.describe(self.handle, info, kPendingDevices):
+            names = self.devices.names  # of the same moment: see Devices
+            where = location(info.opened_at)
+            state, nbytes = state_of(<int>info.state), info.nbytes
+            if not info.pending.empty():
+                pending, behind = names_of(names, info.pending), names_of(names, info.behind_stream)
+                waits = f", waits for {waits_for(pending, behind)}"
         return (f"<Request {show(self.id)} generation {self.handle.generation}: {state.value}, "
                 f"{nbytes} bytes{waits}, opened at {where}>")
 
