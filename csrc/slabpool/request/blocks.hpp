@@ -142,8 +142,8 @@ class RequestBlocks {
     friend class RequestBlocks;
 
     const RequestBlocks& blocks_;
-    const Block* at_;       // the next one to count
-    ViewCount* other_;      // in RequestBlocks::counts_
+    const Block* at_;   // the next one to count
+    ViewCount* other_;  // in RequestBlocks::counts_
     std::int64_t views_;
   };
 

@@ -79,7 +79,8 @@ inline void RequestTable::index_generation(RequestRecord& r, std::uint64_t gener
 
 inline void RequestTable::unindex_generation(RequestRecord& r) noexcept {
   (r.generation_prev != 0 ? record(r.generation_prev - 1)->generation_next
-                          : by_generation_[bucket_of_generation(r.handle().generation)]) = r.generation_next;
+                          : by_generation_[bucket_of_generation(r.handle().generation)]) =
+      r.generation_next;
   if (r.generation_next != 0) record(r.generation_next - 1)->generation_prev = r.generation_prev;
 }
 

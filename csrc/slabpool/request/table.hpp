@@ -234,9 +234,9 @@ class RequestTable {
     Handle handle;            // one of them
     std::uint32_t queued =
         0;  // generations that the device holds while its ack is queued behind work on a stream
-    Handle acknowledged;  // one of them
-    bool found = false;   // some generation of the id is not over
-    bool named = false;   // and the device was named for it
+    Handle acknowledged;       // one of them
+    bool found = false;        // some generation of the id is not over
+    bool named = false;        // and the device was named for it
     std::uint32_t looked = 0;  // records looked at
   };
   // `is_queued(generation, device)` is called with the table's mutex held.
@@ -544,7 +544,8 @@ std::uint32_t RequestTable::each_of_id(std::string_view id, std::optional<std::u
   const auto look = [&](RequestRecord& r, const Handle& own) {
     if (r.hash == hash && r.id == id && !RequestRecord::is_released(own.generation)) f(r, own);
   };
-  for (std::uint32_t next = generation ? by_generation_[bucket_of_generation(*generation)] : by_id_[bucket_of(hash)];
+  for (std::uint32_t next = generation ? by_generation_[bucket_of_generation(*generation)]
+                                       : by_id_[bucket_of(hash)];
        next != 0; ++looked) {
     RequestRecord& r = *record(next - 1);
     next = generation ? r.generation_next : r.hash_next;
