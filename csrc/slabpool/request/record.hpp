@@ -71,7 +71,6 @@ struct alignas(64) RequestRecord {
   std::uint32_t hash_next = 0;
   std::uint32_t hash_prev = 0;
   std::uint32_t generation_next = 0;
-  std::uint32_t generation_prev = 0;
   std::uint32_t parent = 0;
   std::uint32_t next_sibling = 0;
   std::uint32_t prev_sibling = 0;

@@ -17,8 +17,6 @@ RequestTable::RequestTable(Depot& depot, DeviceRegistry& devices, SlotTable* slo
       secret_(secret),
       watchers_(watchers),
       chunks_(new std::atomic<RequestRecord*>[kMaxRequests / kChunk] {}),
-      by_id_(kBuckets),
-      by_generation_(kBuckets),
       next_generation_(first_generation) {
   by_age_.older = by_age_.newer = &by_age_;
 }
@@ -71,17 +69,15 @@ inline void RequestTable::unindex(RequestRecord& r) noexcept {
 
 inline void RequestTable::index_generation(RequestRecord& r, std::uint64_t generation) noexcept {
   std::uint32_t& head = by_generation_[bucket_of_generation(generation)];
-  r.generation_prev = 0;
   r.generation_next = head;
-  if (head != 0) record(head - 1)->generation_prev = r.slot + 1;
   head = r.slot + 1;
 }
 
-inline void RequestTable::unindex_generation(RequestRecord& r) noexcept {
-  (r.generation_prev != 0 ? record(r.generation_prev - 1)->generation_next
-                          : by_generation_[bucket_of_generation(r.handle().generation)]) =
-      r.generation_next;
-  if (r.generation_next != 0) record(r.generation_next - 1)->generation_prev = r.generation_prev;
+inline void RequestTable::unindex_generation(RequestRecord& r, std::uint64_t generation) noexcept {
+  // Linked one way, because chains are short: eight records where every slot is in use.
+  std::uint32_t* link = &by_generation_[bucket_of_generation(generation)];
+  while (*link != r.slot + 1) link = &record(*link - 1)->generation_next;
+  *link = r.generation_next;
 }
 
 // ---- life
@@ -283,6 +279,7 @@ void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
   const std::lock_guard lock(mutex_);
   SLABPOOL_ASSERT(RequestRecord::is_released(r.generation.load(std::memory_order_relaxed)),
                   "only a claimed request is retired", r.slot);
+  const std::uint64_t generation = r.handle().generation;
   // Every holder of this request has left, and a child's holders are among them: an ack of the parent that has not
   // reached the child yet finds the child over.
   while (const std::uint32_t child = first_child(r.slot).load(std::memory_order_relaxed)) {
@@ -293,7 +290,7 @@ void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
   unlink_child(r);
   if (!r.kept) {
     unindex(r);
-    unindex_generation(r);
+    unindex_generation(r, generation);
     (r.host_left ? draining_ : open_).fetch_sub(1, std::memory_order_relaxed);
   } else if (r.is_session()) {
     --sessions_;
@@ -307,7 +304,7 @@ void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
   if (r.group != 0) [[unlikely]]
     leave_group(r, over);
   if (r.lease_ns != 0) leased_.fetch_sub(1, std::memory_order_relaxed);
-  r.ended.store(r.handle().generation, std::memory_order_release);
+  r.ended.store(generation, std::memory_order_release);
   if (r.blocks.retire()) free_slot(r);
 }
 
@@ -480,8 +477,7 @@ std::uint64_t RequestTable::metadata_bytes() const noexcept {
   const std::lock_guard lock(mutex_);
   const std::uint64_t chunks = (slots_made_ + kChunk - 1) / kChunk;
   return sizeof(RequestTable) + chunks * kChunk * sizeof(RequestRecord) + slots_.open_bytes() +
-         more_.open_bytes() + (by_id_.capacity() + by_generation_.capacity()) * sizeof(std::uint32_t) +
-         kMaxRequests / kChunk * sizeof(std::atomic<RequestRecord*>);
+         more_.open_bytes() + kMaxRequests / kChunk * sizeof(std::atomic<RequestRecord*>);
 }
 
 }  // namespace slabpool

@@ -358,7 +358,8 @@ class RequestTable {
   [[gnu::always_inline]] void index(RequestRecord& record) noexcept;
   [[gnu::always_inline]] void unindex(RequestRecord& record) noexcept;
   [[gnu::always_inline]] void index_generation(RequestRecord& record, std::uint64_t generation) noexcept;
-  [[gnu::always_inline]] void unindex_generation(RequestRecord& record) noexcept;
+  [[gnu::always_inline]] void unindex_generation(RequestRecord& record,
+                                                 std::uint64_t generation) noexcept;
   template <typename F>
   std::uint32_t each_of_id(std::string_view id, std::optional<std::uint64_t> generation, F&& f);
   void link_child(RequestRecord& child, RequestRecord& parent, std::uint64_t parent_generation) noexcept;
@@ -427,8 +428,8 @@ class RequestTable {
   static constexpr std::uint32_t bucket_of_generation(std::uint64_t generation) noexcept {
     return static_cast<std::uint32_t>(generation * 0x9e3779b97f4a7c15ULL >> 51) % kBuckets;
   }
-  std::vector<std::uint32_t> by_id_;  // by hash of the id
-  std::vector<std::uint32_t> by_generation_;
+  std::uint32_t by_id_[kBuckets]{};  // by hash of the id
+  std::uint32_t by_generation_[kBuckets]{};
   std::uint64_t next_generation_;
   mutable std::mutex budget_mutex_;
   std::uint64_t kept_quota_ = ~std::uint64_t{0};  // under the budget mutex, as is the next
