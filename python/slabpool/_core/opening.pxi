@@ -137,7 +137,8 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     request.id = request_id if type(request_id) is str else plain_name(request_id)
     request.named = devices
     request.named_mask = mask
-    request.named_more.swap(more)
+    if unlikely(not more.empty()):
+        request.named_more.swap(more)
     request.hold = group
     if parent is not None:
         request.parent = parent.handle.generation
