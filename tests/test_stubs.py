@@ -76,7 +76,8 @@ def test_stubs_agree_with_the_modules(require_module: Callable[[str], ModuleType
     (tmp_path / "allow").write_text(
         "\n".join(
             [
-                r"slabpool\._core\.(array|core\.(Devices|Maker)|device_array\.(DeviceMaker|Taken))",
+                r"slabpool\._core\.(array|core\.(Devices|LineReport|Maker))",
+                r"slabpool\._core\.device_array\.(DeviceMaker|Taken)",
                 r"slabpool\._core\.(request\.Request|tensors\.Tensors|device_.*)\.__init__",
                 r".*\.__(test|pyx_capi|pyx_vtable|reduce|reduce_cython|setstate|setstate_cython)__",
             ]

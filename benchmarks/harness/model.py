@@ -170,3 +170,5 @@ class Benchmark:
     bars: Callable[[Effort], list[Bar]]
     #: What a reader must know to read the figures correctly.
     notes: tuple[str, ...] = ()
+    #: It counts what repeats: one round is enough, and a bar that is missed is a failure (exit status 1).
+    exact: bool = False

@@ -18,13 +18,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A Python module (with the distributions it may come from), or a library that can replace malloc."""
+    """A Python module (with the distributions it may come from), a library that can replace malloc, or a
+    program."""
 
     name: str
     module: str = ""
     distribution: str = ""
     library: str = ""
-    #: Name of the Debian package, for libraries.
+    program: str = ""
+    #: Name of the Debian package, for libraries and programs.
     package: str = ""
 
 
@@ -44,6 +46,7 @@ PEERS = {
         Peer("mimalloc", library="mimalloc", package="libmimalloc2.0"),
         Peer("jemalloc", library="jemalloc", package="libjemalloc2"),
         Peer("tcmalloc", library="tcmalloc_minimal", package="libtcmalloc-minimal4"),
+        Peer("valgrind", program="valgrind", package="valgrind"),
     )
 }
 
@@ -56,6 +59,9 @@ def missing(name: str) -> str | None:
         if ctypes.util.find_library(peer.library) is None:
             return f"no lib{peer.library} on this machine (Debian: {peer.package})"
         return None
+    if peer.program:
+        found = shutil.which(peer.program) is not None
+        return None if found else f"no {peer.program} on this machine (Debian: {peer.package})"
     # In a separate process: loading the peer must neither change what is measured nor end the harness.
     tried = subprocess.run([sys.executable, "-c", f"import {peer.module}"], capture_output=True, text=True)
     if tried.returncode == 0:

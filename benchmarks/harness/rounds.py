@@ -31,9 +31,10 @@ def run(benchmark: Benchmark, effort: Effort, programs: Programs, tick: Tick) ->
         else:
             groups.setdefault(case.group, []).append(Outcome(case))
 
-    total = effort.rounds * sum(map(len, groups.values()))
+    rounds = 1 if benchmark.exact else effort.rounds
+    total = rounds * sum(map(len, groups.values()))
     done = 0
-    for number in range(effort.rounds):
+    for number in range(rounds):
         for outcomes in groups.values():
             turn = number % len(outcomes)
             for outcome in outcomes[turn:] + outcomes[:turn]:
@@ -51,7 +52,7 @@ def run(benchmark: Benchmark, effort: Effort, programs: Programs, tick: Tick) ->
                         raise
                     left_out[_key(outcome.case)] = str(error)
 
-    kept = [o for outcomes in groups.values() for o in outcomes if len(o.rounds) == effort.rounds]
+    kept = [o for outcomes in groups.values() for o in outcomes if len(o.rounds) == rounds]
     return Result(benchmark, kept, benchmark.bars(effort), left_out, time.monotonic() - start)
 
 

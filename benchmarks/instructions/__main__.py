@@ -1,8 +1,9 @@
 """``python -m benchmarks.instructions [--update]``: counts instructions and compares them with budget.json.
 
 The exit status is 1 if an operation takes more than 3 % over its budget or has no budget, and 2 if counting
-is not possible here. --update writes the counts as the new budget. Use it only when a change is worth its
-instructions, and say why in the commit.
+is not possible here. Counts "in all" have the interpreter's share, for work that slabpool makes it do; they
+may take 20 % more, and are compared only with the Python of the budget. --update writes the counts as the new
+budget. Use it only when a change is worth its instructions, and say why in the commit.
 """
 
 from __future__ import annotations
@@ -15,10 +16,16 @@ from pathlib import Path
 
 from benchmarks.harness.machine import describe
 from benchmarks.harness.native import NoCompilerError
-from benchmarks.instructions.count import CannotCountError, count_all
+from benchmarks.instructions.count import PYTHON, WHOLE, CannotCountError, count_all
 
 BUDGET = Path(__file__).parent / "budget.json"
 TOLERANCE = 0.03
+#: Of counts with the interpreter's share, which depends on how it was built.
+TOLERANCE_IN_ALL = 0.20
+
+
+def is_in_all(name: str) -> bool:
+    return any(name == WHOLE.format(operation) for operation in PYTHON)
 
 
 def compare(counts: dict[str, float], budget: dict[str, float]) -> tuple[list[str], bool]:
@@ -30,6 +37,8 @@ def compare(counts: dict[str, float], budget: dict[str, float]) -> tuple[list[st
     (True, False)
     >>> compare({"new": 1.0}, {})[1], compare({}, {"gone": 1.0})[1]
     (False, False)
+    >>> compare({"Python ack in all": 119.0}, {"Python ack in all": 100.0})[1]
+    True
     """
     lines, right = [], True
     for name in sorted({*counts, *budget}):
@@ -40,7 +49,8 @@ def compare(counts: dict[str, float], budget: dict[str, float]) -> tuple[list[st
             right = False
             continue
         change = counts[name] / budget[name] - 1
-        over = counts[name] > budget[name] * (1 + TOLERANCE)
+        tolerance = TOLERANCE_IN_ALL if is_in_all(name) else TOLERANCE
+        over = counts[name] > budget[name] * (1 + tolerance)
         right = right and not over
         lines.append(
             f"{name:24} {counts[name]:9.1f} of {budget[name]:9.1f} instructions ({change:+.1%})"
@@ -63,6 +73,7 @@ def main() -> int:
         content = {
             "architecture": platform.machine(),
             "compiler": compiler,
+            "python": platform.python_version(),
             "instructions": {name: round(count, 1) for name, count in counts.items()},
         }
         BUDGET.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -72,7 +83,13 @@ def main() -> int:
     if kept["architecture"] != platform.machine():
         print(f"the budget is for {kept['architecture']}, not {platform.machine()}", file=sys.stderr)
         return 2
-    lines, right = compare(counts, kept["instructions"])
+    budget = kept["instructions"]
+    if kept["python"] != platform.python_version():
+        print(f"note: counts in all are not compared, because they are of Python {kept['python']}")
+        counts, budget = (
+            {name: n for name, n in some.items() if not is_in_all(name)} for some in (counts, budget)
+        )
+    lines, right = compare(counts, budget)
     print("\n".join(lines))
     if kept["compiler"] != compiler:
         print(f"note: the budget was counted with {kept['compiler']}, this with {compiler}")

@@ -21,21 +21,26 @@ from benchmarks.harness.programs import ROOT
 _FEW, _MANY = 1000, 3000
 NATIVE = ("allocate_free_4KiB", "allocate_free_1MiB", "open_close", "ack", "request", "stats")
 PYTHON = ("empty", "ack", "request")
+#: The name of a count that has the instructions of the interpreter and of numpy too.
+WHOLE = "Python {} in all"
 
 
 class CannotCountError(RuntimeError):
     """valgrind or a compiler is missing, or a program failed under valgrind."""
 
 
-def _callgrind(command: list[str], folder: Path) -> Path:
+def callgrind(command: list[str], folder: Path, options: tuple[str, ...] = ()) -> Path:
+    """Runs a command, and returns its profile."""
     valgrind = shutil.which("valgrind")
     if valgrind is None:
         raise CannotCountError("valgrind is not installed (Debian: valgrind)")
     output = folder / "callgrind.out"
     output.unlink(missing_ok=True)
     environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["OPENBLAS_NUM_THREADS"] = "1"  # its threads, which numpy starts, spin while they wait
     done = subprocess.run(
-        [valgrind, "--tool=callgrind", f"--callgrind-out-file={output}", "--compress-pos=no", *command],
+        [valgrind, "--tool=callgrind", f"--callgrind-out-file={output}", "--compress-pos=no", *options,
+         *command],
         cwd=ROOT, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode != 0:
@@ -45,7 +50,7 @@ def _callgrind(command: list[str], folder: Path) -> Path:
 
 def total(profile: Path) -> int:
     """All instructions of a profile."""
-    found = re.search(r"^(?:totals|summary): (\d+)", profile.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(r"^totals: (\d+)", profile.read_text(encoding="utf-8"), re.MULTILINE)
     if found is None:
         raise CannotCountError(f"{profile} has no total")
     return int(found[1])
@@ -83,12 +88,14 @@ def count_all() -> dict[str, float]:
         sources = Path(__file__).parent
         program = native.build([sources / "hot_paths.cpp"], folder / "hot-paths")
         for operation in NATIVE:
-            few, many = (total(_callgrind([str(program), operation, str(n)], folder)) for n in (_FEW, _MANY))
+            few, many = (total(callgrind([str(program), operation, str(n)], folder)) for n in (_FEW, _MANY))
             counts[f"C++ {operation}"] = (many - few) / (_MANY - _FEW)
         script = str(sources / "hot_paths.py")
         for operation in PYTHON:
-            few, many = (
-                own(_callgrind([sys.executable, script, operation, str(n)], folder)) for n in (_FEW, _MANY)
-            )
-            counts[f"Python {operation}"] = (many - few) / (_MANY - _FEW)
+            profiles = []
+            for n in (_FEW, _MANY):
+                profile = callgrind([sys.executable, script, operation, str(n)], folder)
+                profiles.append((own(profile), total(profile)))
+            for name, few, many in zip(("Python {}", WHOLE), *profiles, strict=True):
+                counts[name.format(operation)] = (many - few) / (_MANY - _FEW)
     return counts

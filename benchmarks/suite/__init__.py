@@ -17,6 +17,7 @@ from benchmarks.suite import (
     gpu_decoder,
     gpu_request64,
     growing,
+    growth,
     hand_over,
     native,
     numpy_handler,
@@ -49,6 +50,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ack.BENCHMARK,
         hand_over.BENCHMARK,
         growing.BENCHMARK,
+        growth.BENCHMARK,
         transformers_generate.BENCHMARK,
         stats.BENCHMARK,
     )

@@ -335,7 +335,7 @@ slabpool_status slabpool_request_open(slabpool_pool* pool, const slabpool_reques
       // A child has its parent's id, so without an id there must be a parent.
       slabpool::RequestInfo parent;
       if (o.parent.generation == 0) return Status::invalid_argument;
-      if (!of(pool).describe(of(o.parent), parent)) return Status::request_closed;
+      if (!of(pool).describe(of(o.parent), parent, 0)) return Status::request_closed;
       id = parent.id;
     }
     const std::uint32_t known = of(pool).devices().size();
@@ -431,7 +431,8 @@ slabpool_status slabpool_request_pending(slabpool_pool* pool, slabpool_request r
   if (!of(pool).usable_here()) return SLABPOOL_FORKED;
   return guarded([&] {
     slabpool::RequestInfo found;
-    (void)of(pool).describe(of(request), found);  // a request that is over waits for no device
+    // A request that is over waits for no device.
+    (void)of(pool).describe(of(request), found, slabpool::Pool::kPendingDevices);
     *count = found.pending.size();
     std::copy_n(found.pending.begin(), std::min(room, found.pending.size()), devices);
     return Status::ok;

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <memory>
 
+#include "slabpool/base/assert.hpp"
+
 namespace slabpool {
 namespace {
 
@@ -25,9 +27,14 @@ void Guard::add_record(Block& block) {
   block.debug = debug.release();
 }
 
-void Guard::arm(Block& block, std::uint64_t nbytes, std::uint64_t generation, SourceLocation where) {
+void Guard::arm(Block& block, std::uint64_t nbytes, std::uint64_t generation,
+                const SourceLocation& where) {
+  SLABPOOL_ASSERT(!where.in_code, "the line of a guarded block is known when it is allocated", nbytes);
   add_record(block);
-  *block.debug = {nbytes, generation, where};
+  block.debug->file.assign(where.file);  // the last step that may fail
+  block.debug->nbytes = nbytes;
+  block.debug->generation = generation;
+  block.debug->line = where.line;
   std::memset(block.data + nbytes, kPattern, kGuard);
 }
 
@@ -50,12 +57,11 @@ void Guard::disarm(Block& block) noexcept {
                  "slabpool: memory corruption: byte %zu past the end of a block of %llu bytes at %p was "
                  "overwritten (request generation %llu, allocated at %s:%u)\n",
                  i, static_cast<unsigned long long>(debug.nbytes), static_cast<void*>(block.data),
-                 static_cast<unsigned long long>(debug.generation), debug.allocated_at.file,
-                 debug.allocated_at.line);
+                 static_cast<unsigned long long>(debug.generation), debug.file.c_str(), debug.line);
     const std::lock_guard lock(mutex_);
     try {
       found_.push_back({reinterpret_cast<std::uintptr_t>(block.data), debug.nbytes, i, debug.generation,
-                        debug.allocated_at});
+                        debug.file, debug.line});
     } catch (const std::bad_alloc&) {  // said on standard error already
     }
     break;

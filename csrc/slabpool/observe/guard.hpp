@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "slabpool/base/source_location.hpp"
@@ -16,10 +17,13 @@ namespace slabpool {
 
 inline constexpr std::size_t kGuard = 64;
 
+// The line is printed where the block comes back, on any thread, so it is one of a file. Its name is copied: the caller's may
+// be gone by then.
 struct BlockDebug {
   std::uint64_t nbytes = 0;  // asked for
   std::uint64_t generation = 0;
-  SourceLocation allocated_at;
+  std::string file;  // where it was allocated
+  std::uint32_t line = 0;
 };
 
 struct Corruption {
@@ -27,7 +31,8 @@ struct Corruption {
   std::uint64_t nbytes;
   std::uint64_t offset;  // of the first wrong byte, past the end
   std::uint64_t generation;
-  SourceLocation allocated_at;
+  std::string file;  // where it was allocated
+  std::uint32_t line;
 };
 
 class Guard {
@@ -35,7 +40,7 @@ class Guard {
   ~Guard();
 
   // For a block with at least nbytes + kGuard bytes. Throws std::bad_alloc, and then nothing has changed.
-  void arm(Block& block, std::uint64_t nbytes, std::uint64_t generation, SourceLocation where);
+  void arm(Block& block, std::uint64_t nbytes, std::uint64_t generation, const SourceLocation& where);
   // Instead of arm(), for a block whose end moves: it will only be poisoned. Throws std::bad_alloc.
   void skip(Block& block);
   // Checks and poisons a block that has no holder any more.

@@ -1,7 +1,7 @@
 // Reports: figures, requests, events.
 //
 // Invariants: committed == live + retained + in_doubt + cached in every Stats; a report takes no lock that the hot path of
-// allocating takes.
+// allocating takes, and the locks of requests and of their blocks for a few of them at a time.
 #include <algorithm>
 
 #include "slabpool/acks/polled_acks.hpp"
@@ -84,9 +84,10 @@ RequestState state_of(const RequestTable& table, const RequestRecord& r, const H
   return r.host_left ? RequestState::draining : RequestState::open;
 }
 
+// All but the views: they are counted without the table's mutex.
 RequestInfo info_of(const RequestTable& table, const PolledAcks& polled, const RequestRecord& r,
-                    const HolderView& set, std::int64_t now) {
-  RequestInfo info;
+                    const HolderView& set, std::int64_t now, bool pending = true) {
+  RequestInfo info{};
   info.id = r.id;
   info.handle = r.handle();
   info.parent_generation = r.parent_generation;
@@ -94,11 +95,12 @@ RequestInfo info_of(const RequestTable& table, const PolledAcks& polled, const R
   info.nbytes = r.blocks.bytes();
   info.reserved = table.reserved_by(r, info.handle);
   info.age_ns = now - r.opened_ns;
-  set.each_device(info.handle.generation, [&](std::uint32_t device) {
-    info.pending.push_back(device);
-    if (polled.is_queued(info.handle.generation, device)) info.behind_stream.push_back(device);
-  });
-  info.live_views = r.blocks.views();
+  if (pending) {
+    set.each_device(info.handle.generation, [&](std::uint32_t device) {
+      info.pending.push_back(device);
+      if (polled.is_queued(info.handle.generation, device)) info.behind_stream.push_back(device);
+    });
+  }
   info.opened_at = r.opened_at;
   info.kept = r.kept;
   if (const RequestRecord* group = table.group_of(r)) info.group = group->id;
@@ -134,19 +136,23 @@ Refusal Pool::explain_exhausted() noexcept {
         if (std::find(notable.largest, last, notable.oldest[i]) == last)
           add(refusal.oldest, *notable.oldest[i]);
     });
+    for (auto* holders : {&refusal.largest, &refusal.oldest})
+      for (Refusal::Holder& holder : *holders)
+        holder.info.live_views = table_.views_of(holder.info.handle);
   } catch (const std::bad_alloc&) {  // fewer are named
   }
   return refusal;
 }
 
-bool Pool::describe(Handle handle, RequestInfo& info) {
+bool Pool::describe(Handle handle, RequestInfo& info, unsigned parts) {
   bool found = false;
   collect_acks();
   const std::int64_t now = now_ns();
   table_.at(handle, [&](const RequestRecord& r, const HolderView& set) {
-    info = info_of(table_, *polled_, r, set, now);
+    info = info_of(table_, *polled_, r, set, now, (parts & kPendingDevices) != 0);
     found = true;
   });
+  if (found && (parts & kLiveViews) != 0) info.live_views = table_.views_of(handle);
   return found;
 }
 
@@ -157,6 +163,7 @@ std::vector<RequestInfo> Pool::requests(std::int64_t older_than_ns) {
   table_.each([&](const RequestRecord& r, const HolderView& set) {
     if (now - r.opened_ns >= older_than_ns) all.push_back(info_of(table_, *polled_, r, set, now));
   });
+  for (RequestInfo& info : all) info.live_views = table_.views_of(info.handle);
   std::sort(all.begin(), all.end(), [](const RequestInfo& a, const RequestInfo& b) {
     return a.handle.generation < b.handle.generation;
   });

@@ -163,8 +163,11 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   bool cancelled(Handle handle) const noexcept;
   // True once released; false if `deadline_ns` came first.
   bool wait_released(Handle handle, std::int64_t deadline_ns) noexcept;
-  // False if the request is over and no view retains bytes of it.
-  bool describe(Handle handle, RequestInfo& info);
+  // False if the request is over and no view retains bytes of it. The parts of the report that take longer the larger the
+  // request is are left out unless asked for.
+  static constexpr unsigned kPendingDevices = 1;  // and those behind a stream
+  static constexpr unsigned kLiveViews = 2;
+  bool describe(Handle handle, RequestInfo& info, unsigned parts = kPendingDevices | kLiveViews);
   DeviceRegistry& devices() noexcept { return devices_; }
 
   // ---- waiting (waiting.cpp)

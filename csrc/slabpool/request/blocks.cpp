@@ -24,6 +24,7 @@ RequestBlocks::Released RequestBlocks::release(std::atomic<std::uint64_t>& all_r
     const std::lock_guard lock(lock_);
     chain = first_;
     first_ = nullptr;
+    for (ViewCount* count = counts_; count != nullptr; count = count->other_) count->at_ = nullptr;
   }
   Released result;
   Block** last = &result.chain;
@@ -82,12 +83,31 @@ bool RequestBlocks::drop_retained(Block& block, std::atomic<std::uint64_t>& all_
   return true;
 }
 
-std::uint32_t RequestBlocks::views() const noexcept {
-  std::int64_t views = retained_views_.load(std::memory_order_relaxed);
-  const std::lock_guard lock(lock_);
-  for (const Block* block = first_; block != nullptr; block = block->next)
-    views += Block::views(block->state.load(std::memory_order_relaxed));
-  return static_cast<std::uint32_t>(std::max<std::int64_t>(views, 0));
+RequestBlocks::ViewCount::ViewCount(const RequestBlocks& blocks) noexcept : blocks_(blocks) {
+  const std::lock_guard lock(blocks.lock_);
+  at_ = blocks.first_;
+  views_ = blocks.retained_views_.load(std::memory_order_relaxed);
+  other_ = blocks.counts_;
+  blocks.counts_ = this;
+}
+
+RequestBlocks::ViewCount::~ViewCount() {
+  const std::lock_guard lock(blocks_.lock_);
+  ViewCount** link = &blocks_.counts_;
+  while (*link != this) link = &(*link)->other_;
+  *link = other_;
+}
+
+bool RequestBlocks::ViewCount::next() noexcept {
+  blocks_.lock_.lock_last();
+  const std::lock_guard lock(blocks_.lock_, std::adopt_lock);
+  for (std::uint32_t left = kBlocksAtOnce; left != 0 && at_ != nullptr; --left, at_ = at_->next)
+    views_ += Block::views(at_->state.load(std::memory_order_relaxed));
+  return at_ != nullptr;
+}
+
+std::uint32_t RequestBlocks::ViewCount::views() const noexcept {
+  return static_cast<std::uint32_t>(std::max<std::int64_t>(views_, 0));
 }
 
 }  // namespace slabpool

@@ -5,7 +5,8 @@
 // Invariants:
 //   bytes == sum of Block::bytes over the attached blocks, and after release() over the retained blocks;
 //   keep  == 1 while the request is not retired + number of retained blocks; at 0 the slot may be used again;
-//   a block is attached to one request at a time, and Block::request == that request's slot + 1.
+//   a block is attached to one request at a time, and Block::request == that request's slot + 1;
+//   a ViewCount in counts_ points at an attached block, or at none.
 // Place of the lock in the order: after the budget's, before the depot's. Two of them at once: only by move().
 #pragma once
 
@@ -27,6 +28,7 @@ class RequestBlocks {
   // old handle has it.
   bool try_lock() noexcept { return lock_.try_lock(); }
   void unlock() noexcept { lock_.unlock(); }
+  bool is_counted() const noexcept { return counts_ != nullptr; }  // with the lock
 
   // For a new request in a free slot.
   void reset() noexcept;
@@ -50,6 +52,7 @@ class RequestBlocks {
     if (!accepts()) return false;
     Block** link = find(block);
     if (*link == nullptr) return false;
+    pass(block);
     *link = block.next;
     add_bytes(-block.bytes);
     return true;
@@ -92,6 +95,7 @@ class RequestBlocks {
     if (*link == nullptr) return Status::invalid_argument;
     const Status status = decide();
     if (status != Status::ok) return status;
+    from.pass(block);
     *link = block.next;
     block.next = to.first_;
     to.first_ = &block;
@@ -124,8 +128,30 @@ class RequestBlocks {
   bool retire() noexcept { return drop_keep(); }
 
   std::uint64_t bytes() const noexcept { return bytes_.load(std::memory_order_relaxed); }
-  // Views of attached and of retained blocks.
-  std::uint32_t views() const noexcept;
+
+  // Counts the views of attached and of retained blocks, a few blocks at a time: an observer does not hold up a thread that
+  // allocates or releases, however many blocks there are. A block that is attached or moves here during the count is not
+  // counted, and the count ends with the request.
+  class ViewCount {
+   public:
+    static constexpr std::uint32_t kBlocksAtOnce = 12;  // under one hold of the lock
+
+    explicit ViewCount(const RequestBlocks& blocks) noexcept;
+    ViewCount(const ViewCount&) = delete;
+    ViewCount& operator=(const ViewCount&) = delete;
+    ~ViewCount();
+    // Counts the next blocks. False: there are no more.
+    [[gnu::noinline]] bool next() noexcept;
+    std::uint32_t views() const noexcept;
+
+   private:
+    friend class RequestBlocks;
+
+    const RequestBlocks& blocks_;
+    const Block* at_;   // the next one to count
+    ViewCount* other_;  // in RequestBlocks::counts_
+    std::int64_t views_;
+  };
 
  private:
   // Until the request is claimed only the holder of the lock changes the figure, so that no locked add is needed.
@@ -137,6 +163,11 @@ class RequestBlocks {
     while (*link != nullptr && *link != &block) link = &(*link)->next;
     return link;
   }
+  // The block is about to leave the list.
+  void pass(const Block& block) noexcept {
+    for (ViewCount* count = counts_; count != nullptr; count = count->other_)
+      if (count->at_ == &block) count->at_ = block.next;
+  }
   // Acquire and release: the thread that frees the slot does so after everything others did with the record.
   bool drop_keep() noexcept {
     const std::uint32_t before = keep_.fetch_sub(1, std::memory_order_acq_rel);
@@ -146,6 +177,7 @@ class RequestBlocks {
 
   mutable SpinLock lock_;
   Block* first_ = nullptr;
+  mutable ViewCount* counts_ = nullptr;  // those in progress
   // Relaxed: figures.
   std::atomic<std::uint64_t> bytes_{0};
   // Views of retained blocks. Views of attached blocks are counted in the blocks, where making and dropping a view needs

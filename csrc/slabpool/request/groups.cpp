@@ -12,7 +12,7 @@ namespace slabpool {
 // Whether an open group has the id. A closed one that is not over yet gives its id up.
 bool RequestTable::has_group(std::string_view id) const noexcept {
   const std::size_t hash = ~std::hash<std::string_view>{}(id);
-  for (std::uint32_t next = buckets_[hash % buckets_.size()]; next != 0;) {
+  for (std::uint32_t next = by_id_[bucket_of(hash)]; next != 0;) {
     const RequestRecord& r = *record(next - 1);
     next = r.hash_next;
     if (r.is_group && r.hash == hash && r.id == id && !r.host_left &&

@@ -2,8 +2,6 @@
 //
 // Invariants: the host leaves once; the table marks a cancelled request before it clears the host's bit. So a thread
 // that finds the bit cleared knows whether the request was cancelled. Waiting peers are woken after that.
-#include <functional>
-
 #include "slabpool/request/table.hpp"
 
 namespace slabpool {
@@ -53,19 +51,14 @@ bool RequestTable::close(Handle handle, unsigned how, ClaimedList& over) noexcep
 
 std::uint32_t RequestTable::cancel_id(std::string_view id, std::optional<std::uint64_t> generation,
                                       ClaimedList& over, Handle& handle) noexcept {
-  const std::size_t hash = std::hash<std::string_view>{}(id);
   const std::lock_guard lock(mutex_);
   RequestRecord* found = nullptr;
   std::uint32_t count = 0;
-  for (std::uint32_t next = buckets_[hash % buckets_.size()]; next != 0;) {
-    RequestRecord& r = *record(next - 1);
-    next = r.hash_next;
-    const std::uint64_t own = r.generation.load(std::memory_order_relaxed);
-    if (r.hash != hash || r.id != id || RequestRecord::is_released(own) || r.host_left) continue;
-    if (generation ? own != *generation : r.parent_generation != 0) continue;
+  (void)each_of_id(id, generation, [&](RequestRecord& r, const Handle&) {
+    if (r.host_left) return;
     found = &r;
     ++count;
-  }
+  });
   if (count != 1) return count;
   handle = found->handle();
   close_locked(*found, kCancel | kTell, over);

@@ -70,6 +70,7 @@ struct alignas(64) RequestRecord {
   std::size_t hash = 0;
   std::uint32_t hash_next = 0;
   std::uint32_t hash_prev = 0;
+  std::uint32_t generation_next = 0;
   std::uint32_t parent = 0;
   std::uint32_t next_sibling = 0;
   std::uint32_t prev_sibling = 0;

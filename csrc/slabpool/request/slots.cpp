@@ -66,8 +66,10 @@ bool RequestTable::close_chunk(std::uint32_t chunk) noexcept {
   // A thread with an old handle may have one of the locks for an instant. It must not while the lock's bytes change, because
   // it could unlock the record's next request.
   std::uint32_t locked = 0;
-  while (locked < kChunk && records[locked].blocks.try_lock()) ++locked;
-  bool closed = locked == kChunk;
+  bool unused = true;
+  while (unused && locked < kChunk && records[locked].blocks.try_lock())
+    unused = !records[locked++].blocks.is_counted();
+  bool closed = unused && locked == kChunk;
   if (closed) {
     for (std::uint32_t i = 0; i < kChunk; ++i) records[i].empty();
     closed = madvise(records, kRecordBytes, MADV_DONTNEED) == 0;  // unlocks them
@@ -100,7 +102,7 @@ std::uint64_t RequestTable::metadata_bytes() const noexcept {
   const std::lock_guard lock(mutex_);
   const std::uint64_t chunks = (slots_made_ + kChunk - 1) / kChunk - closed_count_;
   return sizeof(RequestTable) + chunks * kChunk * sizeof(RequestRecord) + slots_.open_bytes() +
-         more_.open_bytes() + buckets_.capacity() * sizeof(std::uint32_t) +
+         more_.open_bytes() +
          kMaxRequests / kChunk * sizeof(std::atomic<RequestRecord*>);
 }
 

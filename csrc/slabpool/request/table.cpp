@@ -17,7 +17,6 @@ RequestTable::RequestTable(Depot& depot, DeviceRegistry& devices, SlotTable* slo
       secret_(secret),
       watchers_(watchers),
       chunks_(new std::atomic<RequestRecord*>[kMaxRequests / kChunk] {}),
-      buckets_(8192),
       next_generation_(first_generation) {
   by_age_.older = by_age_.newer = &by_age_;
 }
@@ -30,13 +29,13 @@ RequestRecord* RequestTable::live_record(Handle handle) const noexcept {
              : nullptr;
 }
 
-// ---- index by id: chains through the records, so that opening a request allocates nothing
+// ---- indexes: chains through the records, so that opening a request allocates nothing
 
 inline void RequestTable::index(RequestRecord& r) noexcept {
   r.hash = std::hash<std::string_view>{}(r.id);
   if (r.is_group) [[unlikely]]
     r.hash = ~r.hash;  // so that no request's id finds it
-  std::uint32_t& head = buckets_[r.hash % buckets_.size()];
+  std::uint32_t& head = by_id_[bucket_of(r.hash)];
   r.hash_prev = 0;
   r.hash_next = head;
   if (head != 0) record(head - 1)->hash_prev = r.slot + 1;
@@ -44,9 +43,21 @@ inline void RequestTable::index(RequestRecord& r) noexcept {
 }
 
 inline void RequestTable::unindex(RequestRecord& r) noexcept {
-  (r.hash_prev != 0 ? record(r.hash_prev - 1)->hash_next : buckets_[r.hash % buckets_.size()]) =
-      r.hash_next;
+  (r.hash_prev != 0 ? record(r.hash_prev - 1)->hash_next : by_id_[bucket_of(r.hash)]) = r.hash_next;
   if (r.hash_next != 0) record(r.hash_next - 1)->hash_prev = r.hash_prev;
+}
+
+inline void RequestTable::index_generation(RequestRecord& r, std::uint64_t generation) noexcept {
+  std::uint32_t& head = by_generation_[bucket_of_generation(generation)];
+  r.generation_next = head;
+  head = r.slot + 1;
+}
+
+inline void RequestTable::unindex_generation(RequestRecord& r, std::uint64_t generation) noexcept {
+  // Linked one way, because chains are short: eight records where every slot is in use.
+  std::uint32_t* link = &by_generation_[bucket_of_generation(generation)];
+  while (*link != r.slot + 1) link = &record(*link - 1)->generation_next;
+  *link = r.generation_next;
 }
 
 // ---- life
@@ -168,6 +179,7 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
     return Status::ok;
   }
   index(*r);
+  index_generation(*r, made.generation);
   open_.fetch_add(1, std::memory_order_relaxed);
   return Status::ok;
 }
@@ -247,6 +259,7 @@ void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
   const std::lock_guard lock(mutex_);
   SLABPOOL_ASSERT(RequestRecord::is_released(r.generation.load(std::memory_order_relaxed)),
                   "only a claimed request is retired", r.slot);
+  const std::uint64_t generation = r.handle().generation;
   // Every holder of this request has left, and a child's holders are among them: an ack of the parent that has not
   // reached the child yet finds the child over.
   while (const std::uint32_t child = first_child(r.slot).load(std::memory_order_relaxed)) {
@@ -257,6 +270,7 @@ void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
   unlink_child(r);
   if (!r.kept) {
     unindex(r);
+    unindex_generation(r, generation);
     (r.host_left ? draining_ : open_).fetch_sub(1, std::memory_order_relaxed);
   } else if (r.is_session()) {
     --sessions_;
@@ -270,7 +284,7 @@ void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
   if (r.group != 0) [[unlikely]]
     leave_group(r, over);
   if (r.lease_ns != 0) leased_.fetch_sub(1, std::memory_order_relaxed);
-  r.ended.store(r.handle().generation, std::memory_order_release);
+  r.ended.store(generation, std::memory_order_release);
   if (r.blocks.retire()) free_slot(r);
 }
 
@@ -426,6 +440,17 @@ bool RequestTable::in_doubt(const RequestRecord& r, const HolderView& set,
     silent = silent || now_ns - since > r.lease_ns;
   });
   return silent;
+}
+
+std::uint32_t RequestTable::views_of(Handle handle) const noexcept {
+  const RequestRecord* r = record(handle.slot);
+  if (r == nullptr) return 0;
+  RequestBlocks::ViewCount count(r->blocks);
+  // The count ends with the request, so if it is this one's now, it is this one's to its end.
+  if (r->handle().generation != handle.generation) return 0;
+  while (count.next()) {
+  }
+  return count.views();
 }
 
 }  // namespace slabpool

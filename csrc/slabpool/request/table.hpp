@@ -6,9 +6,10 @@
 //   claim(h) succeeds exactly once for each request h;
 //   open_ + draining_ == the number of requests that are not retired and not kept;
 //   a slot that was made is in free_slots_ or in a closed chunk exactly if its record's generation is 0, and its record in the
-//   list by age otherwise.
-// Files: table (opening, acks, the end), slots (records for requests), host (how the host leaves), budget, keep (what sessions keep), adopt (tensors that
-// change requests).
+//   list by age otherwise;
+//   a request that is neither retired nor kept is in the chain of its id and in that of its generation, a group in the first.
+// Files: table (opening, acks, the end), slots (records for requests), host (how the host leaves), budget, keep (what sessions
+// keep), adopt (tensors that change requests).
 // Order of locks: the pool's (collecting acks, then growing), the table's mutex, the budget mutex, the RequestBlocks locks,
 // then the depot's. No lock declared here is held while blocks are returned.
 #pragma once
@@ -234,11 +235,13 @@ class RequestTable {
     Handle handle;            // one of them
     std::uint32_t queued =
         0;  // generations that the device holds while its ack is queued behind work on a stream
-    Handle acknowledged;  // one of them
-    bool found = false;   // some generation of the id is not over
-    bool named = false;   // and the device was named for it
+    Handle acknowledged;       // one of them
+    bool found = false;        // some generation of the id is not over
+    bool named = false;        // and the device was named for it
+    std::uint32_t looked = 0;  // records looked at
   };
   // `is_queued(generation, device)` is called with the table's mutex held.
+  // A call that gives the generation takes the same time whatever the number of generations.
   template <typename IsQueued>
   Waiting find_waiting(std::string_view id, std::uint32_t device,
                        std::optional<std::uint64_t> generation, IsQueued&& is_queued);
@@ -307,6 +310,8 @@ class RequestTable {
     if (r != nullptr && handle.generation != 0 && r->handle().generation == handle.generation)
       f(*r, holders(handle.slot));
   }
+  // Arrays that point into a request's blocks; 0 if the slot is another request's. Takes no lock of the table.
+  std::uint32_t views_of(Handle handle) const noexcept;
   // Whether a device that holds the request has been silent for longer than the request's lease.
   bool in_doubt(const RequestRecord& record, const HolderView& holders,
                 std::int64_t now_ns) const noexcept;
@@ -362,6 +367,11 @@ class RequestTable {
   void free_slot(RequestRecord& record) noexcept;  // under mutex_
   [[gnu::always_inline]] void index(RequestRecord& record) noexcept;
   [[gnu::always_inline]] void unindex(RequestRecord& record) noexcept;
+  [[gnu::always_inline]] void index_generation(RequestRecord& record, std::uint64_t generation) noexcept;
+  [[gnu::always_inline]] void unindex_generation(RequestRecord& record,
+                                                 std::uint64_t generation) noexcept;
+  template <typename F>
+  std::uint32_t each_of_id(std::string_view id, std::optional<std::uint64_t> generation, F&& f);
   void link_child(RequestRecord& child, RequestRecord& parent, std::uint64_t parent_generation) noexcept;
   void unlink_child(RequestRecord& record) noexcept;
   template <typename F>
@@ -424,7 +434,15 @@ class RequestTable {
   std::uint32_t look_from_ = 0;
   std::atomic<std::uint32_t> grown_[kGrown]{};
   std::atomic<std::uint64_t> large_from_{0};  // bytes of the smallest of `largest_`
-  std::vector<std::uint32_t> buckets_;        // slot + 1, by hash of the id
+  // Heads of chains through the records: slot + 1.
+  static constexpr std::uint32_t kBuckets = 8192;
+  static constexpr std::uint32_t bucket_of(std::uint64_t hash) noexcept { return hash % kBuckets; }
+  // Multiplied by 2^64 over the golden ratio: generations that follow each other at any distance are spread evenly.
+  static constexpr std::uint32_t bucket_of_generation(std::uint64_t generation) noexcept {
+    return static_cast<std::uint32_t>(generation * 0x9e3779b97f4a7c15ULL >> 51) % kBuckets;
+  }
+  std::uint32_t by_id_[kBuckets]{};  // by hash of the id
+  std::uint32_t by_generation_[kBuckets]{};
   std::uint64_t next_generation_;
   mutable std::mutex budget_mutex_;
   std::uint64_t kept_quota_ = ~std::uint64_t{0};  // under the budget mutex, as is the next
@@ -530,23 +548,38 @@ void RequestTable::leave_all(HolderBit bit, ClaimedList& over, Left&& left) noex
   }
 }
 
+// Calls f(record, handle) for the requests of an id that are not over: the one of that generation, or without one all that
+// are no children. Under the mutex. Returns at how many records it looked.
+template <typename F>
+std::uint32_t RequestTable::each_of_id(std::string_view id, std::optional<std::uint64_t> generation,
+                                       F&& f) {
+  std::uint32_t looked = 0;
+  const std::size_t hash = std::hash<std::string_view>{}(id);
+  const auto look = [&](RequestRecord& r, const Handle& own) {
+    if (r.hash == hash && r.id == id && !RequestRecord::is_released(own.generation)) f(r, own);
+  };
+  for (std::uint32_t next = generation ? by_generation_[bucket_of_generation(*generation)]
+                                       : by_id_[bucket_of(hash)];
+       next != 0; ++looked) {
+    RequestRecord& r = *record(next - 1);
+    next = generation ? r.generation_next : r.hash_next;
+    const Handle own{r.slot, r.generation.load(std::memory_order_relaxed)};
+    if (generation ? own.generation == *generation : r.parent_generation == 0) look(r, own);
+  }
+  return looked;
+}
+
 template <typename IsQueued>
 RequestTable::Waiting RequestTable::find_waiting(std::string_view id, std::uint32_t device,
                                                  std::optional<std::uint64_t> generation,
                                                  IsQueued&& is_queued) {
   Waiting waiting;
-  const std::size_t hash = std::hash<std::string_view>{}(id);
   const std::lock_guard lock(mutex_);
-  for (std::uint32_t next = buckets_[hash % buckets_.size()]; next != 0;) {
-    const RequestRecord& r = *record(next - 1);
-    next = r.hash_next;
-    const Handle own{r.slot, r.generation.load(std::memory_order_relaxed)};
-    if (r.hash != hash || r.id != id || RequestRecord::is_released(own.generation)) continue;
-    if (generation ? own.generation != *generation : r.parent_generation != 0) continue;
+  waiting.looked = each_of_id(id, generation, [&](const RequestRecord& r, const Handle& own) {
     waiting.found = true;
     const HolderSet set = holders(r.slot);
     waiting.named = waiting.named || set.was_named(own.generation, device_bit(device));
-    if (!generation && !set.holds(own.generation, device_bit(device))) continue;
+    if (!generation && !set.holds(own.generation, device_bit(device))) return;
     if (!generation && is_queued(own.generation, device)) {
       ++waiting.queued;
       waiting.acknowledged = own;
@@ -554,7 +587,7 @@ RequestTable::Waiting RequestTable::find_waiting(std::string_view id, std::uint3
       ++waiting.count;
       waiting.handle = own;
     }
-  }
+  });
   return waiting;
 }
 

@@ -16,7 +16,7 @@ from libc.stdint cimport uint64_t
 from slabpool._core.c_arrays cimport (
     as_dim, holds_objects, mul_overflows, new_over, new_strided, plain_shape, set_base,
 )
-from slabpool._core.core cimport BULK, MAX_DIMS, NO_REQUEST, Wait, caller, failed, find_room, wait_of
+from slabpool._core.core cimport BULK, MAX_DIMS, NO_REQUEST, Wait, caller_line, failed, find_room, wait_of
 from slabpool._core.cpp_block cimport Block
 from slabpool._core.cpp_pool cimport AllocateSpec, Allocation, kMaxAlign
 from slabpool._core.cpp_status cimport Status
@@ -171,7 +171,7 @@ cdef Block* allocate(Core core, Handle request, uint64_t nbytes, uint64_t align,
     spec.view = view
     spec.zero = zero
     if core.records_lines:
-        spec.where = caller(core)
+        spec.where = caller_line()
     if timeout is not None:
         return _find_block(core, &spec, Status.waiters_ahead, timeout, who)
     if zero and nbytes >= BULK:

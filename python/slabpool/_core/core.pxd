@@ -5,6 +5,7 @@
 
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.string cimport string
@@ -49,7 +50,8 @@ cdef class Maker:
 cdef class Core:
     cdef CppPool* pool                # owned
     cdef object owner                 # weak reference to the Pool, for messages
-    cdef dict filenames               # keeps the strings alive that SourceLocations of the core point into
+    cdef PyObject** codes             # by slot: the code whose line its record shows, or null. See lines.pxi
+    cdef uint32_t code_slots          # how many of them
     cdef bint records_lines           # debug: every block remembers the line that allocated it
     cdef bint cleans                  # blocks are scrubbed or poisoned when returned: bulk work, done without the GIL
     cdef Maker maker                  # None where the host reaches the memory
@@ -101,12 +103,26 @@ cdef class LoopWaiters:
     cdef Core core
 
 
+# A line of the user's program (lines.pxi).
+cdef class Site:
+    cdef SourceLocation where
+    cdef object code
+
+
+cdef class LineReport:
+    cdef vector[PyObject*] codes
+    cdef dict lines
+    # For each line of the report, before Python code runs.
+    cdef int add(self, const SourceLocation& where) except -1
+    cdef object line(self, const SourceLocation& where)
+
+
 # How a caller looks for room: whether it waits, and its place in the queue while it does. What calls take as `timeout` is
 # seconds, None, or one of these.
 cdef class Wait:
     cdef Waiter waiter
     cdef Core core              # while it is used
-    cdef dict filenames         # keeps the strings alive that the records in `ahead` point into
+    cdef object code            # that the waiter's line is in, or None
     cdef LoopWaiters loop       # the waiter's target
     cdef bytes key              # the waiter's id
     cdef public object timeout  # as the caller gave it, for messages
@@ -117,6 +133,7 @@ cdef class Wait:
     cdef public bint last       # the loop makes no further attempt
     cdef readonly bint waits    # another attempt may succeed later
     cdef Ahead before           # what stood before it when it gave up
+    cdef LineReport lines       # of those
     cdef readonly bint circle   # the requests that wait for memory hold what they wait for
     cdef public object future   # the loop's
 
@@ -132,7 +149,7 @@ cdef Wait loop_wait(Core core, object priority)
 # (a reserve, growth, addresses).
 cdef Status find_room(Core core, Status status, Attempt attempt, void* job, Wait wait, Handle request,
                       uint64_t nbytes, bint pages) except *
-cdef object waiter_record(const WaiterInfo& info, bint circle)
+cdef object waiter_record(const WaiterInfo& info, bint circle, LineReport lines)
 
 # ---- calls of the pool, for modules that do not include pool.hpp
 
@@ -156,16 +173,11 @@ cdef int add_reachable(Core core) except -1
 cdef Core reachable_core(const void* address)
 cdef bint is_reachable(object array) except -1
 
-# ---- names of requests, sessions and devices, and lines of code (names.pxi)
+# ---- names of requests, sessions and devices (names.pxi)
 
 cdef bytes name_key(object name, str what)
 # (id, None) of a request or a session; (id, name) of a tensor that a session keeps.
 cdef tuple identity(bytes raw, bint kept)
-cdef SourceLocation caller(Core core) except *
-cdef SourceLocation located(Core core, object file, int line) except *
-# File and line of the Python code that is running.
-cdef tuple caller_of(Core core)
-cdef object location(SourceLocation where)
 cdef object state_of(int state)
 cdef object ack_answer(int result)
 
@@ -188,12 +200,26 @@ cdef class Devices:
                           uint64_t reserve) except *
     cdef int retire(self) except -1
     cdef object known(self, object device, object request)
-    cdef int64_t known_to(self, tuple named, object device, object request) except? -2
+    cdef int64_t known_to(self, object named, object device, object request) except? -2
     # What Request.ack does rarely: here, where the compiler cannot inline it there; with few enough arguments for registers.
-    cdef object ack_other_name(self, const Handle* handle, tuple named, object device, object request)
-    cdef object ack_without_gil(self, const Handle* handle, uint32_t number, tuple named, object device, object request)
-    cdef object late(self, Status status, const Handle* handle, tuple named, object device, object request)
+    cdef object ack_other_name(self, const Handle* handle, object named, object device, object request)
+    cdef object ack_without_gil(self, const Handle* handle, uint32_t number, object named, object device, object request)
+    cdef object late(self, Status status, const Handle* handle, object named, object device, object request)
 
 
 # The names of these devices (frozenset).
 cdef object names_of(list names, const vector[uint32_t]& numbers)
+
+# ---- lines of the user's program (lines.pxi)
+
+# Of the Python code that is running, whose frame keeps what the result points to.
+cdef SourceLocation caller() noexcept
+cdef Site caller_site()
+# The same, of a file, for what the core reports itself.
+cdef SourceLocation caller_line() except *
+# Called with the GIL held since the core opened a record for this caller, or after a look that the slot is still the
+# record's: what a record shows is kept until another one has the slot.
+cdef void note_code(Core core, Handle handle, const SourceLocation& where) noexcept
+cdef void show_line(Wait wait, const SourceLocation& where) noexcept
+# ``file:line``, or "" where no line was recorded.
+cdef object location(const SourceLocation& where)

@@ -9,6 +9,7 @@ cimport cython
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject, PyTypeObject, newfunc
+from cpython.unicode cimport PyUnicode_AsUTF8
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 import enum
@@ -43,6 +44,7 @@ cdef extern from "slabpool/base/clock.hpp" namespace "slabpool" nogil:
     int64_t now_ns()
 
 include "names.pxi"
+include "lines.pxi"
 include "waiting.pxi"
 
 # The numbers of csrc/slabpool/base/status.hpp, for what is written in Python.
@@ -102,6 +104,7 @@ cdef class Core:
             return
         with nogil:  # unmapping takes the kernel a while
             del self.pool
+        drop_codes(self)
 
     def settle_copies(self):
         """Drop what finished copies keep alive, in any pool. Returns whether there was any."""

@@ -106,4 +106,5 @@ cdef extern from "slabpool/observe/guard.hpp" namespace "slabpool" nogil:
         uint64_t nbytes
         uint64_t offset
         uint64_t generation
-        SourceLocation allocated_at
+        string file
+        uint32_t line

@@ -2,7 +2,7 @@
 
 from slabpool._core.cpp_pool_declared cimport (
     Acked, Adopted, AllocateSpec, Allocation, Groups, KeepSpec, Kept, Planned, Pool, PoolOptions, Shortage, Tagged,
-    kDefaultAlign, kMaxAlign,
+    kDefaultAlign, kLiveViews, kMaxAlign, kPendingDevices,
 )
 
 

@@ -29,6 +29,8 @@ cdef extern from * namespace "slabpool" nogil:
     """
     const size_t kDefaultAlign
     const size_t kMaxAlign
+    const unsigned kPendingDevices "slabpool::Pool::kPendingDevices"
+    const unsigned kLiveViews "slabpool::Pool::kLiveViews"
 
     cdef cppclass PoolOptions:
         uint64_t capacity
@@ -157,7 +159,7 @@ cdef extern from * namespace "slabpool" nogil:
         bool is_open(Handle handle)
         bool cancelled(Handle handle)
         bool wait_released(Handle handle, int64_t deadline_ns)
-        bool describe(Handle handle, RequestInfo& info) except +
+        bool describe(Handle handle, RequestInfo& info, unsigned parts) except +
         DeviceRegistry& devices()
         Status open_session(string_view id, uint64_t quota, SourceLocation where, Handle& session,
                             optional[Handle] group)

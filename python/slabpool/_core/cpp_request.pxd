@@ -28,6 +28,7 @@ cdef extern from "slabpool/base/source_location.hpp" namespace "slabpool" nogil:
     cdef cppclass SourceLocation:
         const char* file
         uint32_t line
+        bool in_code
 
 
 cdef extern from "<span>" namespace "std" nogil:

@@ -21,7 +21,7 @@ cdef class GroupHold:
             self.core.pool.close_request(self.handle, False)
 
 
-cdef object group_record(const GroupInfo& info):
+cdef object group_record(const GroupInfo& info, LineReport lines):
     id, _ = identity(info.id, True)
     return GroupRecord(
         group_id=id,
@@ -34,7 +34,7 @@ cdef object group_record(const GroupInfo& info):
         priority=info.priority,
         closed=bool(info.closed),
         age=info.age_ns / 1e9,
-        opened_at=location(info.opened_at),
+        opened_at=lines.line(info.opened_at),
     )
 
 
@@ -52,18 +52,20 @@ cdef object open_group(object pool, Core core, Devices names, object group_id, o
         spec.reserve = parse_size(reserve, "reserve", least=0, most=1 << 62)
     if quota is not None:
         spec.quota = parse_size(quota, "quota", least=1, most=1 << 62)
-    spec.where = caller(core)
+    spec.where = caller()
     cdef GroupHold hold = GroupHold.__new__(GroupHold)  # first: once the group is open, nothing may fail before it has an owner
     cdef Group group = Group.__new__(Group)
     opening.spec = &spec
     opening.handle = &handle
     spec.priority = wait.waiter.priority
     wait.key = key
-    wait.waiter.where = spec.where
+    show_line(wait, spec.where)
     cdef Status status = find_room(core, Status.waiters_ahead, _attempt_group, &opening, wait, NO_REQUEST, spec.reserve,
                                    True)
     if status != Status.ok:
         hooks.messages.group_failed(pool, status_code(<int>status), group_id, spec.reserve, spec.quota, wait)
+    if not core.pool.released(handle):  # else another record may have its slot
+        note_code(core, handle, spec.where)
     hold.core = core
     hold.handle = handle
     hold.key = key
@@ -188,7 +190,7 @@ cdef class Group:
         -------
         Request
         """
-        opened_at = caller_of(self.hold.core)
+        opened_at = caller_site()
         devices = tuple(devices) if not isinstance(devices, (str, bytes)) else devices
         return async_wait.served(
             self.pool, loop_wait(self.hold.core, priority),
@@ -228,7 +230,7 @@ cdef class Group:
         >>> tenant.stats().nbytes, tenant.stats().sessions
         (1024, 1)
         """
-        where = caller_of(self.hold.core)
+        where = caller_site()
         return self.pool._sessions().open(session_id, budget, ttl, priority, where, self.hold)
 
     def close(self):
@@ -260,8 +262,10 @@ cdef class Group:
         """
         cdef GroupInfo info
         check_here(self.hold.core)
+        cdef LineReport lines = LineReport.__new__(LineReport)
         if self.hold.core.pool.describe_group(self.hold.handle, info):
-            return group_record(info)
+            lines.add(info.opened_at)
+            return group_record(info, lines)
         return GroupRecord(self.id, 0, self.quota, 0, 0, 0, 0, self.priority, True, 0.0, "")
 
     def __enter__(self):

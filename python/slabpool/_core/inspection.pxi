@@ -30,7 +30,7 @@ cdef object _stats_of(Core core):
         core.pool.waiting()))
 
 
-cdef object _record_of(const RequestInfo& info, list names):
+cdef object _record_of(const RequestInfo& info, list names, LineReport lines):
     """The record of one request, or None for a session, which has no memory of its own: see sessions()."""
     id, name = identity(info.id, info.kept)
     if info.kept and name is None:
@@ -45,7 +45,7 @@ cdef object _record_of(const RequestInfo& info, list names):
         pending=names_of(names, info.pending),
         behind_stream=names_of(names, info.behind_stream),
         live_views=info.live_views,
-        opened_at=location(info.opened_at),
+        opened_at=lines.line(info.opened_at),
         parent=None if info.kept else info.parent_generation or None,
         kept_as=name,
         group=None if info.group.empty() else identity(info.group, True)[0],
@@ -56,12 +56,12 @@ cdef object _record_of(const RequestInfo& info, list names):
 cdef class Snapshot:
     """Why a pool had no room: figures and a few holders, as the core saw them. Texts are made from it when read.
 
-    It keeps the strings alive that the core points into, and not the pool.
+    It keeps the code alive that opened the holders, and not the pool.
     """
 
     cdef Refusal refusal
     cdef list names
-    cdef dict filenames
+    cdef LineReport lines
     cdef readonly object pool  # weak reference to the Pool
 
     def figures(self):
@@ -81,7 +81,7 @@ cdef class Snapshot:
     cdef list _records(self, const vector[Holder]& holders):
         cdef list records = []
         for i in range(<Py_ssize_t>holders.size()):
-            record = _record_of(holders[i].info, self.names)
+            record = _record_of(holders[i].info, self.names, self.lines)
             if record is not None:
                 idle = None
                 if holders[i].of_session:
@@ -92,9 +92,14 @@ cdef class Snapshot:
 
 cdef Snapshot _snapshot_of(Core core, Devices devices):
     cdef Snapshot snapshot = Snapshot.__new__(Snapshot)
+    cdef size_t i
+    snapshot.lines = LineReport.__new__(LineReport)
     snapshot.refusal = core.pool.explain_exhausted()
+    for i in range(snapshot.refusal.largest.size()):
+        snapshot.lines.add(snapshot.refusal.largest[i].info.opened_at)
+    for i in range(snapshot.refusal.oldest.size()):
+        snapshot.lines.add(snapshot.refusal.oldest[i].info.opened_at)
     snapshot.names = devices.names
-    snapshot.filenames = core.filenames
     snapshot.pool = core.owner
     return snapshot
 
@@ -104,10 +109,14 @@ cdef list _records_of(Core core, Devices devices, object older_than):
     cdef list records = []
     check_here(core)
     settle_copies()
-    infos = core.pool.requests(_older_than(older_than))
+    cdef int64_t oldest = _older_than(older_than)
+    cdef LineReport lines = LineReport.__new__(LineReport)
+    infos = core.pool.requests(oldest)
     cdef list names = devices.names  # of the same moment: see Devices
     for i in range(<Py_ssize_t>infos.size()):
-        record = _record_of(infos[i], names)
+        lines.add(infos[i].opened_at)
+    for i in range(<Py_ssize_t>infos.size()):
+        record = _record_of(infos[i], names, lines)
         if record is not None:
             records.append(record)
     return records
@@ -115,15 +124,23 @@ cdef list _records_of(Core core, Devices devices, object older_than):
 
 cdef list _groups_of(Core core):
     check_here(core)
+    cdef LineReport lines = LineReport.__new__(LineReport)
     cdef vector[GroupInfo] groups = core.pool.groups()
-    return [group_record(groups[i]) for i in range(<Py_ssize_t>groups.size())]
+    cdef size_t i
+    for i in range(groups.size()):
+        lines.add(groups[i].opened_at)
+    return [group_record(groups[i], lines) for i in range(groups.size())]
 
 
 cdef list _waiters_of(Core core):
     check_here(core)
+    cdef LineReport lines = LineReport.__new__(LineReport)
     cdef vector[WaiterInfo] waiters = core.pool.waiters()
+    cdef size_t i
+    for i in range(waiters.size()):
+        lines.add(waiters[i].where)
     cdef bint circle = not waiters.empty() and core.pool.in_circle()
-    return [waiter_record(waiters[i], circle) for i in range(<Py_ssize_t>waiters.size())]
+    return [waiter_record(waiters[i], circle, lines) for i in range(waiters.size())]
 
 
 cdef list _events_of(Core core, Devices devices):
@@ -158,7 +175,8 @@ cdef list _corruptions_of(Core core):
     return [
         Corruption(
             address=found[i].address, nbytes=found[i].nbytes, offset=found[i].offset,
-            generation=found[i].generation, allocated_at=location(found[i].allocated_at))
+            generation=found[i].generation,
+            allocated_at="" if found[i].line == 0 else f"{text_of(found[i].file)}:{found[i].line}")
         for i in range(<Py_ssize_t>found.size())
     ]
 

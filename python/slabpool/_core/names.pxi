@@ -1,12 +1,10 @@
-# Part of core.pyx. Names of requests, sessions and devices as the core knows them, and lines of code.
+# Part of core.pyx. Names of requests, sessions and devices as the core knows them.
 #
 # Invariants: the key of a name says its type as well, so "1" is not 1; a number in Devices.numbers is that of the name in
 # the C++ registry. Numbers are taken back with the GIL held (Devices.retire), so a number that was looked up is good
 # until the GIL is released. A caller that releases it, or runs Python code, holds the number meanwhile.
 
 from cpython.long cimport PyLong_AsLongLongAndOverflow
-from cpython.ref cimport Py_XDECREF
-from cpython.unicode cimport PyUnicode_AsUTF8
 from libcpp.optional cimport optional
 
 from slabpool._core.cpp_observe cimport Event as CppEvent
@@ -14,26 +12,6 @@ from slabpool._core.cpp_pool_declared cimport Acked
 from slabpool._core.cpp_request cimport AckResult, kMaxDevices
 
 from slabpool.errors import TooManyDevicesError, UnknownDeviceError
-
-cdef extern from *:
-    """
-    #if PY_VERSION_HEX < 0x030b0000
-    #include <frameobject.h>
-    #endif
-    // File name (a new reference, or null) and line of the Python code that is running.
-    static PyObject* slabpool_caller(int* line) {
-      PyFrameObject* frame = PyEval_GetFrame();
-      *line = 0;
-      if (frame == NULL) return NULL;
-      *line = PyFrame_GetLineNumber(frame);
-      PyCodeObject* code = PyFrame_GetCode(frame);
-      PyObject* name = code->co_filename;
-      Py_INCREF(name);
-      Py_DECREF(code);
-      return name;
-    }
-    """
-    PyObject* slabpool_caller(int* line)
 
 # In the order of the C++ enums.
 cdef tuple STATES = (RequestState.OPEN, RequestState.DRAINING, RequestState.IN_DOUBT, RequestState.RELEASED,
@@ -87,36 +65,6 @@ cdef tuple identity(bytes raw, bint kept):
         return _name_of(raw), None
     end = 5 + int.from_bytes(raw[1:5], "little")
     return _name_of(raw[5:end]), raw[end + 1:].decode("utf-8", "surrogatepass") if len(raw) > end else None
-
-
-cdef SourceLocation caller(Core core) except *:
-    cdef int line = 0
-    cdef SourceLocation where
-    cdef PyObject* name = slabpool_caller(&line)
-    if name is not NULL:
-        where = located(core, <object>name, line)
-        Py_XDECREF(name)
-    return where
-
-
-cdef SourceLocation located(Core core, object file, int line) except *:
-    cdef SourceLocation where
-    file = core.filenames.setdefault(file, file)
-    where.file = PyUnicode_AsUTF8(file)
-    where.line = <uint32_t>line
-    return where
-
-
-cdef tuple caller_of(Core core):
-    cdef SourceLocation where = caller(core)
-    return where.file.decode("utf-8", "replace"), where.line
-
-
-cdef object location(SourceLocation where):
-    """``file:line``, or "" where no line was recorded."""
-    if where.line == 0:
-        return ""
-    return f"{where.file.decode('utf-8', 'replace')}:{where.line}"
 
 
 cdef str _INSTEAD = "Let requests end, use the same names for the same devices, or another pool"
@@ -259,7 +207,7 @@ cdef class Devices:
             hooks.messages.unknown_device(device, request)
         return number
 
-    cdef int64_t known_to(self, tuple named, object device, object request) except? -2:
+    cdef int64_t known_to(self, object named, object device, object request) except? -2:
         """As `known`; -1 for a device that gave up its number after it had left the request."""
         name_key(device, "device")  # as in known()
         number = self.numbers.get(device)
@@ -267,13 +215,13 @@ cdef class Devices:
             hooks.messages.unknown_device(device, request)
         return -1 if number is None else <int64_t>number
 
-    cdef object ack_other_name(self, const Handle* handle, tuple named, object device, object request):
+    cdef object ack_other_name(self, const Handle* handle, object named, object device, object request):
         """An ack under a name that is not plain, or has no number."""
         if self.known_to(named, device, request) < 0:
             return ack_answer(<int>self.core.pool.ack_retired(handle[0]))
         return request.ack(plain_name(device))
 
-    cdef object ack_without_gil(self, const Handle* handle, uint32_t number, tuple named, object device, object request):
+    cdef object ack_without_gil(self, const Handle* handle, uint32_t number, object named, object device, object request):
         cdef Acked acked
         self.core.pool.devices().hold_number(number)
         with nogil:
@@ -283,7 +231,7 @@ cdef class Devices:
             return ack_answer(<int>acked.result)
         return self.late(acked.status, handle, named, device, request)
 
-    cdef object late(self, Status status, const Handle* handle, tuple named, object device, object request):
+    cdef object late(self, Status status, const Handle* handle, object named, object device, object request):
         """What `Request.ack` answers or raises for an ack that the core answers late, of any status."""
         if status == Status.ok:
             if device in named:

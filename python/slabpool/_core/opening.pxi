@@ -26,7 +26,7 @@ cdef tuple _several(object devices):
 
 
 cdef Request open_request(object pool, Core core, Devices names, object request_id, object devices, object reserve,
-                          object quota, object lease, object timeout, Request parent, object opened_at,
+                          object quota, object lease, object timeout, Request parent, Site opened_at,
                           GroupHold group):
     cdef OpenSpec spec
     cdef Handle handle
@@ -37,6 +37,7 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     cdef Py_ssize_t count = 0
     cdef uint32_t index
     cdef uint64_t mask = 0
+    cdef vector[uint64_t] more  # as Request.named_more
     cdef bytes key
     cdef _Opening opening
     check_here(core)
@@ -56,9 +57,9 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     elif group is not None:
         spec.parent = group.handle
     if opened_at is None:
-        spec.where = caller(core)
+        spec.where = caller()
     else:
-        spec.where = located(core, opened_at[0], opened_at[1])
+        spec.where = opened_at.where
     # Made first: once the request is open, nothing may fail before it has an owner.
     cdef Request request = Request.__new__(Request)
     if timeout is not None:
@@ -78,6 +79,10 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
             index = number
             if index < 64:
                 mask |= <uint64_t>1 << index
+            else:
+                if more.empty():
+                    more.resize((kMaxDevices - 1) // 64)
+                more[(index >> 6) - 1] |= <uint64_t>1 << (index & 63)
             if count < 16:
                 few[count] = index
             else:
@@ -90,6 +95,7 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
         devices = names.made_known(<tuple>devices, parent)
         count = 0
         mask = 0
+        more.clear()
     if count <= 16:
         spec.devices = device_span(&few[0], <size_t>count)
     else:
@@ -108,19 +114,25 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
         if not wait.waiter.entered():
             wait.key = key
             wait.waiter.id = string_view(PyBytes_AS_STRING(key), <size_t>PyBytes_GET_SIZE(key))
-            wait.waiter.where = spec.where
+            show_line(wait, spec.where)
         status = names.find_room(<tuple>devices, status, _attempt, &opening, wait,
                                  NO_REQUEST if parent is None else parent.handle, spec.reserve)
         if status != Status.ok:
             hooks.messages.open_failed(pool, status_code(<int>status), request_id, devices, spec.reserve, spec.quota,
                                        wait, parent, group)
+        if not core.pool.released(handle):  # else another record may have its slot
+            note_code(core, handle, spec.where)
+    else:
+        note_code(core, handle, spec.where)
     request.pool = pool
     request.core = core
     request.devices = names
     request.handle = handle
     request.id = request_id if type(request_id) is str else plain_name(request_id)
-    request.named = <tuple>devices
+    request.named = devices
     request.named_mask = mask
+    if unlikely(not more.empty()):
+        request.named_more.swap(more)
     request.hold = group
     if parent is not None:
         request.parent = parent.handle.generation

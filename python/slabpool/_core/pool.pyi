@@ -4,7 +4,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Literal, SupportsIndex, final
 
-from slabpool._core.core import Wait
+from slabpool._core.core import Site, Wait
 from slabpool._core.pressure import Pressure, PressureWatch
 from slabpool._core.request import Group, GroupHold, Request, _Makers
 from slabpool.records import (
@@ -161,7 +161,7 @@ class Pool(_Makers):
         quota: str | SupportsIndex | None,
         lease: float | None,
         timeout: float | Wait | None,
-        opened_at: tuple[str, int],
+        opened_at: Site,
         group: GroupHold | None = None,
     ) -> Request: ...
     def _sessions(self) -> Sessions: ...

@@ -13,8 +13,8 @@ from libcpp.optional cimport optional
 
 from slabpool._core.array cimport new_array, new_copy, new_full, new_quick
 from slabpool._core.core cimport (
-    NO_REQUEST, Core, Devices, ack_answer, add_reachable, caller_of, check_here, failed, identity, location, name_key,
-    loop_wait, names_of, patience, settle_copies, state_of, text_of, trim_heaps, view_of, waiter_record,
+    NO_REQUEST, Core, Devices, LineReport, Site, ack_answer, add_reachable, caller_site, check_here, failed, identity,
+    loop_wait, name_key, names_of, patience, settle_copies, state_of, text_of, trim_heaps, view_of, waiter_record,
 )
 from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_memory cimport MemoryKind
@@ -148,7 +148,6 @@ cdef class Pool:
         self.core = Core.__new__(Core)
         self.core.pool = made.release()
         self.core.owner = weakref.ref(self)
-        self.core.filenames = {}
         self.core.give_way = hooks.sessions.give_way
         self.core.records_lines = wanted.debug > 0
         self.core.cleans = wanted.debug > 0 or wanted.scrub
@@ -286,14 +285,14 @@ cdef class Pool:
         -------
         Request
         """
-        opened_at = caller_of(self.core)
+        opened_at = caller_site()
         devices = tuple(devices) if not isinstance(devices, (str, bytes)) else devices
         return async_wait.served(
             self, loop_wait(self.core, priority),
             lambda wait: self._open_turn(request_id, devices, reserve, quota, lease, wait, opened_at), timeout)
 
-    def _open_turn(self, request_id, devices, reserve, quota, lease, timeout, opened_at, GroupHold group=None):
-        """As `request`, on behalf of the caller at (file, line)."""
+    def _open_turn(self, request_id, devices, reserve, quota, lease, timeout, Site opened_at not None, GroupHold group=None):
+        """As `request`, on behalf of the caller at this line."""
         return open_request(self, self.core, self.devices, request_id, devices, reserve, quota, lease, timeout,
                             None, opened_at, group)
 
@@ -396,7 +395,7 @@ cdef class Pool:
         ...     print(session["kv"].shape)
         (2, 4, 64)
         """
-        where = caller_of(self.core)
+        where = caller_site()
         return self._sessions().open(session_id, budget, ttl, priority, where)
 
     def sessions(self):

@@ -15,15 +15,15 @@ from libcpp.vector cimport vector
 
 from slabpool._core.array cimport new_array, new_copy, new_full, new_plain
 from slabpool._core.core cimport (
-    NO_REQUEST, Wait, ack_answer, caller, caller_of, check_here, deadline_of, failed, find_room, identity, located, location,
-    loop_wait, name_key, names_of, next_slice, only_made_by, patience, wait_of,
+    NO_REQUEST, LineReport, Site, Wait, ack_answer, caller, caller_site, check_here, deadline_of, failed, find_room, identity,
+    location, loop_wait, name_key, names_of, next_slice, note_code, only_made_by, patience, show_line, wait_of,
     state_of, status_code, text_of, view_of,
 )
 from slabpool._core.cpp_block cimport Block, byte
 from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_observe cimport GroupInfo, QuotaInfo, RequestInfo
-from slabpool._core.cpp_pool cimport Acked, Adopted
-from slabpool._core.cpp_request cimport AckResult, OpenSpec, device_span, string_view
+from slabpool._core.cpp_pool cimport Acked, Adopted, kLiveViews, kPendingDevices
+from slabpool._core.cpp_request cimport AckResult, OpenSpec, device_span, kMaxDevices, string_view
 from slabpool._core.cpp_status cimport Error, Status
 from slabpool._core.cpp_wait cimport Waiter
 from slabpool._core.cuda cimport stream_device, stream_of
@@ -47,6 +47,8 @@ cdef extern from *:
 
 cdef object PENDING = Ack.PENDING
 cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
+# From so many names on, they are searched by hash.
+cdef Py_ssize_t MANY_NAMES = 16
 
 include "adopt.pxi"
 include "opening.pxi"
@@ -99,7 +101,7 @@ cdef class Request:
         if not self.core.pool.usable_here() or not self.core.pool.is_open(self.handle):
             return
         try:
-            opened_at = self._info()[4]
+            opened_at = self._opened_at()
         except MemoryError:
             opened_at = "?"
         # Before the warning, which a filter may turn into an exception.
@@ -422,21 +424,48 @@ cdef class Request:
             return _ack_after(self, device, stream)
         number = self.devices.numbers.get(device) if type(device) is str or type(device) is int else None
         if unlikely(number is None):
-            return self.devices.ack_other_name(&self.handle, self.named, device, self)
+            return self.devices.ack_other_name(&self.handle, self.quick_named(), device, self)
         cdef uint32_t index = number
-        if index >= 64 or not self.named_mask >> index & 1:
+        if unlikely(not self.has_named(index)):
             # Once the slot is reused the core cannot tell an unknown device from a late ack, and would answer late.
-            if device not in self.named and self.core.pool.released(self.handle):
+            if device not in self.quick_named() and self.core.pool.released(self.handle):
                 hooks.messages.unknown_device(device, self)
         cdef Acked acked
         if unlikely(self.core.cleans):
-            return self.devices.ack_without_gil(&self.handle, index, self.named, device, self)
+            return self.devices.ack_without_gil(&self.handle, index, self.quick_named(), device, self)
         acked = self.core.pool.ack(self.handle, index)
         if acked.result == AckResult.pending:
             return PENDING
         if unlikely(acked.result == AckResult.late):  # of every status that is not ok, too
-            return self.devices.late(acked.status, &self.handle, self.named, device, self)
+            return self.devices.late(acked.status, &self.handle, self.quick_named(), device, self)
         return ack_answer(<int>acked.result)
+
+    cdef bint has_named(self, uint32_t number) noexcept:
+        if number < 64:
+            return self.named_mask >> number & 1
+        number -= 64
+        return number >> 6 < self.named_more.size() and self.named_more[number >> 6] >> (number & 63) & 1
+
+    cdef int add_named(self, object device, uint32_t number) except -1:
+        cdef uint32_t word
+        if type(self.named) is tuple and len(<tuple>self.named) < MANY_NAMES:
+            self.named = <tuple>self.named + (device,)
+        else:
+            (<set>self.quick_named()).add(device)
+        if number < 64:
+            self.named_mask |= <uint64_t>1 << number
+        else:
+            word = (number >> 6) - 1
+            if word >= self.named_more.size():
+                self.named_more.resize(word + 1)
+            self.named_more[word] |= <uint64_t>1 << (number & 63)
+        return 0
+
+    cdef object quick_named(self):
+        """`named`, in a form in which a name is found at once. Made when first needed, because few requests need it."""
+        if type(self.named) is tuple and len(<tuple>self.named) >= MANY_NAMES:
+            self.named = set(<tuple>self.named)
+        return self.named
 
     def add_device(self, device):
         """One more device must acknowledge (a ring was repartitioned). Only while the host is a holder.
@@ -464,9 +493,7 @@ cdef class Request:
             hooks.messages.not_the_parents(device, self)
         if status != Status.ok:
             failed(self.core, self, status, 0, device)
-        self.named = self.named + (device,)
-        if number < 64:
-            self.named_mask |= <uint64_t>1 << number
+        self.add_named(device, number)
 
     def remove_device(self, device):
         """Acknowledges on the device's behalf; the same as ``ack(device)``."""
@@ -581,16 +608,9 @@ cdef class Request:
 
     # ---- looking
 
-    cdef tuple _info(self):
-        """(state, nbytes, pending, live_views, opened_at, those of pending that wait for a stream)"""
+    cdef object _opened_at(self):
         cdef RequestInfo info
-        check_here(self.core)
-        if not self.core.pool.describe(self.handle, info):
-            return RequestState.RELEASED, 0, frozenset(), 0, "?", frozenset()
-        cdef list names = self.devices.names  # of the same moment: see Devices
-        pending = names_of(names, info.pending)
-        behind = names_of(names, info.behind_stream)
-        return state_of(<int>info.state), info.nbytes, pending, info.live_views, location(info.opened_at), behind
+        return location(info.opened_at) if self.core.pool.describe(self.handle, info, 0) else "?"
 
     @property
     def generation(self):
@@ -609,22 +629,32 @@ cdef class Request:
     @property
     def pending(self):
         """Devices that have not acknowledged (frozenset of str or int)."""
-        return self._info()[2]
+        cdef RequestInfo info
+        check_here(self.core)
+        if not self.core.pool.describe(self.handle, info, kPendingDevices):
+            return frozenset()
+        return names_of(self.devices.names, info.pending)
 
     @property
     def state(self):
         """The `RequestState`."""
-        return self._info()[0]
+        cdef RequestInfo info
+        check_here(self.core)
+        return state_of(<int>info.state) if self.core.pool.describe(self.handle, info, 0) else RequestState.RELEASED
 
     @property
     def nbytes(self):
         """Bytes of the blocks it holds; once released, of those that views retain."""
-        return self._info()[1]
+        cdef RequestInfo info
+        check_here(self.core)
+        return info.nbytes if self.core.pool.describe(self.handle, info, 0) else 0
 
     @property
     def live_views(self):
         """Arrays that point into its memory; an array and its slices count as one."""
-        return self._info()[3]
+        cdef RequestInfo info
+        check_here(self.core)
+        return info.live_views if self.core.pool.describe(self.handle, info, kLiveViews) else 0
 
     @property
     def cancelled(self):
@@ -691,8 +721,16 @@ cdef class Request:
     def __repr__(self):
         if not self.core.pool.usable_here():
             return f"<Request {show(self.id)} generation {self.handle.generation}: inherited through fork>"
-        state, nbytes, pending, _, where, behind = self._info()
-        waits = f", waits for {waits_for(pending, behind)}" if pending else ""
+        cdef RequestInfo info
+        state, nbytes, waits, where = RequestState.RELEASED, 0, "", "?"
+        cdef list names = self.devices.names
+        if self.core.pool.describe(self.handle, info, kPendingDevices):
+            names = self.devices.names  # of the same moment: see Devices
+            where = location(info.opened_at)
+            state, nbytes = state_of(<int>info.state), info.nbytes
+            if not info.pending.empty():
+                pending, behind = names_of(names, info.pending), names_of(names, info.behind_stream)
+                waits = f", waits for {waits_for(pending, behind)}"
         return (f"<Request {show(self.id)} generation {self.handle.generation}: {state.value}, "
                 f"{nbytes} bytes{waits}, opened at {where}>")
 
@@ -702,13 +740,14 @@ cdef object _ack_after(Request self, object device, object stream):
     cdef Error error
     cdef Acked acked
     check_here(self.core)
-    cdef int64_t number = self.devices.known_to(self.named, device, self)  # raises for an unknown one
+    cdef object named = self.quick_named()
+    cdef int64_t number = self.devices.known_to(named, device, self)  # raises for an unknown one
     # As in ack().
-    if device not in self.named and self.core.pool.released(self.handle):
+    if device not in named and self.core.pool.released(self.handle):
         hooks.messages.unknown_device(device, self)
     on.stream = stream_of(stream)
     on.device = stream_device(stream)
-    number = self.devices.known_to(self.named, device, self)  # again, because Python code of the stream has run
+    number = self.devices.known_to(named, device, self)  # again, because Python code of the stream has run
     if number < 0:
         return ack_answer(<int>self.core.pool.ack_retired(self.handle))
     self.core.pool.devices().hold_number(<uint32_t>number)
@@ -718,7 +757,7 @@ cdef object _ack_after(Request self, object device, object stream):
     if acked.status == Status.ok and acked.result != AckResult.late:
         return ack_answer(<int>acked.result)
     if acked.status == Status.ok or acked.status == Status.unknown_device:
-        return self.devices.late(acked.status, &self.handle, self.named, device, self)
+        return self.devices.late(acked.status, &self.handle, named, device, self)
     hooks.messages.stream_failed(StatusCode(<int>acked.status), stream,
                                  text_of(error.text))
     failed(self.core, self, acked.status, 0, device)

@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import Any, final
 
-from slabpool._core.core import StatusCode, Wait
+from slabpool._core.core import Site, StatusCode, Wait
 from slabpool._core.pool import Pool
 from slabpool._core.request import GroupHold, Request
 
@@ -39,7 +39,7 @@ class Shelf:
         self,
         tensor: object,
         name: str,
-        where: tuple[str, int],
+        where: Site,
         instead: Kept | None,
         keeper: Callable[[StatusCode, int], None],
     ) -> Kept | StatusCode: ...
@@ -47,7 +47,7 @@ class Shelf:
 def key_of(session_id: object, group: GroupHold | None) -> bytes: ...
 def is_under(group: GroupHold | None, other: GroupHold) -> bool: ...
 def open_shelf(
-    pool: Pool, session_id: object, budget: int | None, where: tuple[str, int], group: GroupHold | None
+    pool: Pool, session_id: object, budget: int | None, where: Site, group: GroupHold | None
 ) -> Shelf | None: ...
 def set_limit(pool: Pool, limit: int | None) -> None: ...
 def kept_bytes(pool: Pool) -> int: ...

@@ -15,13 +15,13 @@ from libcpp.vector cimport vector
 
 from slabpool._core.array cimport own, own_frozen, parse_shape, wrap, wrap_frozen, wrap_strided
 from slabpool._core.core cimport (
-    Core, Shape, Wait, check_here, failed, located, loop_wait, name_key, patience, view_of,
+    Core, Shape, Site, Wait, check_here, failed, loop_wait, name_key, note_code, patience, view_of,
 )
 from slabpool._core.cpp_block cimport Block, byte
 from slabpool._core.cpp_observe cimport RequestInfo
 from slabpool._core.cpp_pool cimport Kept as CppKept
 from slabpool._core.cpp_pool cimport Groups, KeepSpec, Planned, Shortage
-from slabpool._core.cpp_request cimport Handle, SourceLocation, handle_span
+from slabpool._core.cpp_request cimport Handle, handle_span
 from slabpool._core.cpp_status cimport Status
 from slabpool._core.pool cimport Pool
 from slabpool._core.request cimport GroupHold, Request, block_of_array, refuser_of
@@ -36,10 +36,6 @@ from slabpool.errors import InvalidArgumentError, InvalidTypeError, RequestClose
 cnp.import_array()
 
 cdef uint64_t NO_LIMIT = 1 << 62
-
-
-cdef SourceLocation _where(Core core, tuple where) except *:
-    return located(core, where[0], where[1])
 
 
 @cython.final
@@ -65,7 +61,7 @@ cdef class Kept:
     @property
     def nbytes(self):
         cdef RequestInfo info
-        return info.nbytes if self.core.pool.describe(self.handle, info) else 0
+        return info.nbytes if self.core.pool.describe(self.handle, info, 0) else 0
 
     @property
     def live_views(self):
@@ -220,7 +216,7 @@ cdef class Shelf:
                 f"got {type(tensor).__name__}")
         return _locate_array(self.core, tensor, form)
 
-    def keep(self, tensor, str name, tuple where, Kept instead, keeper):
+    def keep(self, tensor, str name, Site where not None, Kept instead, keeper):
         """A Kept that holds the tensor's block now; or the status of a failure, after which nothing has changed."""
         cdef KeepSpec spec
         cdef Handle handle
@@ -229,8 +225,8 @@ cdef class Shelf:
         cdef bytes key = b"k" + len(self.key).to_bytes(4, "little") + self.key + b"=" + text
         cdef Block* block
         cdef bint viewed = isinstance(tensor, Tensors)
-        spec.where = _where(self.core, where)  # may raise: before anything is held
-        cdef Kept kept = Kept.__new__(Kept)  # so may this; and once the block is kept, it has an owner
+        spec.where = where.where
+        cdef Kept kept = Kept.__new__(Kept)  # may raise: before anything is held; and once the block is kept, it has an owner
         if viewed:
             block = (<Tensors>tensor).block
             if self.core.pool.open_view(block[0], (<Tensors>tensor).serial, (<Tensors>tensor).request) != Status.ok:
@@ -246,6 +242,8 @@ cdef class Shelf:
         if instead is not None:
             spec.instead_of = make_optional[Handle](instead.handle)
         status = self.core.pool.keep(spec, handle)
+        if status == Status.ok:
+            note_code(self.core, handle, spec.where)
         cdef uint32_t serial = block.serial()
         if viewed:
             self.core.pool.drop_view(block[0])
@@ -310,7 +308,7 @@ def is_under(GroupHold group, GroupHold other not None):
     return group is not None and group.handle.generation == other.handle.generation
 
 
-def open_shelf(Pool pool not None, session_id, budget, tuple where, GroupHold group):
+def open_shelf(Pool pool not None, session_id, budget, Site where not None, GroupHold group):
     """A Shelf; None if every request slot is taken."""
     check_here(pool.core)
     cdef bytes name = name_key(session_id, "session_id")
@@ -322,13 +320,14 @@ def open_shelf(Pool pool not None, session_id, budget, tuple where, GroupHold gr
         under = make_optional[Handle](group.handle)
         shelf.priority = group.priority
     cdef Status status = pool.core.pool.open_session(
-        view_of(key), NO_LIMIT if budget is None else budget, _where(pool.core, where), handle, under)
+        view_of(key), NO_LIMIT if budget is None else budget, where.where, handle, under)
     if status == Status.too_many_requests:
         return None
     if status == Status.request_closed and group is not None:
         hooks.messages.group_closed(group.id)
     if status != Status.ok:
         failed(pool.core, None, status, 0, None)
+    note_code(pool.core, handle, where.where)
     shelf.core = pool.core
     shelf.handle = handle
     shelf.key = name

@@ -74,17 +74,17 @@ cdef class Wait:
         cdef list records = []
         cdef size_t i
         for i in range(self.before.first.size()):
-            records.append(waiter_record(self.before.first[i], self.circle))
+            records.append(waiter_record(self.before.first[i], self.circle, self.lines))
         return self.before.count, records
 
 
-cdef object waiter_record(const WaiterInfo& info, bint circle):
+cdef object waiter_record(const WaiterInfo& info, bint circle, LineReport lines):
     id = None
     if not info.id.empty():
         id, _ = identity(info.id, info.kept)
     return WaiterRecord(
         request_id=id, nbytes=info.nbytes, priority=info.priority, waited=info.waited_ns / 1e9,
-        resource=RESOURCES[<int>info.resource], where=location(info.where),
+        resource=RESOURCES[<int>info.resource], where=lines.line(info.where),
         deadlock=circle and info.resource == Resource.memory)
 
 
@@ -121,7 +121,6 @@ cdef Wait wait_of(Core core, object timeout, object request):
     if wait.priority is None and request is not None:
         wait.waiter.priority = request.priority
     wait.core = core
-    wait.filenames = core.filenames
     return wait
 
 
@@ -129,7 +128,7 @@ cdef Wait loop_wait(Core core, object priority):
     cdef Wait wait = _wait(None, priority)
     wait.core = core
     wait.in_loop = True
-    wait.waiter.where = caller(core)
+    show_line(wait, caller())
     return wait
 
 
@@ -184,7 +183,7 @@ cdef Status _refused(const Waiter& waiter) noexcept:
 
 cdef int _enter(Core core, Wait wait) except -1:
     if wait.waiter.where.line == 0:
-        wait.waiter.where = caller(core)
+        show_line(wait, caller())
     core.pool.set_gives_way(core.sessions is not None or core.heaps is not None or _copies_under_way != 0)
     core.pool.enter(wait.waiter)
     return 0
@@ -211,8 +210,12 @@ cdef Status find_room(Core core, Status status, Attempt attempt, void* job, Wait
 
 
 cdef int _give_up(Core core, Wait wait, Status status, Handle request, uint64_t nbytes) except -1:
+    cdef size_t i
     if _room_may_come(status) and core.pool.waiting() != 0:
+        wait.lines = LineReport.__new__(LineReport)
         wait.before = core.pool.ahead_of(wait.waiter)
+        for i in range(wait.before.first.size()):
+            wait.lines.add(wait.before.first[i].where)
         wait.circle = wait.waits and core.pool.in_circle()
     if status == Status.exhausted or status == Status.waiters_ahead or status == Status.system_refused:
         core.pool.note_exhausted(request, nbytes)

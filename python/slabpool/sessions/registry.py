@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from slabpool._core.core import FREED, NOTHING, ROOM, StatusCode
+from slabpool._core.core import FREED, NOTHING, ROOM, Site, StatusCode
 from slabpool._core.session import (
     Kept,
     Shelf,
@@ -57,7 +57,6 @@ from slabpool.sessions.state import (
     Options,
     Queue,
     State,
-    Where,
     parse_priority,
     parse_ttl,
 )
@@ -108,7 +107,7 @@ class Sessions:
         budget: object,
         ttl: object,
         priority: object,
-        where: Where,
+        where: Site,
         group: GroupHold | None = None,
     ) -> Session:
         """The live session of the id, or a new one."""
@@ -149,7 +148,7 @@ class Sessions:
             state.priority = priority
             self._idle.push(state)
 
-    def open_turn(self, state: State, options: Options, where: Where) -> Request:
+    def open_turn(self, state: State, options: Options, where: Site) -> Request:
         """Opens a request that uses the session until it is released."""
         pool = self._pool_here()
         with self.turn_opens(state):
@@ -197,7 +196,7 @@ class Sessions:
 
     # ---- keeping
 
-    def keep(self, state: State, name: str, tensor: object, where: Where) -> None:
+    def keep(self, state: State, name: str, tensor: object, where: Site) -> None:
         """The session keeps the tensor's block from now on, under this name."""
         if not isinstance(name, str):
             raise InvalidTypeError(f"a kept tensor's name must be a str, got {show_typed(name)}")
@@ -213,7 +212,7 @@ class Sessions:
                 self._evict(*plan)
 
     def _keep(
-        self, pool: Pool, state: State, name: str, tensor: object, where: Where
+        self, pool: Pool, state: State, name: str, tensor: object, where: Site
     ) -> tuple[Plan, str] | None:
         """None once it is kept; otherwise what has to give way first, and why."""
         found = state.shelf.locate(tensor)
@@ -245,7 +244,7 @@ class Sessions:
         name: str,
         tensor: Any,
         nbytes: int,
-        where: Where,
+        where: Site,
         old: Block | None,
     ) -> Block | tuple[Plan, str]:
         instead = old.kept if old is not None and old.names == 1 else None

@@ -5,14 +5,13 @@ All decisions are made in `slabpool.sessions.registry`.
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from slabpool._core import async_wait
-from slabpool._core.core import Wait
+from slabpool._core.core import Site, Wait, calling_site
 from slabpool._core.tensors import GrowableTensor, Tensors
 from slabpool.arguments.texts import few, show
 from slabpool.errors import InvalidTypeError
@@ -27,11 +26,6 @@ if TYPE_CHECKING:
 
 _Size = str | SupportsIndex
 _Callback = Callable[["Session"], object]
-
-
-def _caller() -> tuple[str, int]:
-    frame = sys._getframe(2)
-    return frame.f_code.co_filename, frame.f_lineno
 
 
 class Session:
@@ -126,7 +120,7 @@ class Session:
         ('chat-42', 'chat-42', True)
         """
         wait = self._state.shelf.wait(timeout, priority)
-        return self._sessions.open_turn(self._state, (devices, reserve, quota, lease, wait), _caller())
+        return self._sessions.open_turn(self._state, (devices, reserve, quota, lease, wait), calling_site())
 
     def request_async(
         self,
@@ -149,13 +143,13 @@ class Session:
         -------
         Request
         """
-        where = _caller()
+        where = calling_site()
         named = tuple(devices) if not isinstance(devices, (str, bytes)) else devices
         wait = self._state.shelf.loop_wait(priority)
         return self._request_async((named, reserve, quota, lease), where, wait, timeout)
 
     async def _request_async(
-        self, options: tuple[Any, Any, Any, Any], where: tuple[str, int], wait: Wait, timeout: float | None
+        self, options: tuple[Any, Any, Any, Any], where: Site, wait: Wait, timeout: float | None
     ) -> Request:
         with self._sessions.turn_opens(self._state):
             request = await async_wait.served(
@@ -208,7 +202,7 @@ class Session:
         ...     turn.nbytes, session.nbytes
         (0, 1024)
         """
-        self._sessions.keep(self._state, name, tensor, _caller())
+        self._sessions.keep(self._state, name, tensor, calling_site())
 
     def __getitem__(self, name: str) -> Any:
         """A read-only view of the tensor kept under a name: a numpy.ndarray, Tensors or a GrowableTensor."""

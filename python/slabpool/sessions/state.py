@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from slabpool._core.core import StatusCode
+from slabpool._core.core import Site, StatusCode
 from slabpool._core.session import Form, Kept, Shelf
 from slabpool.arguments.seconds import some_seconds
 from slabpool.arguments.texts import show, show_typed
@@ -35,8 +35,6 @@ FOR_SLOTS = "request slots"
 FOR_BUDGET = "budget"
 FOR_QUOTA = "quota"
 
-#: File and line of the user's program.
-Where = tuple[str, int]
 #: The arguments of a turn's request: devices, reserve, quota, lease, timeout.
 Options = tuple[Any, Any, Any, Any, Any]
 
@@ -106,7 +104,7 @@ class State:
         shelf: Shelf,
         ttl: float | None,
         priority: int,
-        opened_at: Where,
+        opened_at: Site,
         born_ns: int,
         group: GroupHold | None,
     ) -> None:
@@ -172,7 +170,7 @@ class State:
             priority=self.priority,
             pinned=self.pins > 0,
             age=(now_ns - self.born_ns) / 1e9,
-            opened_at=f"{self.opened_at[0]}:{self.opened_at[1]}",
+            opened_at=str(self.opened_at),
             group=None if self.group is None else self.group.id,
         )
 

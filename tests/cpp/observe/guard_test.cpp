@@ -52,8 +52,8 @@ TEST_F(GuardTest, FindsTheFirstByteWrittenPastTheEnd) {
     EXPECT_EQ(last.nbytes, 100U);
     EXPECT_EQ(last.generation, 7U);
     EXPECT_EQ(last.address, reinterpret_cast<std::uintptr_t>(block.data));
-    EXPECT_STREQ(last.allocated_at.file, "engine.py");
-    EXPECT_EQ(last.allocated_at.line, 42U);
+    EXPECT_EQ(last.file, "engine.py");
+    EXPECT_EQ(last.line, 42U);
   }
   EXPECT_EQ(guard.found().size(), 3U);
 }

@@ -4,6 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <atomic>
+#include <thread>
+#include <vector>
 
 namespace slabpool {
 namespace {
@@ -22,6 +25,12 @@ class RequestBlocksTest : public testing::Test {
   Status attach(Block& block, bool viewed = false) {
     block.start(Block::kRequest | (viewed ? Block::kView : 0));
     return blocks.attach(block, [] { return true; });
+  }
+  static std::uint32_t views(const RequestBlocks& of) {
+    RequestBlocks::ViewCount count(of);
+    while (count.next()) {
+    }
+    return count.views();
   }
   static int length(const Block* chain) {
     int count = 0;
@@ -50,14 +59,14 @@ TEST_F(RequestBlocksTest, BlocksWithoutViewsAreReleasedAndTheOthersRetained) {
   ASSERT_EQ(attach(all[0]), Status::ok);
   ASSERT_EQ(attach(all[1], true), Status::ok);
   ASSERT_EQ(attach(all[2]), Status::ok);
-  EXPECT_EQ(blocks.views(), 1U);
+  EXPECT_EQ(views(blocks), 1U);
   const RequestBlocks::Released back = blocks.release(retained);
   EXPECT_EQ(length(back.chain), 2);
   EXPECT_EQ(back.freed, 200U);
   EXPECT_EQ(back.retained, 100U);
   EXPECT_EQ(retained.load(), 100U);
   EXPECT_EQ(blocks.bytes(), 100U);
-  EXPECT_EQ(blocks.views(), 1U);
+  EXPECT_EQ(views(blocks), 1U);
   EXPECT_FALSE(blocks.retire()) << "a retained block keeps the slot";
   blocks.retain_view();
   all[1].hold();
@@ -65,7 +74,7 @@ TEST_F(RequestBlocksTest, BlocksWithoutViewsAreReleasedAndTheOthersRetained) {
   EXPECT_TRUE(blocks.drop_retained(all[1], retained));
   EXPECT_EQ(retained.load(), 0U);
   EXPECT_EQ(blocks.bytes(), 0U);
-  EXPECT_EQ(blocks.views(), 0U);
+  EXPECT_EQ(views(blocks), 0U);
   EXPECT_TRUE(blocks.returned_retained());
 }
 
@@ -126,10 +135,94 @@ TEST_F(RequestBlocksTest, ABlockMovesWithItsBytes) {
   EXPECT_EQ(RequestBlocks::move(all[1], blocks, other, 7, yes, ok), Status::ok);
   EXPECT_EQ(blocks.bytes(), 100U);
   EXPECT_EQ(other.bytes(), 100U);
-  EXPECT_EQ(blocks.views(), 0U);
-  EXPECT_EQ(other.views(), 1U);
+  EXPECT_EQ(views(blocks), 0U);
+  EXPECT_EQ(views(other), 1U);
   EXPECT_EQ(all[1].request.load(), 8U);
   EXPECT_EQ(length(blocks.release(retained).chain), 1);
+}
+
+// ---- counting views in parts
+
+class ViewCountTest : public testing::Test {
+ protected:
+  static constexpr std::uint32_t kAtOnce = RequestBlocks::ViewCount::kBlocksAtOnce;
+  static constexpr std::uint32_t kBlocks = 10 * kAtOnce;
+
+  ViewCountTest() : all(kBlocks) {
+    blocks.reset();
+    for (Block& block : all) {
+      block.start(Block::kRequest | Block::kView);
+      EXPECT_EQ(blocks.attach(block, yes), Status::ok);
+    }
+  }
+  static bool yes() { return true; }
+  // The count goes from the block that was attached last to the first.
+  Block& counted_at(std::uint32_t place) { return all[kBlocks - 1 - place]; }
+
+  std::vector<Block> all;
+  std::atomic<std::uint64_t> retained{0};
+  RequestBlocks blocks;
+};
+
+TEST_F(ViewCountTest, AHoldOfTheLockCountsAFewBlocksHoweverManyThereAre) {
+  RequestBlocks::ViewCount count(blocks);
+  std::uint32_t holds = 1;
+  for (; count.next(); ++holds) EXPECT_EQ(count.views(), holds * kAtOnce);
+  EXPECT_EQ(holds, kBlocks / kAtOnce);
+  EXPECT_EQ(count.views(), kBlocks);
+}
+
+TEST_F(ViewCountTest, BetweenTwoHoldsBlocksComeAndGo) {
+  RequestBlocks::ViewCount count(blocks);
+  RequestBlocks::ViewCount other(blocks);
+  ASSERT_TRUE(count.next());
+  RequestBlocks to;
+  to.reset();
+  // The next two to be counted, the last one, and one that was counted.
+  for (const std::uint32_t place : {kAtOnce, kAtOnce + 1, kBlocks - 1, 0U})
+    EXPECT_TRUE(blocks.detach(counted_at(place), yes));
+  EXPECT_EQ(RequestBlocks::move(counted_at(kAtOnce + 2), blocks, to, 7, yes, [] { return Status::ok; }),
+            Status::ok);
+  Block later;
+  later.start(Block::kRequest | Block::kView);
+  ASSERT_EQ(blocks.attach(later, yes), Status::ok);
+  while (count.next()) {
+  }
+  while (other.next()) {
+  }
+  EXPECT_EQ(count.views(), kBlocks - 4);
+  EXPECT_EQ(other.views(), kBlocks - 5);
+}
+
+TEST_F(ViewCountTest, TheCountEndsWithTheRequest) {
+  RequestBlocks::ViewCount count(blocks);
+  ASSERT_TRUE(count.next());
+  (void)blocks.release(retained);
+  EXPECT_FALSE(count.next());
+  EXPECT_EQ(count.views(), kAtOnce);
+}
+
+TEST_F(ViewCountTest, ObserversCountWhileBlocksComeAndGo) {
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> observers;
+  for (int i = 0; i < 2; ++i) {
+    observers.emplace_back([&] {
+      while (!stop.load()) {
+        RequestBlocks::ViewCount count(blocks);
+        while (count.next()) {
+        }
+        EXPECT_LE(count.views(), kBlocks);
+      }
+    });
+  }
+  for (int i = 0; i < 3000; ++i) {
+    Block& block = all[static_cast<std::size_t>(i * 7) % kBlocks];
+    ASSERT_TRUE(blocks.detach(block, yes));
+    ASSERT_EQ(blocks.attach(block, yes), Status::ok);
+  }
+  (void)blocks.release(retained);
+  stop.store(true);
+  for (std::thread& observer : observers) observer.join();
 }
 
 }  // namespace

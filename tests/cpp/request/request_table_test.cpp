@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -416,6 +417,44 @@ TEST_F(RequestTableTest, SilentDevicesPutARequestInDoubt) {
   EXPECT_FALSE(in_doubt(5000)) << "only a silent holder puts a request in doubt";
   close(handle);
   EXPECT_FALSE(table.any_lease());
+}
+
+TEST_F(RequestTableTest, AGenerationIsFoundAmongAnyNumberOfThem) {
+  constexpr std::uint32_t kOpen = 20'000;
+  std::vector<Handle> all;
+  // Every tenth stays, so that generations are not consecutive.
+  for (std::uint32_t i = 0; i < 10 * kOpen; ++i) {
+    const Handle one = open("sa", {0});
+    if (i % 10 == 0) {
+      all.push_back(one);
+    } else {
+      (void)leave(one, 0);
+      close(one);
+    }
+  }
+  std::uint64_t looked = 0;
+  std::uint32_t most = 0;
+  for (const Handle& one : all) {
+    const RequestTable::Waiting found = find_waiting("sa", 0, one.generation);
+    ASSERT_EQ(found.count, 1U);
+    ASSERT_EQ(found.handle.slot, one.slot);
+    EXPECT_FALSE(find_waiting("sb", 0, one.generation).found) << "it is not of that id";
+    looked += found.looked;
+    most = std::max(most, found.looked);
+  }
+  EXPECT_LE(looked, 5 * all.size()) << "the others are passed over";
+  EXPECT_LE(most, 20U);
+  Handle cancelled;
+  ClaimedList over;
+  EXPECT_EQ(table.cancel_id("sa", {}, over, cancelled), kOpen) << "which one is not said";
+  EXPECT_EQ(table.cancel_id("sa", all[7].generation, over, cancelled), 1U);
+  EXPECT_EQ(cancelled.slot, all[7].slot);
+  for (std::uint32_t i = 0; i < kOpen; i += 2) {
+    (void)leave(all[i], 0);
+    close(all[i]);
+  }
+  for (std::uint32_t i = 0; i < kOpen; ++i)
+    ASSERT_EQ(find_waiting("sa", 0, all[i].generation).found, i % 2 != 0) << i;
 }
 
 // The last generations there are: an ack of a request 2^32 opens ago is late, and no generation is used twice.
