@@ -130,7 +130,8 @@ class RequestTable {
   bool is_over(Handle handle) const noexcept;  // every holder has left
   // True once the request is over and its blocks went back, except those that views retain.
   bool has_ended(Handle handle) const noexcept;
-  bool is_cancelled(Handle handle) const noexcept;  // and not over
+  // Whether the host has cancelled it. Of a request that is over: false once a later one in its slot is cancelled.
+  bool is_cancelled(Handle handle) const noexcept;
 
   // The budget of a request that has_budget (budget.cpp), and its levels (levels.hpp). charge(): ok, quota_exceeded (`refused`
   // says by what), or request_closed; `reserve` is what was promised at the nearest level that has one. uncharge(): the

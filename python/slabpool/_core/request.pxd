@@ -31,7 +31,7 @@ cdef class Request:
     cdef tuple named            # devices named when opened or added: tells a late ack from one of an unknown device
     cdef uint64_t named_mask    # the numbers of those below 64, as bits: answers most acks without the tuple
     cdef bint closed            # close() or cancel() was called on this object
-    cdef bint gave_up           # cancel() was; the core forgets it with the request
+    cdef bint gave_up           # it was cancelled; the core may forget it once a later request of its slot is
     cdef object __weakref__
     cdef tuple _info(self)
     cdef void _leave(self, bint cancel) noexcept

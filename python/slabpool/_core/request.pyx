@@ -627,10 +627,15 @@ cdef class Request:
 
     @property
     def cancelled(self):
-        """Whether `cancel` was called while the host was a holder. Of a request that was cancelled by its id, or with its
-        parent, it is False again once the request is released."""
+        """Whether it was cancelled while the host was a holder: by `cancel`, an exception in its ``with`` block,
+        `Pool.cancel`, with its parent, or by ``Pool.close(force=True)``.
+
+        Of a released request that was not cancelled through this object, the pool knows it until a later request in the
+        same place is cancelled. An answer that was given stays.
+        """
         check_here(self.core)
-        return self.gave_up or self.core.pool.cancelled(self.handle)
+        self.gave_up = self.gave_up or self.core.pool.cancelled(self.handle)
+        return self.gave_up
 
     def wait(self, timeout=None):
         """Waits, without the GIL, until the request is released.

@@ -302,7 +302,7 @@ def call_failed(
         assert request is not None
         state = "released" if request.state.value == "released" else "closed by the host"
         raise RequestClosedError(
-            f"request {show(request.id)} generation {request.generation} is {state}: nothing can be "
+            f"request {show(request.id)} generation {request.generation} {how_over(request)}: nothing can be "
             "allocated for it or changed; open a new request"
         )
     if status == StatusCode.UNKNOWN_DEVICE:
@@ -319,6 +319,13 @@ def call_failed(
             "further work on it in this process. Start a new process; the first CUDA error says what failed"
         )
     raise SlabpoolError(f"pool {show(pool.name)}: unexpected status {status}")
+
+
+def how_over(request: Request) -> str:
+    """How the host left a request, for a message."""
+    if request.cancelled:
+        return "was cancelled"
+    return "is released" if request.state.value == "released" else "is closed by the host"
 
 
 Refuser = tuple[str, object, int, int, int] | None  # kind, id, generation, quota, used

@@ -28,6 +28,7 @@ from slabpool.messages.pool import (
     around_use,
     group_use,
     held_at,
+    how_over,
     names,
     of_request,
     refusal,
@@ -177,8 +178,8 @@ def open_failed(
         )
     if parent is not None and status == StatusCode.REQUEST_CLOSED:
         raise RequestClosedError(
-            f"request {show(parent.id)} generation {parent.generation} is closed: no child can be opened "
-            "in it"
+            f"request {show(parent.id)} generation {parent.generation} {how_over(parent)}: no child can be "
+            "opened in it"
         )
     raise SlabpoolError(
         f"pool {show(pool.name)}: request {show(request_id)} could not be opened (status {status.name})"
