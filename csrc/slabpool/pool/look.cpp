@@ -134,6 +134,11 @@ Refusal Pool::explain_exhausted() noexcept {
         if (std::find(notable.largest, last, notable.oldest[i]) == last)
           add(refusal.oldest, *notable.oldest[i]);
     });
+    table_.promised_groups([&](const RequestTable::PromisedGroups& groups) {
+      refusal.groups.reserve(groups.count);
+      for (std::uint32_t i = 0; i < groups.count; ++i)
+        refusal.groups.push_back(group_info(*groups.at[i], now));
+    });
   } catch (const std::bad_alloc&) {  // fewer are named
   }
   return refusal;

@@ -78,6 +78,11 @@ cdef class Snapshot:
         """The same of the oldest holders that are not among the largest."""
         return self._records(self.refusal.oldest)
 
+    def groups(self):
+        """Records of the groups with the most left of their reserve."""
+        cdef size_t i
+        return [group_record(self.refusal.groups[i]) for i in range(self.refusal.groups.size())]
+
     cdef list _records(self, const vector[Holder]& holders):
         cdef list records = []
         for i in range(<Py_ssize_t>holders.size()):

@@ -121,6 +121,11 @@ def held_at(snapshot: Snapshot) -> str:
     arrays, nbytes = heaps.usage(pool) if pool is not None and pool._usable_here else (0, 0)
     if arrays:
         lines.append(f"\n  {arrays} arrays that numpy made under numpy_handler: {show_size(nbytes)}")
+    lines.extend(
+        f"\n  group {show(group.group_id)}: {show_size(group.reserved)} of its reserve left, "
+        f"opened at {short(group.opened_at, 100)}"
+        for group in snapshot.groups()
+    )
     return "".join(lines) or "\n  no request; views that belong to none"
 
 
