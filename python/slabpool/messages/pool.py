@@ -29,7 +29,7 @@ from slabpool.errors import (
     UnknownDeviceError,
 )
 from slabpool.messages.system import system_refused
-from slabpool.records import of_group, set_aside
+from slabpool.records import of_group
 
 if TYPE_CHECKING:
     import weakref
@@ -378,10 +378,32 @@ def group_use(pool_of: weakref.ref[Pool], refuser: tuple[str, object, int, int, 
     held = [r for r in pool.requests() if r.group == id and (r.nbytes or r.reserved)]
     held.sort(key=lambda record: record.nbytes, reverse=True)
     largest = few(
-        (f"{_name(record)} {show_size(record.nbytes)}{set_aside(record.reserved)}" for record in held),
-        longest=80,
+        (f"{_name(record)} {show_size(record.nbytes)}{_reserve(record)}" for record in held), longest=80
     )
-    return f"{text}; its largest: {largest or 'none'}."
+    return f"{text}; its largest: {largest or 'none'}.{_sessions_of(pool, id, held)}"
+
+
+def _reserve(record: RequestRecord) -> str:
+    return f" ({show_size(record.reserved)} of its reserve left)" if record.reserved else ""
+
+
+def _sessions_of(pool: Pool, group: object, held: list[RequestRecord]) -> str:
+    """What the sessions of a group keep, and why they do not give way."""
+    sessions = [record for record in pool.sessions() if record.group == group and record.nbytes]
+    if not sessions:
+        return ""
+    viewed = {r.request_id for r in held if r.kept_as is not None and r.live_views}
+    counts = dict.fromkeys(("in use", "pinned", "with live views", "idle"), 0)
+    for record in sessions:
+        if record.idle is None:
+            why = "in use"
+        elif record.pinned:
+            why = "pinned"
+        else:
+            why = "with live views" if record.session_id in viewed else "idle"
+        counts[why] += 1
+    size = show_size(sum(record.nbytes for record in sessions))
+    return f" Its sessions keep {size}: {', '.join(f'{n} {why}' for why, n in counts.items() if n)}."
 
 
 def busy(pool: Pool) -> NoReturn:
