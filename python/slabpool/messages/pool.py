@@ -305,7 +305,6 @@ def call_failed(
         )  # fmt: skip
     if status == StatusCode.REQUEST_CLOSED:
         assert request is not None
-        state = "released" if request.state.value == "released" else "closed by the host"
         raise RequestClosedError(
             f"request {show(request.id)} generation {request.generation} {how_over(request)}: nothing can be "
             "allocated for it or changed; open a new request"
@@ -356,7 +355,7 @@ def _quota(
     )
 
 
-MORE_OF_GROUP = "Close some of them, or open the group with a larger quota="
+MORE_OF_GROUP = "Close some of them, wait with timeout=, or open the group with a larger quota="
 
 
 def around_use(refuser: tuple[str, object, int, int, int]) -> str:

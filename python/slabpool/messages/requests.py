@@ -213,9 +213,13 @@ def ack_failed(pool: Pool, status: StatusCode, request_id: object, device: objec
 
 def cancel_ambiguous(pool: Pool, request_id: object) -> NoReturn:
     """Raises for an id of which several requests are open."""
-    live = [str(r.generation) for r in pool.requests() if r.request_id == request_id and r.parent is None]
+    live = [
+        f"{r.generation}{of_group(r.group)}"
+        for r in pool.requests()
+        if r.request_id == request_id and r.parent is None and r.state.value in ("open", "in_doubt")
+    ]
     raise AmbiguousRequestError(
-        f"several generations of request {show(request_id)} are open, among {few(live)}, and none was "
+        f"several generations of request {show(request_id)} are open, {few(live)}, and none was "
         "cancelled; say which with generation="
     )
 
