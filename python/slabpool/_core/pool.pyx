@@ -55,7 +55,8 @@ cdef MemoryKind _kind_of(str kind) noexcept:
 
 @cython.final
 cdef class Pool:
-    """A fixed amount of memory that is lent to requests and returned when their last holder leaves.
+    """Pool(capacity, *, memory='host', name=None, scrub='never', debug=0, events=0, huge_pages=None, numa_node=None)\n--\n
+    A fixed amount of memory that is lent to requests and returned when their last holder leaves.
 
     Parameters
     ----------
@@ -168,8 +169,11 @@ cdef class Pool:
 
     # ---- memory that belongs to no request
 
+    # Methods with `dtype=float` write their signature themselves: `inspect` reads no default that is a type.
+    @cython.embedsignature(False)
     def empty(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
-        """As `Request.empty`, held by its views alone.
+        """empty($self, shape, dtype='float64', *, align=None, timeout=None, priority=None)\n--\n
+        As `Request.empty`, held by its views alone.
 
         Examples
         --------
@@ -181,8 +185,10 @@ cdef class Pool:
             return new_quick(self.core, shape, dtype)
         return new_array(self.core, NO_REQUEST, shape, dtype, align, False, patience(timeout, priority), None)
 
+    @cython.embedsignature(False)
     def zeros(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
-        """As `empty`, filled with zeros. Memory that is known to be zero is not written again."""
+        """zeros($self, shape, dtype='float64', *, align=None, timeout=None, priority=None)\n--\n
+        As `empty`, filled with zeros. Memory that is known to be zero is not written again."""
         return new_array(self.core, NO_REQUEST, shape, dtype, align, True, patience(timeout, priority), None)
 
     def full(self, shape, fill_value, dtype=None, *, align=None, timeout=None, priority=None):
@@ -193,8 +199,10 @@ cdef class Pool:
         """As `empty`, with shape, dtype and contents of `array`, in C order."""
         return new_copy(self.core, NO_REQUEST, array, align, patience(timeout, priority), None)
 
+    @cython.embedsignature(False)
     def empty_async(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
-        """As `Request.empty_async`, held by its views alone.
+        """empty_async($self, shape, dtype='float64', *, align=None, timeout=None, priority=None)\n--\n
+        As `Request.empty_async`, held by its views alone.
 
         Examples
         --------
@@ -209,8 +217,10 @@ cdef class Pool:
         return async_wait.served(self, loop_wait(self.core, priority),
                                  lambda wait: self.empty(shape, dtype, align=align, timeout=wait), timeout)
 
+    @cython.embedsignature(False)
     def zeros_async(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
-        """As `empty_async`, filled with zeros."""
+        """zeros_async($self, shape, dtype='float64', *, align=None, timeout=None, priority=None)\n--\n
+        As `empty_async`, filled with zeros."""
         check_here(self.core)
         return async_wait.served(self, loop_wait(self.core, priority),
                                  lambda wait: self.zeros(shape, dtype, align=align, timeout=wait), timeout)

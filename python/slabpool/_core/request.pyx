@@ -113,8 +113,11 @@ cdef class Request:
 
     # ---- memory
 
+    # Methods with `dtype=float` write their signature themselves: `inspect` reads no default that is a type.
+    @cython.embedsignature(False)
     def empty(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
-        """Array of undefined contents in the pool's memory, held by this request.
+        """empty($self, shape, dtype='float64', *, align=None, timeout=None, priority=None)\n--\n
+        Array of undefined contents in the pool's memory, held by this request.
 
         Parameters
         ----------
@@ -158,8 +161,10 @@ cdef class Request:
             return new_plain(self.core, self.handle, shape, dtype, self)
         return new_array(self.core, self.handle, shape, dtype, align, False, patience(timeout, priority), self)
 
+    @cython.embedsignature(False)
     def zeros(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
-        """As `empty`, filled with zeros. Memory that is known to be zero is not written again."""
+        """zeros($self, shape, dtype='float64', *, align=None, timeout=None, priority=None)\n--\n
+        As `empty`, filled with zeros. Memory that is known to be zero is not written again."""
         return new_array(self.core, self.handle, shape, dtype, align, True, patience(timeout, priority), self)
 
     def full(self, shape, fill_value, dtype=None, *, align=None, timeout=None, priority=None):
@@ -170,8 +175,10 @@ cdef class Request:
         """As `empty`, with shape, dtype and contents of `array`, in C order."""
         return new_copy(self.core, self.handle, array, align, patience(timeout, priority), self)
 
+    @cython.embedsignature(False)
     def growable(self, shape, dtype=float, *, limit, axis=0, timeout=None, priority=None):
-        """A tensor that becomes longer along one axis without being copied, such as a KV cache.
+        """growable($self, shape, dtype='float64', *, limit, axis=0, timeout=None, priority=None)\n--\n
+        A tensor that becomes longer along one axis without being copied, such as a KV cache.
 
         Parameters
         ----------
@@ -294,8 +301,10 @@ cdef class Request:
 
     # ---- the same, awaitable
 
+    @cython.embedsignature(False)
     def empty_async(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
-        """As `empty`, awaitable: waits without blocking the event loop.
+        """empty_async($self, shape, dtype='float64', *, align=None, timeout=None, priority=None)\n--\n
+        As `empty`, awaitable: waits without blocking the event loop.
 
         Parameters
         ----------
@@ -320,8 +329,10 @@ cdef class Request:
         return async_wait.served(self.pool, loop_wait(self.core, priority),
                                  lambda wait: self.empty(shape, dtype, align=align, timeout=wait), timeout)
 
+    @cython.embedsignature(False)
     def zeros_async(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
-        """As `empty_async`, filled with zeros."""
+        """zeros_async($self, shape, dtype='float64', *, align=None, timeout=None, priority=None)\n--\n
+        As `empty_async`, filled with zeros."""
         check_here(self.core)
         return async_wait.served(self.pool, loop_wait(self.core, priority),
                                  lambda wait: self.zeros(shape, dtype, align=align, timeout=wait), timeout)
