@@ -491,7 +491,9 @@ cdef class Pool:
         Returns
         -------
         Ack
-            ``LATE`` if no request of the id waits for the device.
+            As of `Request.ack`, with one difference: without `generation`, ``LATE`` says that no request of the id waits
+            for the device. That is also the answer if the device has acknowledged a request that is not released. With
+            `generation` it is ``DUPLICATE``.
 
         Raises
         ------
@@ -543,11 +545,14 @@ cdef class Pool:
     def cancel(self, request_id, *, generation=None):
         """Cancels a request that the caller knows by its id: see `Request.cancel`.
 
+        Ids of requests are the pool's: requests of several groups may have the same id. Then name the generation. A request
+        that still waits to be opened is not open, and is not found: cancel its task, or let its timeout end.
+
         Parameters
         ----------
         request_id : str, int or bytes
         generation : int, optional
-            Needed if several requests of the id are open, and for a child.
+            Needed if several requests of the id are open, in whatever groups, and for a child.
 
         Returns
         -------
@@ -666,12 +671,15 @@ cdef class Pool:
 
     def leaks(self, older_than=0):
         """Requests at least `older_than` seconds old, oldest first: what they hold, which devices are pending, and the
-        line that opened them. What sessions keep is not listed; see `sessions`.
+        line that opened them.
+
+        Without `older_than` that is every request that is not released, and every one that views retain, also those that
+        are at work. Sessions and reserves of groups hold memory, too: see `sessions` and `groups`.
 
         Parameters
         ----------
         older_than : float, default 0
-            Seconds.
+            Seconds. A request of this age counts as a leak: more than the longest that a request takes.
 
         Returns
         -------

@@ -34,27 +34,33 @@ LOOK = 50e-3
 
 
 class Pressure(NamedTuple):
-    """What the callback of `Pool.on_pressure` is told.
+    """The argument of the callback of `Pool.on_pressure`.
+
+    Attributes
+    ----------
+    high : bool
+        The use passed the fraction upwards; False: downwards.
+    usage : float
+        The part of the capacity that was in use then.
+    fraction : float
+        As given to `Pool.on_pressure`.
 
     Examples
     --------
     >>> import slabpool
     >>> pool = slabpool.Pool("1MiB")
-    >>> told = []
-    >>> watch = pool.on_pressure(0.5, told.append)
+    >>> calls = []
+    >>> watch = pool.on_pressure(0.5, calls.append)
     >>> array = pool.empty(3 << 18, "u1")
     >>> watch.check()
     1
-    >>> told
+    >>> calls
     [Pressure(high=True, usage=0.75, fraction=0.5)]
     >>> watch.close()
     """
 
-    #: The use passed the fraction upwards; False: downwards.
     high: bool
-    #: The part of the capacity that was in use then.
     usage: float
-    #: As given to `Pool.on_pressure`.
     fraction: float
 
 
@@ -62,9 +68,10 @@ class Pressure(NamedTuple):
 class PressureWatch:
     """Calls back when the use of a pool passes a fraction of its capacity. Made by `Pool.on_pressure`.
 
-    Every change is told once, by one thread. If the use passes the fraction and comes back before a thread
-    looks, both are told; of more changes that were not taken, as many as lead to the same end. An exception
-    of the callback goes to `sys.unraisablehook`, because no caller waits for it.
+    One thread calls back for each change, once. If the use passes the fraction and comes back before a thread
+    looks, there are two calls. Of more changes before a thread looks, the callback gets the last one or two:
+    the last call is about the present state. An exception of the callback goes to `sys.unraisablehook`,
+    because no caller waits for it.
 
     Examples
     --------

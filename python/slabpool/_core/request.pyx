@@ -71,8 +71,8 @@ cdef class Request:
     parent : int or None
         Generation of the request this one is a child of.
     quota : int or None
-        Most bytes it may hold, children included; of a child without a quota that of its parent. What it is inside of
-        (parents, a group) may have a lower one.
+        Most bytes that it and its children may hold; None for no limit. A child without a quota of its own has its parent's
+        here. The quotas of its parents and of its group bind it as well, and may be lower.
     priority : int
         Of its allocations that wait, unless the call names another.
 
@@ -405,9 +405,11 @@ cdef class Request:
         Returns
         -------
         Ack
-            ``RELEASED`` if this was the last holder; ``DUPLICATE`` and ``LATE`` change nothing. An ack of a request is
-            an ack of all its children. While the stream still has work to do the answer is ``PENDING``, and the device
-            is one of `pending`; another ack with a stream is a ``DUPLICATE`` then, and one without counts at once.
+            ``PENDING`` if the host or another device still holds the request, ``RELEASED`` if this was the last holder.
+            ``DUPLICATE``: this device has acknowledged before, and the request is not released. ``LATE``: the request is
+            released. Neither changes anything. An ack of a request is an ack of all its children. While the stream still has
+            work to do the answer is ``PENDING``, and the device is one of `pending`; another ack with a stream is a
+            ``DUPLICATE`` then, and one without counts at once.
 
         Raises
         ------
@@ -649,7 +651,7 @@ cdef class Request:
         return self.gave_up
 
     def wait(self, timeout=None):
-        """Waits, without the GIL, until the request is released.
+        """Waits, without the GIL, until the request is released. The host is a holder, too: call `close` before.
 
         Parameters
         ----------
@@ -684,6 +686,8 @@ cdef class Request:
 
     def released(self):
         """Awaitable: returns once the request is released, without blocking the event loop.
+
+        The host is a holder, too: await this after `close`, or after the ``with`` block, not inside.
 
         Examples
         --------
