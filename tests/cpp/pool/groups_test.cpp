@@ -60,8 +60,8 @@ TEST_F(GroupsTest, ARefusalNamesThoseWithMostLeftOfTheirReserve) {
     return first;
   };
   for (int round = 0; round < 200; ++round) {
-    if (groups.size() < 10 || random() % 5 < 3) {
-      pages.push_back(static_cast<std::uint64_t>(groups.size() + 1 + 200 * (random() % 2)));
+    if (groups.size() < 10 || (groups.size() < 45 && random() % 5 < 3)) {
+      pages.push_back(static_cast<std::uint64_t>(groups.size() + 1 + 40 * (random() % 2)));
       while (std::count(pages.begin(), pages.end(), pages.back()) > 1) ++pages.back();
       groups.push_back(group("g" + std::to_string(round), 0, pages.back() << kPageBits));
     } else {
