@@ -88,11 +88,25 @@ def test_a_refusal_imports_nothing() -> None:
     assert imported == []
 
 
+def test_help_imports_no_other_library() -> None:
+    found = fresh(
+        "import pydoc, sys\n"
+        "before = set(sys.modules)\n"
+        "others = ['torch', 'cupy', 'cuda', 'numba', 'tinygrad', 'transformers', 'exo']\n"
+        "sys.modules.update(dict.fromkeys(others))  # as if they were not installed\n"
+        "text = pydoc.plain(pydoc.render_doc(slabpool))\n"
+        "loaded = [n for n in sys.modules if n.startswith('slabpool.') and n.split('.')[1] in others]\n"
+        "listed = all(f'    {n}' in text for n in ('cuda_core', 'torch', 'cupy'))\n"
+        "found = [listed, loaded, 'class Request(' in text]"
+    )
+    assert found == [True, [], True]
+
+
 def test_what_is_loaded_on_first_use_is_there() -> None:
     found = fresh(
         "import importlib.metadata\n"
         "same = slabpool.__version__ == importlib.metadata.version('slabpool')\n"
-        "listed = {'attach', '__version__', 'torch'} <= set(dir(slabpool))\n"
+        "listed = {'attach', '__version__', 'Pressure'} <= set(dir(slabpool))\n"
         "from slabpool import *\n"
         "found = [same, listed, attach is slabpool.attach, attach.__module__]"
     )

@@ -117,7 +117,9 @@ def __getattr__(name: str) -> _Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY, *__all__})
+    # Without what is still to be imported of _LAZY: `help` gets every name, and would import torch, or end in
+    # the error of a library that is not installed. It lists them as modules of the package.
+    return sorted({*globals(), *__all__})
 
 
 __all__ = [

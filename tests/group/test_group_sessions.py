@@ -177,3 +177,24 @@ def test_turns_have_the_priority_of_the_group(pool: Pool) -> None:
             assert (turn.priority, request.priority) == (1, -1)
         with pool.session("chat") as plain, plain.request() as turn:
             assert turn.priority == 0
+
+
+def test_the_text_of_a_lost_session_names_its_group(pool: Pool) -> None:
+    group = pool.group("tenant")
+    session = group.session("u")
+    turn = session.request()
+    session.keep("kv", turn.empty(1000, "u1"))
+    session.close()
+    text = r"session 'u' of group 'tenant' was closed \d\.\d s ago; its memory returns with the last request "
+    with pytest.raises(
+        SessionLostError, match=text + r"that uses it\. session\('u'\) of group 'tenant' opens a new one$"
+    ):
+        session.request()
+    assert turn.nbytes == 0 and pool.stats().live == 1024, "the turn goes on"
+    session = group.session("u")
+    group.close()
+    text = r"of group 'tenant' was closed with its group .* pool\.group\('tenant'\) opens a new group$"
+    with pytest.raises(SessionLostError, match=text):
+        session.request()
+    turn.close()
+    assert pool.stats().live == 0

@@ -53,6 +53,49 @@ def test_the_group_waits_in_order_and_others_pass(pool: Pool, group: Group) -> N
         request.close()
 
 
+def test_a_record_says_whose_quota_it_waits_for(pool: Pool, group: Group) -> None:
+    holder, fay = group.request("holder"), group.request("fay")
+    bounded = pool.request("bounded", quota="64KiB")
+    child = bounded.child()
+    holder.empty(192 * KiB, "u1")
+    bounded.empty(64 * KiB, "u1")
+    wishes: list[tuple[str, int | None, str | None, tuple[str, str, int], str, Callable[[], object]]] = [
+        (
+            "fay", fay.generation, "tenant", ("group", "tenant", 1),
+            f"request 'fay' generation {fay.generation} of group 'tenant' waits for the quota of group "
+            "'tenant': 128 KiB, priority 0, for 0.",
+            lambda: fay.empty(128 * KiB, "u1", timeout=FAR),
+        ),
+        (
+            "new", None, "tenant", ("group", "tenant", 1),
+            "request 'new' of group 'tenant' waits for the quota of group 'tenant': 128 KiB",
+            lambda: group.request("new", reserve="128KiB", timeout=FAR).close(),
+        ),
+        (
+            "bounded", bounded.generation, None, ("request", "bounded", bounded.generation),
+            f"request 'bounded' generation {bounded.generation} waits for its quota: 4 KiB",
+            lambda: bounded.empty(4 * KiB, "u1", timeout=FAR),
+        ),
+        (
+            "bounded", child.generation, None, ("request", "bounded", bounded.generation),
+            f"request 'bounded' generation {child.generation} waits for the quota of generation "
+            f"{bounded.generation}: 4 KiB",
+            lambda: child.empty(4 * KiB, "u1", timeout=FAR),
+        ),
+    ]  # fmt: skip
+    threads = [Thread(pool, wish[-1]) for wish in wishes]
+    records = {(record.request_id, record.generation): record for record in pool.waiters()}
+    for id, generation, of, quota_of, text, _ in wishes:
+        record = records[id, generation]
+        assert (record.group, record.quota_of, record.resource) == (of, quota_of, "quota")
+        assert str(record).startswith(text), str(record)
+        assert f"quota_of={quota_of!r}" in repr(record)
+    for request in (holder, bounded, fay):
+        request.close()
+    for thread in threads:
+        thread.join()
+
+
 def test_a_request_with_a_promise_passes_as_far_as_that_goes(pool: Pool, group: Group) -> None:
     promised, holder, first = group.request("p", reserve="64KiB"), group.request("h"), group.request("f")
     holder.empty(160 * KiB, "u1")

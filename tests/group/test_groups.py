@@ -244,7 +244,8 @@ def test_what_is_promised_to_a_request_counts_in_the_quota_of_its_group(pool: Po
         with pytest.raises(
             QuotaExceededError,
             match=r"(?s)cannot reserve 128 KiB for request 'two' of group 'tenant': "
-            r"group 'tenant' holds 192 KiB of its quota of 256 KiB; its largest: 'one' 0 bytes \+ 192 KiB",
+            r"group 'tenant' holds 192 KiB of its quota of 256 KiB; its largest: 'one' 0 bytes "
+            r"\(192 KiB of its reserve left\)",
         ):
             group.request("two", reserve="128KiB")
         one.empty(128 * KiB, "u1")
@@ -293,7 +294,7 @@ def test_reports_name_the_group(pool: Pool) -> None:
     assert record[:9] == ("tenant", 2 * PAGE, 512 * KiB, 64 * KiB, 56 * KiB, 1, 1, 3, False)
     assert record.opened_at.startswith(__file__)
     assert str(record).startswith(
-        "group 'tenant': 8192 bytes of 512 KiB + 56 KiB set aside, 1 requests, 1 sessions"
+        "group 'tenant': 8 KiB used of a quota of 512 KiB, 56 KiB of its reserve left, 1 requests, 1 sessions"
     )
     assert repr(group) == "<Group 'tenant': 8192 of 524288 bytes, 1 requests, 1 sessions>"
     request.ack("gpu0")
@@ -316,10 +317,70 @@ def test_a_refusal_names_the_largest_holders_of_the_group(pool: Pool) -> None:
             "holds 144 KiB of its quota of 256 KiB; its largest: 'chat-7' 32 KiB, 'chat-6' 28 KiB"
         )
         assert "other" not in text
-        assert text.endswith("and 3 more. Close some of them, or open the group with a larger quota=")
+        assert text.endswith(
+            "and 3 more. Close some of them, wait with timeout=, or open the group with a larger quota="
+        )
         assert pickle.loads(pickle.dumps(caught.value)).args == (text,)
         for request in requests:
             request.close()
+
+
+def test_a_refusal_says_why_the_sessions_of_the_group_stay(pool: Pool) -> None:
+    with pool.group("tenant", quota="256KiB") as group, group.request("chat") as request:
+        sessions = [group.session(i) for i in range(4)]
+        for session in sessions:
+            with session.request() as turn:
+                session.keep("kv", turn.empty(32 * KiB, "u1"))
+        elsewhere = pool.session(0)
+        with elsewhere.request() as turn:
+            elsewhere.keep("kv", turn.empty(64 * KiB, "u1"))
+        view = sessions[1]["kv"]
+        with sessions[0].request(), sessions[2].pin():
+            with pytest.raises(QuotaExceededError) as caught:
+                request.empty(200 * KiB, "u1")
+            text = " Its sessions keep 128 KiB: 1 in use, 1 pinned, 1 with live views, 1 idle. Close"
+            assert text in str(caught.value)
+        del view
+        for session in (*sessions, elsewhere):
+            session.close()
+        with pytest.raises(QuotaExceededError) as caught:
+            request.empty(257 * KiB, "u1")
+        assert "sessions" not in str(caught.value)
+
+
+def test_a_refusal_of_the_pool_names_the_groups_with_the_largest_promises(pool: Pool) -> None:
+    groups = [pool.group(f"g{i}", reserve=(i + 1) * 64 * KiB) for i in range(4)]
+    empty = pool.group("empty", quota=64 * KiB)
+    with groups[3].request("r") as request:
+        request.empty(192 * KiB, "u1")
+        with pytest.raises(PoolExhausted) as caught:
+            pool.empty(pool.capacity, "u1")
+        lines = str(caught.value).splitlines()
+        assert "request 'r' generation 6 of group 'g3'" in lines[1]
+        here = f"of its reserve left, opened at {__file__}:"
+        assert [line.partition(here)[0] for line in lines[2:]] == [
+            "  group 'g2': 192 KiB ", "  group 'g1': 128 KiB ", "  group 'g0': 64 KiB ",
+        ]  # fmt: skip
+    for group in (*groups, empty):
+        group.close()
+    with pytest.raises(PoolExhausted) as caught:
+        pool.empty(pool.capacity, "u1"), pool.empty(1, "u1")
+    assert "group" not in str(caught.value)
+
+
+def test_an_id_in_several_groups_is_cancelled_by_generation(pool: Pool) -> None:
+    with pool.group("a") as a, pool.group("b") as b:
+        requests = [scope.request("u") for scope in (a, b, pool)]
+        with pytest.raises(slabpool.AmbiguousRequestError) as caught:
+            pool.cancel("u")
+        for request in requests:
+            name = (
+                f"{request.generation} of group {request.group!r}"
+                if request.group
+                else f"{request.generation}"
+            )
+            assert name in str(caught.value)
+            assert pool.cancel("u", generation=request.generation)
 
 
 def test_a_group_is_not_copied(pool: Pool) -> None:

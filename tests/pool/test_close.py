@@ -51,7 +51,7 @@ HOLDS: dict[str, tuple[Callable[[Pool], Any], str]] = {
     ),
     "a draining request": (
         lambda pool: draining(pool),
-        "'chat' ... (draining): 4096 bytes ... gpu0",
+        "'chat' ... (draining): 4 KiB for ... gpu0",
     ),
     "a retained view": (
         lambda pool: retained(pool),

@@ -132,8 +132,8 @@ def test_message_names_the_holders(pool: Pool) -> None:
         says(
             raised,
             "cannot allocate 256 KiB for request 'chat-42' generation 1: pool 'small' has 1 MiB ... "
-            "request 'chat-42' generation 1 (open): 524288 bytes ... gpu0, gpu1 ... opened at"
-            f" {__file__} ... request 7 generation 2 (draining): 262144 bytes ... gpu2 ... {__file__}",
+            "request 'chat-42' generation 1 (open): 512 KiB for ... gpu0, gpu1 ... opened at"
+            f" {__file__} ... request 7 generation 2 (draining): 256 KiB for ... gpu2 ... {__file__}",
         )
         assert not isinstance(raised.value, TensorTooLargeError)
         assert isinstance(raised.value, MemoryError)

@@ -72,7 +72,7 @@ def test_the_text_tells_of_the_refusal_and_not_of_the_reading(what: str) -> None
         other.close()
         assert not pool.requests()
         text = str(error)
-        for part in ("512 KiB live", "request 'holder' generation 1 (open): 524288 bytes", "waits for gpu0"):
+        for part in ("512 KiB live", "request 'holder' generation 1 (open): 512 KiB for", "waits for gpu0"):
             assert part in text
         assert "1 live views" in text
 

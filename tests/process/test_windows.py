@@ -66,12 +66,14 @@ def test_a_reserve_goes_back_while_the_device_reads(shared_pool: slabpool.Pool) 
         x[:] = 1
         (record,) = shared_pool.requests()
         assert record.reserved == shared_pool.stats().reserved > 11 << 20
-        assert f"{record.nbytes} bytes + {show_size(record.reserved)} set aside for" in str(record)
+        assert f"{show_size(record.nbytes)} and {show_size(record.reserved)} of its reserve left, for" in str(
+            record
+        )
         ref = req.ref(x)
         req.close()
         (record,) = shared_pool.leaks()
         assert record.reserved == shared_pool.stats().reserved == 0
-        assert "set aside" not in str(record)
+        assert "reserve" not in str(record)
         other = shared_pool.empty(15 << 20, "u1")
         other[:] = 9
         assert device.ask(total, ref) == 100 * KiB

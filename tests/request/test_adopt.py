@@ -105,11 +105,35 @@ def test_what_an_array_of_it_takes_along_grows_no_more(pool: Pool) -> None:
     with pool.request("a") as a, pool.request("b") as b:
         keys = a.growable((10, 1024), "u1", limit=1 << 20)
         b.adopt(keys.array)
-        with pytest.raises(
-            slabpool.RequestClosedError, match=r"has adopted.* the GrowableTensor itself, or adopt it"
-        ):
-            keys.extend(100)
+        text = r"any more: .*has adopted.* the GrowableTensor itself, or adopt it"
+        assert keys.request is None
+        for _ in range(2):
+            nbytes = keys.nbytes
+            with pytest.raises(slabpool.RequestClosedError, match=f"grow {text}"):
+                keys.extend(100)
+            with pytest.raises(slabpool.RequestClosedError, match=f"give memory back {text}"):
+                keys.truncate(1, release=True)
+            with pytest.raises(slabpool.RequestClosedError, match=f"give memory back {text}"):
+                keys.drop_front(9)
+            assert (keys.length, keys.nbytes) == (10, nbytes)
+            a.close()
+        assert keys.truncate(5).shape == (5, 1024)
+        assert f"taken over as generation {b.generation}" in repr(keys)
         del keys
+
+
+def test_a_session_that_keeps_an_array_of_it_takes_it_over_too(pool: Pool) -> None:
+    session = pool.session("chat")
+    with session.request() as turn:
+        keys = turn.growable((10, 1024), "u1", limit=1 << 20)
+        session.keep("kv", keys.array)
+        assert keys.request is None
+    with pytest.raises(slabpool.RequestClosedError, match="grow any more: a session keeps"):
+        keys.extend(100)
+    with pytest.raises(slabpool.RequestClosedError, match="give memory back any more: a session keeps"):
+        keys.truncate(1, release=True)
+    del keys
+    session.close()
 
 
 def test_the_bytes_wait_for_the_devices_of_both(pool: Pool) -> None:

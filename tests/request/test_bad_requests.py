@@ -111,7 +111,7 @@ HOST: list[Case] = [
     ("child twice", lambda s: s.req.child(["gpu0", "gpu0"]), Duplicate, "'gpu0' is named twice ... 'chat'"),
     ("child of str", lambda s: s.req.child("gpu0"), BadType, "devices must be several names ... 'gpu0'"),
     ("child of closed", lambda s: s.closed.child(["gpu0"]), Closed, "'closed' ... closed ... child"),
-    ("child of released", lambda s: s.over.child(), Closed, "'over' ... closed ... child"),
+    ("child of released", lambda s: s.over.child(), Closed, "'over' ... released ... child"),
     ("empty, closed", lambda s: s.closed.empty(3), Closed, "'closed' ... closed by ... new request"),
     ("zeros, released", lambda s: s.over.zeros(3), Closed, "'over' ... released ... new request"),
     ("full, released", lambda s: s.over.full(3, 1.0), Closed, "'over' ... released"),

@@ -39,7 +39,28 @@ def test_by_its_id(pool: Pool, request_id: str | int | bytes) -> None:
         del kept
         assert req.ack("gpu0") is Ack.RELEASED
         assert not pool.cancel(request_id)
-        assert not req.cancelled  # the core forgets it with the request
+        assert req.cancelled
+
+
+def test_who_looks_after_the_end_learns_it_until_a_later_one_is_cancelled(pool: Pool) -> None:
+    first, unseen = pool.request("first"), pool.request("unseen")
+    assert pool.cancel("first") and pool.cancel("unseen")
+    assert first.cancelled  # an answer that was given stays
+    for i in range(100):
+        later = pool.request(i)
+        assert not later.cancelled
+        assert pool.cancel(i)
+        assert later.cancelled
+    assert first.cancelled
+    assert unseen.cancelled in (True, False)
+
+
+def test_a_forced_close_cancels() -> None:
+    pool = Pool("1MiB")
+    req, closed = pool.request("open"), pool.request("closed", devices=["gpu0"])
+    closed.close()
+    pool.close(force=True)
+    assert req.cancelled and not closed.cancelled
 
 
 def test_an_id_that_is_not_open_changes_nothing() -> None:
@@ -84,8 +105,10 @@ def test_who_waits_in_the_request_hears_of_it(pool: Pool) -> None:
             await asyncio.sleep(0)
             assert pool.stats().waiting == 1
             assert pool.cancel("chat")
-            with pytest.raises(slabpool.RequestClosedError):
+            with pytest.raises(slabpool.RequestClosedError, match=r"'chat' generation \d+ was cancelled: "):
                 await task
+            with pytest.raises(slabpool.RequestClosedError, match="was cancelled: no child"):
+                req.child()
             del rest
 
     asyncio.run(main())

@@ -593,6 +593,9 @@ def read_waiter(record: slabpool.WaiterRecord) -> None:
     assert_type(record.resource, str)
     assert_type(record.where, str)
     assert_type(record.deadlock, bool)
+    assert_type(record.generation, int | None)
+    assert_type(record.group, str | int | bytes | None)
+    assert_type(record.quota_of, tuple[str, str | int | bytes, int] | None)
 
 
 def use_device(pool: slabpool.Pool) -> None:

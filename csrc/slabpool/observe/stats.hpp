@@ -93,6 +93,8 @@ struct Refusal {
   std::uint32_t requests = 0;   // requests and kept tensors
   std::vector<Holder> largest;  // the largest first; at most five, as are the next
   std::vector<Holder> oldest;   // without those in `largest`
+  // Groups with bytes of their reserve left, those with the most first; at most kNamedGroups.
+  std::vector<GroupInfo> groups;
 };
 
 }  // namespace slabpool

@@ -11,11 +11,9 @@ Status Pool::open_group(OpenSpec spec, Handle& group, Waiter* waiter) noexcept {
   return open(spec, group, waiter);
 }
 
-namespace {
-
-GroupInfo info_of(const RequestTable& table, const RequestRecord& r, std::int64_t now) {
+GroupInfo Pool::group_info(const RequestRecord& r, std::int64_t now) {
   GroupInfo info;
-  const RequestTable::Group figures = table.group_figures(r);
+  const RequestTable::Group figures = table_.group_figures(r);
   info.id = r.id;
   info.handle = r.handle();
   info.nbytes = figures.used;
@@ -31,14 +29,12 @@ GroupInfo info_of(const RequestTable& table, const RequestRecord& r, std::int64_
   return info;
 }
 
-}  // namespace
-
 std::vector<GroupInfo> Pool::groups() {
   std::vector<GroupInfo> all;
   collect_acks();
   const std::int64_t now = now_ns();
   table_.each([&](const RequestRecord& r, const HolderView&) {
-    if (r.is_group && !table_.is_over(r.handle())) all.push_back(info_of(table_, r, now));
+    if (r.is_group && !table_.is_over(r.handle())) all.push_back(group_info(r, now));
   });
   std::sort(all.begin(), all.end(), [](const GroupInfo& a, const GroupInfo& b) {
     return a.handle.generation < b.handle.generation;
@@ -52,7 +48,7 @@ bool Pool::describe_group(Handle group, GroupInfo& info) {
   const std::int64_t now = now_ns();
   table_.at(group, [&](const RequestRecord& r, const HolderView&) {
     if (!r.is_group || table_.is_over(group)) return;
-    info = info_of(table_, r, now);
+    info = group_info(r, now);
     found = true;
   });
   return found;

@@ -139,6 +139,11 @@ Refusal Pool::explain_exhausted() noexcept {
     for (auto* holders : {&refusal.largest, &refusal.oldest})
       for (Refusal::Holder& holder : *holders)
         holder.info.live_views = table_.views_of(holder.info.handle);
+    table_.promised_groups([&](const RequestTable::PromisedGroups& groups) {
+      refusal.groups.reserve(groups.count);
+      for (std::uint32_t i = 0; i < groups.count; ++i)
+        refusal.groups.push_back(group_info(*groups.at[i], now));
+    });
   } catch (const std::bad_alloc&) {  // fewer are named
   }
   return refusal;

@@ -472,6 +472,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   void notify_left() noexcept;  // the host left requests, or a block moved to a session
   static Handle* unique(Handle* handles, std::uint32_t count) noexcept;
   void name(WaiterInfo& info);
+  GroupInfo group_info(const RequestRecord& group, std::int64_t now);  // under the table's mutex
   std::uint64_t free_bytes() noexcept override;
   std::uint64_t free_slots() noexcept override { return table_.free_slots(); }
   bool holds_needed(Subject of, Subject request, std::uint64_t needs) noexcept override;

@@ -219,14 +219,26 @@ std::vector<WaiterInfo> Pool::waiters() {
   return all;
 }
 
-// The id of the request in which a waiter allocates; "" if it is over.
+// The ids of the request in which a waiter allocates ("" if it is over), of its group, and of what has the quota.
 void Pool::name(WaiterInfo& info) {
-  if (!info.id.empty() || info.request.generation == 0) return;
-  table_.at({info.request.slot, info.request.generation},
-            [&](const RequestRecord& r, const HolderView&) {
-              info.id = r.id;
-              info.kept = r.kept;
-            });
+  const auto at = [&](Subject of, auto&& f) {
+    if (of.generation != 0)
+      table_.at({of.slot, of.generation}, [&](const RequestRecord& r, const HolderView&) { f(r); });
+  };
+  const bool opens = !info.id.empty();
+  at(info.request.generation != 0 ? info.request : info.above, [&](const RequestRecord& r) {
+    if (!opens) {
+      info.id = r.id;
+      info.kept = r.kept;
+    }
+    const RequestRecord* group = r.is_group ? &r : table_.group_of(r);
+    if (group != nullptr) info.group = group->id;
+  });
+  if (opens) info.request = {};
+  at(info.of, [&](const RequestRecord& r) {
+    info.of_id = r.id;
+    info.of_group = r.is_group;
+  });
 }
 
 Ahead Pool::ahead_of(const Waiter& waiter) {

@@ -45,6 +45,60 @@ void RequestTable::leave_group(RequestRecord& r, ClaimedList& over) noexcept {
     claim_into(group, handle, over);
 }
 
+// ---- groups with a reserve
+
+void RequestTable::link_promised(RequestRecord& r) noexcept {
+  if (first_promised_ == 0) {
+    first_promised_ = r.next_sibling = r.prev_sibling = r.slot + 1;
+    return;
+  }
+  RequestRecord& next = *record(first_promised_ - 1);
+  r.next_sibling = next.slot + 1;
+  r.prev_sibling = next.prev_sibling;
+  record(next.prev_sibling - 1)->next_sibling = r.slot + 1;
+  next.prev_sibling = r.slot + 1;
+}
+
+void RequestTable::unlink_promised(RequestRecord& r) noexcept {
+  if (r.next_sibling == 0) return;
+  if (first_promised_ == r.slot + 1) first_promised_ = r.next_sibling == r.slot + 1 ? 0 : r.next_sibling;
+  record(r.prev_sibling - 1)->next_sibling = r.next_sibling;
+  record(r.next_sibling - 1)->prev_sibling = r.prev_sibling;
+  r.next_sibling = r.prev_sibling = 0;
+  for (std::uint32_t& slot : promised_)
+    if (slot == r.slot + 1) slot = 0;
+}
+
+RequestTable::PromisedGroups RequestTable::find_promised() noexcept {
+  PromisedGroups found;
+  const auto consider = [&](const RequestRecord& r) {
+    for (std::uint32_t i = 0; i < found.count; ++i)
+      if (found.at[i] == &r) return;
+    const std::uint64_t left = reserved_by(r, r.handle());
+    if (left == 0) return;
+    std::uint32_t at = found.count;
+    for (; at > 0 && found.left[at - 1] < left; --at) {
+      found.at[at] = found.at[at - 1];
+      found.left[at] = found.left[at - 1];
+    }
+    found.at[at] = &r;
+    found.left[at] = left;
+    if (found.count < kNamedGroups) ++found.count;
+  };
+  for (const std::uint32_t slot : promised_)
+    if (slot != 0) consider(*record(slot - 1));
+  const std::uint32_t from = first_promised_;
+  for (std::uint32_t looked = 0; looked < kGroupsLooked; ++looked) {
+    const RequestRecord& r = *record(first_promised_ - 1);
+    consider(r);
+    first_promised_ = r.next_sibling;
+    if (first_promised_ == from) break;
+  }
+  for (std::uint32_t i = 0; i < kNamedGroups; ++i)
+    promised_[i] = i < found.count ? found.at[i]->slot + 1 : 0;
+  return found;
+}
+
 RequestTable::Group RequestTable::group_figures(const RequestRecord& r) const noexcept {
   Group figures;
   figures.requests = r.requests;

@@ -66,9 +66,9 @@ std::uint32_t RequestTable::cancel_id(std::string_view id, std::optional<std::ui
 }
 
 bool RequestTable::is_cancelled(Handle handle) const noexcept {
-  // Acquire: as slot.hpp says, the mark is published with the host's bit. While the request is not over no other request
-  // of the slot can write it.
-  return live_record(handle) != nullptr &&
+  // Acquire: as slot.hpp says, the mark is published with the host's bit. Until the request is over no other request of the
+  // slot can write it; after that it stays until a later one is cancelled.
+  return record(handle.slot) != nullptr && handle.generation != 0 &&
          slots_[handle.slot].cancelled.load(std::memory_order_acquire) == handle.generation;
 }
 

@@ -60,6 +60,7 @@ Status RequestTable::start_budget(RequestRecord& r, Handle self, const OpenSpec&
   r.charged = r.used = 0;
   r.is_group = spec.is_group;
   if (above != nullptr) join_group(r, *above, child);
+  if (spec.is_group && promised != 0) link_promised(r);
   return Status::ok;
 }
 

@@ -72,7 +72,7 @@ struct alignas(64) RequestRecord {
   std::uint32_t hash_prev = 0;
   std::uint32_t generation_next = 0;
   std::uint32_t parent = 0;
-  std::uint32_t next_sibling = 0;
+  std::uint32_t next_sibling = 0;  // of a group with a reserve, which has none: the next such group
   std::uint32_t prev_sibling = 0;
   // Written under the mutex, before the host's bit is cleared; accepts() reads it without.
   std::atomic<bool> host_left{false};

@@ -276,6 +276,7 @@ void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
     --sessions_;
     if (r.is_group) {
       unindex(r);
+      unlink_promised(r);
       r.is_group = false;
     }
   }

@@ -132,7 +132,8 @@ class RequestTable {
   bool is_over(Handle handle) const noexcept;  // every holder has left
   // True once the request is over and its blocks went back, except those that views retain.
   bool has_ended(Handle handle) const noexcept;
-  bool is_cancelled(Handle handle) const noexcept;  // and not over
+  // Whether the host has cancelled it. Of a request that is over: false once a later one in its slot is cancelled.
+  bool is_cancelled(Handle handle) const noexcept;
 
   // The budget of a request that has_budget (budget.cpp), and its levels (levels.hpp). charge(): ok, quota_exceeded (`refused`
   // says by what), or request_closed; `reserve` is what was promised at the nearest level that has one. uncharge(): the
@@ -281,6 +282,21 @@ class RequestTable {
     std::uint32_t holders = 0;  // requests and kept tensors, of any size
     std::uint32_t looked = 0;   // records looked at
   };
+  // The groups that a refusal names: those with the most left of their reserve, of up to kGroupsLooked looked at. The next
+  // call looks at the next ones, and at those that this one found.
+  static constexpr std::uint32_t kNamedGroups = 3;
+  static constexpr std::uint32_t kGroupsLooked = 32;
+  struct PromisedGroups {
+    const RequestRecord* at[kNamedGroups + 1];
+    std::uint64_t left[kNamedGroups + 1];
+    std::uint32_t count = 0;
+  };
+  // Calls f(groups) under the mutex; f may throw.
+  template <typename F>
+  void promised_groups(F&& f) {
+    const std::lock_guard lock(mutex_);
+    if (first_promised_ != 0) f(find_promised());
+  }
   // Calls f(notable) under the mutex; f may throw.
   template <typename F>
   void notable(F&& f) {
@@ -361,7 +377,10 @@ class RequestTable {
   std::uint32_t slots_in_use() const noexcept {
     return slots_made_ - closed_count_ * kChunk - free_slots_.count();
   }
-  Notable find_notable() noexcept;  // under mutex_
+  Notable find_notable() noexcept;          // under mutex_, as are the next
+  PromisedGroups find_promised() noexcept;  // there is one
+  void link_promised(RequestRecord& group) noexcept;
+  [[gnu::noinline]] void unlink_promised(RequestRecord& group) noexcept;
   static bool add_more(HolderSet set, std::uint64_t generation,
                        std::span<const std::uint32_t> devices) noexcept;
   void free_slot(RequestRecord& record) noexcept;  // under mutex_
@@ -432,6 +451,10 @@ class RequestTable {
   static constexpr std::uint32_t kGrown = 8;
   std::uint32_t largest_[kNotable]{};
   std::uint32_t look_from_ = 0;
+  // Groups with a reserve: a ring through their links of siblings. Slot + 1 of where find_promised() goes on, 0 for none;
+  // and of those that it found last.
+  std::uint32_t first_promised_ = 0;
+  std::uint32_t promised_[kNamedGroups]{};
   std::atomic<std::uint32_t> grown_[kGrown]{};
   std::atomic<std::uint64_t> large_from_{0};  // bytes of the smallest of `largest_`
   // Heads of chains through the records: slot + 1.

@@ -473,10 +473,12 @@ WaiterInfo WaitQueue::info_of(const Waiter& waiter, std::int64_t now_ns) {
   WaiterInfo info;
   info.id = waiter.id;
   info.request = waiter.request;
+  info.above = waiter.session;
   info.nbytes = waiter.nbytes;
   info.priority = waiter.priority;
   info.waited_ns = now_ns - waiter.since_ns_;
   info.resource = waiter.blocked_on_.resource;
+  if (info.resource == Resource::quota) info.of = waiter.blocked_on_.of;
   info.where = waiter.where;
   return info;
 }

@@ -131,8 +131,13 @@ class SLABPOOL_API Waiter {
 // For reports. `request`: as Waiter::request, whose id the table knows.
 struct WaiterInfo {
   std::string id;
-  Subject request;
+  Subject request;    // in which the caller allocates
   bool kept = false;  // the request is what a session keeps
+  Subject above;      // of a request that is being opened: its parent, session or group
+  std::string group;  // that the request is under, or is to be
+  Subject of;         // the request or group whose quota it waits for
+  std::string of_id;  // of that; "" if it is over
+  bool of_group = false;
   std::uint64_t nbytes = 0;
   std::int32_t priority = 0;
   std::int64_t waited_ns = 0;

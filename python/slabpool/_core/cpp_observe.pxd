@@ -83,6 +83,7 @@ cdef extern from "slabpool/observe/stats.hpp" namespace "slabpool" nogil:
         uint32_t requests
         vector[Holder] largest
         vector[Holder] oldest
+        vector[GroupInfo] groups
 
 
 cdef extern from "slabpool/observe/event_log.hpp" namespace "slabpool" nogil:

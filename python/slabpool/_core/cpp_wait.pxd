@@ -47,6 +47,10 @@ cdef extern from "slabpool/wait/queue.hpp" namespace "slabpool" nogil:
         string id
         Subject request
         bool kept
+        string group
+        Subject of
+        string of_id
+        bool of_group
         uint64_t nbytes
         int32_t priority
         int64_t waited_ns

@@ -158,7 +158,8 @@ cdef class GrowableTensor:
     Attributes
     ----------
     request : Request or None
-        The request that holds its memory; None once a session keeps it.
+        The request that holds its memory; None once a session keeps it, or an array of it was kept or adopted: then it
+        can grow and give memory back no more.
     dtype : numpy.dtype
     axis : int
         The axis that grows.
@@ -230,10 +231,8 @@ cdef class GrowableTensor:
             return 0
         if growth.keeper is not None:  # raises if the session or its budget is the reason
             growth.keeper(StatusCode(<int>status), end - min(extent.usable, end))
-        if status == Status.request_closed and growth.request is not None and self.core.pool.is_open(extent.handle):
-            raise RequestClosedError(
-                f"{self!r} cannot grow any more: a session keeps, or another request has adopted, an array of its memory. "
-                "Keep the GrowableTensor itself, or adopt it: then it can go on growing")
+        if status == Status.request_closed:
+            self._must_have_its_memory("grow")
         failed(self.core, growth.request, status, end - min(extent.usable, end), wait)
         return 0
 
@@ -283,6 +282,7 @@ cdef class GrowableTensor:
             elif not self.core.pool.is_open(extent.handle):
                 if growth.keeper is not None:
                     growth.keeper(StatusCode(<int>Status.request_closed), 0)
+                self._must_have_its_memory("grow")
                 failed(self.core, growth.request, Status.request_closed, 0, None)
             # Otherwise another thread has extended it meanwhile, or has given memory back.
             if extent.stop == before and end <= extent.usable:
@@ -326,12 +326,18 @@ cdef class GrowableTensor:
         release : bool, default False
             Whether to return the whole pages behind the remaining elements to the pool, quota and reserve included. By
             default they stay committed, and the next `extend` reuses them. Pages stay as long as an array that was made of
-            elements in them lives, or a device holds the request.
+            elements in them lives, or a device holds the request, or, after `Request.adopt`, the request it came from is not
+            released.
 
         Returns
         -------
         numpy.ndarray
             The remaining tensor. Arrays made before stay valid, and see later writes to the same memory.
+
+        Raises
+        ------
+        RequestClosedError
+            With `release`: a session keeps, or another request has adopted, an array of it. Nothing has changed then.
 
         Examples
         --------
@@ -350,6 +356,8 @@ cdef class GrowableTensor:
             raise InvalidArgumentError(
                 f"cannot truncate to {show(wanted)}: the tensor has {self.length} along axis {self.axis}. Use extend()"
             )
+        if release:
+            self._must_have_its_memory("give memory back")
         extent.stop = extent.first + wanted
         if release:
             extent.wanted = extent.stop
@@ -365,9 +373,10 @@ cdef class GrowableTensor:
         that were dropped; they still count towards `limit`.
 
         Arrays made before stay valid. The pages of dropped elements stay as long as such an array lives (a slice of it
-        counts), or a device holds the request: a device may read any element that it has a reference to. Pages that stay are
-        returned when the last of these arrays dies, or at the next call after the last device's ack, or with the
-        request. Do not open a reference that was made to elements before they were dropped.
+        counts), or a device holds the request: a device may read any element that it has a reference to. After
+        `Request.adopt` they stay until the request it came from is released. Pages that stay are returned when the last of
+        these arrays dies, or at the next call after the last device's ack, or with the request. Do not open a reference that
+        was made to elements before they were dropped.
 
         Parameters
         ----------
@@ -378,6 +387,11 @@ cdef class GrowableTensor:
         -------
         numpy.ndarray
             The remaining tensor.
+
+        Raises
+        ------
+        RequestClosedError
+            A session keeps, or another request has adopted, an array of it. Nothing has changed then.
 
         Examples
         --------
@@ -397,6 +411,7 @@ cdef class GrowableTensor:
             raise InvalidArgumentError(
                 f"cannot drop {show(count)}: the tensor has {self.length} along axis {self.axis}"
             )
+        self._must_have_its_memory("give memory back")
         extent.first += count
         extent.current = NULL  # arrays made from now on begin later
         extent._give()
@@ -409,15 +424,30 @@ cdef class GrowableTensor:
             )
         return 0
 
+    cdef bint _moved(self) noexcept:
+        """Whether a session or another request has taken the memory over by an array of it."""
+        cdef _Extent extent = self.growth.extent
+        cdef Handle owner = self.core.pool.owner_of(extent.block[0])
+        return owner.generation != extent.handle.generation
+
+    cdef int _must_have_its_memory(self, str what) except -1:
+        if self._moved():
+            raise RequestClosedError(
+                f"{self!r} cannot {what} any more: a session keeps, or another request has adopted, an array of its memory. "
+                "Keep the GrowableTensor itself, or adopt it: then it can go on")
+        return 0
+
     cdef str _whose(self):
+        if self._moved():
+            return f"taken over as generation {self.core.pool.owner_of(self.growth.extent.block[0]).generation}"
         if self.growth.request is None:
             return f"kept by a session as generation {self.growth.extent.handle.generation}"
         return f"in request {show(self.growth.request.id)} generation {self.growth.extent.handle.generation}"
 
     @property
     def request(self):
-        """The Request that holds its memory; None once a session keeps it."""
-        return self.growth.request
+        """The Request that holds its memory; None once a session keeps it, or an array of it was kept or adopted."""
+        return None if self._moved() else self.growth.request
 
     @property
     def dtype(self):

@@ -78,6 +78,11 @@ cdef class Snapshot:
         """The same of the oldest holders that are not among the largest."""
         return self._records(self.refusal.oldest)
 
+    def groups(self):
+        """Records of the groups with the most left of their reserve."""
+        cdef size_t i
+        return [group_record(self.refusal.groups[i], self.lines) for i in range(self.refusal.groups.size())]
+
     cdef list _records(self, const vector[Holder]& holders):
         cdef list records = []
         for i in range(<Py_ssize_t>holders.size()):
@@ -99,6 +104,8 @@ cdef Snapshot _snapshot_of(Core core, Devices devices):
         snapshot.lines.add(snapshot.refusal.largest[i].info.opened_at)
     for i in range(snapshot.refusal.oldest.size()):
         snapshot.lines.add(snapshot.refusal.oldest[i].info.opened_at)
+    for i in range(snapshot.refusal.groups.size()):
+        snapshot.lines.add(snapshot.refusal.groups[i].opened_at)
     snapshot.names = devices.names
     snapshot.pool = core.owner
     return snapshot

@@ -182,7 +182,9 @@ cdef class Peer:
         Returns
         -------
         Ack
-            ``RELEASED`` if this was the last holder, as far as the shared tables show.
+            ``PENDING`` if the host or another device still holds the request. ``RELEASED`` if this was the last holder, as
+            far as the shared tables show. ``DUPLICATE``: this device has acknowledged before, and the request is not
+            released. ``LATE``: the request is released; its slot may have another one. Neither changes anything.
 
         Raises
         ------
@@ -252,7 +254,8 @@ cdef class Peer:
     def wait_cancelled(self, ref, timeout=None):
         """Waits, without the GIL, until the owner cancels the request of a reference, or can no longer do so.
 
-        The thread sleeps; the owner pays one system call when it cancels or closes the request, and nothing before that.
+        The thread sleeps; the owner pays one system call when it cancels or closes the request, and nothing before that. Once
+        the owner has closed the request this returns at once, whatever the timeout: do not use that as a pause.
 
         Parameters
         ----------

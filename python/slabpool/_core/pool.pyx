@@ -56,7 +56,8 @@ cdef MemoryKind _kind_of(str kind) noexcept:
 
 @cython.final
 cdef class Pool:
-    """A fixed amount of memory that is lent to requests and returned when their last holder leaves.
+    """Pool(capacity, *, memory='host', name=None, scrub='never', debug=0, events=0, huge_pages=None, numa_node=None)\n--\n
+    A fixed amount of memory that is lent to requests and returned when their last holder leaves.
 
     Parameters
     ----------
@@ -168,8 +169,11 @@ cdef class Pool:
 
     # ---- memory that belongs to no request
 
+    # Methods with `dtype=float` write their signature themselves: `inspect` reads no default that is a type.
+    @cython.embedsignature(False)
     def empty(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
-        """As `Request.empty`, held by its views alone.
+        """empty($self, shape, dtype='float64', *, align=None, timeout=None, priority=None)\n--\n
+        As `Request.empty`, held by its views alone.
 
         Examples
         --------
@@ -181,8 +185,10 @@ cdef class Pool:
             return new_quick(self.core, shape, dtype)
         return new_array(self.core, NO_REQUEST, shape, dtype, align, False, patience(timeout, priority), None)
 
+    @cython.embedsignature(False)
     def zeros(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
-        """As `empty`, filled with zeros. Memory that is known to be zero is not written again."""
+        """zeros($self, shape, dtype='float64', *, align=None, timeout=None, priority=None)\n--\n
+        As `empty`, filled with zeros. Memory that is known to be zero is not written again."""
         return new_array(self.core, NO_REQUEST, shape, dtype, align, True, patience(timeout, priority), None)
 
     def full(self, shape, fill_value, dtype=None, *, align=None, timeout=None, priority=None):
@@ -193,8 +199,10 @@ cdef class Pool:
         """As `empty`, with shape, dtype and contents of `array`, in C order."""
         return new_copy(self.core, NO_REQUEST, array, align, patience(timeout, priority), None)
 
+    @cython.embedsignature(False)
     def empty_async(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
-        """As `Request.empty_async`, held by its views alone.
+        """empty_async($self, shape, dtype='float64', *, align=None, timeout=None, priority=None)\n--\n
+        As `Request.empty_async`, held by its views alone.
 
         Examples
         --------
@@ -209,8 +217,10 @@ cdef class Pool:
         return async_wait.served(self, loop_wait(self.core, priority),
                                  lambda wait: self.empty(shape, dtype, align=align, timeout=wait), timeout)
 
+    @cython.embedsignature(False)
     def zeros_async(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
-        """As `empty_async`, filled with zeros."""
+        """zeros_async($self, shape, dtype='float64', *, align=None, timeout=None, priority=None)\n--\n
+        As `empty_async`, filled with zeros."""
         check_here(self.core)
         return async_wait.served(self, loop_wait(self.core, priority),
                                  lambda wait: self.zeros(shape, dtype, align=align, timeout=wait), timeout)
@@ -481,7 +491,9 @@ cdef class Pool:
         Returns
         -------
         Ack
-            ``LATE`` if no request of the id waits for the device.
+            As of `Request.ack`, with one difference: without `generation`, ``LATE`` says that no request of the id waits
+            for the device. That is also the answer if the device has acknowledged a request that is not released. With
+            `generation` it is ``DUPLICATE``.
 
         Raises
         ------
@@ -533,11 +545,14 @@ cdef class Pool:
     def cancel(self, request_id, *, generation=None):
         """Cancels a request that the caller knows by its id: see `Request.cancel`.
 
+        Ids of requests are the pool's: requests of several groups may have the same id. Then name the generation. A request
+        that still waits to be opened is not open, and is not found: cancel its task, or let its timeout end.
+
         Parameters
         ----------
         request_id : str, int or bytes
         generation : int, optional
-            Needed if several requests of the id are open, and for a child.
+            Needed if several requests of the id are open, in whatever groups, and for a child.
 
         Returns
         -------
@@ -656,12 +671,15 @@ cdef class Pool:
 
     def leaks(self, older_than=0):
         """Requests at least `older_than` seconds old, oldest first: what they hold, which devices are pending, and the
-        line that opened them. What sessions keep is not listed; see `sessions`.
+        line that opened them.
+
+        Without `older_than` that is every request that is not released, and every one that views retain, also those that
+        are at work. Sessions and reserves of groups hold memory, too: see `sessions` and `groups`.
 
         Parameters
         ----------
         older_than : float, default 0
-            Seconds.
+            Seconds. A request of this age counts as a leak: more than the longest that a request takes.
 
         Returns
         -------

@@ -38,27 +38,33 @@ LOOK = 50e-3
 
 
 class Pressure(NamedTuple):
-    """What the callback of `Pool.on_pressure` gets.
+    """The argument of the callback of `Pool.on_pressure`.
+
+    Attributes
+    ----------
+    high : bool
+        The use passed the fraction upwards; False: downwards.
+    usage : float
+        The part of the capacity that was in use then.
+    fraction : float
+        As given to `Pool.on_pressure`.
 
     Examples
     --------
     >>> import slabpool
     >>> pool = slabpool.Pool("1MiB")
-    >>> told = []
-    >>> watch = pool.on_pressure(0.5, told.append)
+    >>> calls = []
+    >>> watch = pool.on_pressure(0.5, calls.append)
     >>> array = pool.empty(3 << 18, "u1")
     >>> watch.check()
     1
-    >>> told
+    >>> calls
     [Pressure(high=True, usage=0.75, fraction=0.5)]
     >>> watch.close()
     """
 
-    #: The use passed the fraction upwards; False: downwards.
     high: bool
-    #: The part of the capacity that was in use then.
     usage: float
-    #: As given to `Pool.on_pressure`.
     fraction: float
 
 

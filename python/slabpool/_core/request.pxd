@@ -36,7 +36,7 @@ cdef class Request:
     cdef uint64_t named_mask
     cdef vector[uint64_t] named_more
     cdef bint closed            # close() or cancel() was called on this object
-    cdef bint gave_up           # cancel() was; the core forgets it with the request
+    cdef bint gave_up           # it was cancelled; the core may forget it once a later request of its slot is
     cdef object __weakref__
     cdef bint has_named(self, uint32_t number) noexcept
     cdef int add_named(self, object device, uint32_t number) except -1

@@ -74,8 +74,8 @@ cdef class Request:
     parent : int or None
         Generation of the request this one is a child of.
     quota : int or None
-        Most bytes it may hold, children included; of a child without a quota that of its parent. What it is inside of
-        (parents, a group) may have a lower one.
+        Most bytes that it and its children may hold; None for no limit. A child without a quota of its own has its parent's
+        here. The quotas of its parents and of its group bind it as well, and may be lower.
     priority : int
         Of its allocations that wait, unless the call names another.
 
@@ -116,8 +116,11 @@ cdef class Request:
 
     # ---- memory
 
+    # Methods with `dtype=float` write their signature themselves: `inspect` reads no default that is a type.
+    @cython.embedsignature(False)
     def empty(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
-        """Array of undefined contents in the pool's memory, held by this request.
+        """empty($self, shape, dtype='float64', *, align=None, timeout=None, priority=None)\n--\n
+        Array of undefined contents in the pool's memory, held by this request.
 
         Parameters
         ----------
@@ -161,8 +164,10 @@ cdef class Request:
             return new_plain(self.core, self.handle, shape, dtype, self)
         return new_array(self.core, self.handle, shape, dtype, align, False, patience(timeout, priority), self)
 
+    @cython.embedsignature(False)
     def zeros(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
-        """As `empty`, filled with zeros. Memory that is known to be zero is not written again."""
+        """zeros($self, shape, dtype='float64', *, align=None, timeout=None, priority=None)\n--\n
+        As `empty`, filled with zeros. Memory that is known to be zero is not written again."""
         return new_array(self.core, self.handle, shape, dtype, align, True, patience(timeout, priority), self)
 
     def full(self, shape, fill_value, dtype=None, *, align=None, timeout=None, priority=None):
@@ -173,8 +178,10 @@ cdef class Request:
         """As `empty`, with shape, dtype and contents of `array`, in C order."""
         return new_copy(self.core, self.handle, array, align, patience(timeout, priority), self)
 
+    @cython.embedsignature(False)
     def growable(self, shape, dtype=float, *, limit, axis=0, timeout=None, priority=None):
-        """A tensor that becomes longer along one axis without being copied, such as a KV cache.
+        """growable($self, shape, dtype='float64', *, limit, axis=0, timeout=None, priority=None)\n--\n
+        A tensor that becomes longer along one axis without being copied, such as a KV cache.
 
         Parameters
         ----------
@@ -297,8 +304,10 @@ cdef class Request:
 
     # ---- the same, awaitable
 
+    @cython.embedsignature(False)
     def empty_async(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
-        """As `empty`, awaitable: waits without blocking the event loop.
+        """empty_async($self, shape, dtype='float64', *, align=None, timeout=None, priority=None)\n--\n
+        As `empty`, awaitable: waits without blocking the event loop.
 
         Parameters
         ----------
@@ -323,8 +332,10 @@ cdef class Request:
         return async_wait.served(self.pool, loop_wait(self.core, priority),
                                  lambda wait: self.empty(shape, dtype, align=align, timeout=wait), timeout)
 
+    @cython.embedsignature(False)
     def zeros_async(self, shape, dtype=float, *, align=None, timeout=None, priority=None):
-        """As `empty_async`, filled with zeros."""
+        """zeros_async($self, shape, dtype='float64', *, align=None, timeout=None, priority=None)\n--\n
+        As `empty_async`, filled with zeros."""
         check_here(self.core)
         return async_wait.served(self.pool, loop_wait(self.core, priority),
                                  lambda wait: self.zeros(shape, dtype, align=align, timeout=wait), timeout)
@@ -397,9 +408,11 @@ cdef class Request:
         Returns
         -------
         Ack
-            ``RELEASED`` if this was the last holder; ``DUPLICATE`` and ``LATE`` change nothing. An ack of a request is
-            an ack of all its children. While the stream still has work to do the answer is ``PENDING``, and the device
-            is one of `pending`; another ack with a stream is a ``DUPLICATE`` then, and one without counts at once.
+            ``PENDING`` if the host or another device still holds the request, ``RELEASED`` if this was the last holder.
+            ``DUPLICATE``: this device has acknowledged before, and the request is not released. ``LATE``: the request is
+            released. Neither changes anything. An ack of a request is an ack of all its children. While the stream still has
+            work to do the answer is ``PENDING``, and the device is one of `pending`; another ack with a stream is a
+            ``DUPLICATE`` then, and one without counts at once.
 
         Raises
         ------
@@ -658,13 +671,18 @@ cdef class Request:
 
     @property
     def cancelled(self):
-        """Whether `cancel` was called while the host was a holder. Of a request that was cancelled by its id, or with its
-        parent, it is False again once the request is released."""
+        """Whether it was cancelled while the host was a holder: by `cancel`, an exception in its ``with`` block,
+        `Pool.cancel`, with its parent, or by ``Pool.close(force=True)``.
+
+        Of a released request that was not cancelled through this object, the pool knows it until a later request in the
+        same place is cancelled. An answer that was given stays.
+        """
         check_here(self.core)
-        return self.gave_up or self.core.pool.cancelled(self.handle)
+        self.gave_up = self.gave_up or self.core.pool.cancelled(self.handle)
+        return self.gave_up
 
     def wait(self, timeout=None):
-        """Waits, without the GIL, until the request is released.
+        """Waits, without the GIL, until the request is released. The host is a holder, too: call `close` before.
 
         Parameters
         ----------
@@ -699,6 +717,8 @@ cdef class Request:
 
     def released(self):
         """Awaitable: returns once the request is released, without blocking the event loop.
+
+        The host is a holder, too: await this after `close`, or after the ``with`` block, not inside.
 
         Examples
         --------

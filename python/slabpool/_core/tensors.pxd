@@ -81,6 +81,8 @@ cdef class GrowableTensor:
 
     cdef object _view(self)
     cdef int _must_be_writable(self) except -1
+    cdef bint _moved(self) noexcept
+    cdef int _must_have_its_memory(self, str what) except -1
     cdef str _whose(self)
     cdef int _grow(self, uint64_t end, object timeout) except -1
 

@@ -47,7 +47,8 @@ cdef class _Field:
 
 @cython.final
 cdef class Layout:
-    """Names, shapes and dtypes of tensors that belong together.
+    """Layout(fields)\n--\n
+    Names, shapes and dtypes of tensors that belong together.
 
     Immutable and independent of any pool. Make it once and use it for every request.
 

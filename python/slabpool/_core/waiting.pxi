@@ -79,13 +79,18 @@ cdef class Wait:
 
 
 cdef object waiter_record(const WaiterInfo& info, bint circle, LineReport lines):
-    id = None
+    cdef object id = None, quota_of = None  # declared: Cython's inference of the types does not end
     if not info.id.empty():
         id, _ = identity(info.id, info.kept)
+    if not info.of_id.empty():
+        quota_of = ("group" if info.of_group else "request", identity(info.of_id, info.of_group)[0], info.of.generation)
     return WaiterRecord(
         request_id=id, nbytes=info.nbytes, priority=info.priority, waited=info.waited_ns / 1e9,
         resource=RESOURCES[<int>info.resource], where=lines.line(info.where),
-        deadlock=circle and info.resource == Resource.memory)
+        deadlock=circle and info.resource == Resource.memory,
+        generation=None if info.kept else info.request.generation or None,
+        group=None if info.group.empty() else identity(info.group, True)[0],
+        quota_of=quota_of)
 
 
 cdef int _priority(object priority) except? -1:

@@ -29,7 +29,7 @@ from slabpool.errors import (
     UnknownDeviceError,
 )
 from slabpool.messages.system import system_refused
-from slabpool.records import of_group, set_aside
+from slabpool.records import of_group
 
 if TYPE_CHECKING:
     import weakref
@@ -121,6 +121,11 @@ def held_at(snapshot: Snapshot) -> str:
     arrays, nbytes = heaps.usage(pool) if pool is not None and pool._usable_here else (0, 0)
     if arrays:
         lines.append(f"\n  {arrays} arrays that numpy made under numpy_handler: {show_size(nbytes)}")
+    lines.extend(
+        f"\n  group {show(group.group_id)}: {show_size(group.reserved)} of its reserve left, "
+        f"opened at {short(group.opened_at, 100)}"
+        for group in snapshot.groups()
+    )
     return "".join(lines) or "\n  no request; views that belong to none"
 
 
@@ -300,9 +305,8 @@ def call_failed(
         )  # fmt: skip
     if status == StatusCode.REQUEST_CLOSED:
         assert request is not None
-        state = "released" if request.state.value == "released" else "closed by the host"
         raise RequestClosedError(
-            f"request {show(request.id)} generation {request.generation} is {state}: nothing can be "
+            f"request {show(request.id)} generation {request.generation} {how_over(request)}: nothing can be "
             "allocated for it or changed; open a new request"
         )
     if status == StatusCode.UNKNOWN_DEVICE:
@@ -319,6 +323,13 @@ def call_failed(
             "further work on it in this process. Start a new process; the first CUDA error says what failed"
         )
     raise SlabpoolError(f"pool {show(pool.name)}: unexpected status {status}")
+
+
+def how_over(request: Request) -> str:
+    """How the host left a request, for a message."""
+    if request.cancelled:
+        return "was cancelled"
+    return "is released" if request.state.value == "released" else "is closed by the host"
 
 
 Refuser = tuple[str, object, int, int, int] | None  # kind, id, generation, quota, used
@@ -344,7 +355,7 @@ def _quota(
     )
 
 
-MORE_OF_GROUP = "Close some of them, or open the group with a larger quota="
+MORE_OF_GROUP = "Close some of them, wait with timeout=, or open the group with a larger quota="
 
 
 def around_use(refuser: tuple[str, object, int, int, int]) -> str:
@@ -366,10 +377,32 @@ def group_use(pool_of: weakref.ref[Pool], refuser: tuple[str, object, int, int, 
     held = [r for r in pool.requests() if r.group == id and (r.nbytes or r.reserved)]
     held.sort(key=lambda record: record.nbytes, reverse=True)
     largest = few(
-        (f"{_name(record)} {show_size(record.nbytes)}{set_aside(record.reserved)}" for record in held),
-        longest=80,
+        (f"{_name(record)} {show_size(record.nbytes)}{_reserve(record)}" for record in held), longest=80
     )
-    return f"{text}; its largest: {largest or 'none'}."
+    return f"{text}; its largest: {largest or 'none'}.{_sessions_of(pool, id, held)}"
+
+
+def _reserve(record: RequestRecord) -> str:
+    return f" ({show_size(record.reserved)} of its reserve left)" if record.reserved else ""
+
+
+def _sessions_of(pool: Pool, group: object, held: list[RequestRecord]) -> str:
+    """What the sessions of a group keep, and why they do not give way."""
+    sessions = [record for record in pool.sessions() if record.group == group and record.nbytes]
+    if not sessions:
+        return ""
+    viewed = {r.request_id for r in held if r.kept_as is not None and r.live_views}
+    counts = dict.fromkeys(("in use", "pinned", "with live views", "idle"), 0)
+    for record in sessions:
+        if record.idle is None:
+            why = "in use"
+        elif record.pinned:
+            why = "pinned"
+        else:
+            why = "with live views" if record.session_id in viewed else "idle"
+        counts[why] += 1
+    size = show_size(sum(record.nbytes for record in sessions))
+    return f" Its sessions keep {size}: {', '.join(f'{n} {why}' for why, n in counts.items() if n)}."
 
 
 def busy(pool: Pool) -> NoReturn:

@@ -28,6 +28,7 @@ from slabpool.messages.pool import (
     around_use,
     group_use,
     held_at,
+    how_over,
     names,
     of_request,
     refusal,
@@ -177,8 +178,8 @@ def open_failed(
         )
     if parent is not None and status == StatusCode.REQUEST_CLOSED:
         raise RequestClosedError(
-            f"request {show(parent.id)} generation {parent.generation} is closed: no child can be opened "
-            "in it"
+            f"request {show(parent.id)} generation {parent.generation} {how_over(parent)}: no child can be "
+            "opened in it"
         )
     raise SlabpoolError(
         f"pool {show(pool.name)}: request {show(request_id)} could not be opened (status {status.name})"
@@ -212,9 +213,13 @@ def ack_failed(pool: Pool, status: StatusCode, request_id: object, device: objec
 
 def cancel_ambiguous(pool: Pool, request_id: object) -> NoReturn:
     """Raises for an id of which several requests are open."""
-    live = [str(r.generation) for r in pool.requests() if r.request_id == request_id and r.parent is None]
+    live = [
+        f"{r.generation}{of_group(r.group)}"
+        for r in pool.requests()
+        if r.request_id == request_id and r.parent is None and r.state.value in ("open", "in_doubt")
+    ]
     raise AmbiguousRequestError(
-        f"several generations of request {show(request_id)} are open, among {few(live)}, and none was "
+        f"several generations of request {show(request_id)} are open, {few(live)}, and none was "
         "cancelled; say which with generation="
     )
 

@@ -33,13 +33,27 @@ def lost(state: State) -> NoReturn:
     """Raises for a session that is over."""
     how = {
         "closed": "was closed",
+        "closed with its group": "was closed with its group",
         "expired": f"expired: no request used it for its ttl of {state.ttl} s",
         "evicted": f"was evicted while it was idle, because the pool had no room ({state.lost_for}),",
     }.get(state.lost or "", "was closed with its pool")
     ago = (time.monotonic_ns() - state.lost_ns) / 1e9 if state.lost else 0.0
+    # Of a session that was closed, requests may go on.
+    back = (
+        "was returned"
+        if state.lost in ("expired", "evicted")
+        else "returns with the last request that uses it"
+    )
+    what = f"session({show(state.id)})"
+    if state.group is None:
+        group, opens = "", f"pool.{what} opens a new one"
+    else:
+        group = f" of group {show(state.group.id)}"
+        opens = f"{what}{group} opens a new one"
+        if state.lost == "closed with its group":
+            opens = f"pool.group({show(state.group.id)}) opens a new group"
     raise SessionLostError(
-        f"session {show(state.id)} {how} {ago:.1f} s ago, and its memory was returned. "
-        f"pool.session({show(state.id)}) opens a new one"
+        f"session {show(state.id)}{group} {how} {ago:.1f} s ago; its memory {back}. {opens}"
     )
 
 

@@ -43,6 +43,7 @@ from slabpool.sessions.idle import Idle, fewest
 from slabpool.sessions.session import Session
 from slabpool.sessions.state import (
     CLOSED_BY_USER,
+    CLOSED_WITH_GROUP,
     EVICTED,
     EXPIRED,
     FOR_ADDRESSES,
@@ -361,7 +362,7 @@ class Sessions:
         with self._lock:
             for state in list(self._live.values()):
                 if is_under(state.group, group):
-                    self._end(state, CLOSED_BY_USER)
+                    self._end(state, CLOSED_WITH_GROUP)
 
     def _end(self, state: State, how: str) -> None:
         state.lost = how

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 #: How a session ended.
 CLOSED_BY_USER = "closed"
+CLOSED_WITH_GROUP = "closed with its group"
 EXPIRED = "expired"
 EVICTED = "evicted"
 POOL_CLOSED = "closed with its pool"

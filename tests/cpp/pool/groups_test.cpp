@@ -1,6 +1,7 @@
 // Groups of a whole pool: what counts in one, who waits for it, and that it ends once with the last under it.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <random>
 #include <thread>
@@ -38,6 +39,53 @@ class GroupsTest : public test::PoolFixture {
     return found;
   }
 };
+
+TEST_F(GroupsTest, ARefusalNamesThoseWithMostLeftOfTheirReserve) {
+  const auto named = [&] {
+    std::vector<std::uint64_t> found;
+    for (const GroupInfo& one : pool->explain_exhausted().groups) found.push_back(one.handle.generation);
+    return found;
+  };
+  EXPECT_TRUE(named().empty());
+  close(group("no reserve", kMiB));
+  std::vector<Handle> groups;
+  std::vector<std::uint64_t> pages;
+  std::minstd_rand random{1};
+  const auto expected = [&] {
+    std::vector<std::size_t> order(groups.size());
+    for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
+    std::sort(order.begin(), order.end(), [&](auto a, auto b) { return pages[a] > pages[b]; });
+    std::vector<std::uint64_t> first;
+    for (std::size_t i = 0; i < order.size() && i < 3; ++i) first.push_back(groups[order[i]].generation);
+    return first;
+  };
+  for (int round = 0; round < 200; ++round) {
+    if (groups.size() < 10 || (groups.size() < 45 && random() % 5 < 3)) {
+      pages.push_back(static_cast<std::uint64_t>(groups.size() + 1 + 40 * (random() % 2)));
+      while (std::count(pages.begin(), pages.end(), pages.back()) > 1) ++pages.back();
+      groups.push_back(group("g" + std::to_string(round), 0, pages.back() << kPageBits));
+    } else {
+      const std::size_t one = random() % groups.size();
+      close(groups[one]);
+      groups.erase(groups.begin() + static_cast<std::ptrdiff_t>(one));
+      pages.erase(pages.begin() + static_cast<std::ptrdiff_t>(one));
+    }
+    // Each call looks at 32 of them.
+    for (std::size_t looked = 0; looked < groups.size(); looked += 32) (void)named();
+    ASSERT_EQ(named(), expected()) << round << ", " << groups.size() << " groups";
+  }
+  const Handle request = open(*pool, {.parent = groups[0]});
+  Block* block = take(bytes(pages[0] << kPageBits, request));
+  ASSERT_NE(block, nullptr);
+  pages[0] = 0;
+  for (std::size_t looked = 0; looked < groups.size(); looked += 32) (void)named();
+  EXPECT_EQ(named(), expected()) << "none is left of its reserve";
+  pool->drop_view(*block);
+  close(request);
+  for (const Handle one : groups) close(one);
+  EXPECT_TRUE(named().empty());
+  expect_all_returned(*pool);
+}
 
 TEST_F(GroupsTest, MovesToASessionOfTheGroupCountOnce) {
   const Handle tenant = group("t", kMiB);
