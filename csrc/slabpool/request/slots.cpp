@@ -102,8 +102,7 @@ std::uint64_t RequestTable::metadata_bytes() const noexcept {
   const std::lock_guard lock(mutex_);
   const std::uint64_t chunks = (slots_made_ + kChunk - 1) / kChunk - closed_count_;
   return sizeof(RequestTable) + chunks * kChunk * sizeof(RequestRecord) + slots_.open_bytes() +
-         more_.open_bytes() +
-         kMaxRequests / kChunk * sizeof(std::atomic<RequestRecord*>);
+         more_.open_bytes() + kMaxRequests / kChunk * sizeof(std::atomic<RequestRecord*>);
 }
 
 }  // namespace slabpool
