@@ -1,4 +1,4 @@
-"""Counts instructions under callgrind: of a whole program, or of slabpool's own libraries in it.
+"""Counts instructions under callgrind: of a whole program, of slabpool's own libraries in it, or locked ones.
 
 The cost of one operation is the difference between many and few operations, divided by the number between:
 start-up, set-up and the end of the program cancel out.
@@ -23,6 +23,8 @@ NATIVE = ("allocate_free_4KiB", "allocate_free_1MiB", "open_close", "ack", "requ
 PYTHON = ("empty", "ack", "request")
 #: The name of a count that has the instructions of the interpreter and of numpy too.
 WHOLE = "Python {} in all"
+#: The name of a count of locked instructions: each costs as much as some twenty others.
+LOCKED = "C++ {} locked"
 
 
 class CannotCountError(RuntimeError):
@@ -80,6 +82,46 @@ def own(profile: Path) -> int:
     return count
 
 
+def _locked_in(path: str) -> set[int]:
+    """The addresses of an object's instructions that lock the bus: prefixed, or an exchange with memory."""
+    listing = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", path], capture_output=True, text=True, check=True
+    )
+    found = re.finditer(
+        r"^\s*([0-9a-f]+):\s+(?:lock |xchg .*\()", listing.stdout, re.MULTILINE
+    )  # "address: mnemonic operands"
+    return {int(one[1], 16) for one in found}
+
+
+def locked(profile: Path) -> int:
+    """Locked instructions of a profile with an address for each cost, of all objects that are files."""
+    # As in own(), with "0xaddress cost" for a cost line.
+    names: dict[str, str] = {}
+    addresses: dict[str, set[int]] = {}
+    inside: set[int] = set()
+    called = False
+    count = 0
+    with profile.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith(("ob=", "cob=")):
+                number, _, path = line.split("=", 1)[1].strip().partition(" ")
+                if path:
+                    names[number] = path
+                if line.startswith("ob="):
+                    if number not in addresses:
+                        path = names[number]
+                        addresses[number] = _locked_in(path) if os.path.isfile(path) else set()
+                    inside = addresses[number]
+            elif line.startswith("calls="):
+                called = True
+            elif line.startswith("0x"):
+                address, *_, cost = line.split()
+                if not called and int(address, 16) in inside:
+                    count += int(cost)
+                called = False
+    return count
+
+
 def count_all() -> dict[str, float]:
     """Instructions per operation, by name."""
     counts: dict[str, float] = {}
@@ -90,6 +132,11 @@ def count_all() -> dict[str, float]:
         for operation in NATIVE:
             few, many = (total(callgrind([str(program), operation, str(n)], folder)) for n in (_FEW, _MANY))
             counts[f"C++ {operation}"] = (many - few) / (_MANY - _FEW)
+            by_address = ("--dump-instr=yes", "--dump-line=no")
+            few, many = (
+                locked(callgrind([str(program), operation, str(n)], folder, by_address)) for n in (_FEW, _MANY)
+            )
+            counts[LOCKED.format(operation)] = (many - few) / (_MANY - _FEW)
         script = str(sources / "hot_paths.py")
         for operation in PYTHON:
             profiles = []

@@ -2,9 +2,11 @@
 // so that only what an operation itself executes remains; all set-up must therefore not depend on N.
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <numeric>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "slabpool/pool/pool.hpp"
@@ -96,6 +98,12 @@ int main(int argc, char** argv) {
   slabpool::Error error;
   const auto pool = Pool::create(options, error);
   check(pool != nullptr);
+  // A second thread, because the C library's mutexes lock nothing in a process of one.
+  std::mutex end;
+  end.lock();
+  std::thread other([&] { end.lock(); });
   run(*pool, argv[1], std::atol(argv[2]));
+  end.unlock();
+  other.join();
   return 0;
 }

@@ -68,7 +68,12 @@ RequestBlocks::Released RequestBlocks::release(std::atomic<std::uint64_t>& all_r
     append(block, bytes);
   }
   *last = nullptr;
-  bytes_.fetch_sub(result.freed, std::memory_order_relaxed);
+  // Nothing is attached to a claimed request, so without a retained block no other thread changes the figure.
+  if (viewed_blocks == 0) {
+    bytes_.store(0, std::memory_order_relaxed);
+  } else {
+    bytes_.fetch_sub(result.freed, std::memory_order_relaxed);
+  }
   return result;
 }
 

@@ -170,6 +170,11 @@ class RequestBlocks {
   }
   // Acquire and release: the thread that frees the slot does so after everything others did with the record.
   bool drop_keep() noexcept {
+    // The only one left: no other thread has a part of it, so no locked instruction is needed.
+    if (keep_.load(std::memory_order_acquire) == 1) {
+      keep_.store(0, std::memory_order_relaxed);
+      return true;
+    }
     const std::uint32_t before = keep_.fetch_sub(1, std::memory_order_acq_rel);
     SLABPOOL_ASSERT(before != 0, "a slot is kept by its request and by each retained block");
     return before == 1;

@@ -172,7 +172,7 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
         (void)set.leave(made.generation, device_bit(device));  // never the last: the host holds
     }
   }
-  if (r->lease_ns != 0) leased_.fetch_add(1, std::memory_order_relaxed);
+  if (r->lease_ns != 0) change(leased_, 1);
   if (r->kept) {
     if (r->is_session()) ++sessions_;
     if (r->is_group) index(*r);
@@ -180,7 +180,7 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
   }
   index(*r);
   index_generation(*r, made.generation);
-  open_.fetch_add(1, std::memory_order_relaxed);
+  change(open_, 1);
   return Status::ok;
 }
 
@@ -271,7 +271,7 @@ void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
   if (!r.kept) {
     unindex(r);
     unindex_generation(r, generation);
-    (r.host_left ? draining_ : open_).fetch_sub(1, std::memory_order_relaxed);
+    change(r.host_left ? draining_ : open_, -1);
   } else if (r.is_session()) {
     --sessions_;
     if (r.is_group) {
@@ -284,7 +284,7 @@ void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
     unpin_all(r, over);
   if (r.group != 0) [[unlikely]]
     leave_group(r, over);
-  if (r.lease_ns != 0) leased_.fetch_sub(1, std::memory_order_relaxed);
+  if (r.lease_ns != 0) change(leased_, -1);
   r.ended.store(generation, std::memory_order_release);
   if (r.blocks.retire()) free_slot(r);
 }

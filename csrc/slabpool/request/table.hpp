@@ -25,6 +25,7 @@
 #include <utility>
 #include <vector>
 
+#include "slabpool/base/mutex.hpp"
 #include "slabpool/base/status.hpp"
 #include "slabpool/memory/virtual_array.hpp"
 #include "slabpool/request/device_registry.hpp"
@@ -414,9 +415,14 @@ class RequestTable {
   void pin_locked(RequestRecord& by, RequestRecord& kept) noexcept;
   void unpin_all(RequestRecord& by, ClaimedList& over) noexcept;
   [[gnu::noinline]] bool leave_budget(RequestRecord& record) noexcept;
+  // Under the mutex, so that no locked add is needed. Relaxed: others read a figure.
+  static void change(std::atomic<std::uint64_t>& figure, int by) noexcept {
+    figure.store(figure.load(std::memory_order_relaxed) + static_cast<std::uint64_t>(by),
+                 std::memory_order_relaxed);
+  }
   void count_draining() noexcept {
-    open_.fetch_sub(1, std::memory_order_relaxed);
-    draining_.fetch_add(1, std::memory_order_relaxed);
+    change(open_, -1);
+    change(draining_, 1);
   }
   [[gnu::noinline]] void list_idle(RequestRecord& session) noexcept;
   [[gnu::noinline]] Status start_budget(RequestRecord& r, Handle self, const OpenSpec& spec,
@@ -435,7 +441,7 @@ class RequestTable {
   const std::uint64_t secret_;
   HostWatchers* const watchers_;  // null in a pool without peers
   std::unique_ptr<std::atomic<RequestRecord*>[]> chunks_;
-  mutable std::mutex mutex_;
+  mutable Mutex mutex_;
   std::uint32_t slots_made_ = 0;
   // Chunks whose pages trim() has returned: a bit for each.
   std::uint64_t closed_chunks_[kMaxRequests / kChunk / 64] = {};
