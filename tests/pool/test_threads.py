@@ -21,6 +21,7 @@ import pytest
 import slabpool
 from slabpool import Ack, Pool
 from tests.crew import TIMEOUT, together
+from tests.waiting import PATIENCE, until
 
 CAPACITY = 16 << 20
 Array = npt.NDArray[Any]
@@ -375,3 +376,26 @@ def test_the_gil_is_released_for_big_cleaning(options: dict[str, Any]) -> None:
     }
     assert [name for name, way in ways.items() if not others_run_during(way)] == []
     assert pool.stats().live == 0
+
+
+def test_threads_that_are_idle_keep_no_memory() -> None:
+    """What caches keep is bounded by what was in use a short while ago, not by how many threads there are."""
+    pool, threads = Pool("256MiB"), 64
+    ready, end = threading.Barrier(threads + 1), threading.Event()
+
+    def allocate_once() -> None:
+        for nbytes in (4 << 10, 64 << 10, 1 << 20):
+            pool.empty(nbytes, "u1").fill(1)
+        ready.wait(PATIENCE)
+        end.wait(PATIENCE)
+
+    running = [threading.Thread(target=allocate_once, daemon=True) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    ready.wait(PATIENCE)
+    # A call that looks at the pool is all that it takes (pools have no thread): what the idle threads have goes.
+    until(lambda: pool.stats().committed <= 1 << 20)
+    end.set()
+    for thread in running:
+        thread.join(PATIENCE)
+    pool.close()
