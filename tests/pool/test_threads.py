@@ -393,7 +393,7 @@ def test_threads_that_are_idle_keep_no_memory() -> None:
     for thread in running:
         thread.start()
     ready.wait(PATIENCE)
-    # A call that looks at the pool is all that it takes (pools have no thread): what the idle threads have goes.
+    # A pool has no thread of its own: a call that looks at it gives back what the idle threads have.
     until(lambda: pool.stats().committed <= 1 << 20)
     end.set()
     for thread in running:
