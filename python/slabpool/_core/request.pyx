@@ -23,7 +23,7 @@ from slabpool._core.cpp_block cimport Block, byte
 from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_observe cimport GroupInfo, QuotaInfo, RequestInfo
 from slabpool._core.cpp_pool cimport Acked, Adopted
-from slabpool._core.cpp_request cimport AckResult, OpenSpec, device_span, string_view
+from slabpool._core.cpp_request cimport AckResult, LevelNeed, OpenSpec, device_span, string_view
 from slabpool._core.cpp_status cimport Error, Status
 from slabpool._core.cpp_wait cimport Waiter
 from slabpool._core.cuda cimport stream_device, stream_of
@@ -603,7 +603,7 @@ cdef class Request:
 
     def _refuser(self, nbytes):
         """What refuses it so many bytes: see `messages`."""
-        return refuser_of(self.core, self.handle, nbytes)
+        return refuser_of(self.core, self.handle, nbytes, True)
 
     @property
     def pending(self):
