@@ -24,8 +24,10 @@ Status Pool::adopt(Block& block, Handle from, Handle to, Adopted& adopted, Level
       LevelNeeds needs;
       adopted = table_.adopt(block, from, to, &needs, refused);
       if (adopted != Adopted::ok) return Status::ok;
-      if (asks_quotas(needs, *table_.record(to.slot), to) == Status::waiters_ahead)
+      if (asks_quotas(needs, *table_.record(to.slot), to) == Status::waiters_ahead) {
+        adopted = Adopted::not_its;
         return Status::waiters_ahead;
+      }
     }
     adopted = table_.adopt(block, from, to, nullptr, refused);
   } catch (const std::bad_alloc&) {

@@ -7,8 +7,8 @@
 //   open_ + draining_ == the number of requests that are not retired and not kept;
 //   a slot that was made is in free_slots_ or in a closed chunk exactly if its record's generation is 0, and its record in the
 //   list by age otherwise.
-// Files: table (opening, acks, the end), slots (records for requests), host (how the host leaves), budget, keep (what sessions keep), adopt (tensors that
-// change requests).
+// Files: table (opening, acks, the end), slots (records for requests), host (how the host leaves), budget, levels, keep (what
+// sessions keep), adopt (tensors that change requests), move_charge (of both).
 // Order of locks: the pool's (collecting acks, then growing), the table's mutex, the budget mutex, the RequestBlocks locks,
 // then the depot's. No lock declared here is held while blocks are returned.
 #pragma once

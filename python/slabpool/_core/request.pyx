@@ -252,8 +252,8 @@ cdef class Request:
         """Takes a tensor over from another request of the same pool. Its memory moves to this request; nothing is copied.
 
         From now on the memory is this request's: it counts here, also in the quota, and no longer there. Arrays made before
-        stay valid. Devices of the other request may go on reading it under references made before: it is returned once
-        both requests are released. `live_views` counts one more until the other request is.
+        stay valid. Devices of the other request may go on reading it under references made before: then it is returned once
+        both requests are released, and `live_views` counts one more until the other request is.
 
         Parameters
         ----------
@@ -266,7 +266,8 @@ cdef class Request:
         RequestClosedError
             The host has closed this request, or the tensor's request is released.
         QuotaExceededError
-            More than this request's quota allows.
+            More than this request's quota, or one around it, allows; or waiters of that quota come first. Idle sessions of
+            the request's group give way before.
         InvalidArgumentError, InvalidTypeError
             Not a tensor of a request of this pool, one without bytes, one that this request has already, or one that a
             session keeps.
@@ -274,7 +275,7 @@ cdef class Request:
         Notes
         -----
         An error changes nothing. What is promised to this request by ``reserve=`` is not drawn: the memory is committed
-        already.
+        already. What the other request drew from its own ``reserve=`` goes along: the promise is smaller by it.
 
         Examples
         --------
