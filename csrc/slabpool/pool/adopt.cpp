@@ -7,7 +7,6 @@ namespace slabpool {
 
 // As an allocation asks the queue: only those quotas that the move takes something of.
 Status Pool::asks_quotas(const LevelNeeds& needs, const RequestRecord& record, Handle holder) noexcept {
-  if (needs.never != nullptr) return Status::quota_exceeded;
   return passes_quotas(needs, {holder.slot, holder.generation}, nullptr, priority_of(&record))
              ? Status::ok
              : Status::waiters_ahead;

@@ -125,8 +125,18 @@ Allocation Pool::allocate_charged(const AllocateSpec& spec, const Plan& p, Reque
   Allocation result;
   for (int tried = 0; result.block == nullptr && result.status == Status::ok; ++tried) {
     ReserveRef reserve;
-    const Share share =
-        charge_for(record, spec.request, p.need, p.bin, align, nullptr, tried, reserve);
+    Share share = charge_for(record, spec.request, p.need, p.bin, align, nullptr, tried, reserve);
+    Plan by = p;
+    // A small block of whole pages of which the promise has only some left becomes a span, so that it draws those.
+    if (reserve.reserve != nullptr && share.drawn == 0 && p.bin < kSlabClasses && p.need >= kPageSize) {
+      const std::uint64_t need = pages_for(p.need) << kPageBits;
+      const Share part =
+          charge_for(record, spec.request, need, kBins, align, nullptr, tried, reserve);
+      if (part.drawn != 0) {
+        share = part;
+        by = {kBins, need, spec.align <= kPageSize ? 1 : spec.align};
+      }
+    }
     const Status status = charge(record, spec.request, share, waiter);
     if (status != Status::ok) return {nullptr, status};
     // What was promised to the request is not what others wait for.
@@ -137,7 +147,7 @@ Allocation Pool::allocate_charged(const AllocateSpec& spec, const Plan& p, Reque
     } else if (asks && beyond.amount != 0 && !passes(waiter, beyond, priority_of(&record))) {
       result.status = Status::waiters_ahead;
     } else {
-      result = take(p, spec.align, reserve, share.drawn, true);
+      result = take(by, spec.align, reserve, share.drawn, true);
       if (result.status == Status::exhausted) blocked(waiter, Resource::memory, beyond.amount);
       taken = result.block != nullptr;
       if (taken) {

@@ -41,7 +41,6 @@ Status Pool::keep(const KeepSpec& spec, Handle& kept) noexcept {
         status = passes(nullptr, {Resource::kept, spec.block->bytes}, priority_of(&record))
                      ? asks_quotas(needs, record, {})
                      : Status::waiters_ahead;
-        if (status == Status::quota_exceeded) status = Status::ok;  // the table says by what
       }
     }
     if (status == Status::ok)

@@ -53,6 +53,7 @@ void RequestTable::return_budget(RequestRecord& r, Levels& back) noexcept {
   ReserveRef over;
   {
     const std::lock_guard lock(budget_mutex_);
+    if (r.charged_drawn != 0) back.refilled = true;
     if (r.charged_for != 0) over = end_promise(r, back);
     forget_charge(r, back);
   }

@@ -173,22 +173,17 @@ void RequestTable::forget_charge(RequestRecord& r, Levels& back) noexcept {
   SLABPOOL_ASSERT(kept_bytes_ >= r.charged, "kept_bytes_ is the sum over kept requests", kept_bytes_,
                   r.charged);
   kept_bytes_ -= r.charged;
-  r.charged = r.charged_drawn = 0;
+  r.charged = 0;  // `charged_drawn` tells return_budget() that memory returned to a promise
 }
 
 bool RequestTable::needs_of(const RequestRecord& r, Handle handle, Share more,
                             LevelNeeds& needs) const noexcept {
   const std::lock_guard lock(budget_mutex_);
   if (r.charged_for != handle.generation) return false;
-  needs_from(r.level, more, needs);
-  return true;
-}
-
-void RequestTable::needs_from(Handle at, Share more, LevelNeeds& needs) const noexcept {
   std::uint64_t least = more.bytes;  // as in check()
-  while (more.bytes != 0 || least != 0) {
+  for (Handle at = r.level; more.bytes != 0 || least != 0;) {
     const RequestRecord* level = budget_of(at);
-    if (level == nullptr) return;
+    if (level == nullptr) break;
     const Share before = level->counts();
     const Share after = with(*level, more);
     if (level->quota != 0 && (!level->kept || level->is_group)) {
@@ -203,6 +198,7 @@ void RequestTable::needs_from(Handle at, Share more, LevelNeeds& needs) const no
     least -= std::min(least, level->promised);
     at = level->upper;
   }
+  return true;
 }
 
 bool RequestTable::allows(const RequestRecord& r, Handle handle, Share more,

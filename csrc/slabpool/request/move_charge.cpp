@@ -3,6 +3,8 @@
 // A level that both requests count in sees no difference. So the part of a request's promise that the block was drawn from goes
 // along: otherwise that level would count it twice, as promised and as moved. What was drawn from the promise of a level above
 // both stays drawn from it. So does what was drawn from a group's promise, wherever the block goes: it returns there.
+#include <algorithm>
+
 #include "slabpool/base/assert.hpp"
 #include "slabpool/request/table.hpp"
 
@@ -13,7 +15,7 @@ namespace {
 class Saved {
  public:
   void add(RequestRecord& level) noexcept {
-    SLABPOOL_ASSERT(count_ < 2 * kMaxLevels, "two chains of levels are saved", count_);
+    SLABPOOL_ASSERT(count_ < 3 * kMaxLevels, "three chains of levels are saved", count_);
     levels_[count_++] = {&level,         level.used, level.used_drawn, level.promised, level.promised_above,
                          level.owed};
   }
@@ -34,7 +36,7 @@ class Saved {
     RequestRecord* of;
     std::uint64_t used, used_drawn, promised, promised_above, owed;
   };
-  Level levels_[2 * kMaxLevels];
+  Level levels_[3 * kMaxLevels];
   unsigned count_ = 0;
 };
 
@@ -47,12 +49,15 @@ Status RequestTable::move_charge(Block& block, RequestRecord& source, Handle fro
   const auto pays = [](const RequestRecord& r) { return r.has_budget.load(std::memory_order_relaxed); };
   const bool paid = pays(source) && source.charged_for == from.generation;
   if (pays(target) && target.charged_for != to.generation) return Status::request_closed;
-  const auto is_above_target = [&](Handle level) {
-    if (!pays(target)) return false;
-    for (Handle at = target.level; const RequestRecord* r = budget_of(at); at = r->upper)
-      if (at.slot == level.slot) return true;
-    return false;
-  };
+  // What the levels of the target counted before.
+  Handle above[kMaxLevels];
+  std::uint64_t counted[kMaxLevels];
+  unsigned above_count = 0;
+  for (Handle at = pays(target) ? target.level : Handle{}; const RequestRecord* r = budget_of(at);
+       at = r->upper) {
+    counted[above_count] = r->counts().bytes;
+    above[above_count++] = at;
+  }
   Saved saved;
   bool common = false;
   ReserveRef left[kMaxLevels];
@@ -61,7 +66,8 @@ Status RequestTable::move_charge(Block& block, RequestRecord& source, Handle fro
   unsigned shared_count = 0;
   for (Handle at = paid ? source.level : Handle{}; RequestRecord* r = budget_of(at); at = r->upper) {
     saved.add(*r);
-    common = common || is_above_target(at);
+    common = common || std::any_of(above, above + above_count,
+                                   [&](Handle level) { return level.slot == at.slot; });
     if (r->reserve.reserve == nullptr) continue;
     if (common || r->is_group) {
       shared[shared_count++] = r->reserve;
@@ -84,7 +90,16 @@ Status RequestTable::move_charge(Block& block, RequestRecord& source, Handle fro
     if (pays(target)) {
       status = check(target.level, come, refused);
       if (status == Status::quota_exceeded) refused.excess = excess(refused);
-      if (needs != nullptr) needs_from(target.level, come, *needs);
+    }
+    if (needs != nullptr) {
+      for (unsigned i = 0; i < above_count; ++i) saved.add(*budget_of(above[i]));
+      if (pays(target)) change(target.level, {}, come, nullptr);
+      for (unsigned i = 0; i < above_count; ++i) {
+        const RequestRecord& r = *budget_of(above[i]);
+        const std::uint64_t now = r.counts().bytes;
+        if (r.quota != 0 && (!r.kept || r.is_group) && now > counted[i])
+          needs->of[needs->count++] = {above[i], now - counted[i]};
+      }
     }
     if (status == Status::ok && target.kept && kept_bytes_ - returned + block.bytes > kept_quota_)
       status = Status::exhausted;
@@ -97,7 +112,7 @@ Status RequestTable::move_charge(Block& block, RequestRecord& source, Handle fro
     target.charged_drawn += come.drawn;
     if (target.kept) kept_bytes_ += block.bytes - returned;
     if (old != nullptr) {
-      old->charged = old->charged_drawn = 0;
+      old->charged = 0;
       old->charged_for = 0;
     }
     if (paid) take_off(source, gone);

@@ -344,7 +344,6 @@ class RequestTable {
   RequestRecord* budget_of(
       Handle level) const noexcept;  // null once the budget was returned, or without one
   Status check(Handle level, Share more, LevelNeed& refused) const noexcept;
-  void needs_from(Handle level, Share more, LevelNeeds& needs) const noexcept;
   void change(Handle level, Share before, Share after, Levels* back,
               const Leaving* leaving = nullptr) noexcept;
   Status move_charge(Block& block, RequestRecord& source, Handle from, RequestRecord& target, Handle to,

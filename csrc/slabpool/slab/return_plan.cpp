@@ -227,11 +227,11 @@ Depot::Planned Depot::plan_pages(const Need& need, Groups& groups) const {
   std::uint64_t blocks = 0;  // of the size class
   if (need.size_class < kSlabClasses && need.count_room && partial_[need.size_class].front() != nullptr)
     blocks = 1;
-  // Pages of the promise. A small block lies in those or in others, and not in both.
+  // Pages of the promise. A block that is smaller than a page lies in one of those or in another.
   const bool small = need.size_class < kSlabClasses;
   std::uint64_t own = small && need.count_room ? Reserves::drawable(need.reserve) : 0;
   const auto enough = [&] {
-    return blocks != 0 || (small ? std::max(pages, own) : pages + own) >= need.pages;
+    return blocks != 0 || pages + own >= need.pages;
   };
   if (enough()) return Planned::room;
   FreedPages freed(pages_.has_holes(), need.reserve);

@@ -256,8 +256,7 @@ def adopt_behind(request: Request, tensor: object, nbytes: int) -> NoReturn:
     """Raises for a tensor for which the quota has room that is set aside for waiters."""
     raise QuotaExceededError(
         f"{_cannot_adopt(request, tensor)}, {show_size(nbytes)}: what is free of the quota is set aside for "
-        f"callers that wait for it ({request.pool.stats().waiting} wait). Call adopt() again once they are "
-        "served"
+        "callers that wait for it. Call adopt() again once they are served"
     )
 
 

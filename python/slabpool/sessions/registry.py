@@ -555,6 +555,10 @@ class Sessions:
                 return self._plan_budget(pool, more, self._roots.get(shelf.generation))
             return NOTHING, []
         plan = self._plan_level(pool, root, need, None)
+        if plan[0] == NOTHING:
+            # What they keep may hold more of the reserve than its own bytes: pages behind it, up to the end of
+            # what was cut there.
+            plan = self._plan_memory(pool, StatusCode.SYSTEM_REFUSED, need, True, request, root)
         if not plan[1] or not memory:
             return plan
         room, states = self._plan_memory(pool, StatusCode.EXHAUSTED, memory, pages, request)
@@ -583,17 +587,26 @@ class Sessions:
         return (FREED if states else NOTHING), states
 
     def _plan_memory(
-        self, pool: Pool, status: int, nbytes: int, pages: bool, request: tuple[int, int]
+        self,
+        pool: Pool,
+        status: int,
+        nbytes: int,
+        pages: bool,
+        request: tuple[int, int],
+        level: tuple[int, int] | None = None,
     ) -> Plan:
-        """The core knows which blocks make whole pages, or addresses in a row, together."""
-        if status != StatusCode.NO_ADDRESSES and bytes_not_kept(pool) + nbytes > pool.capacity:
+        """By sessions that count in a level, or by all.
+
+        The core knows which blocks make whole pages, or addresses in a row, together.
+        """
+        if level is None and status != StatusCode.NO_ADDRESSES and bytes_not_kept(pool) + nbytes > pool.capacity:
             return NOTHING, []
         states: list[State] = []
         groups: list[list[Kept]] = []
         most = 4
         with closing(self._candidates(pool)) as candidates:
             for state, kept in candidates:
-                if kept:
+                if kept and (level is None or state.shelf.counts_in(level)):
                     states.append(state)
                     groups.append(kept)
                 if len(groups) == most:  # so that a plan costs what it evicts
