@@ -4,8 +4,8 @@ Tensors have one size, that of a span, and the pool is never full, so the model 
 promise to the byte. A level is a group or a request with a quota or a reserve.
 
 Invariants, after every step:
-    what a level uses is the sum of what is charged in it and of what the levels below count for: what they
-    use, but no less than what is promised to them;
+    what a level uses is the sum of what is charged in it and of what the levels below count for: what is
+    promised to them, and what they use beside that;
     an allocation or a reserve is refused if, and only if, some level above has no room for it;
     of each promise so much is left as was promised and is not drawn: nothing is lost or counted twice.
 At the end all is given back.
@@ -51,6 +51,8 @@ class Node:
     extra: int = 0
     owed: int = 0
     borrowed: int = 0
+    inside: int = 0  # of its reserve, taken out of the promises around it
+    over_owed: int = 0  # of a promise that is over: what was drawn from it and is not those around it
     drawn: list[Node] = field(default_factory=list)  # the promise that each of its tensors came from
 
     @property
@@ -62,19 +64,42 @@ class Node:
         return self.own + sum(node.counts for node in self.below)
 
     @property
-    def counts(self) -> int:
-        return max(self.used, self.reserve if self.promised else 0) if self.is_level else self.used
+    def used_drawn(self) -> int:
+        return len(self.drawn) + sum(node.share[1] for node in self.below)
 
-    def refuses(self, units: int) -> bool:
+    @property
+    def share(self) -> tuple[int, int]:
+        return self.share_with(0, 0)
+
+    def share_with(self, units: int, drawn: int) -> tuple[int, int]:
+        """Units that it counts for above, with so many more, and how many of them promises there have."""
+        used, drawn = self.used + units, self.used_drawn + drawn
+        if not self.promised:
+            return used, drawn - min(self.over_owed, drawn)
+        within = min(drawn, self.reserve)
+        return self.reserve + used - within, drawn - within + self.inside
+
+    @property
+    def counts(self) -> int:
+        return self.share[0]
+
+    def refuses(self, units: int, drawn: int) -> bool:
         """Whether this level, or one above it, has no room for more."""
         node: Node | None = self
         while node is not None and units:
-            if node.quota is not None and node.used + units > node.quota:
+            before, after = node.share, node.share_with(units, drawn)
+            if node.quota is not None and after[0] > max(node.quota, before[0]):
                 return True
-            if node.is_level:
-                units = max(node.used + units, node.reserve if node.promised else 0) - node.counts
+            units, drawn = after[0] - before[0], after[1] - before[1]
             node = node.above
         return False
+
+    def drawable(self) -> int:
+        node, units = self.promise, 0
+        while node is not None:
+            units += node.left
+            node = node.around
+        return units
 
     @property
     def promise(self) -> Node | None:
@@ -116,11 +141,9 @@ class Node:
         if not self.reserve:
             return
         self.promised = True
-        node, drawable = self.around, 0
-        while node is not None:
-            drawable += node.left
-            node = node.around
+        drawable = 0 if self.above is None else self.above.drawable()
         self.extra = max(0, self.reserve - drawable)
+        self.inside = self.reserve - self.extra
         self.top_up(self.reserve - self.extra)
         self.borrowed = 0
         self.left = self.reserve
@@ -177,7 +200,7 @@ class Levels(RuleBasedStateMachine):
             node = node.above
         if depth == 8 and (quota is not None or reserve):
             return
-        refused = above is not None and above.refuses(reserve)
+        refused = above is not None and above.refuses(reserve, min(reserve, above.drawable()))
         try:
             if above is None:
                 made = self.pool.request("r", devices, quota=size, reserve=reserve * UNIT)
@@ -199,7 +222,7 @@ class Levels(RuleBasedStateMachine):
         node = self._pick(pick)
         assert node is not None and isinstance(node.handle, slabpool.Request)
         for _ in range(count):
-            refused = node.refuses(1)
+            refused = node.refuses(1, min(1, node.drawable()))
             try:
                 node.handle.empty(UNIT, np.uint8)
             except QuotaExceededError:
@@ -218,6 +241,7 @@ class Levels(RuleBasedStateMachine):
         node.open = False
         if not node.promised:
             return
+        node.over_owed = max(0, min(node.used_drawn, node.reserve) - node.inside)
         node.promised = False
         target = node.around
         left, node.left = node.left, 0

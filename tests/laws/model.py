@@ -334,7 +334,7 @@ class PoolModel:
     # ---- moves
 
     def adopt(self, block: Block, target: RequestModel) -> None:
-        """The block moved to the target; the request that had it has a view of it until it is over."""
+        """The block moved to the target. If a device holds the other request, that has a view until it is over."""
         source = block.request
         assert source is not None
         for request, size in ((source, -block.size), (target, block.size)):
@@ -346,8 +346,9 @@ class PoolModel:
         if block in target.lent:
             target.lent.remove(block)
             block.views -= 1
-        source.lent.append(block)
-        block.views += 1
+        if source.pending:
+            source.lent.append(block)
+            block.views += 1
 
     # ---- sessions
 

@@ -5,14 +5,30 @@
 
 namespace slabpool {
 
-Status Pool::adopt(Block& block, Handle from, Handle to, Adopted& adopted) noexcept {
+// As an allocation asks the queue: only those quotas that the move takes something of.
+Status Pool::asks_quotas(const LevelNeeds& needs, const RequestRecord& record, Handle holder) noexcept {
+  return passes_quotas(needs, {holder.slot, holder.generation}, nullptr, priority_of(&record))
+             ? Status::ok
+             : Status::waiters_ahead;
+}
+
+Status Pool::adopt(Block& block, Handle from, Handle to, Adopted& adopted, LevelNeed& refused) noexcept {
   adopted = Adopted::not_its;
   if (!usable_here()) return Status::forked;
   collect_acks();
   // Relaxed: the thread that ends `from` takes the lock under which the block moves before it reads the flag.
   slow_path_flags_.fetch_or(kLent, std::memory_order_relaxed);
   try {
-    adopted = table_.adopt(block, from, to);
+    if (queue_.has_waiters()) {
+      LevelNeeds needs;
+      adopted = table_.adopt(block, from, to, &needs, refused);
+      if (adopted != Adopted::ok) return Status::ok;
+      if (asks_quotas(needs, *table_.record(to.slot), to) == Status::waiters_ahead) {
+        adopted = Adopted::not_its;
+        return Status::waiters_ahead;
+      }
+    }
+    adopted = table_.adopt(block, from, to, nullptr, refused);
   } catch (const std::bad_alloc&) {
     return Status::system_refused;
   }
@@ -25,6 +41,7 @@ Status Pool::adopt(Block& block, Handle from, Handle to, Adopted& adopted) noexc
 }
 
 void Pool::return_lent(RequestRecord& claimed) noexcept {
+  if (claimed.lent.empty()) return;
   for (Block* block : claimed.lent) drop_view(*block);
   claimed.lent.clear();
 }

@@ -45,11 +45,11 @@ inline Block* Pool::take_first(std::uint64_t nbytes) noexcept {
   return cache->pop_first(bin_of(need), need);
 }
 
-// From what all requests share: this thread's cache, then the depot.
-Allocation Pool::take_shared(const Plan& plan, ReserveRef reserve, bool exact) {
+// From what all requests share: this thread's cache, then the depot. Pages of a span, so many bytes of them, are drawn from a
+// promise; no block and Status::ok: it has less left.
+Allocation Pool::take_shared(const Plan& plan, ReserveRef reserve, std::uint64_t drawn, bool exact) {
   ThreadCache& cache = caches_.mine();
-  const bool promised = reserve.reserve != nullptr && plan.bin >= kSlabClasses;
-  if (plan.bin != kBins && !promised) {
+  if (plan.bin != kBins && drawn == 0) {
     if (Block* block = cache.pop(plan.bin, plan.need, exact)) [[likely]]
       return {block, Status::ok};
   }
@@ -59,7 +59,8 @@ Allocation Pool::take_shared(const Plan& plan, ReserveRef reserve, bool exact) {
   for (const Depot::Effort effort : {Depot::Effort::soft, Depot::Effort::hard}) {
     const Depot::Taken taken = plan.bin < kSlabClasses
                                    ? depot_.take_blocks(plan.bin, batch, effort)
-                                   : depot_.take_span(plan.need, plan.align, effort, reserve);
+                                   : depot_.take_span(plan.need, plan.align, effort, reserve, drawn);
+    if (taken.promise_changed) return {};
     if (taken.chain != nullptr) {
       cache.keep(taken.chain);
       return {taken.chain, Status::ok};
@@ -72,39 +73,21 @@ Allocation Pool::take_shared(const Plan& plan, ReserveRef reserve, bool exact) {
   return {nullptr, ever ? Status::exhausted : Status::too_large};
 }
 
-// A small block out of what was promised to a request, or, once that is used up, out of what all requests share.
+// A small block out of what was promised to a request. No block and Status::ok: the promise cannot supply it.
 Allocation Pool::take_promised(const Plan& plan, std::uint64_t align, ReserveRef reserve) {
   ThreadCache& cache = caches_.mine();
   const Depot::Taken taken =
       depot_.take_reserved(reserve, plan.bin, std::max<std::uint64_t>(align, kDefaultAlign));
-  if (taken.chain == nullptr)
-    return taken.system_refused ? Allocation{nullptr, Status::system_refused}
-                                : take_shared(plan, {}, true);
+  if (taken.chain == nullptr) return {nullptr, taken.system_refused ? Status::system_refused : Status::ok};
   cache.count_allocated(taken.chain->bytes);
   return {taken.chain, Status::ok};
 }
 
-// A block out of what was promised to a request, and out of nothing else; null if the promise has too little left.
-Allocation Pool::take_own(const Plan& plan, std::uint64_t align, ReserveRef reserve) noexcept {
+Allocation Pool::take(const Plan& plan, std::uint64_t align, ReserveRef reserve, std::uint64_t drawn,
+                      bool exact) noexcept {
   try {
-    if (plan.bin >= kSlabClasses) {
-      if (depot_.drawable_bytes(reserve) < pages_for(plan.need) << kPageBits) return {};
-      return take_shared(plan, reserve, true);
-    }
-    ThreadCache& cache = caches_.mine();
-    Block* block =
-        depot_.take_reserved(reserve, plan.bin, std::max<std::uint64_t>(align, kDefaultAlign)).chain;
-    if (block != nullptr) cache.count_allocated(block->bytes);
-    return {block, Status::ok};
-  } catch (const std::bad_alloc&) {
-    return {};
-  }
-}
-
-Allocation Pool::take(const Plan& plan, std::uint64_t align, ReserveRef reserve, bool exact) noexcept {
-  try {
-    return reserve.reserve != nullptr && plan.bin < kSlabClasses ? take_promised(plan, align, reserve)
-                                                                 : take_shared(plan, reserve, exact);
+    return drawn != 0 && plan.bin < kSlabClasses ? take_promised(plan, align, reserve)
+                                                 : take_shared(plan, reserve, drawn, exact);
   } catch (const std::bad_alloc&) {  // of the pool's own tables
     return {nullptr, Status::system_refused};
   }
@@ -127,6 +110,48 @@ Status Pool::prepare(Block& block, const AllocateSpec& spec) noexcept {
 
 // ---- the way down
 
+// For a request with a budget. The charge says how much is drawn from a promise, and then so much is drawn or nothing.
+Allocation Pool::allocate_charged(const AllocateSpec& spec, const Plan& p, RequestRecord& record,
+                                  bool asks, Waiter* waiter) noexcept {
+  const std::uint64_t align = std::max<std::uint64_t>(spec.align, kDefaultAlign);
+  Allocation result;
+  for (int tried = 0; result.block == nullptr && result.status == Status::ok; ++tried) {
+    ReserveRef reserve;
+    Share share = charge_for(record, spec.request, p.need, p.bin, align, nullptr, tried, reserve);
+    Plan by = p;
+    // A small block of whole pages of which the promise has only some left becomes a span, so that it draws those.
+    if (reserve.reserve != nullptr && share.drawn == 0 && p.bin < kSlabClasses && p.need >= kPageSize) {
+      const std::uint64_t need = pages_for(p.need) << kPageBits;
+      const Share part =
+          charge_for(record, spec.request, need, kBins, align, nullptr, tried, reserve);
+      if (part.drawn != 0) {
+        share = part;
+        by = {kBins, need, spec.align <= kPageSize ? 1 : spec.align};
+      }
+    }
+    const Status status = charge(record, spec.request, share, waiter);
+    if (status != Status::ok) return {nullptr, status};
+    // What was promised to the request is not what others wait for.
+    const Wanted beyond{Resource::memory, share.bytes - share.drawn};
+    bool taken = false;
+    if (!table_.is_open(spec.request)) {
+      result.status = Status::request_closed;
+    } else if (asks && beyond.amount != 0 && !passes(waiter, beyond, priority_of(&record))) {
+      result.status = Status::waiters_ahead;
+    } else {
+      result = take(by, spec.align, reserve, share.drawn, true);
+      if (result.status == Status::exhausted) blocked(waiter, Resource::memory, beyond.amount);
+      taken = result.block != nullptr;
+      if (taken) {
+        result = hand_out(*result.block, spec.request, &record, holds_of(spec),
+                          [&](Block& block) { return prepare(block, spec); });
+      }
+    }
+    if (result.block == nullptr) uncharge(record, spec.request, share, taken);
+  }
+  return result;
+}
+
 Allocation Pool::allocate_slowly(const AllocateSpec& spec, Waiter* waiter) noexcept {
   if (!usable_here()) return {nullptr, Status::forked};
   if (closed()) return {nullptr, Status::pool_closed};
@@ -138,40 +163,29 @@ Allocation Pool::allocate_slowly(const AllocateSpec& spec, Waiter* waiter) noexc
   const Plan p = plan(spec.nbytes + (options_.debug > 0 ? kGuard : 0), spec.align);
 
   RequestRecord* record = nullptr;
-  bool budget = false;
-  ReserveRef reserve;
   if (spec.request.generation != 0) {
     record = table_.record(spec.request.slot);
     if (record == nullptr) return {nullptr, Status::request_closed};
-    // Written at open and checked again when the block is attached, so a stale answer is harmless.
-    budget = record->has_budget.load(std::memory_order_relaxed);
-    if (budget) {
-      const Status status = charge(*record, spec.request, p.need, reserve, waiter);
-      if (status != Status::ok) return {nullptr, status};
-    }
   }
+  const bool asks = (flags & kWaiting) != 0;
   Allocation result{nullptr, Status::request_closed};
-  // Checked before take(), which may empty other threads' caches.
-  if (record == nullptr || table_.is_open(spec.request)) {
-    const bool asks = (flags & kWaiting) != 0;
-    // What was promised to the request is not what others wait for.
-    result = asks && reserve.reserve != nullptr ? take_own(p, spec.align, reserve) : Allocation{};
-    if (result.block == nullptr) {
-      if (asks && !passes(waiter, {Resource::memory, beyond(reserve, p.need)}, priority_of(record))) {
-        result.status = Status::waiters_ahead;
-      } else {
-        result = take(p, spec.align, reserve, budget);
-        if (result.status == Status::exhausted)
-          blocked(waiter, Resource::memory, beyond(reserve, p.need));
-      }
+  // Written at open and checked again when the block is attached, so a stale answer is harmless.
+  if (record != nullptr && record->has_budget.load(std::memory_order_relaxed)) {
+    result = allocate_charged(spec, p, *record, asks, waiter);
+  } else if (record == nullptr || table_.is_open(spec.request)) {
+    // Checked before take(), which may empty other threads' caches.
+    if (asks && !passes(waiter, {Resource::memory, p.need}, priority_of(record))) {
+      result.status = Status::waiters_ahead;
+    } else {
+      result = take(p, spec.align, {}, 0, false);
+      if (result.status == Status::exhausted) blocked(waiter, Resource::memory, p.need);
     }
-  }
-  if (result.block != nullptr) {
-    result = hand_out(*result.block, spec.request, record, holds_of(spec),
-                      [&](Block& block) { return prepare(block, spec); });
+    if (result.block != nullptr) {
+      result = hand_out(*result.block, spec.request, record, holds_of(spec),
+                        [&](Block& block) { return prepare(block, spec); });
+    }
   }
   if (record != nullptr && result.block != nullptr) table_.note_grown(*record);
-  if (budget && result.block == nullptr) uncharge(*record, spec.request, p.need);
   if (pressure_.any()) [[unlikely]]
     look_at_rise();
   return result;

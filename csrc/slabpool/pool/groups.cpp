@@ -54,8 +54,8 @@ bool Pool::describe_group(Handle group, GroupInfo& info) {
   return found;
 }
 
-bool Pool::describe_quota(Handle request, std::uint64_t bytes, QuotaInfo& info) {
-  if (table_.over_quota(request, bytes, info.handle) == 0) return false;
+bool Pool::describe_quota(Handle request, std::uint64_t bytes, bool drawn, QuotaInfo& info) {
+  if (over_quota(request, bytes, drawn, info.handle) == 0) return false;
   const RequestTable::Quota quota = table_.quota_of(info.handle);
   info.quota = quota.bytes;
   info.used = quota.bytes - quota.left;

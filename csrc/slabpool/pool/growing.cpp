@@ -66,20 +66,35 @@ void Pool::cancel_growing(Block& block, Handle request) noexcept {
   give_back(&block);
 }
 
-// As allocate_slowly(), for more pages of a block that it has. `hard`: also what other threads' caches hold.
+// As allocate_charged(), for more pages of a block that it has. `hard`: also what other threads' caches hold.
 Status Pool::grow_to(Block& block, RequestRecord& record, Handle request, std::uint64_t pages,
                      ThreadCache& cache, bool hard, Waiter* waiter) noexcept {
+  for (int tried = 0;; ++tried) {
+    bool again = false;
+    const Status status =
+        grow_once(block, record, request, pages, cache, hard, waiter, tried, again);
+    if (!again) return status;
+  }
+}
+
+// `again`: the promise had less left than was charged.
+Status Pool::grow_once(Block& block, RequestRecord& record, Handle request, std::uint64_t pages,
+                       ThreadCache& cache, bool hard, Waiter* waiter, int tried,
+                       bool& again) noexcept {
   const std::uint64_t more = (pages << kPageBits) - front_of(block) - block.bytes;
   const bool budget = record.has_budget.load(std::memory_order_relaxed);
   ReserveRef reserve;
+  Share share{more, 0};
   if (budget) {
-    const Status status = charge(record, request, more, reserve, waiter);
+    share = charge_for(record, request, more, kBins, kDefaultAlign, &block, tried, reserve);
+    const Status status = charge(record, request, share, waiter);
     if (status != Status::ok) return status;
   }
   // What was promised to the request is not what others wait for.
-  if ((slow_path_flags_.load(std::memory_order_relaxed) & kWaiting) != 0 && beyond(reserve, more) != 0 &&
-      !passes(waiter, {Resource::memory, beyond(reserve, more)}, priority_of(&record))) {
-    if (budget) uncharge(record, request, more);
+  const Wanted beyond{Resource::memory, more - share.drawn};
+  if ((slow_path_flags_.load(std::memory_order_relaxed) & kWaiting) != 0 && beyond.amount != 0 &&
+      !passes(waiter, beyond, priority_of(&record))) {
+    if (budget) uncharge(record, request, share, false);
     return Status::waiters_ahead;
   }
   // A block that moved to a session grows in the session's name from then on.
@@ -88,24 +103,26 @@ Status Pool::grow_to(Block& block, RequestRecord& record, Handle request, std::u
   };
   const auto attempt = [&](Depot::Effort effort) {
     return record.blocks.grow(block, more, accepts, [&] {
-      bool refused = false;
-      if (!depot_.grow(block, pages, effort, reserve, refused))
-        return refused ? Status::system_refused : Status::exhausted;
+      const Depot::Grown grown = depot_.grow(block, pages, effort, reserve, share.drawn);
+      again = grown == Depot::Grown::promise_changed;
+      if (grown != Depot::Grown::yes)
+        return grown == Depot::Grown::system_refused ? Status::system_refused : Status::exhausted;
       cache.count_grown(
           more);  // under the lock: the request's end may count the block as freed right after it
       return Status::ok;
     });
   };
   Status status = attempt(Depot::Effort::soft);
-  if (status == Status::exhausted && hard) {
+  if (status == Status::exhausted && hard && !again) {
     caches_.collect();  // blocks in the threads' caches may be all that is missing
     status = attempt(Depot::Effort::hard);
   }
   if (status == Status::ok) {
     log(EventKind::allocate, request.generation, kNoDevice, more);
   } else {
-    if (status == Status::exhausted && hard) blocked(waiter, Resource::memory, beyond(reserve, more));
-    if (budget) uncharge(record, request, more);
+    if (status == Status::exhausted && hard && !again)
+      blocked(waiter, Resource::memory, beyond.amount);
+    if (budget) uncharge(record, request, share, false);
   }
   return status;
 }
@@ -157,6 +174,9 @@ bool Pool::give_part(Block& block, Handle request, std::uint64_t from, std::uint
     if (table_.devices_hold(request)) return false;
   }
   std::uint64_t given = 0;
+  std::uint64_t drawn = 0;
+  const bool budget = record->has_budget.load(std::memory_order_relaxed);
+  const ReserveRef reserve = budget ? table_.reserve_of(*record, request) : ReserveRef{};
   bool may = false;
   {
     const std::lock_guard growing(growing_mutex_);
@@ -168,14 +188,14 @@ bool Pool::give_part(Block& block, Handle request, std::uint64_t from, std::uint
     };
     given = record->blocks.shrink(block, accepts, [&] {
       SLABPOOL_ASSERT(block.span->kind == SpanKind::growing && from <= to, "a growing tensor", from, to);
-      const std::uint64_t bytes = depot_.give_part(block, from >> kPageBits, pages_for(to));
+      const std::uint64_t bytes = depot_.give_part(block, from >> kPageBits, pages_for(to), reserve, drawn);
       cache->count_grown(-bytes);
       return bytes;
     });
     if (may) kept = {front_of(block), front_of(block) + block.bytes};
   }
   if (given == 0) return may;
-  if (record->has_budget.load(std::memory_order_relaxed)) uncharge(*record, request, given);
+  if (budget) uncharge(*record, request, {given, drawn}, true);
   log(EventKind::free, request.generation, kNoDevice, given);
   notify();
   return true;

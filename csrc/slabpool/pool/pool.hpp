@@ -211,9 +211,14 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   bool wait_change(PressureWatch& watch, std::int64_t until_ns) noexcept;
 
   // Moves a block, without a copy, from one request to another. Until the first is over, it has a view of the block, because
-  // its devices may read it. The caller has a view. forked, system_refused, or ok; then `adopted` is the answer.
+  // its devices may read it. The caller has a view. forked, system_refused, waiters_ahead (of a quota), or ok; then `adopted`
+  // is the answer. quota_exceeded: `refused` says which level, and how much must leave it.
   using Adopted = RequestTable::Adopted;
-  Status adopt(Block& block, Handle from, Handle to, Adopted& adopted) noexcept;
+  Status adopt(Block& block, Handle from, Handle to, Adopted& adopted) noexcept {
+    LevelNeed refused;
+    return adopt(block, from, to, adopted, refused);
+  }
+  Status adopt(Block& block, Handle from, Handle to, Adopted& adopted, LevelNeed& refused) noexcept;
 
   // ---- acks (acks.cpp)
   struct Acked {
@@ -279,8 +284,8 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // Whether what a session keeps counts in the quota of `level`, which over_quota() wrote.
   bool charged_to(Handle session, Handle level) const noexcept;
   // Bytes that must leave a quota above a request, or of a group, before it can be charged so many more: the lowest that
-  // refuses them, which is written.
-  std::uint64_t over_quota(Handle request, std::uint64_t bytes, Handle& level) const noexcept;
+  // refuses them, which is written. `drawn`: as many of them are drawn from promises as these have left.
+  std::uint64_t over_quota(Handle request, std::uint64_t bytes, bool drawn, Handle& level) const noexcept;
   // Bytes of the capacity that stay taken, whatever sessions give back. Of some instant during the call.
   std::uint64_t bytes_not_kept() noexcept;
   // What has to come back before an allocation succeeds that has failed for lack of memory.
@@ -294,7 +299,9 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // failed; no_addresses: the bytes are addresses; system_refused: what is free now does not help.
   using Groups = Depot::Groups;
   using Planned = Depot::Planned;
-  Planned plan_return(Status status, const Shortage& shortage, Groups& groups) const noexcept;
+  // `request`: that asks, and may draw on promises; generation 0: none.
+  Planned plan_return(Status status, const Shortage& shortage, Handle request,
+                      Groups& groups) const noexcept;
 
   // ---- groups (groups.cpp)
   // A record that the requests and sessions opened under it (OpenSpec::parent) count in: `spec` has its id, quota, reserve
@@ -307,7 +314,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   bool describe_group(Handle group, GroupInfo& info);
   // What of its budget a request's nearest level that refuses so many bytes has used: the text of a refusal. False: none
   // refuses them now.
-  bool describe_quota(Handle request, std::uint64_t bytes, QuotaInfo& info);
+  bool describe_quota(Handle request, std::uint64_t bytes, bool drawn, QuotaInfo& info);
 
   // ---- devices in other processes; only in pools of shared memory (peers.cpp)
   bool shared() const noexcept { return shared_ != nullptr; }
@@ -410,10 +417,12 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   Allocation try_allocate(const AllocateSpec& spec) noexcept;
   [[gnu::noinline]] Allocation allocate_slowly(const AllocateSpec& spec,
                                                Waiter* waiter = nullptr) noexcept;
-  Allocation take_own(const Plan& plan, std::uint64_t align, ReserveRef reserve) noexcept;
-  Allocation take(const Plan& plan, std::uint64_t align, ReserveRef reserve, bool exact) noexcept;
-  Allocation take_shared(const Plan& plan, ReserveRef reserve, bool exact);
+  Allocation take(const Plan& plan, std::uint64_t align, ReserveRef reserve, std::uint64_t drawn,
+                  bool exact) noexcept;
+  Allocation take_shared(const Plan& plan, ReserveRef reserve, std::uint64_t drawn, bool exact);
   Allocation take_promised(const Plan& plan, std::uint64_t align, ReserveRef reserve);
+  [[gnu::noinline]] Allocation allocate_charged(const AllocateSpec& spec, const Plan& plan,
+                                                RequestRecord& record, bool asks, Waiter* waiter) noexcept;
   template <typename Prepare>
   Allocation hand_out(Block& block, Handle request, RequestRecord* record, std::uint64_t holds,
                       Prepare&& prepare) noexcept;
@@ -422,6 +431,8 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // growing.cpp
   Status grow_to(Block& block, RequestRecord& record, Handle request, std::uint64_t pages,
                  ThreadCache& cache, bool hard, Waiter* waiter) noexcept;
+  Status grow_once(Block& block, RequestRecord& record, Handle request, std::uint64_t pages,
+                   ThreadCache& cache, bool hard, Waiter* waiter, int tried, bool& again) noexcept;
 
   // pressure.cpp
   [[gnu::noinline]] void look_at_use() noexcept;
@@ -444,19 +455,26 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   }
   // Whether a request that the host holds has memory or a reserve.
   bool holds_something(Subject request) const noexcept;
-  // What an attempt needs beyond what was promised to its request.
-  std::uint64_t beyond(ReserveRef reserve, std::uint64_t bytes) const noexcept {
-    const std::uint64_t own = reserve.reserve != nullptr ? depot_.drawable_bytes(reserve) : 0;
-    return bytes > own ? bytes - own : 0;
+  std::uint64_t drawable(ReserveRef reserve) const noexcept {
+    return reserve.reserve != nullptr ? depot_.drawable_bytes(reserve) : 0;
+  }
+  // What an allocation in a request with a budget is charged. The promise may have less left when it is drawn: then the
+  // attempt is made again, the last time without it.
+  static constexpr int kDrawTries = 4;
+  Share charge_for(const RequestRecord& record, Handle request, std::uint64_t bytes, unsigned size_class,
+                   std::uint64_t align, const Block* growing, int tried, ReserveRef& reserve) const noexcept {
+    reserve = tried + 1 < kDrawTries ? table_.reserve_of(record, request) : ReserveRef{};
+    if (reserve.reserve == nullptr) return {bytes, 0};
+    return {bytes, depot_.to_draw(reserve, size_class, bytes, align, growing)};
   }
   // An attempt with a waiter failed.
   void blocked(Waiter* waiter, Resource resource, std::uint64_t amount, Handle of = {}) noexcept;
-  Status charge(RequestRecord& record, Handle request, std::uint64_t bytes, ReserveRef& reserve,
-                Waiter* waiter) noexcept;
+  Status charge(RequestRecord& record, Handle request, Share more, Waiter* waiter) noexcept;
+  Status asks_quotas(const LevelNeeds& needs, const RequestRecord& record, Handle holder) noexcept;
   bool passes_quotas(const LevelNeeds& needs, Subject request, Waiter* waiter,
                      std::int32_t priority = 0) noexcept;
   void blocked_on_quota(Waiter* waiter, const LevelNeed& refused) noexcept;
-  void uncharge(RequestRecord& record, Handle request, std::uint64_t bytes) noexcept;
+  void uncharge(RequestRecord& record, Handle request, Share less, bool returned) noexcept;
   template <typename Attempt>
   Status wait_for(std::int64_t deadline_ns, Waiter& waiter, Attempt&& attempt) noexcept;
   // After memory came back.

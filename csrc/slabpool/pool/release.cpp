@@ -78,10 +78,13 @@ void Pool::drop_view_slowly(Block& block) noexcept {
 // A view of a block that its request has left.
 void Pool::drop_retained(Block& block) noexcept {
   RequestRecord& record = retaining(block);
+  const bool budget = record.has_budget.load(std::memory_order_relaxed);
   if (!record.blocks.drop_retained(block, retained_)) return;
   log(EventKind::free, record.handle().generation, kNoDevice, block.bytes);
   block.next = nullptr;
   give_back(&block);
+  if (budget && queue_.has_waiters()) [[unlikely]]
+    queue_.wake_all();  // it may have returned to a promise: see Levels::refilled
   if (closed()) (void)trim();
   if (!record.blocks.returned_retained()) return;
   table_.recycle(record);

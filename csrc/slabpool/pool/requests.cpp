@@ -37,11 +37,14 @@ Status Pool::open(const OpenSpec& spec, Handle& handle, Waiter* waiter) noexcept
   if (closed()) return Status::pool_closed;
   const std::uint64_t promised = pages_for(spec.reserve) << kPageBits;
   std::uint64_t reserve = promised;  // what it needs beyond the promises around it
+  Share share{spec.reserve, 0};
   LevelNeeds needs;
   if (const RequestRecord* r = spec.parent && reserve != 0 ? table_.record(spec.parent->slot) : nullptr;
       r != nullptr) {
-    reserve = beyond(table_.reserve_of(*r, *spec.parent), promised);
-    (void)table_.needs_of(*r, *spec.parent, spec.reserve, needs);  // that it is closed is found below
+    const std::uint64_t from_above = std::min(promised, drawable(table_.reserve_of(*r, *spec.parent)));
+    reserve = promised - from_above;
+    share.drawn = std::min(spec.reserve, from_above);
+    (void)table_.needs_of(*r, *spec.parent, share, needs);  // that it is closed is found below
     if (needs.never != nullptr) {
       blocked_on_quota(waiter, *needs.never);
       return Status::quota_exceeded;
@@ -56,7 +59,7 @@ Status Pool::open(const OpenSpec& spec, Handle& handle, Waiter* waiter) noexcept
   LevelNeed refused;
   // Before the memory, because sessions would give way for that, and the quota would refuse it then.
   if (needs.count != 0 &&
-      !table_.allows(*table_.record(spec.parent->slot), *spec.parent, spec.reserve, refused)) {
+      !table_.allows(*table_.record(spec.parent->slot), *spec.parent, share, refused)) {
     blocked_on_quota(waiter, refused);
     return Status::quota_exceeded;
   }

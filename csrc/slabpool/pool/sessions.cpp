@@ -31,9 +31,20 @@ Status Pool::keep(const KeepSpec& spec, Handle& kept) noexcept {
   Status status = open(opening, kept);
   if (status != Status::ok) return status;
   LevelNeed refused;
+  const Handle* const instead_of = spec.instead_of ? &*spec.instead_of : nullptr;
   try {
-    status = table_.keep(*spec.block, spec.from, kept, spec.instead_of ? &*spec.instead_of : nullptr,
-                         refused);
+    if (queue_.has_waiters()) {
+      LevelNeeds needs;
+      status = table_.keep(*spec.block, spec.from, kept, instead_of, &needs, refused);
+      if (status == Status::waiters_ahead) {
+        const RequestRecord& record = *table_.record(kept.slot);
+        status = passes(nullptr, {Resource::kept, spec.block->bytes}, priority_of(&record))
+                     ? asks_quotas(needs, record, {})
+                     : Status::waiters_ahead;
+      }
+    }
+    if (status == Status::ok)
+      status = table_.keep(*spec.block, spec.from, kept, instead_of, nullptr, refused);
   } catch (const std::bad_alloc&) {
     status = Status::system_refused;
   }
@@ -85,8 +96,13 @@ bool Pool::charged_to(Handle session, Handle level) const noexcept {
   return table_.charged_to(session, level);
 }
 
-std::uint64_t Pool::over_quota(Handle request, std::uint64_t bytes, Handle& level) const noexcept {
-  return table_.over_quota(request, bytes, level);
+std::uint64_t Pool::over_quota(Handle request, std::uint64_t bytes, bool drawn,
+                               Handle& level) const noexcept {
+  Share more{bytes, 0};
+  const RequestRecord* record = table_.record(request.slot);
+  if (drawn && record != nullptr)
+    more.drawn = std::min(bytes, drawable(table_.reserve_of(*record, request)));
+  return table_.over_quota(request, more, level);
 }
 
 std::uint64_t Pool::bytes_not_kept() noexcept {
@@ -107,8 +123,12 @@ Pool::Shortage Pool::shortage(Handle request, std::uint64_t nbytes, bool pages) 
   return {bytes - std::min(bytes, promised), true};
 }
 
-Pool::Planned Pool::plan_return(Status status, const Shortage& shortage, Groups& groups) const noexcept {
+Pool::Planned Pool::plan_return(Status status, const Shortage& shortage, Handle request,
+                                Groups& groups) const noexcept {
   Depot::Need need;
+  if (const RequestRecord* record = request.generation != 0 ? table_.record(request.slot) : nullptr;
+      record != nullptr && record->has_budget.load(std::memory_order_relaxed))
+    need.reserve = table_.reserve_of(*record, request);
   if (status == Status::no_addresses) {
     need.addresses = pages_for(std::max<std::uint64_t>(shortage.bytes, 1));
   } else {

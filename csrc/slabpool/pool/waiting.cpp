@@ -77,26 +77,25 @@ void Pool::blocked_on_quota(Waiter* waiter, const LevelNeed& refused) noexcept {
   queue_.block(*waiter, kept ? Wanted{Resource::kept, refused.bytes} : quota_of_level(refused));
 }
 
-Status Pool::charge(RequestRecord& record, Handle request, std::uint64_t bytes, ReserveRef& reserve,
-                    Waiter* waiter) noexcept {
+Status Pool::charge(RequestRecord& record, Handle request, Share more, Waiter* waiter) noexcept {
   const bool asks = queue_.has_waiters();
   LevelNeeds needs;
   if (asks) {
-    if (!table_.needs_of(record, request, bytes, needs)) return Status::request_closed;
+    if (!table_.needs_of(record, request, more, needs)) return Status::request_closed;
     if (needs.never != nullptr) {
       blocked_on_quota(waiter, *needs.never);
       return Status::quota_exceeded;
     }
-    if (record.kept && !passes(waiter, {Resource::kept, bytes})) return Status::waiters_ahead;
+    if (record.kept && !passes(waiter, {Resource::kept, more.bytes})) return Status::waiters_ahead;
     const Subject holder = record.kept ? Subject{} : subject_of(request);
     if (!passes_quotas(needs, holder, waiter, priority_of(&record))) return Status::waiters_ahead;
   }
   LevelNeed refused;
-  const Status status = table_.charge(record, request, bytes, reserve, refused);
+  const Status status = table_.charge(record, request, more, refused);
   if (status == Status::quota_exceeded) {
     blocked_on_quota(waiter, refused);
     // Sessions of a group give way for its quota: for nothing, if the memory is set aside for another waiter.
-    const std::uint64_t memory = beyond(table_.reserve_of(record, request), bytes);
+    const std::uint64_t memory = more.bytes - more.drawn;
     if (asks && refused.is_group && memory != 0 &&
         !queue_.would_pass(waiter, {Resource::memory, memory}, priority_of(&record)))
       return Status::waiters_ahead;
@@ -107,9 +106,11 @@ Status Pool::charge(RequestRecord& record, Handle request, std::uint64_t bytes, 
 }
 
 // A waiter may have found the quota used up by an attempt that failed meanwhile.
-void Pool::uncharge(RequestRecord& record, Handle request, std::uint64_t bytes) noexcept {
+// `returned`: bytes went back, also to the promise that they were drawn from.
+void Pool::uncharge(RequestRecord& record, Handle request, Share less, bool returned) noexcept {
   Levels back;
-  table_.uncharge(record, request, bytes, back);
+  table_.uncharge(record, request, less, back);
+  back.refilled = returned && less.drawn != 0;
   if (queue_.has_waiters()) notify_quotas(back, {.kept = record.kept});
 }
 
@@ -183,7 +184,11 @@ void Pool::notify_quotas(const Levels& back, News news) noexcept {
     news = {};
   }
   if (back.count == 0) queue_.wake(news);
-  if (back.more) queue_.wake_all_quotas();
+  if (back.refilled) {
+    queue_.wake_all();
+  } else if (back.more) {
+    queue_.wake_all_quotas();
+  }
 }
 
 void Pool::notify_end(const RequestRecord& record) noexcept {

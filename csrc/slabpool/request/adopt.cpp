@@ -1,64 +1,45 @@
 // Tensors that change requests.
 //
 // Devices of the request that had the block may go on reading it, so that request keeps a view of it until it is over: the
-// block goes back with the last of the two requests. The move holds the table's and the budget's mutex and the locks of both
+// block goes back with the last of the two requests. A request that no device holds keeps none: a device that is added to it
+// later reads what it is given then, and that is not the block. The move holds the table's and the budget's mutex and the locks of both
 // requests' blocks, and changes all or nothing.
-#include <algorithm>
-
 #include "slabpool/base/assert.hpp"
 #include "slabpool/request/table.hpp"
 
 namespace slabpool {
 
-RequestTable::Adopted RequestTable::adopt(Block& block, Handle from, Handle to) {
+RequestTable::Adopted RequestTable::adopt(Block& block, Handle from, Handle to, LevelNeeds* needs,
+                                          LevelNeed& refused) {
   const std::lock_guard lock(mutex_);
   RequestRecord* source = live_record(from);
   RequestRecord* target = live_record(to);
   if (target == nullptr || !target->accepts(to)) return Adopted::closed;
   if (source == nullptr) return Adopted::released;
   if (source == target || source->kept || target->kept) return Adopted::not_its;
-  source->lent.reserve(source->lent.size() + 1);
+  bool lends = false;
+  if (needs == nullptr)
+    holders(source->slot).each_device(from.generation, [&](std::uint32_t) { lends = true; });
+  if (lends) source->lent.insert(&block);  // it allocates
+  bool moved = false;
   const std::lock_guard budget_lock(budget_mutex_);
   // Exact, as in RequestBlocks::attach(): a claim that comes after this check takes what is attached and lent then.
   const auto accepts = [&] { return target->accepts(to) && !is_over(from); };
   const auto decide = [&] {
-    const auto pays = [](const RequestRecord& r) {
-      return r.has_budget.load(std::memory_order_relaxed);
-    };
-    // Both may share a level. So the charge is taken off before the quotas are checked, and put back if one refuses.
-    Levels back;
-    const bool paid = pays(*source) && source->charged_for == from.generation;
-    if (paid) subtract(source->level, block.bytes, back);
-    if (pays(*target)) {
-      LevelNeed refused;
-      const Status status = target->charged_for == to.generation
-                                ? check(target->level, block.bytes, refused)
-                                : Status::request_closed;
-      if (status != Status::ok) {
-        if (paid) add(source->level, block.bytes);
-        return status;
-      }
-      add(target->level, block.bytes);
-      target->charged += block.bytes;
-    }
-    if (paid) {
-      SLABPOOL_ASSERT(source->charged >= block.bytes, "a request is charged for all its blocks",
-                      source->charged, block.bytes);
-      source->charged -= block.bytes;
-    }
-    for (unsigned i = 0; i < back.count; ++i) back_.add(back.at[i]);
-    // The target had it before, and is about to have it again.
-    const auto own = std::find(target->lent.begin(), target->lent.end(), &block);
-    if (own != target->lent.end()) {
-      target->lent.erase(own);
-      (void)block.drop_with_request();  // never the last hold: `from` has the block
-    }
-    (void)block.hold_with_request();
-    source->lent.push_back(&block);
+    const Status status = move_charge(block, *source, from, *target, to, nullptr, needs, refused);
+    if (status != Status::ok) return status;
+    // The target had it before, and is about to have it again: never the last hold, because `from` has the block.
+    if (target->lent.erase(&block) != 0) (void)block.drop_with_request();
+    if (lends) (void)block.hold_with_request();
+    moved = true;
     return Status::ok;
   };
-  switch (RequestBlocks::move(block, source->blocks, target->blocks, target->slot, accepts, decide)) {
+  const Status status =
+      RequestBlocks::move(block, source->blocks, target->blocks, target->slot, accepts, decide);
+  if (lends && !moved) source->lent.erase(&block);
+  switch (status) {
     case Status::ok:
+    case Status::waiters_ahead:  // with `needs`
       return Adopted::ok;
     case Status::quota_exceeded:
       return Adopted::quota_exceeded;

@@ -1,5 +1,6 @@
 // Budgets: what a request with a quota or a reserve, or one below it, is charged, and what all sessions keep.
 //
+// A charge says how much of it is to be drawn from promises, and the depot then draws so much, or nothing.
 // All of it is under the budget mutex, and each charge names the generation it is for, because an allocation may be in
 // progress while its request ends and the slot gets another one. The walk over the levels is in levels.cpp.
 // Invariants: those of record.hpp; kept_bytes_ == sum of `charged` over kept requests.
@@ -10,32 +11,37 @@
 
 namespace slabpool {
 
-Status RequestTable::charge(RequestRecord& r, Handle handle, std::uint64_t bytes, ReserveRef& reserve,
-                            LevelNeed& refused) {
+Status RequestTable::charge(RequestRecord& r, Handle handle, Share more, LevelNeed& refused) noexcept {
   const std::lock_guard lock(budget_mutex_);
   if (r.charged_for != handle.generation) return Status::request_closed;
-  const Status status = check(r.level, bytes, refused);
+  const Status status = check(r.level, more, refused);
   if (status != Status::ok) return status;
-  if (r.kept && kept_bytes_ + bytes > kept_quota_) {
-    refused = {{}, bytes, false};
+  if (r.kept && kept_bytes_ + more.bytes > kept_quota_) {
+    refused = {{}, more.bytes, false};
     return Status::quota_exceeded;
   }
-  add(r.level, bytes);
-  r.charged += bytes;
-  if (r.kept) kept_bytes_ += bytes;
-  reserve = nearest_reserve(r.level);
+  change(r.level, {}, more, nullptr);
+  r.charged += more.bytes;
+  r.charged_drawn += more.drawn;
+  if (r.kept) kept_bytes_ += more.bytes;
   return Status::ok;
 }
 
-void RequestTable::uncharge(RequestRecord& r, Handle handle, std::uint64_t bytes,
-                            Levels& back) noexcept {
+void RequestTable::uncharge(RequestRecord& r, Handle handle, Share less, Levels& back) noexcept {
   const std::lock_guard lock(budget_mutex_);
   // Otherwise the request ended meanwhile, and its whole charge was returned then.
   if (r.charged_for != handle.generation) return;
-  SLABPOOL_ASSERT(r.charged >= bytes, "only what was charged is returned", r.charged, bytes);
-  r.charged -= bytes;
-  if (r.kept) kept_bytes_ -= bytes;
-  subtract(r.level, bytes, back);
+  take_off(r, less);
+  if (r.kept) kept_bytes_ -= less.bytes;
+  change(r.level, less, {}, &back);
+}
+
+// The levels change by another call.
+void RequestTable::take_off(RequestRecord& r, Share less) noexcept {
+  SLABPOOL_ASSERT(r.charged >= less.bytes, "a request is charged for all its blocks", r.charged,
+                  less.bytes);
+  r.charged -= less.bytes;
+  r.charged_drawn -= std::min(r.charged_drawn, less.drawn);
 }
 
 ReserveRef RequestTable::reserve_of(const RequestRecord& r, Handle handle) const noexcept {
@@ -47,6 +53,7 @@ void RequestTable::return_budget(RequestRecord& r, Levels& back) noexcept {
   ReserveRef over;
   {
     const std::lock_guard lock(budget_mutex_);
+    if (r.charged_drawn != 0) back.refilled = true;
     if (r.charged_for != 0) over = end_promise(r, back);
     forget_charge(r, back);
   }
@@ -55,14 +62,14 @@ void RequestTable::return_budget(RequestRecord& r, Levels& back) noexcept {
 
 std::uint64_t RequestTable::charged_of(const RequestRecord& r, Handle handle) const noexcept {
   const std::lock_guard lock(budget_mutex_);
-  return r.charged_for == handle.generation && !r.kept ? std::max(r.charged, r.promised) : 0;
+  return r.charged_for == handle.generation && !r.kept ? r.share(r.charged, r.charged_drawn).bytes : 0;
 }
 
 RequestTable::Quota RequestTable::quota_of(Handle level) const noexcept {
   const std::lock_guard lock(budget_mutex_);
   const RequestRecord* r = budget_of(level);
   if (r == nullptr || r->quota == 0) return {};
-  return {r->quota, r->quota > r->used ? r->quota - r->used : 0};
+  return {r->quota, r->quota - std::min(r->quota, r->counts().bytes)};
 }
 
 bool RequestTable::is_session(Handle level) const noexcept {
@@ -102,7 +109,7 @@ Status RequestTable::set_quota(Handle session, std::uint64_t quota) noexcept {
   const std::lock_guard budget_lock(budget_mutex_);
   RequestRecord* r = budget_of(session);
   if (r == nullptr) return Status::request_closed;
-  if (r->used > quota) return Status::quota_exceeded;
+  if (r->counts().bytes > quota) return Status::quota_exceeded;
   r->quota = quota;
   return Status::ok;
 }
@@ -116,17 +123,21 @@ bool RequestTable::charged_to(Handle session, Handle wanted) const noexcept {
   return false;
 }
 
-std::uint64_t RequestTable::over_quota(Handle handle, std::uint64_t bytes,
-                                       Handle& level) const noexcept {
+std::uint64_t RequestTable::over_quota(Handle handle, Share more, Handle& level) const noexcept {
   const std::lock_guard budget_lock(budget_mutex_);
   const RequestRecord* r = budget_of(handle);
   if (r == nullptr) return 0;
   LevelNeed refused;
   level = r->level;
-  if (check(r->level, bytes, refused) != Status::quota_exceeded) return 0;
+  if (check(r->level, more, refused) != Status::quota_exceeded) return 0;
   level = refused.at;
-  r = budget_of(level);
-  return r->used + refused.bytes - r->quota;
+  return excess(refused);
+}
+
+// Bytes that must leave the level that refused.
+std::uint64_t RequestTable::excess(const LevelNeed& refused) const noexcept {
+  const RequestRecord* r = budget_of(refused.at);
+  return r != nullptr ? r->counts().bytes + refused.bytes - r->quota : 0;
 }
 
 void RequestTable::set_kept_quota(std::uint64_t quota) noexcept {

@@ -14,7 +14,7 @@
 namespace slabpool {
 
 Status RequestTable::keep(Block& block, Handle from, Handle to, const Handle* instead_of,
-                          LevelNeed& refused) {
+                          LevelNeeds* needs, LevelNeed& refused) {
   const std::lock_guard lock(mutex_);
   RequestRecord* source = live_record(from);
   RequestRecord* target = live_record(to);
@@ -27,37 +27,8 @@ Status RequestTable::keep(Block& block, Handle from, Handle to, const Handle* in
   // Exact, as in RequestBlocks::attach(): a claim that comes after this check takes what is attached then.
   const auto accepts = [&] { return target->accepts(to) && !is_over(from); };
   const auto decide = [&] {
-    RequestRecord* old = instead_of != nullptr ? budget_of(*instead_of) : nullptr;
-    const std::uint64_t returned = old != nullptr ? old->charged : 0;
-    const bool pays = source->charged_for == from.generation;
-    // Source and target may share a group. So both charges are taken off before the quotas are checked, and put back if
-    // one refuses.
-    Levels back;
-    if (old != nullptr) subtract(old->level, returned, back);
-    if (pays) subtract(source->level, block.bytes, back);
-    Status status = check(target->level, block.bytes, refused);
-    if (status == Status::ok && kept_bytes_ - returned + block.bytes > kept_quota_)
-      status = Status::exhausted;
-    if (status != Status::ok) {
-      if (pays) add(source->level, block.bytes);
-      if (old != nullptr) add(old->level, returned);
-      return status;
-    }
-    add(target->level, block.bytes);
-    target->charged += block.bytes;
-    kept_bytes_ += block.bytes;
-    if (old != nullptr) {
-      kept_bytes_ -= returned;
-      old->charged = 0;
-      old->charged_for = 0;
-    }
-    if (pays) {
-      SLABPOOL_ASSERT(source->charged >= block.bytes, "a request is charged for all its blocks",
-                      source->charged, block.bytes);
-      source->charged -= block.bytes;
-    }
-    for (unsigned i = 0; i < back.count; ++i) back_.add(back.at[i]);
-    return Status::ok;
+    return move_charge(block, *source, from, *target, to,
+                       instead_of != nullptr ? budget_of(*instead_of) : nullptr, needs, refused);
   };
   const Status status =
       RequestBlocks::move(block, source->blocks, target->blocks, target->slot, accepts, decide);
@@ -157,7 +128,7 @@ bool RequestTable::kept(Handle root, Kept& figures) const noexcept {
   const RequestRecord* r = live_record(root);
   if (r == nullptr || r->host_left.load(std::memory_order_relaxed)) return false;
   const std::lock_guard budget_lock(budget_mutex_);
-  figures = {r->used, r->quota, r->pins, r->idle_since_ns};
+  figures = {r->used, r->quota, r->pins, r->idle_since_ns, r->used_drawn};
   return true;
 }
 

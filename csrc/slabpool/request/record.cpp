@@ -34,7 +34,7 @@ void RequestRecord::reset(const OpenSpec& spec, const RequestRecord* above, std:
 void RequestRecord::empty() noexcept {
   id = std::string();
   pinned = std::vector<Handle>();
-  lent = std::vector<Block*>();
+  lent = std::unordered_set<Block*>();
 }
 
 void RequestRecord::revive(std::uint32_t own_slot) noexcept {

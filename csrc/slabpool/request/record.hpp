@@ -7,22 +7,26 @@
 //   generation == g|kReleased  g is over: its blocks are going back, or views retain some of them
 //   generation == 0            the slot is free
 //   `parent` != 0 only while the parent is not retired
-//   used of a level == its `charged` + sum of `charged` over the records whose `level` it is
-//                      + sum of max(promised, used) over the levels whose `upper` it is   (where charged_for != 0)
+//   used, used_drawn of a level == its `charged`, `charged_drawn` + the sums of both over the records whose `level` it is
+//                                  + the sums of counts() over the levels whose `upper` it is   (where charged_for != 0)
+//   (used_drawn may be less, after memory was taken off a level that no longer knows what it was drawn from)
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <unordered_set>
 #include <vector>
 
 #include "slabpool/base/source_location.hpp"
 #include "slabpool/request/blocks.hpp"
 #include "slabpool/request/handle.hpp"
 #include "slabpool/slab/reserve.hpp"
+#include "slabpool/slab/size_class.hpp"
 
 namespace slabpool {
 
@@ -39,6 +43,14 @@ struct OpenSpec {
   bool kept = false;      // memory that a session keeps: no id finds it, and it is counted apart
   bool is_group = false;  // then `kept` too
   SourceLocation where;
+};
+
+// What a request or a level counts for one level further up: bytes, and how many of them are drawn from the promise of that
+// level or of one above it.
+struct Share {
+  std::uint64_t bytes = 0;
+  std::uint64_t drawn = 0;
+  bool operator==(const Share&) const = default;
 };
 
 struct alignas(64) RequestRecord {
@@ -101,7 +113,7 @@ struct alignas(64) RequestRecord {
   // Blocks that moved from here to another request (adopt.cpp), each with a view that this one holds while its devices may
   // read it. Written under the table's mutex and the lock of `blocks` while the request is not over; after that the thread
   // that claimed it has them.
-  std::vector<Block*> lent;
+  std::unordered_set<Block*> lent;
 
   // Of this request or the one it descends from. Written at open and read without a lock; a stale answer is
   // harmless, because charge() checks again under the budget mutex. True if `kept`, and under a group.
@@ -115,9 +127,14 @@ struct alignas(64) RequestRecord {
   std::uint32_t depth = 0;        // of a level: levels from it up
   std::uint64_t quota = 0;        // 0: none
   ReserveRef reserve;             // null: none
-  std::uint64_t promised = 0;     // bytes of the reserve, while it is open
-  std::uint64_t charged = 0;      // by this request alone
-  std::uint64_t used = 0;         // of a level: by all that count in it
+  std::uint64_t promised = 0;     // bytes of the reserve, while it is open, less what has left it
+  std::uint64_t promised_above = 0;  // of these: what was taken out of the promises above
+  std::uint64_t charged = 0;         // by this request alone
+  std::uint64_t charged_drawn = 0;   // of these: what was drawn from promises, here or above
+  std::uint64_t used = 0;            // of a level: by all that count in it
+  std::uint64_t used_drawn = 0;      // the same
+  // Of a level whose promise is over: what was drawn from it and is not the promises' above.
+  std::uint64_t owed = 0;
 
   // The link of a ClaimedList. Used only by the thread that claimed the request, until it retires the request.
   RequestRecord* next_claimed = nullptr;
@@ -138,8 +155,16 @@ struct alignas(64) RequestRecord {
   bool is_session() const noexcept { return kept && parent_generation == 0; }
   // Whether it is one of its levels itself. Under the budget mutex.
   bool is_level() const noexcept { return level.slot == slot; }
-  // What a level counts for in the one above it.
-  std::uint64_t counts() const noexcept { return used > promised ? used : promised; }
+  // What a level counts for in the one above it, and compares with its quota: what is promised to it, and what it uses beside
+  // that. Of what is drawn in it, as much is its own promise's as that has; the rest comes from above.
+  Share counts() const noexcept { return share(used, used_drawn); }
+  Share share(std::uint64_t all, std::uint64_t all_drawn) const noexcept {
+    if (promised == 0) return {all, all_drawn - std::min(owed, all_drawn)};
+    // Quotas count bytes that were asked for, but the last page of a promise can be drawn too.
+    const std::uint64_t within = std::min({all_drawn, all, pages_for(promised) << kPageBits});
+    const std::uint64_t floor = std::max(promised, within);
+    return {floor + all - within, all_drawn - within + std::min(promised_above, floor)};
+  }
   // Whether blocks may be attached to this generation: it is not over, and the host holds it. Under the lock of
   // `blocks` the first is exact. The host may just have left, which is harmless: see RequestBlocks::attach().
   bool accepts(Handle handle) const noexcept {

@@ -110,8 +110,9 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
     }
   }
   ReserveRef reserve;
+  std::uint64_t above_bytes = 0;
   if (spec.reserve != 0) {
-    reserve = depot_.open_reserve(pages_for(spec.reserve), reserve_above(spec));
+    reserve = depot_.open_reserve(pages_for(spec.reserve), reserve_above(spec), &above_bytes);
     if (reserve.reserve == nullptr) return Status::exhausted;
   }
   const std::lock_guard lock(mutex_);
@@ -147,7 +148,7 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
   set.open(made.generation, first);
   if (more && !add_more(set, made.generation, spec.devices)) return Status::duplicate_device;
   if (r->has_budget.load(std::memory_order_relaxed)) {
-    const Status status = start_budget(*r, made, spec, above, reserve, refused);
+    const Status status = start_budget(*r, made, spec, above, reserve, above_bytes, refused);
     if (status != Status::ok) {
       set.cut(made.generation);
       return status;

@@ -8,8 +8,8 @@
 //   a slot that was made is in free_slots_ or in a closed chunk exactly if its record's generation is 0, and its record in the
 //   list by age otherwise;
 //   a request that is neither retired nor kept is in the chain of its id and in that of its generation, a group in the first.
-// Files: table (opening, acks, the end), slots (records for requests), host (how the host leaves), budget, keep (what sessions
-// keep), adopt (tensors that change requests).
+// Files: table (opening, acks, the end), slots (records for requests), host (how the host leaves), budget, levels, keep (what
+// sessions keep), adopt (tensors that change requests), move_charge (of both).
 // Order of locks: the pool's (collecting acks, then growing), the table's mutex, the budget mutex, the RequestBlocks locks,
 // then the depot's. No lock declared here is held while blocks are returned.
 #pragma once
@@ -137,21 +137,18 @@ class RequestTable {
   bool is_cancelled(Handle handle) const noexcept;
 
   // The budget of a request that has_budget (budget.cpp), and its levels (levels.hpp). charge(): ok, quota_exceeded (`refused`
-  // says by what), or request_closed; `reserve` is what was promised at the nearest level that has one. uncharge(): the
-  // bytes were not available after all. Both calls that return bytes add the levels that got any to `back`.
-  Status charge(RequestRecord& record, Handle handle, std::uint64_t bytes, ReserveRef& reserve,
-                LevelNeed& refused);
-  void uncharge(RequestRecord& record, Handle handle, std::uint64_t bytes, Levels& back) noexcept;
+  // says by what), or request_closed; `more.drawn` is what the caller draws from reserve_of(). uncharge(): the bytes were not
+  // available after all, or went back. Both calls that return bytes add the levels that have more room to `back`.
+  Status charge(RequestRecord& record, Handle handle, Share more, LevelNeed& refused) noexcept;
+  void uncharge(RequestRecord& record, Handle handle, Share less, Levels& back) noexcept;
   void return_budget(RequestRecord& record, Levels& back) noexcept;  // at the end
   // The levels that got bytes by calls which say nothing of them, since the last call of this.
   void take_back(Levels& back) noexcept;
   // False if a quota refuses a charge now: `refused` says which.
-  bool allows(const RequestRecord& record, Handle handle, std::uint64_t bytes,
-              LevelNeed& refused) const noexcept;
+  bool allows(const RequestRecord& record, Handle handle, Share more, LevelNeed& refused) const noexcept;
   // What charge() would need of each quota. False once the budget was returned.
-  bool needs_of(const RequestRecord& record, Handle handle, std::uint64_t bytes,
-                LevelNeeds& needs) const noexcept;
-  // What such a request is charged, or promised if that is more, without its descendants. 0 of what a session keeps.
+  bool needs_of(const RequestRecord& record, Handle handle, Share more, LevelNeeds& needs) const noexcept;
+  // What such a request is charged, and promised beside that, without its descendants. 0 of what a session keeps.
   std::uint64_t charged_of(const RequestRecord& record, Handle handle) const noexcept;
   // The quota of a level, and what is left of it; both are all bytes if it has none, or is over.
   struct Quota {
@@ -189,7 +186,9 @@ class RequestTable {
   }
 
   // Moves a block from a request that is not over to another one that the host holds. The first gets a view of it until it is
-  // over, because its devices may read the block. Anything but ok: nothing has changed. Throws std::bad_alloc.
+  // over, because its devices may read the block; none if no device holds it. Anything but ok: nothing has changed; for
+  // quota_exceeded `refused` says what must go. With `needs` nothing changes either: quotas whose waiters have to be asked
+  // first are added there. Throws std::bad_alloc.
   enum class Adopted : std::int32_t {
     ok = 0,
     closed = 1,          // the host has closed `to`
@@ -197,7 +196,7 @@ class RequestTable {
     quota_exceeded = 3,  // that of `to`, or of the request it descends from
     not_its = 4,         // the block is not one of `from`, or `from` is a session's
   };
-  Adopted adopt(Block& block, Handle from, Handle to);
+  Adopted adopt(Block& block, Handle from, Handle to, LevelNeeds* needs, LevelNeed& refused);
 
   // ---- what sessions keep (keep.cpp): a root for each session, whose quota is its budget, and in it a child for each
   // block.
@@ -205,8 +204,9 @@ class RequestTable {
   // Moves a block of a request that is not over to the kept child `to`, charges it there instead, and pins the child and
   // its root by `from`. `instead_of`, a sibling that is about to be closed, is not charged any more. quota_exceeded: `refused`, the
   // root or its group; exhausted: the limit of all kept memory; invalid_argument: not a block of that request, or of one
-  // that is kept. Throws std::bad_alloc.
-  Status keep(Block& block, Handle from, Handle to, const Handle* instead_of, LevelNeed& refused);
+  // that is kept. With `needs` nothing changes, as in adopt(): waiters_ahead. Throws std::bad_alloc.
+  Status keep(Block& block, Handle from, Handle to, const Handle* instead_of, LevelNeeds* needs,
+              LevelNeed& refused);
   // Kept requests live on until `by` is over. request_closed: one of them is over. Throws std::bad_alloc.
   Status pin(Handle by, std::span<const Handle> kept);
   bool pins(Handle by, std::uint32_t slot) const noexcept;  // whether `by` pins the request in this slot
@@ -217,14 +217,15 @@ class RequestTable {
     std::uint64_t quota = 0;
     std::uint32_t pins = 0;
     std::int64_t idle_since_ns = 0;
+    std::uint64_t drawn = 0;  // of the bytes, from promises above
   };
   bool kept(Handle root, Kept& figures) const noexcept;  // false: the session is closed
   // A session whose last pin has gone since it was taken here the last time. False: there is none.
   bool take_idle(Handle& root) noexcept;
   // Whether what the session keeps counts in this level: the session itself, or its group.
   bool charged_to(Handle session, Handle level) const noexcept;
-  // By how much a charge of so many bytes would exceed the quota of the lowest level that refuses it, which is written too.
-  std::uint64_t over_quota(Handle handle, std::uint64_t bytes, Handle& level) const noexcept;
+  // By how much a charge would exceed the quota of the lowest level that refuses it, which is written too.
+  std::uint64_t over_quota(Handle handle, Share more, Handle& level) const noexcept;
   // quota_exceeded: the session keeps more.
   Status set_quota(Handle root, std::uint64_t quota) noexcept;
   // The limit and the figure of all kept memory.
@@ -364,9 +365,13 @@ class RequestTable {
   // The calls from here to forget_charge() are under the budget mutex.
   RequestRecord* budget_of(
       Handle level) const noexcept;  // null once the budget was returned, or without one
-  Status check(Handle level, std::uint64_t bytes, LevelNeed& refused) const noexcept;
-  void add(Handle level, std::uint64_t bytes) noexcept;
-  void subtract(Handle level, std::uint64_t bytes, Levels& back) noexcept;
+  Status check(Handle level, Share more, LevelNeed& refused) const noexcept;
+  void change(Handle level, Share before, Share after, Levels* back,
+              const Leaving* leaving = nullptr) noexcept;
+  Status move_charge(Block& block, RequestRecord& source, Handle from, RequestRecord& target, Handle to,
+                     RequestRecord* old, LevelNeeds* needs, LevelNeed& refused);
+  static void take_off(RequestRecord& r, Share less) noexcept;
+  std::uint64_t excess(const LevelNeed& refused) const noexcept;
   ReserveRef end_promise(RequestRecord& r, Levels& back) noexcept;
   ReserveRef nearest_reserve(Handle level) const noexcept;
   void forget_charge(RequestRecord& r, Levels& back) noexcept;
@@ -427,6 +432,7 @@ class RequestTable {
   [[gnu::noinline]] void list_idle(RequestRecord& session) noexcept;
   [[gnu::noinline]] Status start_budget(RequestRecord& r, Handle self, const OpenSpec& spec,
                                         const RequestRecord* above, ReserveRef reserve,
+                                        std::uint64_t above_bytes,
                                         LevelNeed* refused) noexcept;  // under mutex_
   [[gnu::noinline]] ReserveRef reserve_above(const OpenSpec& spec) const noexcept;
   bool has_group(std::string_view id) const noexcept;

@@ -177,13 +177,18 @@ Depot::Taken Depot::take_blocks(unsigned size_class, std::uint32_t want, Effort 
 }
 
 Depot::Taken Depot::take_span(std::uint64_t bytes, std::uint64_t align, Effort effort,
-                              ReserveRef reserve) {
+                              ReserveRef reserve, std::uint64_t drawn) {
   Taken taken;
   const std::lock_guard lock(mutex_);
   SLABPOOL_ASSERT(bytes != 0 && std::has_single_bit(align),
                   "a span has bytes, and a power of two aligns it", bytes, align);
   const std::uint64_t pages = pages_for(bytes);
-  const std::uint64_t own = reserves_.prepare(reserve, pages);
+  const std::uint64_t own = reserves_.prepare(reserve, std::min(pages, drawn >> kPageBits));
+  if (drawn != kAll && own << kPageBits != drawn) {
+    reserves_.give_up(reserve);
+    taken.promise_changed = true;
+    return taken;
+  }
   const PageHeap::Result result =
       take_pages(pages, std::max<std::uint64_t>(align >> kPageBits, 1), effort, own);
   taken.system_refused = result.system_refused;
@@ -233,20 +238,21 @@ Depot::Taken Depot::take_growing(std::uint64_t most, Effort effort) {
   return taken;
 }
 
-bool Depot::grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef reserve,
-                 bool& refused) noexcept {
+Depot::Grown Depot::grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef reserve,
+                         std::uint64_t drawn) noexcept {
   const std::lock_guard lock(mutex_);
   Span* span = block.span;
   SLABPOOL_ASSERT(span->kind == SpanKind::growing && &block == &span->large && pages > span->drawn,
                   "a growing tensor grows", span->kind, pages, span->drawn);
   const std::uint64_t more = pages - span->drawn;
   if (!Reserves::may_draw(reserve, *span)) reserve = {};
-  const std::uint64_t own = reserves_.prepare(reserve, more);
-  if (effort == Effort::hard) drop_empty_slabs();
-  if (!make_room(more, own, effort)) {
+  const std::uint64_t own = reserves_.prepare(reserve, std::min(more, drawn >> kPageBits));
+  const bool changed = drawn != kAll && own << kPageBits != drawn;
+  if (!changed && effort == Effort::hard) drop_empty_slabs();
+  if (changed || !make_room(more, own, effort)) {
     reserves_.give_up(reserve);
     publish();
-    return false;
+    return changed ? Grown::promise_changed : Grown::no_room;
   }
   const bool grown = pages_.grow(span, pages, commit_limit(more, effort)) ||
                      (effort == Effort::hard && pages_.grow(span, pages, capacity_ >> kPageBits));
@@ -255,24 +261,28 @@ bool Depot::grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef re
   } else {
     reserves_.give_up(reserve);
   }
-  refused = !grown && effort == Effort::hard && pages_.system_refused();
+  const bool refused = !grown && effort == Effort::hard && pages_.system_refused();
   publish();
   SLABPOOL_VERIFY(false, verify_locked());
-  return grown;
+  return grown ? Grown::yes : refused ? Grown::system_refused : Grown::no_room;
 }
 
-std::uint64_t Depot::give_part(Block& block, std::uint64_t from, std::uint64_t to) noexcept {
+std::uint64_t Depot::give_part(Block& block, std::uint64_t from, std::uint64_t to, ReserveRef reserve,
+                               std::uint64_t& drawn) noexcept {
   const std::lock_guard lock(mutex_);
   Span* span = block.span;
   SLABPOOL_ASSERT(span->kind == SpanKind::growing && &block == &span->large && from <= to,
                   "a growing tensor gives a part back", span->kind, from, to);
+  drawn = 0;
   if (pages_.always_committed()) return 0;
   // The span starts at a granule.
-  const std::uint64_t drawn = std::min(span->drawn, pages_.granule_up(to));
-  const std::uint64_t front = std::max(span->front, pages_.granule_down(std::min(from, drawn)));
-  const std::uint64_t given = front - span->front + span->drawn - drawn;
+  const std::uint64_t end = std::min(span->drawn, pages_.granule_up(to));
+  const std::uint64_t front = std::max(span->front, pages_.granule_down(std::min(from, end)));
+  const std::uint64_t given = front - span->front + span->drawn - end;
   if (given == 0) return 0;
-  pages_.give_part(span, front, drawn);
+  pages_.give_part(span, front, end);
+  if (Reserves::returns_within(*span, reserve))
+    drawn = std::min(given, span->reserve_pages) << kPageBits;
   reserves_.refund(span, given);
   block.data = pages_.address(span) + (front << kPageBits);
   publish();
@@ -370,7 +380,7 @@ void Depot::drop_empty_slabs() noexcept {
   }
 }
 
-ReserveRef Depot::open_reserve(std::uint64_t pages, ReserveRef from) {
+ReserveRef Depot::open_reserve(std::uint64_t pages, ReserveRef from, std::uint64_t* above) {
   const std::lock_guard lock(mutex_);
   ReserveRef reserve = reserves_.open(pages, from);
   if (reserve.reserve == nullptr) {
@@ -378,6 +388,7 @@ ReserveRef Depot::open_reserve(std::uint64_t pages, ReserveRef from) {
     drop_empty_slabs();
     if (make_room(Reserves::needed(pages, from), 0, Effort::hard)) reserve = reserves_.open(pages, from);
   }
+  if (above != nullptr && reserve.reserve != nullptr) *above = reserve.reserve->base << kPageBits;
   return reserve;
 }
 

@@ -22,6 +22,7 @@
 #include <atomic>
 #include <cstdint>
 #include <mutex>
+#include <span>
 #include <vector>
 
 #include "slabpool/memory/record_chunks.hpp"
@@ -46,13 +47,17 @@ class Depot {
     Block* chain = nullptr;  // linked by next; null: no room
     std::uint32_t count = 0;
     bool system_refused = false;  // because the system refused, not because of the capacity
+    bool promise_changed = false;  // it has less left than was to be drawn: nothing was tried
   };
 
   // Up to `want` blocks of a size class.
   Taken take_blocks(unsigned size_class, std::uint32_t want, Effort effort);
   // One block that is a span, aligned to `align` bytes (a power of two up to 2 MiB). Its pages are drawn from the promise
   // as far as that has pages left.
-  Taken take_span(std::uint64_t bytes, std::uint64_t align, Effort effort, ReserveRef reserve = {});
+  // `drawn`: how many bytes to draw from the promise, no less and no more; kAll: as many as it has.
+  static constexpr std::uint64_t kAll = ~std::uint64_t{0};
+  Taken take_span(std::uint64_t bytes, std::uint64_t align, Effort effort, ReserveRef reserve = {},
+                  std::uint64_t drawn = kAll);
   // One small block out of a promise, aligned to `align` bytes (up to a page). No chain and not refused: the promise has
   // too few pages left.
   Taken take_reserved(ReserveRef reserve, unsigned size_class, std::uint64_t align);
@@ -60,21 +65,40 @@ class Depot {
   // returns cached pages to the system, so that their addresses join the free ones beside them.
   Taken take_growing(std::uint64_t most, Effort effort);
   // Makes the first `pages` pages of it usable, more than before. `refused`: as system_refused in Taken.
-  bool grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef reserve,
-            bool& refused) noexcept;
+  enum class Grown : std::uint8_t { yes, no_room, system_refused, promise_changed };
+  Grown grow(Block& block, std::uint64_t pages, Effort effort, ReserveRef reserve,
+             std::uint64_t drawn = kAll) noexcept;
   // Takes back a part of it: all but the pages [from, to) that it once had, in whole granules. Moves its `data` to the first
-  // byte that is left. The result is the number of bytes taken back; 0 where the memory is always committed.
-  std::uint64_t give_part(Block& block, std::uint64_t from, std::uint64_t to) noexcept;
+  // byte that is left. The result is the number of bytes taken back; 0 where the memory is always committed. `drawn`: those
+  // of them that go back to the promise `reserve`, or to one around it.
+  std::uint64_t give_part(Block& block, std::uint64_t from, std::uint64_t to, ReserveRef reserve,
+                          std::uint64_t& drawn) noexcept;
   // Takes back a chain of blocks of any sizes.
   void give(Block* chain) noexcept;
 
   // Reserves pages if there is room for those that the promise `from` has not left; else null. Throws std::bad_alloc.
-  ReserveRef open_reserve(std::uint64_t pages, ReserveRef from = {});
+  // `above`: bytes of it that are those of `from`.
+  ReserveRef open_reserve(std::uint64_t pages, ReserveRef from = {}, std::uint64_t* above = nullptr);
   void close_reserve(ReserveRef reserve) noexcept;
   // Bytes of one promise that are not drawn yet; 0 once it is closed.
   std::uint64_t left_of(ReserveRef reserve) const noexcept;
   // Bytes that can be drawn through a promise: its own, and those of the promises that it was made in.
   std::uint64_t drawable_bytes(ReserveRef reserve) const noexcept;
+  // How many bytes of a new block would be drawn through a promise: a small one, or one of whole pages, or pages that are
+  // added to a growing one (`growing`).
+  std::uint64_t to_draw(ReserveRef reserve, unsigned size_class, std::uint64_t bytes, std::uint64_t align,
+                        const Block* growing = nullptr) const noexcept;
+  // A block moves to another request (Reserves::plan_leaving()), if decide(plan), a Status, is ok. `decide` takes no lock.
+  template <typename Decide>
+  Status leave(Block& block, std::span<const ReserveRef> left, std::span<const ReserveRef> shared,
+               Decide&& decide) {
+    const std::lock_guard lock(mutex_);
+    const Leaving plan = reserves_.plan_leaving(block, left, shared);
+    const Status status = decide(plan);
+    if (status == Status::ok) reserves_.leave(block, plan);
+    SLABPOOL_VERIFY(false, verify_locked());
+    return status;
+  }
   // Bytes promised to requests and not drawn yet. Lock-free.
   std::uint64_t reserved_bytes() const noexcept { return reserves_.reserved_pages() << kPageBits; }
 
@@ -90,6 +114,7 @@ class Depot {
     unsigned size_class = kSlabClasses;  // kSlabClasses: no block will do
     std::uint64_t addresses = 0;         // pages of addresses; 0: it is memory that is needed
     bool count_room = true;              // false: pages that are free now do not help
+    ReserveRef reserve;                  // on which it may draw
   };
   // Groups of blocks that may be given back together, in the order in which they are to go. `ends[i]`: the index in
   // `blocks` behind the last one of group i.

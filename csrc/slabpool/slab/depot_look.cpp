@@ -39,6 +39,14 @@ std::uint64_t Depot::drawable_bytes(ReserveRef reserve) const noexcept {
   return Reserves::drawable(reserve) << kPageBits;
 }
 
+std::uint64_t Depot::to_draw(ReserveRef reserve, unsigned size_class, std::uint64_t bytes,
+                             std::uint64_t align, const Block* growing) const noexcept {
+  const std::lock_guard lock(mutex_);
+  if (size_class < kSlabClasses) return Reserves::can_cut(reserve, size_class, align) ? bytes : 0;
+  if (growing != nullptr && !Reserves::may_draw(reserve, *growing->span)) return 0;
+  return std::min(bytes, Reserves::drawable(reserve) << kPageBits);
+}
+
 Depot::Tagged Depot::tagged(std::uint8_t tag) const noexcept {
   Tagged found{};
   const auto look = [&](const Block& block) {

@@ -53,6 +53,7 @@ ReserveRef Reserves::open(std::uint64_t pages, ReserveRef from) {
   reserve->next_spare = nullptr;
   reserve->serial = next_serial_++;
   reserve->from = from;
+  reserve->base = pages - extra;
   reserve->extra = extra;
   if (from.reserve != nullptr) ++from.reserve->holds;
   top_up(*reserve, pages - extra);
@@ -164,21 +165,42 @@ bool Reserves::set_used(Arena& arena, std::uint64_t bytes) noexcept {
 }
 
 // A returned block of the class, if one has the alignment.
+Block* Reserves::find_free(const Arena& arena, unsigned size_class, std::uint64_t align) noexcept {
+  for (Block* block = arena.free[size_class]; block != nullptr; block = block->next)
+    if ((reinterpret_cast<std::uintptr_t>(block->data) & (align - 1)) == 0) return block;
+  return nullptr;
+}
+
 Block* Reserves::reuse(Reserve& reserve, unsigned size_class, std::uint64_t align) noexcept {
   for (Arena* arena = reserve.arenas; arena != nullptr; arena = arena->next) {
-    Block*& head = arena->free[size_class];
-    for (Block* block = head; block != nullptr; block = block->next) {
-      if ((reinterpret_cast<std::uintptr_t>(block->data) & (align - 1)) != 0) continue;
-      SLABPOOL_ASSERT(is_free(*block) && block->bytes == class_size(size_class),
-                      "a listed block is free", block->data, block->bytes, size_class);
-      unlink(head, *block);
-      block->span = arena->span;
-      ++arena->span->count;
-      ++arena->live;
-      return block;
-    }
+    Block* block = find_free(*arena, size_class, align);
+    if (block == nullptr) continue;
+    SLABPOOL_ASSERT(is_free(*block) && block->bytes == class_size(size_class), "a listed block is free",
+                    block->data, block->bytes, size_class);
+    unlink(arena->free[size_class], *block);
+    block->span = arena->span;
+    ++arena->span->count;
+    ++arena->live;
+    return block;
   }
   return nullptr;
+}
+
+// Pages of the first arena that are not cut may lie behind others that are promised, or a new arena takes their place: so
+// what a block needs there is compared with what is left, as cut_from() does.
+bool Reserves::can_cut(ReserveRef ref, unsigned size_class, std::uint64_t align) noexcept {
+  const std::uint64_t size = class_size(size_class);
+  for (; current(ref); ref = ref.reserve->from) {
+    const Reserve& reserve = *ref.reserve;
+    if (pages_for(size) <= reserve.pages_left) return true;
+    if (const Arena* arena = reserve.arenas; arena != nullptr && arena->span != nullptr) {
+      const std::uint64_t pages = pages_for(((arena->used + align - 1) & ~(align - 1)) + size);
+      if (pages <= arena->span->pages && pages - arena->span->drawn <= reserve.pages_left) return true;
+    }
+    for (const Arena* arena = reserve.arenas; arena != nullptr; arena = arena->next)
+      if (find_free(*arena, size_class, align) != nullptr) return true;
+  }
+  return false;
 }
 
 Reserves::Cut Reserves::cut(ReserveRef ref, unsigned size_class, std::uint64_t align) {

@@ -22,6 +22,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "slabpool/slab/page_heap.hpp"
@@ -56,13 +57,33 @@ struct Reserve {
   std::uint64_t pages_left = 0;  // promised and not drawn
   Arena* arenas = nullptr;       // blocks are cut from the first
   ReserveRef from;               // the promise that it was made in; null: none
-  std::uint64_t extra = 0;       // pages that it got at its opening and not from `from`
+  // What was promised: pages that it got at its opening from `from`, and others. Less what has left it since (leave()).
+  std::uint64_t base = 0;
+  std::uint64_t extra = 0;
   std::uint64_t borrowed = 0;    // pages that it got from `from` later: they go back there first
   std::uint64_t owed = 0;        // of pages that return here: those that nothing promises any more
+  std::uint64_t gone_bytes = 0;  // of blocks that have left, less than a page: not owed yet
   // Closed, while spans still have pages of it: the promise that these return to.
   ReserveRef into;
   std::uint64_t holds = 0;
   Reserve* next_spare = nullptr;
+};
+
+// How a block that moves to another request leaves the promises that it was drawn from: see Reserves::plan_leaving().
+struct Leaving {
+  static constexpr unsigned kMost = 8;
+  // Of one promise that the block leaves: bytes by which it gets smaller, and how many of them were those of the promise
+  // around it.
+  struct Step {
+    const Reserve* of = nullptr;
+    std::uint64_t own = 0;
+    std::uint64_t own_above = 0;
+    std::uint64_t borrowed = 0;  // pages beside them that it had borrowed
+  };
+  Step steps[kMost];
+  unsigned count = 0;
+  std::uint64_t drawn = 0;  // bytes of the block that were drawn from any of the promises
+  std::uint64_t stays = 0;  // of these: what stays drawn from a promise that the block does not leave
 };
 
 class Reserves {
@@ -90,6 +111,9 @@ class Reserves {
   };
   Cut cut(ReserveRef ref, unsigned size_class, std::uint64_t align);
 
+  // Whether cut() finds a block, or pages for one.
+  static bool can_cut(ReserveRef ref, unsigned size_class, std::uint64_t align) noexcept;
+
   // For a span or growing tensor. prepare(): how many of its `pages` new pages the promise can supply, with those that it
   // gets from the promises around it. draw(): subtracts them, once the span has them. give_up(): the span got none. A span
   // draws from one promise only.
@@ -110,6 +134,23 @@ class Reserves {
     return returns_to({span.reserve, span.reserve_serial}) != nullptr ? span.reserve_pages : 0;
   }
 
+  // A block moves to a request that is not under the promises `left` (the innermost first), but under `shared`. What was drawn
+  // for it goes along: the promises that it leaves get smaller by it, and nothing of it returns to them. Pages that these
+  // had from a promise in `shared` stay drawn from that, if the block is a span; an arena's block stays in its arena,
+  // which returns them there later. plan_leaving() changes nothing; leave() follows under the same lock.
+  Leaving plan_leaving(const Block& block, std::span<const ReserveRef> left,
+                       std::span<const ReserveRef> shared) const noexcept;
+  void leave(Block& block, const Leaving& leaving) noexcept;
+
+  // Whether what was drawn for a span, or an arena, returns to this promise or to one around it.
+  static bool returns_within(const Span& span, ReserveRef ref) noexcept {
+    const Reserve* to = span.kind == SpanKind::arena
+                            ? span.arena->reserve
+                            : returns_to({span.reserve, span.reserve_serial});
+    for (; to != nullptr && current(ref); ref = ref.reserve->from)
+      if (ref.reserve == to) return true;
+    return false;
+  }
   // The block of an arena's span that contains an address. O(log n) in the blocks of the arena.
   static Block* find(const Span* span, const std::byte* address) noexcept;
 
@@ -158,6 +199,7 @@ class Reserves {
   void merge(Reserve& reserve, Reserve& from) noexcept;
   void drop_holds(ReserveRef ref, std::uint64_t holds) noexcept;
   void retire(Reserve& reserve) noexcept;
+  static Block* find_free(const Arena& arena, unsigned size_class, std::uint64_t align) noexcept;
   static Block* reuse(Reserve& reserve, unsigned size_class, std::uint64_t align) noexcept;
   bool set_used(Arena& arena, std::uint64_t bytes) noexcept;
   void add_arena(Reserve& reserve);

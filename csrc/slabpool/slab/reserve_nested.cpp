@@ -6,6 +6,7 @@
 //
 // Pages that return to a promise pay what it owes first: `owed` of them are promised to no request any more, because
 // the promises that were closed in it had them from elsewhere; `borrowed` of them go on to `from`.
+#include <algorithm>
 #include <utility>
 
 #include "slabpool/slab/reserve.hpp"
@@ -81,7 +82,79 @@ void Reserves::merge(Reserve& reserve, Reserve& from) noexcept {
     return drop_holds(made_in, 1);
   }
   reserve.into = std::exchange(reserve.from, {});
-  reserve.extra = reserve.borrowed = reserve.owed = 0;
+  reserve.base = reserve.extra = reserve.borrowed = reserve.owed = reserve.gone_bytes = 0;
+}
+
+// ---- blocks that move to other requests
+
+Leaving Reserves::plan_leaving(const Block& block, std::span<const ReserveRef> left,
+                               std::span<const ReserveRef> shared) const noexcept {
+  Leaving plan;
+  const Span& span = *block.span;
+  const bool arena = span.kind == SpanKind::arena;
+  const Reserve* of = arena ? span.arena->reserve : returns_to({span.reserve, span.reserve_serial});
+  const auto is_one_of = [&](std::span<const ReserveRef> some) {
+    return std::any_of(some.begin(), some.end(),
+                       [&](ReserveRef ref) { return current(ref) && ref.reserve == of; });
+  };
+  if (of == nullptr || (!is_one_of(left) && !is_one_of(shared))) return plan;
+  std::uint64_t pages = span.reserve_pages;
+  plan.drawn = arena ? block.bytes : pages << kPageBits;
+  if (arena) {
+    if (!is_one_of(left)) {
+      plan.stays = plan.drawn;
+      return plan;
+    }
+    const std::uint64_t whole =
+        std::min((of->gone_bytes + block.bytes) >> kPageBits, of->base + of->extra);
+    plan.steps[plan.count++] = {of, block.bytes, std::min(whole, of->base) << kPageBits, 0};
+    return plan;
+  }
+  while (plan.count < Leaving::kMost && is_one_of(left)) {
+    // As pages return: first those that were borrowed.
+    const std::uint64_t borrowed = std::min(pages, of->borrowed);
+    const std::uint64_t own = std::min(pages - borrowed, of->base + of->extra);
+    const std::uint64_t above = std::min(own, of->base);
+    plan.steps[plan.count++] = {of, own << kPageBits, above << kPageBits, borrowed};
+    pages = borrowed + above;
+    of = returns_to(of->from);
+  }
+  if (of != nullptr) plan.stays = pages << kPageBits;
+  return plan;
+}
+
+void Reserves::leave(Block& block, const Leaving& leaving) noexcept {
+  if (leaving.count == 0) return;
+  Span& span = *block.span;
+  Reserve* of = nullptr;
+  for (unsigned i = 0; i < leaving.count; ++i) {
+    const Leaving::Step& step = leaving.steps[i];
+    of = i == 0 ? (span.kind == SpanKind::arena ? span.arena->reserve
+                                                : returns_to({span.reserve, span.reserve_serial}))
+                : returns_to(of->from);
+    SLABPOOL_ASSERT(of == step.of, "a block leaves the promises that were planned", of->serial);
+    const std::uint64_t above = step.own_above >> kPageBits;
+    std::uint64_t own = step.own >> kPageBits;
+    if (span.kind == SpanKind::arena) {
+      of->gone_bytes += step.own;
+      own = std::min(of->gone_bytes >> kPageBits, of->base + of->extra);
+      of->gone_bytes -= own << kPageBits;
+      of->borrowed += above;
+      of->owed += own - above;
+    }
+    of->borrowed -= step.borrowed;
+    of->base -= above;
+    of->extra -= own - above;
+  }
+  if (span.kind == SpanKind::arena) return;
+  const ReserveRef was{span.reserve, span.reserve_serial};
+  Reserve* const into = leaving.stays != 0 ? returns_to(of->from) : nullptr;
+  const std::uint64_t pages = span.reserve_pages;
+  span.reserve = into;
+  span.reserve_serial = into != nullptr ? into->serial : 0;
+  span.reserve_pages = into != nullptr ? leaving.stays >> kPageBits : 0;
+  if (into != nullptr) into->holds += span.reserve_pages;
+  drop_holds(was, pages);
 }
 
 // Takes holds off a promise, if it is still that one. A closed one without holds is over.

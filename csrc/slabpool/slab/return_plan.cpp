@@ -5,9 +5,10 @@
 // left out.
 //
 // What a block brings depends on the others: a page of a slab is free only once all blocks on it are, and addresses must lie
-// in a row. Pages that would return to an open promise bring nothing.
+// in a row. Pages that would return to an open promise bring nothing, unless the allocation may draw on that.
 #include <algorithm>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "slabpool/slab/depot.hpp"
 
@@ -58,16 +59,64 @@ class Freed {
   std::unordered_map<const Span*, std::uint32_t> blocks_;
 };
 
-std::uint64_t pages_of(const Span& span) {
-  const bool range = span.kind == SpanKind::growing || span.kind == SpanKind::arena;
-  return (range ? span.drawn : span.pages) - Reserves::refundable(span);
-}
+// Pages of an arena whose promise is open go back to that from the end of what was cut: up to the last block in use.
+class Tails {
+ public:
+  // The pages that the block's arena gives back more with it, in the state before or after.
+  std::uint64_t add(const Block& block) {
+    Tail& tail = tail_of(block);
+    const std::uint64_t before = pages(*block.span, tail);
+    tail.given.insert(&block);
+    settle(*block.span, tail);
+    return pages(*block.span, tail) - before;
+  }
+  std::uint64_t remove(const Block& block) {
+    Tail& tail = tail_of(block);
+    const std::uint64_t before = pages(*block.span, tail);
+    tail.given.erase(&block);
+    const std::vector<Block*>& blocks = block.span->arena->blocks;
+    const auto at = std::lower_bound(blocks.begin(), blocks.end(), &block,
+                                     [](const Block* a, const Block* b) { return a->data < b->data; });
+    tail.end = std::max(tail.end, static_cast<std::size_t>(at - blocks.begin()) + 1);
+    return before - pages(*block.span, tail);
+  }
+
+ private:
+  struct Tail {
+    std::unordered_set<const Block*> given;
+    std::size_t end = 0;  // index behind the last block that stays
+  };
+  Tail& tail_of(const Block& block) {
+    const auto [at, made] = tails_.try_emplace(block.span);
+    if (made) {
+      at->second.end = block.span->arena->blocks.size();
+      settle(*block.span, at->second);
+    }
+    return at->second;
+  }
+  static void settle(const Span& span, Tail& tail) {
+    const std::vector<Block*>& blocks = span.arena->blocks;
+    while (tail.end != 0 &&
+           (blocks[tail.end - 1]->span == nullptr || tail.given.count(blocks[tail.end - 1]) != 0))
+      --tail.end;
+  }
+  static std::uint64_t pages(const Span& span, const Tail& tail) {
+    const std::vector<Block*>& blocks = span.arena->blocks;
+    if (tail.end == 0) return span.drawn;
+    const Block& last = *blocks[tail.end - 1];
+    const auto used = static_cast<std::uint64_t>(last.data - blocks[0]->data) + last.bytes;
+    return span.drawn - std::min(span.drawn, pages_for(used));
+  }
+
+  std::unordered_map<const Span*, Tail> tails_;
+};
 
 // Counts the pages that become free. In memory with holes a slab's pages become free one by one.
 class FreedPages {
  public:
-  explicit FreedPages(bool holes) : holes_(holes) {}
+  FreedPages(bool holes, ReserveRef reserve) : holes_(holes), reserve_(reserve) {}
   std::uint64_t add(const Block& block) {
+    if (is_cut(block)) return tails_.add(block);
     if (!by_page(block)) return spans_.add(block) ? pages_of(*block.span) : 0;
     std::uint64_t pages = 0;
     each_page(block, [&](std::uint64_t page, std::uint32_t in_use) {
@@ -76,6 +125,7 @@ class FreedPages {
     return pages;
   }
   std::uint64_t remove(const Block& block) {
+    if (is_cut(block)) return tails_.remove(block);
     if (!by_page(block)) return spans_.remove(block) ? pages_of(*block.span) : 0;
     std::uint64_t pages = 0;
     each_page(block, [&](std::uint64_t page, std::uint32_t in_use) {
@@ -84,7 +134,21 @@ class FreedPages {
     return pages;
   }
 
+  // Whether a block returns to the promise that the allocation draws on, or to one around it; and lies in its arena.
+  bool is_promised(const Block& block) const {
+    const bool some = block.span->kind == SpanKind::arena || block.span->reserve_pages != 0;
+    return some && Reserves::returns_within(*block.span, reserve_);
+  }
+  bool is_cut(const Block& block) const {
+    return block.span->kind == SpanKind::arena && is_promised(block);
+  }
+
  private:
+  std::uint64_t pages_of(const Span& span) const {
+    const bool range = span.kind == SpanKind::growing || span.kind == SpanKind::arena;
+    const std::uint64_t pages = range ? span.drawn : span.pages;
+    return Reserves::returns_within(span, reserve_) ? pages : pages - Reserves::refundable(span);
+  }
   bool by_page(const Block& block) const { return holes_ && block.span->kind == SpanKind::slab; }
   template <typename F>
   static void each_page(const Block& block, F&& f) {
@@ -96,7 +160,9 @@ class FreedPages {
   }
 
   const bool holes_;
+  const ReserveRef reserve_;
   Freed spans_;
+  Tails tails_;
   std::unordered_map<std::uint64_t, std::uint32_t> given_;  // blocks given back that lie on a page
 };
 
@@ -161,20 +227,29 @@ Depot::Planned Depot::plan_pages(const Need& need, Groups& groups) const {
   std::uint64_t blocks = 0;  // of the size class
   if (need.size_class < kSlabClasses && need.count_room && partial_[need.size_class].front() != nullptr)
     blocks = 1;
-  const auto enough = [&] { return pages >= need.pages || blocks != 0; };
+  // Pages of the promise. A block that is smaller than a page lies in one of those or in another.
+  const bool small = need.size_class < kSlabClasses;
+  std::uint64_t own = small && need.count_room ? Reserves::drawable(need.reserve) : 0;
+  const auto enough = [&] {
+    return blocks != 0 || pages + own >= need.pages;
+  };
   if (enough()) return Planned::room;
-  FreedPages freed(pages_.has_holes());
+  FreedPages freed(pages_.has_holes(), need.reserve);
   // Adds what a group brings, or takes it away.
   const auto count = [&](std::size_t group, bool add) {
     for (std::uint32_t i = first_of(groups, group); i != groups.ends[group]; ++i) {
       const Block& block = *groups.blocks[i];
       const bool of_class =
-          block.span->kind == SpanKind::slab && block.span->size_class == need.size_class;
+          small &&
+          (block.span->kind == SpanKind::slab
+               ? block.span->size_class == need.size_class
+               : freed.is_cut(block) && block.bytes == class_size(need.size_class));
+      std::uint64_t& count_of = freed.is_promised(block) ? own : pages;
       if (add) {
-        pages += freed.add(block);
+        count_of += freed.add(block);
         if (of_class) ++blocks;
       } else {
-        pages -= freed.remove(block);
+        count_of -= freed.remove(block);
         if (of_class) --blocks;
       }
     }

@@ -22,6 +22,11 @@ cdef Block* block_of_array(Core core, cnp.ndarray array):
     return block
 
 
+cdef bint _sessions_give_way(Core core, const LevelNeed& refused) except -1:
+    sessions = None if core.sessions is None else core.sessions()
+    return sessions is not None and sessions.make_room_for_a_move((refused.at.slot, refused.at.generation), refused.excess)
+
+
 cdef object _adopt(Request self, object tensor):
     cdef Core core = self.core
     cdef Block* block = NULL
@@ -30,6 +35,7 @@ cdef object _adopt(Request self, object tensor):
     cdef Adopted adopted = Adopted.not_its
     cdef Status status
     cdef uint64_t nbytes
+    cdef LevelNeed refused
     check_here(core)
     if isinstance(tensor, Tensors):
         if (<Tensors>tensor).core is core:
@@ -50,12 +56,15 @@ cdef object _adopt(Request self, object tensor):
         raise InvalidTypeError(
             "a request adopts an array, the Tensors or a GrowableTensor of another request, "
             f"got {type(tensor).__name__}")
-    if block is not NULL:
-        owner = core.pool.owner_of(block[0])
-    if owner.generation == 0:
-        hooks.messages.nothing_to_adopt(self, tensor)
-    nbytes = block.bytes
-    status = core.pool.adopt(block[0], owner, self.handle, adopted)
+    while True:
+        if block is not NULL:
+            owner = core.pool.owner_of(block[0])
+        if owner.generation == 0:
+            hooks.messages.nothing_to_adopt(self, tensor)
+        nbytes = block.bytes
+        status = core.pool.adopt(block[0], owner, self.handle, adopted, refused)
+        if status != Status.ok or adopted != Adopted.quota_exceeded or not _sessions_give_way(core, refused):
+            break
     if viewed:
         core.pool.drop_view(block[0])
     if adopted == Adopted.ok:
@@ -66,6 +75,8 @@ cdef object _adopt(Request self, object tensor):
             (<GrowableTensor>tensor).growth.keeper = None
             (<GrowableTensor>tensor).growth.request = self
         return None
+    if status == Status.waiters_ahead:
+        hooks.messages.adopt_behind(self, tensor, nbytes)
     if status != Status.ok:
         failed(core, self, status, nbytes, None)
     if adopted == Adopted.closed:

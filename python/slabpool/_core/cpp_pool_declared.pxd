@@ -14,7 +14,7 @@ from slabpool._core.cpp_block cimport Block
 from slabpool._core.cpp_memory cimport MemoryKind
 from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_request cimport (
-    AckResult, DeviceRegistry, Handle, OpenSpec, SourceLocation, handle_span, string_view,
+    AckResult, DeviceRegistry, Handle, LevelNeed, OpenSpec, SourceLocation, handle_span, string_view,
 )
 from slabpool._core.cpp_observe cimport Corruption, Event, GroupInfo, QuotaInfo, Refusal, RequestInfo, Stats
 from slabpool._core.cpp_pressure cimport PressureChange, PressureWatch
@@ -70,6 +70,7 @@ cdef extern from * namespace "slabpool" nogil:
         uint64_t quota
         uint32_t pins
         int64_t idle_since_ns
+        uint64_t drawn
 
     cdef cppclass Acked "slabpool::Pool::Acked":
         Status status
@@ -148,7 +149,7 @@ cdef extern from * namespace "slabpool" nogil:
         bint must_poll()
         void close_request(Handle handle, bool cancel)
         Status cancel_id(string_view id, optional[uint64_t] generation, bool& cancelled)
-        Status adopt(Block& block, Handle from_, Handle to, Adopted& adopted)
+        Status adopt(Block& block, Handle from_, Handle to, Adopted& adopted, LevelNeed& refused)
         void discard(Handle handle)
         Status add_device(Handle handle, uint32_t device)
         uint64_t device_lost(uint32_t device)
@@ -173,13 +174,13 @@ cdef extern from * namespace "slabpool" nogil:
         bint take_idle(Handle& session)
         uint64_t bytes_not_kept()
         bint charged_to(Handle session, Handle level)
-        uint64_t over_quota(Handle request, uint64_t nbytes, Handle& level)
+        uint64_t over_quota(Handle request, uint64_t nbytes, bint drawn, Handle& level)
         Shortage shortage(Handle request, uint64_t nbytes, bint pages)
-        Planned plan_return(Status status, const Shortage& shortage, Groups& groups)
+        Planned plan_return(Status status, const Shortage& shortage, Handle request, Groups& groups)
         Status open_group(OpenSpec spec, Handle& group, Waiter* waiter)
         vector[GroupInfo] groups() except +
         bool describe_group(Handle group, GroupInfo& info) except +
-        bool describe_quota(Handle request, uint64_t nbytes, QuotaInfo& info) except +
+        bool describe_quota(Handle request, uint64_t nbytes, bint drawn, QuotaInfo& info) except +
         bool shared()
         uint64_t shared_id()
         bool attach_peer(uint32_t device, PeerFiles& files, Error& error)

@@ -24,6 +24,12 @@ cdef extern from "slabpool/request/handle.hpp" namespace "slabpool" nogil:
         uint64_t generation
 
 
+cdef extern from "slabpool/request/levels.hpp" namespace "slabpool" nogil:
+    cdef cppclass LevelNeed:
+        Handle at
+        uint64_t excess
+
+
 cdef extern from "slabpool/base/source_location.hpp" namespace "slabpool" nogil:
     cdef cppclass SourceLocation:
         const char* file

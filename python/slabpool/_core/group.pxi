@@ -79,11 +79,14 @@ cdef object open_group(object pool, Core core, Devices names, object group_id, o
     return group
 
 
-cdef object refuser_of(Core core, Handle handle, object nbytes):
-    """(kind, id, generation, quota, used) of the level that refuses a request so many bytes; None if none does now."""
+cdef object refuser_of(Core core, Handle handle, object nbytes, bint drawn):
+    """(kind, id, generation, quota, used) of the level that refuses a request so many bytes; None if none does now.
+
+    With `drawn` as many as can be are drawn from promises.
+    """
     cdef QuotaInfo info
     cdef uint64_t bytes = core.pool.shortage(NO_REQUEST, min(nbytes, 1 << 62), False).bytes
-    if not core.pool.describe_quota(handle, bytes, info):
+    if not core.pool.describe_quota(handle, bytes, drawn, info):
         return None
     id, _ = identity(info.id, info.group)
     return "group" if info.group else "request", id, info.handle.generation, info.quota, info.used

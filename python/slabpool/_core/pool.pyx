@@ -803,7 +803,7 @@ cdef class Pool:
 
     def _refuser(self, Request parent, GroupHold group, nbytes):
         """What refuses so many bytes to a child, or to a request under a group: see `messages`."""
-        return refuser_of(self.core, parent.handle if parent is not None else group.handle, nbytes)
+        return refuser_of(self.core, parent.handle if parent is not None else group.handle, nbytes, True)
 
     @property
     def _weak(self):

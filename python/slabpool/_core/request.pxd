@@ -54,4 +54,4 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
 cdef object open_group(object pool, Core core, Devices names, object group_id, object quota, object reserve,
                        object priority)
 cdef object group_record(const GroupInfo& info, LineReport lines)
-cdef object refuser_of(Core core, Handle handle, object nbytes)
+cdef object refuser_of(Core core, Handle handle, object nbytes, bint drawn)

@@ -23,7 +23,7 @@ from slabpool._core.cpp_block cimport Block, byte
 from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_observe cimport GroupInfo, QuotaInfo, RequestInfo
 from slabpool._core.cpp_pool cimport Acked, Adopted, kLiveViews, kPendingDevices
-from slabpool._core.cpp_request cimport AckResult, OpenSpec, device_span, kMaxDevices, string_view
+from slabpool._core.cpp_request cimport AckResult, LevelNeed, OpenSpec, device_span, kMaxDevices, string_view
 from slabpool._core.cpp_status cimport Error, Status
 from slabpool._core.cpp_wait cimport Waiter
 from slabpool._core.cuda cimport stream_device, stream_of
@@ -262,8 +262,8 @@ cdef class Request:
         """Takes a tensor over from another request of the same pool. Its memory moves to this request; nothing is copied.
 
         From now on the memory is this request's: it counts here, also in the quota, and no longer there. Arrays made before
-        stay valid. Devices of the other request may go on reading it under references made before: it is returned once
-        both requests are released. `live_views` counts one more until the other request is.
+        stay valid. Devices of the other request may go on reading it under references made before: then it is returned once
+        both requests are released, and `live_views` counts one more until the other request is.
 
         Parameters
         ----------
@@ -276,7 +276,8 @@ cdef class Request:
         RequestClosedError
             The host has closed this request, or the tensor's request is released.
         QuotaExceededError
-            More than this request's quota allows.
+            More than this request's quota, or one around it, allows; or waiters of that quota come first. Idle sessions of
+            the request's group give way before.
         InvalidArgumentError, InvalidTypeError
             Not a tensor of a request of this pool, one without bytes, one that this request has already, or one that a
             session keeps.
@@ -284,7 +285,7 @@ cdef class Request:
         Notes
         -----
         An error changes nothing. What is promised to this request by ``reserve=`` is not drawn: the memory is committed
-        already.
+        already. What the other request drew from its own ``reserve=`` goes along: the promise is smaller by it.
 
         Examples
         --------
@@ -637,7 +638,7 @@ cdef class Request:
 
     def _refuser(self, nbytes):
         """What refuses it so many bytes: see `messages`."""
-        return refuser_of(self.core, self.handle, nbytes)
+        return refuser_of(self.core, self.handle, nbytes, True)
 
     @property
     def pending(self):

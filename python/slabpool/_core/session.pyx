@@ -127,6 +127,11 @@ cdef class Shelf:
     def generation(self):
         return self.handle.generation
 
+    def drawn(self):
+        """Bytes of what it keeps that were drawn from the reserve of its group: they return there."""
+        cdef CppKept kept
+        return kept.drawn if self.core.pool.kept(self.handle, kept) else 0
+
     def counts_in(self, tuple root):
         """Whether what it keeps counts in the quota of a group, or of a session; see `over_quota`."""
         cdef Handle other
@@ -134,14 +139,14 @@ cdef class Shelf:
         return self.core.pool.charged_to(self.handle, other)
 
     def over_quota(self, nbytes):
-        """As `over_quota`, for what it keeps: its own quota, or the group's."""
+        """As `over_quota`, for memory from outside that it is to keep: its own quota, or the group's."""
         cdef Handle level
-        cdef uint64_t over = self.core.pool.over_quota(self.handle, max(nbytes, 0), level)
+        cdef uint64_t over = self.core.pool.over_quota(self.handle, max(nbytes, 0), False, level)
         return over, (level.slot, level.generation)
 
     def refuser(self, nbytes):
         """What refuses it so many bytes: see `messages`."""
-        return refuser_of(self.core, self.handle, nbytes)
+        return refuser_of(self.core, self.handle, nbytes, False)
 
     def set_budget(self, budget):
         """Returns False, and changes nothing, if the session keeps more than that."""
@@ -360,24 +365,27 @@ def bytes_not_kept(Pool pool not None):
     return pool.core.pool.bytes_not_kept()
 
 
-def plan_return(Pool pool not None, status, nbytes, pages, list groups):
+def plan_return(Pool pool not None, status, nbytes, pages, tuple request, list groups):
     """Which of several lists of Kept to close, so that there is room: their indexes.
 
     The first in the list are to go first. None: not even all of them would do. An empty list: there is room already.
-    `status`, `nbytes` and `pages` are those that `give_way` gets. No block may have a view.
+    `status`, `nbytes` and `pages` are those that `give_way` gets, `request` is (slot, generation) of what asks. No block
+    may have a view.
     """
+    cdef Handle asks
     cdef Groups wanted
     cdef Shortage shortage
     cdef Kept kept
     cdef list group
     cdef size_t i
+    asks.slot, asks.generation = request
     shortage.bytes = nbytes
     shortage.pages = pages
     for group in groups:
         for kept in group:
             wanted.blocks.push_back(kept.block)
         wanted.ends.push_back(<uint32_t>wanted.blocks.size())
-    cdef Planned planned = pool.core.pool.plan_return(<Status><int>status, shortage, wanted)
+    cdef Planned planned = pool.core.pool.plan_return(<Status><int>status, shortage, asks, wanted)
     if planned == Planned.never:
         return None
     return [i for i in range(wanted.chosen.size()) if wanted.chosen[i]] if planned == Planned.chosen else []
@@ -387,7 +395,7 @@ def over_quota(Pool pool not None, tuple request, nbytes):
     """(bytes by which a charge to the request would exceed the lowest quota that refuses it, what has the quota)."""
     cdef Handle asks, root
     asks.slot, asks.generation = request
-    cdef uint64_t over = pool.core.pool.over_quota(asks, nbytes, root)
+    cdef uint64_t over = pool.core.pool.over_quota(asks, nbytes, True, root)
     return over, (root.slot, root.generation)
 
 

@@ -166,6 +166,8 @@ cdef int _give_way(Core core, Status status, Handle request, uint64_t nbytes, bi
         shortage.pages = True
     else:
         shortage = core.pool.shortage(request, nbytes, pages)
+        if request.generation != 0:
+            root = (request.slot, request.generation, 0)
     return core.give_way(core, <int>status, shortage.bytes, root, shortage.pages)
 
 

@@ -18,6 +18,7 @@ from slabpool.messages.pool import (
 )
 from slabpool.messages.requests import (
     ack_failed,
+    adopt_behind,
     adopt_exceeds,
     adopt_kept,
     adopt_released,
@@ -36,6 +37,7 @@ from slabpool.messages.system import not_loaded, system_refused
 
 __all__ = [
     "ack_failed",
+    "adopt_behind",
     "adopt_exceeds",
     "adopt_kept",
     "adopt_released",

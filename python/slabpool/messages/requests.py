@@ -257,6 +257,14 @@ def adopt_exceeds(request: Request, tensor: object, generation: int, nbytes: int
     )
 
 
+def adopt_behind(request: Request, tensor: object, nbytes: int) -> NoReturn:
+    """Raises for a tensor for which the quota has room that is set aside for waiters."""
+    raise QuotaExceededError(
+        f"{_cannot_adopt(request, tensor)}, {show_size(nbytes)}: what is free of the quota is set aside for "
+        "callers that wait for it. Call adopt() again once they are served"
+    )
+
+
 def adopted_before(request: Request, tensor: object) -> NoReturn:
     """Raises for a tensor that the request has already."""
     raise InvalidArgumentError(

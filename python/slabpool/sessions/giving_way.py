@@ -36,8 +36,8 @@ def give_way(
         Bytes that are needed: of the block or, with `pages`, of whole pages beyond those promised to the
         request; for NO_ADDRESSES of addresses.
     root : (int, int, int), optional
-        For QUOTA_EXCEEDED: slot and generation of the request that may not be charged so many bytes, and the
-        bytes of memory that it then needs beyond those promised to it.
+        Slot and generation of the request or group that asks. For QUOTA_EXCEEDED it may not be charged so
+        many bytes; the third is then the bytes of memory that it needs beyond those promised to it.
     pages : bool
         A free block does not help, only whole pages do.
 

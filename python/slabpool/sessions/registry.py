@@ -267,6 +267,8 @@ class Sessions:
             return plan, FOR_SLOTS
         if kept == StatusCode.QUOTA_EXCEEDED:
             return self._plan_kept(pool, state, name, nbytes, instead), FOR_QUOTA
+        if kept == StatusCode.WAITERS_AHEAD:
+            messages.waits_for_others(pool, state, name, nbytes)
         if kept in (StatusCode.REQUEST_CLOSED, StatusCode.INVALID_ARGUMENT):
             messages.not_kept(state, name, closed=kept == StatusCode.REQUEST_CLOSED)
         return messages.system_refuses(pool, state, name)
@@ -279,7 +281,7 @@ class Sessions:
             need, level = state.shelf.over_quota(nbytes - back)
             if need <= 0:  # another thread has made room
                 return ROOM, []
-            plan = self._plan_level(pool, level, need, state)
+            plan = self._plan_level(pool, level, need, state, outside=True)
             if plan[0] != NOTHING:
                 return plan
             messages.group_exceeded(pool, state, name, nbytes)
@@ -486,14 +488,24 @@ class Sessions:
         if pool is None:
             return NOTHING
         with self._lock:
+            slot, generation, memory = root or (0, 0, 0)
             if status == StatusCode.TOO_MANY_REQUESTS:
                 plan = self._plan_slot(pool)
             elif status == StatusCode.QUOTA_EXCEEDED:
-                slot, generation, memory = root or (0, 0, 0)
                 plan = self._plan_quota(pool, (slot, generation), nbytes, memory, pages)
             else:
-                plan = self._plan_memory(pool, status, nbytes, pages)
+                plan = self._plan_memory(pool, status, nbytes, pages, (slot, generation))
             return self._evict(plan, _REASONS[status])
+
+    def make_room_for_a_move(self, level: tuple[int, int], need: int) -> bool:
+        """Evicts idle sessions of a group, so that its quota has so much room for memory from outside."""
+        if not self._live or self._lock.mine() or self._calls_back():
+            return False
+        pool = self._pool()
+        if pool is None:
+            return False
+        with self._lock:
+            return self._evict(self._plan_level(pool, level, need, None, outside=True), FOR_QUOTA) == FREED
 
     def _evict(self, plan: Plan, reason: str) -> int:
         answer, states = plan
@@ -550,43 +562,67 @@ class Sessions:
                 return self._plan_budget(pool, more, self._roots.get(shelf.generation))
             return NOTHING, []
         plan = self._plan_level(pool, root, need, None)
+        if plan[0] == NOTHING:
+            # What they keep may hold more of the reserve than its own bytes: pages behind it, up to the end of
+            # what was cut there.
+            plan = self._plan_memory(pool, StatusCode.SYSTEM_REFUSED, need, True, request, root)
         if not plan[1] or not memory:
             return plan
-        room, states = self._plan_memory(pool, StatusCode.EXHAUSTED, memory, pages)
+        room, states = self._plan_memory(pool, StatusCode.EXHAUSTED, memory, pages, request)
         if room == NOTHING:
             return NOTHING, []
         theirs = sum(state.nbytes for state in states if state.shelf.counts_in(root))
         return (FREED, states) if theirs >= need else plan
 
-    def _plan_level(self, pool: Pool, level: tuple[int, int], need: int, spare: State | None) -> Plan:
-        """Makes room for so many bytes in the quota of a group: by sessions of this group."""
+    def _plan_level(
+        self, pool: Pool, level: tuple[int, int], need: int, spare: State | None, outside: bool = False
+    ) -> Plan:
+        """Makes room for so many bytes in the quota of a group: by sessions of this group.
+
+        What they drew from its reserve makes room for what can draw on that, and not for memory that comes
+        from outside.
+        """
         if need > kept_bytes(pool):
             return NOTHING, []
         with closing(self._candidates(pool, spare)) as candidates:
-            states = fewest(
-                ((state, state.nbytes) for state, _ in candidates if state.shelf.counts_in(level)), need
+            brings = (
+                (state, state.nbytes - (state.shelf.drawn() if outside else 0))
+                for state, _ in candidates
+                if state.shelf.counts_in(level)
             )
+            states = fewest(brings, need)
         return (FREED if states else NOTHING), states
 
-    def _plan_memory(self, pool: Pool, status: int, nbytes: int, pages: bool) -> Plan:
-        """The core knows which blocks make whole pages, or addresses in a row, together."""
-        if status != StatusCode.NO_ADDRESSES and bytes_not_kept(pool) + nbytes > pool.capacity:
+    def _plan_memory(
+        self,
+        pool: Pool,
+        status: int,
+        nbytes: int,
+        pages: bool,
+        request: tuple[int, int],
+        level: tuple[int, int] | None = None,
+    ) -> Plan:
+        """By sessions that count in a level, or by all.
+
+        The core knows which blocks make whole pages, or addresses in a row, together.
+        """
+        if level is None and status != StatusCode.NO_ADDRESSES and bytes_not_kept(pool) + nbytes > pool.capacity:
             return NOTHING, []
         states: list[State] = []
         groups: list[list[Kept]] = []
         most = 4
         with closing(self._candidates(pool)) as candidates:
             for state, kept in candidates:
-                if kept:
+                if kept and (level is None or state.shelf.counts_in(level)):
                     states.append(state)
                     groups.append(kept)
                 if len(groups) == most:  # so that a plan costs what it evicts
-                    chosen = plan_return(pool, status, nbytes, pages, groups)
+                    chosen = plan_return(pool, status, nbytes, pages, request, groups)
                     if chosen is not None:
                         break
                     most *= 4
             else:
-                chosen = plan_return(pool, status, nbytes, pages, groups)
+                chosen = plan_return(pool, status, nbytes, pages, request, groups)
         if chosen is None:
             return NOTHING, []
         return (FREED if chosen else ROOM), [states[i] for i in chosen]

@@ -42,16 +42,15 @@ class LevelsTest : public test::TableFixture {
     EXPECT_EQ(try_under(made, group, reserve, quota, false, on), Status::ok);
     return made;
   }
-  Status charge(Handle request, std::uint64_t bytes) {
-    return table.charge(*table.record(request.slot), request, bytes, drawn, refused);
+  Status charge(Handle request, std::uint64_t bytes, std::uint64_t drawn = 0) {
+    return table.charge(*table.record(request.slot), request, {bytes, drawn}, refused);
   }
-  void uncharge(Handle request, std::uint64_t bytes) {
-    table.uncharge(*table.record(request.slot), request, bytes, back);
+  void uncharge(Handle request, std::uint64_t bytes, std::uint64_t drawn = 0) {
+    table.uncharge(*table.record(request.slot), request, {bytes, drawn}, back);
   }
   bool is(Handle a, Handle b) { return a.slot == b.slot && a.generation == b.generation; }
   RequestTable::Group figures(Handle of) { return table.group_figures(*table.record(of.slot)); }
 
-  ReserveRef drawn;
   LevelNeed refused;
   Levels back;
 };
@@ -92,16 +91,18 @@ TEST_F(LevelsTest, APromiseCountsAboveFromItsOpeningToTheEndOfTheHostsHold) {
   const Handle top = group("g", kMany);
   const Handle request = under(top, 6 * kPageSize, 0, {0});
   EXPECT_EQ(used(top), 6 * kPageSize);
-  EXPECT_EQ(charge(request, 4 * kPageSize), Status::ok);
+  EXPECT_EQ(charge(request, 4 * kPageSize, 4 * kPageSize), Status::ok);
   EXPECT_EQ(used(top), 6 * kPageSize) << "within what is counted";
   Handle none;
   EXPECT_EQ(try_under(none, top, 5 * kPageSize), Status::quota_exceeded);
   EXPECT_TRUE(is(refused.at, top));
   EXPECT_EQ(refused.bytes, 5 * kPageSize);
   EXPECT_EQ(depot.reserved_bytes(), 6 * kPageSize) << "nothing is reserved for it";
-  EXPECT_EQ(charge(request, 4 * kPageSize), Status::ok);
+  EXPECT_EQ(charge(request, 4 * kPageSize, 2 * kPageSize), Status::ok);
   EXPECT_EQ(used(top), 8 * kPageSize);
-  uncharge(request, 7 * kPageSize);
+  uncharge(request, 5 * kPageSize, 5 * kPageSize);
+  EXPECT_EQ(used(top), 8 * kPageSize) << "two are held beside the promise";
+  uncharge(request, 2 * kPageSize);
   EXPECT_EQ(used(top), 6 * kPageSize);
   close(request);
   EXPECT_EQ(used(top), kPageSize) << "its device still holds what it has";
@@ -166,7 +167,7 @@ TEST_F(LevelsTest, AGroupEndsWithTheLastUnderIt) {
   EXPECT_FALSE(table.is_over(top));
   Handle none;
   EXPECT_EQ(try_under(none, top), Status::request_closed);
-  EXPECT_EQ(charge(child, 1000), Status::ok) << "its budget lasts";
+  EXPECT_EQ(charge(child, 1000, 1000), Status::ok) << "its budget lasts";
   close(session);
   close(request);
   EXPECT_FALSE(table.is_over(top));
@@ -227,14 +228,13 @@ TEST_F(LevelsTest, ChargesAreExactWhileRequestsEnd) {
           if (record->slot == child.slot) table.retire(*record, over);
         table.retire(*table.record(parent.slot), over);
       });
-      ReserveRef none;
       LevelNeed by;
       Levels levels;
       for (const Handle request : {child, parent, child}) {
         const std::uint64_t bytes = 1 + random() % 20'000;
         RequestRecord& record = *table.record(request.slot);
-        const Status status = table.charge(record, request, bytes, none, by);
-        if (status == Status::ok && random() % 2 == 0) table.uncharge(record, request, bytes, levels);
+        const Status status = table.charge(record, request, {bytes, 0}, by);
+        if (status == Status::ok && random() % 2 == 0) table.uncharge(record, request, {bytes, 0}, levels);
         if (status == Status::quota_exceeded) refusals.fetch_add(1);
       }
       ends.join();

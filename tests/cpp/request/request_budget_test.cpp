@@ -21,15 +21,14 @@ TEST_F(RequestBudget, AQuotaCountsTheWholeFamily) {
   const Handle child = open("sa", {}, root);
   RequestRecord& r = *table.record(root.slot);
   RequestRecord& c = *table.record(child.slot);
-  ReserveRef reserve;
-  EXPECT_EQ(table.charge(r, root, 600, reserve, refused), Status::ok);
-  EXPECT_EQ(table.charge(c, child, 401, reserve, refused), Status::quota_exceeded);
-  EXPECT_EQ(table.charge(c, child, 400, reserve, refused), Status::ok);
-  EXPECT_EQ(reserve.reserve, nullptr);
-  EXPECT_EQ(table.charge(r, root, 1, reserve, refused), Status::quota_exceeded);
+  EXPECT_EQ(table.charge(r, root, {600, 0}, refused), Status::ok);
+  EXPECT_EQ(table.charge(c, child, {401, 0}, refused), Status::quota_exceeded);
+  EXPECT_EQ(table.charge(c, child, {400, 0}, refused), Status::ok);
+  EXPECT_EQ(table.reserve_of(c, child).reserve, nullptr);
+  EXPECT_EQ(table.charge(r, root, {1, 0}, refused), Status::quota_exceeded);
   close(child);
   EXPECT_EQ(used(root), 600U) << "what a child used can be used again";
-  EXPECT_EQ(table.charge(r, root, 400, reserve, refused), Status::ok);
+  EXPECT_EQ(table.charge(r, root, {400, 0}, refused), Status::ok);
 }
 
 TEST_F(RequestBudget, TheWholeFamilySharesOneReserveWhichEndsWithIt) {
@@ -38,8 +37,8 @@ TEST_F(RequestBudget, TheWholeFamilySharesOneReserveWhichEndsWithIt) {
   const Handle child = open("sa", {}, root);
   ReserveRef of_root;
   ReserveRef of_child;
-  ASSERT_EQ(table.charge(*table.record(root.slot), root, 64, of_root, refused), Status::ok);
-  ASSERT_EQ(table.charge(*table.record(child.slot), child, 64, of_child, refused), Status::ok);
+  of_root = table.reserve_of(*table.record(root.slot), root);
+  of_child = table.reserve_of(*table.record(child.slot), child);
   ASSERT_NE(of_root.reserve, nullptr);
   EXPECT_EQ(of_child.reserve, of_root.reserve);
   EXPECT_EQ(of_child.serial, of_root.serial);
@@ -53,11 +52,10 @@ TEST_F(RequestBudget, TheWholeFamilySharesOneReserveWhichEndsWithIt) {
 TEST_F(RequestBudget, AnAllocationThatFailsIsNotCharged) {
   const Handle root = open("sa", {}, {}, 0, 1000);
   RequestRecord& r = *table.record(root.slot);
-  ReserveRef reserve;
-  ASSERT_EQ(table.charge(r, root, 800, reserve, refused), Status::ok);
-  table.uncharge(r, root, 800, back);
+  ASSERT_EQ(table.charge(r, root, {800, 0}, refused), Status::ok);
+  table.uncharge(r, root, {800, 0}, back);
   EXPECT_EQ(used(root), 0U);
-  EXPECT_EQ(table.charge(r, root, 1000, reserve, refused), Status::ok);
+  EXPECT_EQ(table.charge(r, root, {1000, 0}, refused), Status::ok);
 }
 
 // An allocation in progress when its request ends was charged before, and then fails.
@@ -67,13 +65,12 @@ TEST_F(RequestBudget, AChildThatEndsDuringAnAllocationIsUnchargedOnce) {
     const Handle root = open("sa", {}, {}, 0, 1000);
     const Handle child = open("sa", {}, root);
     RequestRecord& c = *table.record(child.slot);
-    ReserveRef reserve;
-    ASSERT_EQ(table.charge(c, child, 100, reserve, refused), Status::ok);
+    ASSERT_EQ(table.charge(c, child, {100, 0}, refused), Status::ok);
     ClaimedList over;
     ASSERT_TRUE(table.close(child, false, over));
     ASSERT_EQ(over.pop(), &c);
     if (returned_before) table.return_budget(c, back);
-    table.uncharge(c, child, 100, back);
+    table.uncharge(c, child, {100, 0}, back);
     if (!returned_before) table.return_budget(c, back);
     EXPECT_EQ(used(root), 0U) << returned_before;
     table.retire(c, over);
@@ -84,8 +81,8 @@ TEST_F(RequestBudget, AChildThatEndsDuringAnAllocationIsUnchargedOnce) {
 TEST_F(RequestBudget, AnEndedRequestTouchesNoOtherBudget) {
   const Handle old = open("sa", {}, {}, 400, 1000);
   RequestRecord& record = *table.record(old.slot);
-  ReserveRef reserve;
-  ASSERT_EQ(table.charge(record, old, 300, reserve, refused), Status::ok);
+  const ReserveRef reserve = table.reserve_of(record, old);
+  ASSERT_EQ(table.charge(record, old, {300, 0}, refused), Status::ok);
   close(old);
   EXPECT_EQ(depot.reserved_bytes(), 0U);
   const Handle next = open("sb", {}, {}, 200, 1000);
@@ -93,11 +90,11 @@ TEST_F(RequestBudget, AnEndedRequestTouchesNoOtherBudget) {
   EXPECT_EQ(depot.take_reserved(reserve, 0, 64).chain, nullptr);
   EXPECT_EQ(depot.take_span(kPageSize, 1, Depot::Effort::soft, reserve).chain->span->reserve_pages, 0U)
       << "from the memory that all share";
-  table.uncharge(record, old, 300, back);
+  table.uncharge(record, old, {300, 0}, back);
   EXPECT_EQ(used(next), 0U);
   EXPECT_EQ(depot.reserved_bytes(), kPageSize);
-  EXPECT_EQ(table.charge(record, next, 1000, reserve, refused), Status::ok);
-  EXPECT_EQ(table.charge(record, old, 1, reserve, refused), Status::request_closed);
+  EXPECT_EQ(table.charge(record, next, {1000, 200}, refused), Status::ok);
+  EXPECT_EQ(table.charge(record, old, {1, 0}, refused), Status::request_closed);
 }
 
 }  // namespace

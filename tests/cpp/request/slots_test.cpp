@@ -66,9 +66,8 @@ TEST_F(SlotsTest, AnOldHandleIsOfARequestThatIsOver) {
       Block block;
       EXPECT_EQ(record.blocks.attach(block, [&] { return record.accepts(handle); }),
                 Status::request_closed);
-      ReserveRef reserve;
       LevelNeed refused;
-      EXPECT_EQ(table.charge(record, handle, 1, reserve, refused), Status::request_closed);
+      EXPECT_EQ(table.charge(record, handle, {1, 0}, refused), Status::request_closed);
     }
   };
   expect_over();

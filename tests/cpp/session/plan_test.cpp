@@ -28,7 +28,7 @@ class PlanReturn : public test::PoolFixture {
       groups.blocks.insert(groups.blocks.end(), group.begin(), group.end());
       groups.ends.push_back(static_cast<std::uint32_t>(groups.blocks.size()));
     }
-    const Planned planned = pool->plan_return(status, shortage, groups);
+    const Planned planned = pool->plan_return(status, shortage, {}, groups);
     if (planned == Planned::never) return {-1};
     std::vector<int> chosen;
     for (std::size_t i = 0; i != groups.chosen.size(); ++i) {
@@ -192,8 +192,8 @@ TEST_F(PlanReturn, AQuotaIsOfTheRequestThatHasIt) {
   const Handle child = open(*pool, {.parent = owner});
   (void)take(kept(kMiB / 2, child));
   Handle root;
-  EXPECT_EQ(pool->over_quota(child, kMiB / 2, root), 0U);
-  EXPECT_EQ(pool->over_quota(child, kMiB, root), kMiB / 2);
+  EXPECT_EQ(pool->over_quota(child, kMiB / 2, true, root), 0U);
+  EXPECT_EQ(pool->over_quota(child, kMiB, true, root), kMiB / 2);
   EXPECT_EQ(root.generation, owner.generation);
   Handle chat;
   ASSERT_EQ(pool->open_session("k-1", kMiB, {"test.cpp", 1}, chat), Status::ok);
