@@ -599,7 +599,11 @@ class Sessions:
 
         The core knows which blocks make whole pages, or addresses in a row, together.
         """
-        if level is None and status != StatusCode.NO_ADDRESSES and bytes_not_kept(pool) + nbytes > pool.capacity:
+        if (
+            level is None
+            and status != StatusCode.NO_ADDRESSES
+            and bytes_not_kept(pool) + nbytes > pool.capacity
+        ):
             return NOTHING, []
         states: list[State] = []
         groups: list[list[Kept]] = []
