@@ -556,8 +556,7 @@ class Sessions:
             return NOTHING, []
         plan = self._plan_level(pool, root, need, None)
         if plan[0] == NOTHING:
-            # What they keep may hold more of the reserve than its own bytes: pages behind it, up to the end of
-            # what was cut there.
+            # What they keep may hold more of the reserve than its own bytes: free pages before it.
             plan = self._plan_memory(pool, StatusCode.SYSTEM_REFUSED, need, True, request, root)
         if not plan[1] or not memory:
             return plan
