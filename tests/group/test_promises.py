@@ -1,4 +1,4 @@
-"""What was promised can be drawn: quotas around a reserve, moves between requests, and sessions that give way."""
+"""What was promised can be drawn: quotas around a reserve, moves between requests, sessions that give way."""
 
 from __future__ import annotations
 

@@ -334,7 +334,7 @@ class PoolModel:
     # ---- moves
 
     def adopt(self, block: Block, target: RequestModel) -> None:
-        """The block moved to the target. If a device holds the other request, that has a view until it is over."""
+        """The block moved. If a device holds the request that had it, that has a view until it is over."""
         source = block.request
         assert source is not None
         for request, size in ((source, -block.size), (target, block.size)):

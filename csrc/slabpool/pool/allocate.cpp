@@ -78,7 +78,8 @@ Allocation Pool::take_promised(const Plan& plan, std::uint64_t align, ReserveRef
   ThreadCache& cache = caches_.mine();
   const Depot::Taken taken =
       depot_.take_reserved(reserve, plan.bin, std::max<std::uint64_t>(align, kDefaultAlign));
-  if (taken.chain == nullptr) return {nullptr, taken.system_refused ? Status::system_refused : Status::ok};
+  if (taken.chain == nullptr)
+    return {nullptr, taken.system_refused ? Status::system_refused : Status::ok};
   cache.count_allocated(taken.chain->bytes);
   return {taken.chain, Status::ok};
 }
@@ -122,8 +123,7 @@ Allocation Pool::allocate_charged(const AllocateSpec& spec, const Plan& p, Reque
     // A small block of whole pages of which the promise has only some left becomes a span, so that it draws those.
     if (reserve.reserve != nullptr && share.drawn == 0 && p.bin < kSlabClasses && p.need >= kPageSize) {
       const std::uint64_t need = pages_for(p.need) << kPageBits;
-      const Share part =
-          charge_for(record, spec.request, need, kBins, align, nullptr, tried, reserve);
+      const Share part = charge_for(record, spec.request, need, kBins, align, nullptr, tried, reserve);
       if (part.drawn != 0) {
         share = part;
         by = {kBins, need, spec.align <= kPageSize ? 1 : spec.align};

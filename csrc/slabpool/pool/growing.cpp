@@ -71,16 +71,14 @@ Status Pool::grow_to(Block& block, RequestRecord& record, Handle request, std::u
                      ThreadCache& cache, bool hard, Waiter* waiter) noexcept {
   for (int tried = 0;; ++tried) {
     bool again = false;
-    const Status status =
-        grow_once(block, record, request, pages, cache, hard, waiter, tried, again);
+    const Status status = grow_once(block, record, request, pages, cache, hard, waiter, tried, again);
     if (!again) return status;
   }
 }
 
 // `again`: the promise had less left than was charged.
 Status Pool::grow_once(Block& block, RequestRecord& record, Handle request, std::uint64_t pages,
-                       ThreadCache& cache, bool hard, Waiter* waiter, int tried,
-                       bool& again) noexcept {
+                       ThreadCache& cache, bool hard, Waiter* waiter, int tried, bool& again) noexcept {
   const std::uint64_t more = (pages << kPageBits) - front_of(block) - block.bytes;
   const bool budget = record.has_budget.load(std::memory_order_relaxed);
   ReserveRef reserve;
@@ -120,8 +118,7 @@ Status Pool::grow_once(Block& block, RequestRecord& record, Handle request, std:
   if (status == Status::ok) {
     log(EventKind::allocate, request.generation, kNoDevice, more);
   } else {
-    if (status == Status::exhausted && hard && !again)
-      blocked(waiter, Resource::memory, beyond.amount);
+    if (status == Status::exhausted && hard && !again) blocked(waiter, Resource::memory, beyond.amount);
     if (budget) uncharge(record, request, share, false);
   }
   return status;
@@ -188,7 +185,8 @@ bool Pool::give_part(Block& block, Handle request, std::uint64_t from, std::uint
     };
     given = record->blocks.shrink(block, accepts, [&] {
       SLABPOOL_ASSERT(block.span->kind == SpanKind::growing && from <= to, "a growing tensor", from, to);
-      const std::uint64_t bytes = depot_.give_part(block, from >> kPageBits, pages_for(to), reserve, drawn);
+      const std::uint64_t bytes =
+          depot_.give_part(block, from >> kPageBits, pages_for(to), reserve, drawn);
       cache->count_grown(-bytes);
       return bytes;
     });

@@ -285,7 +285,8 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   bool charged_to(Handle session, Handle level) const noexcept;
   // Bytes that must leave a quota above a request, or of a group, before it can be charged so many more: the lowest that
   // refuses them, which is written. `drawn`: as many of them are drawn from promises as these have left.
-  std::uint64_t over_quota(Handle request, std::uint64_t bytes, bool drawn, Handle& level) const noexcept;
+  std::uint64_t over_quota(Handle request, std::uint64_t bytes, bool drawn,
+                           Handle& level) const noexcept;
   // Bytes of the capacity that stay taken, whatever sessions give back. Of some instant during the call.
   std::uint64_t bytes_not_kept() noexcept;
   // What has to come back before an allocation succeeds that has failed for lack of memory.
@@ -422,7 +423,8 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   Allocation take_shared(const Plan& plan, ReserveRef reserve, std::uint64_t drawn, bool exact);
   Allocation take_promised(const Plan& plan, std::uint64_t align, ReserveRef reserve);
   [[gnu::noinline]] Allocation allocate_charged(const AllocateSpec& spec, const Plan& plan,
-                                                RequestRecord& record, bool asks, Waiter* waiter) noexcept;
+                                                RequestRecord& record, bool asks,
+                                                Waiter* waiter) noexcept;
   template <typename Prepare>
   Allocation hand_out(Block& block, Handle request, RequestRecord* record, std::uint64_t holds,
                       Prepare&& prepare) noexcept;
@@ -462,7 +464,8 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // attempt is made again, the last time without it.
   static constexpr int kDrawTries = 4;
   Share charge_for(const RequestRecord& record, Handle request, std::uint64_t bytes, unsigned size_class,
-                   std::uint64_t align, const Block* growing, int tried, ReserveRef& reserve) const noexcept {
+                   std::uint64_t align, const Block* growing, int tried,
+                   ReserveRef& reserve) const noexcept {
     reserve = tried + 1 < kDrawTries ? table_.reserve_of(record, request) : ReserveRef{};
     if (reserve.reserve == nullptr) return {bytes, 0};
     return {bytes, depot_.to_draw(reserve, size_class, bytes, align, growing)};

@@ -31,11 +31,10 @@ RequestRecord* RequestTable::budget_of(Handle level) const noexcept {
   return r != nullptr && r->charged_for == level.generation ? r : nullptr;
 }
 
-// Starts the budget of a record that has one, and takes it into its group. On failure nothing has changed. `above_bytes`: of
-// the reserve, those of the promises around it.
+// Starts the budget of a record that has one, and takes it into its group. On failure nothing has changed.
 Status RequestTable::start_budget(RequestRecord& r, Handle self, const OpenSpec& spec,
                                   const RequestRecord* above, ReserveRef reserve,
-                                  std::uint64_t above_bytes, LevelNeed* refused) noexcept {
+                                  LevelNeed* refused) noexcept {
   if (spec.is_group && above != nullptr) return Status::invalid_argument;
   if (spec.is_group && has_group(spec.id)) return Status::name_in_use;
   const bool child = above != nullptr && !above->is_group;
@@ -49,6 +48,7 @@ Status RequestTable::start_budget(RequestRecord& r, Handle self, const OpenSpec&
     upper = above->level;
     depth = level->depth + 1;
   }
+  const std::uint64_t above_bytes = reserve.reserve != nullptr ? depot_.from_above(reserve) : 0;
   const bool is_level = spec.quota != 0 || spec.reserve != 0 || spec.is_group || (spec.kept && !child);
   // Quotas count bytes that were asked for, not pages.
   const Share promised{spec.reserve, std::min(above_bytes, spec.reserve)};

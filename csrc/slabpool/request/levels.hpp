@@ -18,8 +18,9 @@ inline constexpr unsigned kMaxLevels = 8;
 struct Levels {
   Handle at[kMaxLevels];
   unsigned count = 0;
-  bool more = false;      // there were others
-  bool refilled = false;  // a promise got some back: what a waiter needs beyond it may be less than it was
+  bool more = false;  // there were others
+  bool refilled =
+      false;  // a promise got some back: what a waiter needs beyond it may be less than it was
 
   void add(Handle level) noexcept {
     for (unsigned i = 0; i < count; ++i)

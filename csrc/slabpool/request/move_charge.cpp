@@ -16,8 +16,8 @@ class Saved {
  public:
   void add(RequestRecord& level) noexcept {
     SLABPOOL_ASSERT(count_ < 3 * kMaxLevels, "three chains of levels are saved", count_);
-    levels_[count_++] = {&level,         level.used, level.used_drawn, level.promised, level.promised_above,
-                         level.owed};
+    levels_[count_++] = {&level,         level.used,           level.used_drawn,
+                         level.promised, level.promised_above, level.owed};
   }
   // The last one first: a level may be in both chains.
   void restore() noexcept {

@@ -121,13 +121,13 @@ struct alignas(64) RequestRecord {
 
   // The budget, guarded by the table's budget mutex: see levels.hpp. An allocation may be in progress while its request ends
   // and the slot gets another one, so these fields are used only while `charged_for` equals the caller's generation.
-  std::uint64_t charged_for = 0;  // generation; 0 once the budget was returned
-  Handle level;                   // that it counts in: itself, if it is one, or the nearest above
-  Handle upper;                   // of a level: the next one; generation 0: none
-  std::uint32_t depth = 0;        // of a level: levels from it up
-  std::uint64_t quota = 0;        // 0: none
-  ReserveRef reserve;             // null: none
-  std::uint64_t promised = 0;     // bytes of the reserve, while it is open, less what has left it
+  std::uint64_t charged_for = 0;     // generation; 0 once the budget was returned
+  Handle level;                      // that it counts in: itself, if it is one, or the nearest above
+  Handle upper;                      // of a level: the next one; generation 0: none
+  std::uint32_t depth = 0;           // of a level: levels from it up
+  std::uint64_t quota = 0;           // 0: none
+  ReserveRef reserve;                // null: none
+  std::uint64_t promised = 0;        // bytes of the reserve, while it is open, less what has left it
   std::uint64_t promised_above = 0;  // of these: what was taken out of the promises above
   std::uint64_t charged = 0;         // by this request alone
   std::uint64_t charged_drawn = 0;   // of these: what was drawn from promises, here or above

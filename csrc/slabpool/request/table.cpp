@@ -110,9 +110,8 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
     }
   }
   ReserveRef reserve;
-  std::uint64_t above_bytes = 0;
   if (spec.reserve != 0) {
-    reserve = depot_.open_reserve(pages_for(spec.reserve), reserve_above(spec), &above_bytes);
+    reserve = depot_.open_reserve(pages_for(spec.reserve), reserve_above(spec));
     if (reserve.reserve == nullptr) return Status::exhausted;
   }
   const std::lock_guard lock(mutex_);
@@ -148,7 +147,7 @@ Status RequestTable::open(const OpenSpec& spec, std::int64_t now_ns, Handle& han
   set.open(made.generation, first);
   if (more && !add_more(set, made.generation, spec.devices)) return Status::duplicate_device;
   if (r->has_budget.load(std::memory_order_relaxed)) {
-    const Status status = start_budget(*r, made, spec, above, reserve, above_bytes, refused);
+    const Status status = start_budget(*r, made, spec, above, reserve, refused);
     if (status != Status::ok) {
       set.cut(made.generation);
       return status;

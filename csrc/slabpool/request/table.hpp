@@ -147,7 +147,8 @@ class RequestTable {
   // False if a quota refuses a charge now: `refused` says which.
   bool allows(const RequestRecord& record, Handle handle, Share more, LevelNeed& refused) const noexcept;
   // What charge() would need of each quota. False once the budget was returned.
-  bool needs_of(const RequestRecord& record, Handle handle, Share more, LevelNeeds& needs) const noexcept;
+  bool needs_of(const RequestRecord& record, Handle handle, Share more,
+                LevelNeeds& needs) const noexcept;
   // What such a request is charged, and promised beside that, without its descendants. 0 of what a session keeps.
   std::uint64_t charged_of(const RequestRecord& record, Handle handle) const noexcept;
   // The quota of a level, and what is left of it; both are all bytes if it has none, or is over.
@@ -432,7 +433,6 @@ class RequestTable {
   [[gnu::noinline]] void list_idle(RequestRecord& session) noexcept;
   [[gnu::noinline]] Status start_budget(RequestRecord& r, Handle self, const OpenSpec& spec,
                                         const RequestRecord* above, ReserveRef reserve,
-                                        std::uint64_t above_bytes,
                                         LevelNeed* refused) noexcept;  // under mutex_
   [[gnu::noinline]] ReserveRef reserve_above(const OpenSpec& spec) const noexcept;
   bool has_group(std::string_view id) const noexcept;

@@ -380,7 +380,7 @@ void Depot::drop_empty_slabs() noexcept {
   }
 }
 
-ReserveRef Depot::open_reserve(std::uint64_t pages, ReserveRef from, std::uint64_t* above) {
+ReserveRef Depot::open_reserve(std::uint64_t pages, ReserveRef from) {
   const std::lock_guard lock(mutex_);
   ReserveRef reserve = reserves_.open(pages, from);
   if (reserve.reserve == nullptr) {
@@ -388,7 +388,6 @@ ReserveRef Depot::open_reserve(std::uint64_t pages, ReserveRef from, std::uint64
     drop_empty_slabs();
     if (make_room(Reserves::needed(pages, from), 0, Effort::hard)) reserve = reserves_.open(pages, from);
   }
-  if (above != nullptr && reserve.reserve != nullptr) *above = reserve.reserve->base << kPageBits;
   return reserve;
 }
 

@@ -46,7 +46,7 @@ class Depot {
   struct Taken {
     Block* chain = nullptr;  // linked by next; null: no room
     std::uint32_t count = 0;
-    bool system_refused = false;  // because the system refused, not because of the capacity
+    bool system_refused = false;   // because the system refused, not because of the capacity
     bool promise_changed = false;  // it has less left than was to be drawn: nothing was tried
   };
 
@@ -77,8 +77,9 @@ class Depot {
   void give(Block* chain) noexcept;
 
   // Reserves pages if there is room for those that the promise `from` has not left; else null. Throws std::bad_alloc.
-  // `above`: bytes of it that are those of `from`.
-  ReserveRef open_reserve(std::uint64_t pages, ReserveRef from = {}, std::uint64_t* above = nullptr);
+  ReserveRef open_reserve(std::uint64_t pages, ReserveRef from = {});
+  // Bytes of an open promise that are those of the one that it was made in.
+  std::uint64_t from_above(ReserveRef reserve) const noexcept;
   void close_reserve(ReserveRef reserve) noexcept;
   // Bytes of one promise that are not drawn yet; 0 once it is closed.
   std::uint64_t left_of(ReserveRef reserve) const noexcept;
@@ -86,8 +87,8 @@ class Depot {
   std::uint64_t drawable_bytes(ReserveRef reserve) const noexcept;
   // How many bytes of a new block would be drawn through a promise: a small one, or one of whole pages, or pages that are
   // added to a growing one (`growing`).
-  std::uint64_t to_draw(ReserveRef reserve, unsigned size_class, std::uint64_t bytes, std::uint64_t align,
-                        const Block* growing = nullptr) const noexcept;
+  std::uint64_t to_draw(ReserveRef reserve, unsigned size_class, std::uint64_t bytes,
+                        std::uint64_t align, const Block* growing = nullptr) const noexcept;
   // A block moves to another request (Reserves::plan_leaving()), if decide(plan), a Status, is ok. `decide` takes no lock.
   template <typename Decide>
   Status leave(Block& block, std::span<const ReserveRef> left, std::span<const ReserveRef> shared,

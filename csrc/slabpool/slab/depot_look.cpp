@@ -34,6 +34,11 @@ std::uint64_t Depot::left_of(ReserveRef reserve) const noexcept {
   return Reserves::left_of(reserve) << kPageBits;
 }
 
+std::uint64_t Depot::from_above(ReserveRef reserve) const noexcept {
+  const std::lock_guard lock(mutex_);
+  return reserve.reserve->base << kPageBits;
+}
+
 std::uint64_t Depot::drawable_bytes(ReserveRef reserve) const noexcept {
   const std::lock_guard lock(mutex_);
   return Reserves::drawable(reserve) << kPageBits;

@@ -144,9 +144,8 @@ class Reserves {
 
   // Whether what was drawn for a span, or an arena, returns to this promise or to one around it.
   static bool returns_within(const Span& span, ReserveRef ref) noexcept {
-    const Reserve* to = span.kind == SpanKind::arena
-                            ? span.arena->reserve
-                            : returns_to({span.reserve, span.reserve_serial});
+    const Reserve* to = span.kind == SpanKind::arena ? span.arena->reserve
+                                                     : returns_to({span.reserve, span.reserve_serial});
     for (; to != nullptr && current(ref); ref = ref.reserve->from)
       if (ref.reserve == to) return true;
     return false;

@@ -230,9 +230,7 @@ Depot::Planned Depot::plan_pages(const Need& need, Groups& groups) const {
   // Pages of the promise. A block that is smaller than a page lies in one of those or in another.
   const bool small = need.size_class < kSlabClasses;
   std::uint64_t own = small && need.count_room ? Reserves::drawable(need.reserve) : 0;
-  const auto enough = [&] {
-    return blocks != 0 || pages + own >= need.pages;
-  };
+  const auto enough = [&] { return blocks != 0 || pages + own >= need.pages; };
   if (enough()) return Planned::room;
   FreedPages freed(pages_.has_holes(), need.reserve);
   // Adds what a group brings, or takes it away.
@@ -240,10 +238,9 @@ Depot::Planned Depot::plan_pages(const Need& need, Groups& groups) const {
     for (std::uint32_t i = first_of(groups, group); i != groups.ends[group]; ++i) {
       const Block& block = *groups.blocks[i];
       const bool of_class =
-          small &&
-          (block.span->kind == SpanKind::slab
-               ? block.span->size_class == need.size_class
-               : freed.is_cut(block) && block.bytes == class_size(need.size_class));
+          small && (block.span->kind == SpanKind::slab
+                        ? block.span->size_class == need.size_class
+                        : freed.is_cut(block) && block.bytes == class_size(need.size_class));
       std::uint64_t& count_of = freed.is_promised(block) ? own : pages;
       if (add) {
         count_of += freed.add(block);

@@ -130,8 +130,8 @@ def group_exceeded(pool: Pool, state: State, name: str, nbytes: int) -> None:
 def waits_for_others(pool: Pool, state: State, name: str, nbytes: int) -> NoReturn:
     """Raises for a tensor for which the quota or a budget has room that is set aside for waiters."""
     raise QuotaExceededError(
-        f"session {show(state.id)} cannot keep {show(name)} of {show_size(nbytes)}: what is free of the quota "
-        f"is set aside for callers that wait for it ({pool.stats().waiting} wait). Keep it again once they "
+        f"session {show(state.id)} cannot keep {show(name)} of {show_size(nbytes)}: what is free of the "
+        f"quota is set aside for callers that wait for it ({pool.stats().waiting} wait). Keep it again once they "
         "are served"
     )
 

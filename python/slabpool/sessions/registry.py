@@ -563,8 +563,7 @@ class Sessions:
             return NOTHING, []
         plan = self._plan_level(pool, root, need, None)
         if plan[0] == NOTHING:
-            # What they keep may hold more of the reserve than its own bytes: pages behind it, up to the end of
-            # what was cut there.
+            # What they keep may hold more of the reserve than its own bytes: free pages before it.
             plan = self._plan_memory(pool, StatusCode.SYSTEM_REFUSED, need, True, request, root)
         if not plan[1] or not memory:
             return plan
@@ -606,7 +605,11 @@ class Sessions:
 
         The core knows which blocks make whole pages, or addresses in a row, together.
         """
-        if level is None and status != StatusCode.NO_ADDRESSES and bytes_not_kept(pool) + nbytes > pool.capacity:
+        if (
+            level is None
+            and status != StatusCode.NO_ADDRESSES
+            and bytes_not_kept(pool) + nbytes > pool.capacity
+        ):
             return NOTHING, []
         states: list[State] = []
         groups: list[list[Kept]] = []

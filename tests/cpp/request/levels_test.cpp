@@ -234,7 +234,8 @@ TEST_F(LevelsTest, ChargesAreExactWhileRequestsEnd) {
         const std::uint64_t bytes = 1 + random() % 20'000;
         RequestRecord& record = *table.record(request.slot);
         const Status status = table.charge(record, request, {bytes, 0}, by);
-        if (status == Status::ok && random() % 2 == 0) table.uncharge(record, request, {bytes, 0}, levels);
+        if (status == Status::ok && random() % 2 == 0)
+          table.uncharge(record, request, {bytes, 0}, levels);
         if (status == Status::quota_exceeded) refusals.fetch_add(1);
       }
       ends.join();
