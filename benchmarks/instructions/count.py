@@ -134,7 +134,8 @@ def count_all() -> dict[str, float]:
             counts[f"C++ {operation}"] = (many - few) / (_MANY - _FEW)
             by_address = ("--dump-instr=yes", "--dump-line=no")
             few, many = (
-                locked(callgrind([str(program), operation, str(n)], folder, by_address)) for n in (_FEW, _MANY)
+                locked(callgrind([str(program), operation, str(n)], folder, by_address))
+                for n in (_FEW, _MANY)
             )
             counts[LOCKED.format(operation)] = (many - few) / (_MANY - _FEW)
         script = str(sources / "hot_paths.py")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Literal
 
 import numpy as np
 import pytest
 
 import slabpool
-from slabpool import QuotaExceededError
+from slabpool import Pool, QuotaExceededError
 
 K = 1024
 
@@ -122,4 +123,21 @@ def test_sessions_in_a_groups_reserve_give_way_to_its_requests(quota: int | None
     del rest
     group.close()
     assert (pool.stats().live, pool.stats().reserved) == (0, 0)
+    pool.close()
+
+
+@pytest.mark.parametrize("reserve", [1, 4096, 8192])
+@pytest.mark.parametrize("debug", [0, 1])
+def test_a_promise_changes_no_size(reserve: int, debug: Literal[0, 1]) -> None:
+    """A block takes what its size class has, whether it is drawn from a promise, beside one, or without."""
+    pool = Pool("1MiB", debug=debug)
+    for nbytes in (4033, 4096, 4097, 5000, 8192):
+        plain = pool.request("plain")
+        array = plain.empty(nbytes, "u1")
+        promised = pool.request("promised", reserve=reserve)
+        other = promised.empty(nbytes, "u1")
+        assert promised.nbytes == plain.nbytes
+        del array, other
+        plain.close()
+        promised.close()
     pool.close()

@@ -121,12 +121,12 @@ Allocation Pool::allocate_charged(const AllocateSpec& spec, const Plan& p, Reque
     Share share = charge_for(record, spec.request, p.need, p.bin, align, nullptr, tried, reserve);
     Plan by = p;
     // A small block of whole pages of which the promise has only some left becomes a span, so that it draws those.
-    if (reserve.reserve != nullptr && share.drawn == 0 && p.bin < kSlabClasses && p.need >= kPageSize) {
-      const std::uint64_t need = pages_for(p.need) << kPageBits;
-      const Share part = charge_for(record, spec.request, need, kBins, align, nullptr, tried, reserve);
+    if (reserve.reserve != nullptr && share.drawn == 0 && p.bin < kSlabClasses &&
+        p.need % kPageSize == 0) {
+      const Share part = charge_for(record, spec.request, p.need, kBins, align, nullptr, tried, reserve);
       if (part.drawn != 0) {
         share = part;
-        by = {kBins, need, spec.align <= kPageSize ? 1 : spec.align};
+        by = {kBins, p.need, spec.align <= kPageSize ? 1 : spec.align};
       }
     }
     const Status status = charge(record, spec.request, share, waiter);

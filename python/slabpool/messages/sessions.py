@@ -131,8 +131,8 @@ def waits_for_others(pool: Pool, state: State, name: str, nbytes: int) -> NoRetu
     """Raises for a tensor for which the quota or a budget has room that is set aside for waiters."""
     raise QuotaExceededError(
         f"session {show(state.id)} cannot keep {show(name)} of {show_size(nbytes)}: what is free of the "
-        f"quota is set aside for callers that wait for it ({pool.stats().waiting} wait). Keep it again once they "
-        "are served"
+        f"quota is set aside for callers that wait for it ({pool.stats().waiting} wait). Keep it again once "
+        "they are served"
     )
 
 
