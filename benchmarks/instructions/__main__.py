@@ -39,8 +39,10 @@ def compare(counts: dict[str, float], budget: dict[str, float]) -> tuple[list[st
     (True, False)
     >>> compare({"new": 1.0}, {})[1], compare({}, {"gone": 1.0})[1]
     (False, False)
-    >>> compare({"ack locked": 0.1}, {"ack locked": 0.0})[1], compare({"ack locked": 1.0}, {"ack locked": 0.0})[1]
-    (True, False)
+    >>> compare({"free locked": 0.1}, {"free locked": 0.0})[1]
+    True
+    >>> compare({"free locked": 1.0}, {"free locked": 0.0})[1]
+    False
     >>> compare({"Python ack in all": 119.0}, {"Python ack in all": 100.0})[1]
     True
     """
