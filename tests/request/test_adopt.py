@@ -308,3 +308,27 @@ def test_a_closed_pool_ends_it_all() -> None:
         b.adopt(x)
     del x
     assert pool.stats().live + pool.stats().retained == 0
+
+
+def test_a_refusal_names_the_quota_that_refuses() -> None:
+    pool = slabpool.Pool("4MiB")
+    source = pool.request("source")
+    array = source.empty(400 << 10, "u1")
+    group = pool.group("tenant", quota="300KiB")
+    around = pool.request("around", quota="200KiB")
+    for target, text in (
+        (
+            pool.request("own", quota="100KiB"),
+            "its quota of 100 KiB would be exceeded; it holds 0 bytes itself",
+        ),
+        (group.request("in a group"), "group 'tenant' holds 0 bytes of its quota of 300 KiB"),
+        (
+            around.child(quota="300KiB"),
+            "request 'around' generation .*, around it, holds .* of its quota of 200",
+        ),
+    ):
+        with pytest.raises(slabpool.QuotaExceededError, match=text) as caught:
+            target.adopt(array)
+        assert "which stays with generation 1" in str(caught.value)
+        assert target.nbytes == 0
+    pool.close(force=True)

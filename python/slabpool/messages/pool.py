@@ -349,12 +349,17 @@ def _quota(
         return f"{begin}{group_use(pool_of, refuser)}{ahead(wait)} {MORE_OF_GROUP}"
     if refuser is not None and named is not None and refuser[2] != named[1]:
         return f"{begin}{around_use(refuser)}{ahead(wait)} Open that with a larger quota="
+    if refuser is None:
+        return f"{begin}{SET_ASIDE}.{ahead(wait)} Wait with timeout=, or pass a higher priority="
     return (
         f"{begin}its quota of {show_size(quota or 0)} would be exceeded; it holds {show_size(nbytes)} "
         f"itself, and its children and parent count too.{ahead(wait)} Open it with a larger quota="
     )
 
 
+SET_ASIDE = (
+    "a quota had no room at that moment, or what is free of it is set aside for callers that wait for it"
+)
 MORE_OF_GROUP = "Close some of them, wait with timeout=, or open the group with a larger quota="
 
 

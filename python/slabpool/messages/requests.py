@@ -23,6 +23,7 @@ from slabpool.errors import (
 )
 from slabpool.messages.pool import (
     MORE_OF_GROUP,
+    SET_ASIDE,
     Refuser,
     ahead,
     around_use,
@@ -247,13 +248,30 @@ def adopt_released(request: Request, tensor: object, generation: int) -> NoRetur
     )
 
 
-def adopt_exceeds(request: Request, tensor: object, generation: int, nbytes: int) -> NoReturn:
-    """Raises for a tensor that the quota does not allow."""
-    raise QuotaExceededError(
-        f"{_cannot_adopt(request, tensor)}, {show_size(nbytes)}: its quota of "
-        f"{show_size(request.quota or 0)} would be exceeded; it holds {show_size(request.nbytes)} itself, "
-        f"and its children and parent count too. The tensor stays with generation {generation}. Open the "
-        "request with a larger quota="
+def adopt_exceeds(
+    pool_of: weakref.ref[Pool], request: Request, tensor: object, generation: int, nbytes: int
+) -> NoReturn:
+    """Raises for a tensor that a quota does not allow."""
+    begin = (
+        f"{_cannot_adopt(request, tensor)}, {show_size(nbytes)}, which stays with generation {generation}: "
+    )
+    raise QuotaExceededError.later(
+        _adopt_exceeds, pool_of, begin, request.generation, request.nbytes, request._refuser(nbytes)
+    )
+
+
+def _adopt_exceeds(
+    pool_of: weakref.ref[Pool], begin: str, generation: int, nbytes: int, refuser: Refuser
+) -> str:
+    if refuser is None:
+        return f"{begin}{SET_ASIDE}. Call adopt() again once they are served"
+    if refuser[0] == "group":
+        return f"{begin}{group_use(pool_of, refuser)} {MORE_OF_GROUP}"
+    if refuser[2] != generation:
+        return f"{begin}{around_use(refuser)} Open that with a larger quota="
+    return (
+        f"{begin}its quota of {show_size(refuser[3])} would be exceeded; it holds {show_size(nbytes)} "
+        "itself, and its children count too. Open it with a larger quota="
     )
 
 
