@@ -323,7 +323,7 @@ def test_a_refusal_names_the_quota_that_refuses() -> None:
         ),
         (group.request("in a group"), "group 'tenant' holds 0 bytes of its quota of 300 KiB"),
         (
-            around.child(quota="300KiB"),
+            around.child(quota="1MiB"),
             "request 'around' generation .*, around it, holds .* of its quota of 200",
         ),
     ):
