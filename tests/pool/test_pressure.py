@@ -614,7 +614,7 @@ def test_no_descriptor_outlives_its_loop_and_its_watch(pool: Pool) -> None:
         asyncio.run(watched(close=False))
         assert descriptors() <= before + 1, "a watch of a closed loop goes when another is made"
     pool.close()
-    assert descriptors() == before
+    assert descriptors() <= before, "a shared pool closes its own too"
 
 
 @pytest.mark.parametrize(
