@@ -20,23 +20,24 @@ RequestTable::Adopted RequestTable::adopt(Block& block, Handle from, Handle to, 
   bool lends = false;
   if (needs == nullptr)
     holders(source->slot).each_device(from.generation, [&](std::uint32_t) { lends = true; });
-  if (lends) source->lent.insert(&block);  // it allocates
-  bool moved = false;
   const std::lock_guard budget_lock(budget_mutex_);
   // Exact, as in RequestBlocks::attach(): a claim that comes after this check takes what is attached and lent then.
   const auto accepts = [&] { return target->accepts(to) && !is_over(from); };
+  // Under the locks of both: the thread that claims the source has what is lent, once it has had the lock of its blocks.
   const auto decide = [&] {
+    if (lends) source->lent.insert(&block);  // may throw, before anything is changed
     const Status status = move_charge(block, *source, from, *target, to, nullptr, needs, refused);
-    if (status != Status::ok) return status;
+    if (status != Status::ok) {
+      if (lends) source->lent.erase(&block);
+      return status;
+    }
     // The target had it before, and is about to have it again: never the last hold, because `from` has the block.
     if (target->lent.erase(&block) != 0) (void)block.drop_with_request();
     if (lends) (void)block.hold_with_request();
-    moved = true;
     return Status::ok;
   };
   const Status status =
       RequestBlocks::move(block, source->blocks, target->blocks, target->slot, accepts, decide);
-  if (lends && !moved) source->lent.erase(&block);
   switch (status) {
     case Status::ok:
     case Status::waiters_ahead:  // with `needs`

@@ -32,9 +32,10 @@ void RequestRecord::reset(const OpenSpec& spec, const RequestRecord* above, std:
 }
 
 void RequestRecord::empty() noexcept {
-  id = std::string();
-  pinned = std::vector<Handle>();
-  lent = std::unordered_set<Block*>();
+  // Swapped: an assignment may keep the memory.
+  std::string().swap(id);
+  std::vector<Handle>().swap(pinned);
+  std::unordered_set<Block*>().swap(lent);
 }
 
 void RequestRecord::revive(std::uint32_t own_slot) noexcept {
