@@ -6,12 +6,14 @@ start-up, set-up and the end of the program cancel out.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.harness import native
@@ -58,13 +60,13 @@ def total(profile: Path) -> int:
     return int(found[1])
 
 
-def own(profile: Path) -> int:
-    """Instructions executed in slabpool's own libraries, without those of the functions they call."""
+def _costs(profile: Path) -> Iterator[tuple[str, str, int]]:
+    """(object, line number or 0xaddress, cost) of what a profile's functions executed themselves."""
     # An "ob=" line names the object to which the following lines belong: first as "(7) path", later as "(7)".
-    # A cost line is "line-number cost"; the one after "calls=" is the cost of the callee.
+    # A cost line is "position cost"; the one after "calls=" is the cost of the callee.
     names: dict[str, str] = {}
-    inside = called = False
-    count = 0
+    inside = ""
+    called = False
     with profile.open(encoding="utf-8") as lines:
         for line in lines:
             if line.startswith(("ob=", "cob=")):
@@ -72,54 +74,42 @@ def own(profile: Path) -> int:
                 if path:
                     names[number] = path
                 if line.startswith("ob="):
-                    inside = "/slabpool/_core/" in names[number] or "/libslabpool." in names[number]
+                    inside = names[number]
             elif line.startswith("calls="):
                 called = True
             elif line[:1].isdigit():
-                if inside and not called:
-                    count += int(line.split()[1])
+                if not called:
+                    position, *_, cost = line.split()
+                    yield inside, position, int(cost)
                 called = False
-    return count
 
 
-def _locked_in(path: str) -> set[int]:
+def own(profile: Path) -> int:
+    """Instructions executed in slabpool's own libraries, without those of the functions they call."""
+    return sum(
+        cost for path, _, cost in _costs(profile) if "/slabpool/_core/" in path or "/libslabpool." in path
+    )
+
+
+@functools.cache
+def _locked_in(path: str) -> frozenset[int]:
     """The addresses of an object's instructions that lock the bus: prefixed, or an exchange with memory."""
+    if not os.path.isfile(path):
+        return frozenset()
     listing = subprocess.run(
         ["objdump", "-d", "--no-show-raw-insn", path], capture_output=True, text=True, check=True
     )
     found = re.finditer(
         r"^\s*([0-9a-f]+):\s+(?:lock |xchg .*\()", listing.stdout, re.MULTILINE
     )  # "address: mnemonic operands"
-    return {int(one[1], 16) for one in found}
+    return frozenset(int(one[1], 16) for one in found)
 
 
 def locked(profile: Path) -> int:
     """Locked instructions of a profile with an address for each cost, of all objects that are files."""
-    # As in own(), with "0xaddress cost" for a cost line.
-    names: dict[str, str] = {}
-    addresses: dict[str, set[int]] = {}
-    inside: set[int] = set()
-    called = False
-    count = 0
-    with profile.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.startswith(("ob=", "cob=")):
-                number, _, path = line.split("=", 1)[1].strip().partition(" ")
-                if path:
-                    names[number] = path
-                if line.startswith("ob="):
-                    if number not in addresses:
-                        path = names[number]
-                        addresses[number] = _locked_in(path) if os.path.isfile(path) else set()
-                    inside = addresses[number]
-            elif line.startswith("calls="):
-                called = True
-            elif line.startswith("0x"):
-                address, *_, cost = line.split()
-                if not called and int(address, 16) in inside:
-                    count += int(cost)
-                called = False
-    return count
+    return sum(
+        cost for path, address, cost in _costs(profile) if path and int(address, 16) in _locked_in(path)
+    )
 
 
 def count_all() -> dict[str, float]:
@@ -130,14 +120,14 @@ def count_all() -> dict[str, float]:
         sources = Path(__file__).parent
         program = native.build([sources / "hot_paths.cpp"], folder / "hot-paths")
         for operation in NATIVE:
-            few, many = (total(callgrind([str(program), operation, str(n)], folder)) for n in (_FEW, _MANY))
-            counts[f"C++ {operation}"] = (many - few) / (_MANY - _FEW)
-            by_address = ("--dump-instr=yes", "--dump-line=no")
-            few, many = (
-                locked(callgrind([str(program), operation, str(n)], folder, by_address))
-                for n in (_FEW, _MANY)
-            )
-            counts[LOCKED.format(operation)] = (many - few) / (_MANY - _FEW)
+            profiles = []
+            for n in (_FEW, _MANY):
+                profile = callgrind(
+                    [str(program), operation, str(n)], folder, ("--dump-instr=yes", "--dump-line=no")
+                )
+                profiles.append((total(profile), locked(profile)))
+            for name, few, many in zip(("C++ {}", LOCKED), *profiles, strict=True):
+                counts[name.format(operation)] = (many - few) / (_MANY - _FEW)
         script = str(sources / "hot_paths.py")
         for operation in PYTHON:
             profiles = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Literal
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 import slabpool
 from slabpool import Pool, QuotaExceededError
+from tests.waiting import until
 
 K = 1024
 
@@ -67,8 +67,7 @@ def test_a_move_waits_behind_waiters_of_the_quota(wide: slabpool.Pool) -> None:
 
     thread = threading.Thread(target=wait)
     thread.start()
-    while wide.stats().waiting != 1:
-        time.sleep(0.001)
+    until(lambda: wide.stats().waiting == 1)
     array = outside.empty(300 * K, "u1")
     with pytest.raises(QuotaExceededError, match="set aside for callers that wait"):
         target.adopt(array)

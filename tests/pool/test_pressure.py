@@ -518,12 +518,12 @@ def test_a_forked_child_watches_nothing(pool: Pool) -> None:
 
 
 def test_calls_of_several_threads_are_in_order(pool: Pool) -> None:
-    told: list[bool] = []
+    heard: list[bool] = []
     inside = threading.Lock()
 
     def hear(now: Pressure) -> None:
         assert inside.acquire(blocking=False), "one thread calls back at a time"
-        told.append(now.high)
+        heard.append(now.high)
         inside.release()
 
     watch = pool.on_pressure(0.5, hear)
@@ -535,8 +535,8 @@ def test_calls_of_several_threads_are_in_order(pool: Pool) -> None:
     watch.close()
     for thread in threads:
         joined(thread)
-    assert told == [index % 2 == 0 for index in range(len(told))]
-    assert told[-1] is False
+    assert heard == [index % 2 == 0 for index in range(len(heard))]
+    assert heard[-1] is False
     assert not watch.high
 
 
@@ -554,21 +554,21 @@ def test_a_thread_that_waits_for_its_turn_heeds_its_timeout(pool: Pool) -> None:
 
 
 def test_a_callback_may_check(pool: Pool) -> None:
-    told: list[bool] = []
+    heard: list[bool] = []
 
     def hear(now: Pressure) -> None:
-        told.append(now.high)
+        heard.append(now.high)
         watch.check()
 
     watch = pool.on_pressure(0.5, hear)
     array = pool.empty(600 * KIB, "u1")
     del array
     assert watch.wait(PATIENCE)
-    assert told == [True, False]
+    assert heard == [True, False]
 
 
 def test_a_loop_goes_on_after_a_callback_was_cancelled(pool: Pool) -> None:
-    told: list[bool] = []
+    heard: list[bool] = []
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -576,7 +576,7 @@ def test_a_loop_goes_on_after_a_callback_was_cancelled(pool: Pool) -> None:
         both = asyncio.Event()
 
         def hear(now: Pressure) -> None:
-            told.append(now.high)
+            heard.append(now.high)
             if now.high:
                 raise asyncio.CancelledError
             both.set()
@@ -588,7 +588,7 @@ def test_a_loop_goes_on_after_a_callback_was_cancelled(pool: Pool) -> None:
             await asyncio.wait_for(both.wait(), PATIENCE)
 
     asyncio.run(main())
-    assert told == [True, False]
+    assert heard == [True, False]
 
 
 def test_no_descriptor_outlives_its_loop_and_its_watch(pool: Pool) -> None:
@@ -643,11 +643,11 @@ def test_a_refused_descriptor_is_the_systems(pool: Pool) -> None:
 
 
 def test_the_least_fraction_is_not_reached_by_an_empty_pool(pool: Pool) -> None:
-    told: list[bool] = []
-    watch = pool.on_pressure(1e-12, lambda now: told.append(now.high), hysteresis=0)
+    heard: list[bool] = []
+    watch = pool.on_pressure(1e-12, lambda now: heard.append(now.high), hysteresis=0)
     assert watch.check() == 0
     array = pool.empty(1, "u1")
     assert watch.check() == 1
     del array
     assert watch.check() == 1
-    assert told == [True, False]
+    assert heard == [True, False]

@@ -1,8 +1,9 @@
 // Memory for records that a stale pointer may still read: it never moves, and is not unmapped while the pool lives.
 //
-// Records lie one behind the other in chunks. Their owner keeps the spare ones in a list, linked by `next`, and takes from
-// there first. Once all records of a chunk are spare, close_spare() gives its pages back to the system. A stale pointer then
-// reads zero bytes, which a record must show to be no allocation's; so must a record that is made of zero bytes. Not
+// Records of one kind, all of one size, lie one behind the other in chunks. Their owner keeps the spare ones in a list, linked
+// by `next`, and takes from there first. Once all records of a chunk are spare, close_spare() gives its pages back to the
+// system. A stale pointer then reads zero bytes, which a record must show to be no allocation's; so must a record that is made
+// of zero bytes. The chunk stays with its kind: where a record was, a record of the same kind is later, or zero bytes. Not
 // synchronised.
 //
 // Invariants:
@@ -24,10 +25,13 @@ class RecordChunks {
   static constexpr std::size_t kChunkBytes = std::size_t{64} << 10;
   static constexpr std::size_t kMostBytes = kChunkBytes - kAlign;  // of one record
 
-  // The part of the newest chunk of one kind of records that has none yet.
-  struct Rest {
-    std::byte* at = nullptr;
-    std::size_t bytes = 0;
+  class Kind {
+    friend class RecordChunks;
+    // The part of the newest chunk that has no record yet.
+    std::byte* at_ = nullptr;
+    std::size_t bytes_ = 0;
+    std::vector<void*> closed_;  // with room for every chunk, so that close() does not allocate
+    std::size_t chunks_ = 0;
   };
 
   RecordChunks() = default;
@@ -36,12 +40,12 @@ class RecordChunks {
   ~RecordChunks();
 
   // Memory for one record: `bytes` zero bytes, a multiple of kAlign. Throws std::bad_alloc.
-  void* make(Rest& rest, std::size_t bytes);
+  void* make(Kind& kind, std::size_t bytes);
 
   // Closes chunks whose records are all in `list`, and takes these out of it. `goes(record)` is false for a record that has
   // to stay. At least `keep` of the `count` records stay in the list; the result is the number that went. O(length).
   template <typename Record, typename Goes>
-  std::size_t close_spare(Record*& list, Rest& rest, std::size_t count, std::size_t keep,
+  std::size_t close_spare(Record*& list, Kind& kind, std::size_t count, std::size_t keep,
                           Goes&& goes) noexcept {
     for (Record* r = list; r != nullptr; r = r->next) head_of(r).idle = 0;
     for (Record* r = list; r != nullptr; r = r->next)
@@ -58,7 +62,7 @@ class RecordChunks {
         continue;
       }
       *link = (*link)->next;
-      if (--head.left == 0) close(head, rest);
+      if (--head.left == 0) close(head, kind);
     }
     return gone;
   }
@@ -77,12 +81,11 @@ class RecordChunks {
   static Head& head_of(const void* record) noexcept {
     return *reinterpret_cast<Head*>(reinterpret_cast<std::uintptr_t>(record) & ~(kChunkBytes - 1));
   }
-  Head& open();
-  void close(Head& head, Rest& rest) noexcept;
+  Head& open(Kind& kind);
+  void close(Head& head, Kind& kind) noexcept;
 
   // Chunks are mapped so many at a time, and become writable one by one: see VirtualArray.
   static constexpr std::size_t kMapped = 16;
-  std::vector<void*> closed_;  // with room for every chunk, so that close() does not allocate
   std::vector<std::byte*> mappings_;
   std::byte* fresh_ = nullptr;  // the next chunk that was never open
   std::size_t fresh_count_ = 0;

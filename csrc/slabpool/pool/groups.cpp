@@ -55,7 +55,11 @@ bool Pool::describe_group(Handle group, GroupInfo& info) {
 }
 
 bool Pool::describe_quota(Handle request, std::uint64_t bytes, bool drawn, QuotaInfo& info) {
-  if (over_quota(request, bytes, drawn, info.handle) == 0) return false;
+  return over_quota(request, bytes, drawn, info.handle) != 0 && describe_level(info.handle, info);
+}
+
+bool Pool::describe_level(Handle level, QuotaInfo& info) {
+  info.handle = level;
   const RequestTable::Quota quota = table_.quota_of(info.handle);
   info.quota = quota.bytes;
   info.used = quota.bytes - quota.left;

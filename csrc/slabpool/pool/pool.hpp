@@ -316,6 +316,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // What of its budget a request's nearest level that refuses so many bytes has used: the text of a refusal. False: none
   // refuses them now.
   bool describe_quota(Handle request, std::uint64_t bytes, bool drawn, QuotaInfo& info);
+  bool describe_level(Handle level, QuotaInfo& info);  // the same of a level that is known
 
   // ---- devices in other processes; only in pools of shared memory (peers.cpp)
   bool shared() const noexcept { return shared_ != nullptr; }
@@ -487,7 +488,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   }
   // Apart, so that callers need no stack for them.
   [[gnu::noinline, gnu::cold]] void notify_returned(bool addresses) noexcept;
-  [[gnu::noinline, gnu::cold]] void notify_end(const RequestRecord& ended) noexcept;
+  [[gnu::noinline, gnu::cold]] void notify_end(Handle ended, bool kept) noexcept;
   [[gnu::noinline, gnu::cold]] void notify_closed() noexcept;
   [[gnu::noinline, gnu::cold]] void notify_quotas(const Levels& back, News news) noexcept;
   void notify_left() noexcept;  // the host left requests, or a block moved to a session

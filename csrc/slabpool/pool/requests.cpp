@@ -154,9 +154,10 @@ void Pool::end(RequestRecord& claimed, ClaimedList& over) noexcept {
     if (back.retained != 0) log(EventKind::retain, generation, kNoDevice, back.retained);
     return_lent(claimed);
   }
-  table_.retire(claimed, over);
+  const bool kept = claimed.kept;
+  const Handle ended = table_.retire(claimed, over);
   if (queue_.any()) [[unlikely]]
-    notify_end(claimed);
+    notify_end(ended, kept);
 }
 
 void Pool::end_all(ClaimedList& over) noexcept {

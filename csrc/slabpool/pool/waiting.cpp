@@ -191,15 +191,14 @@ void Pool::notify_quotas(const Levels& back, News news) noexcept {
   }
 }
 
-void Pool::notify_end(const RequestRecord& record) noexcept {
+void Pool::notify_end(Handle ended, bool kept) noexcept {
   look_at_return();
   if (!queue_.has_waiters()) return;
   News news;
   news.memory = news.addresses = news.slots = true;
-  news.kept = record.kept;
+  news.kept = kept;
   news.any_memory = table_.take_unpinned();  // a session may be idle now, and give way
-  // If the slot has another request by now, that one is later.
-  news.ended = {record.slot, record.ended.load(std::memory_order_acquire)};
+  news.ended = subject_of(ended);
   queue_.wake(news);
 }
 

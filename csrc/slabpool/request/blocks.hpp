@@ -87,7 +87,7 @@ class RequestBlocks {
   // (otherwise invalid_argument), and `decide()`, a Status, is ok.
   template <typename Accepts, typename Decide>
   static Status move(Block& block, RequestBlocks& from, RequestBlocks& to, std::uint32_t to_slot,
-                     Accepts&& accepts, Decide&& decide) {
+                     Accepts&& accepts, Decide&& decide) noexcept {
     const std::scoped_lock locks(from.lock_,
                                  to.lock_);  // takes both without a deadlock, in either order
     if (!accepts()) return Status::request_closed;

@@ -35,7 +35,7 @@ void RequestRecord::empty() noexcept {
   // Swapped: an assignment may keep the memory.
   std::string().swap(id);
   std::vector<Handle>().swap(pinned);
-  std::unordered_set<Block*>().swap(lent);
+  std::set<Block*>().swap(lent);
 }
 
 void RequestRecord::revive(std::uint32_t own_slot) noexcept {

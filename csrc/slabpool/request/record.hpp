@@ -16,10 +16,10 @@
 #include <atomic>
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_set>
 #include <vector>
 
 #include "slabpool/base/source_location.hpp"
@@ -113,7 +113,7 @@ struct alignas(64) RequestRecord {
   // Blocks that moved from here to another request (adopt.cpp), each with a view that this one holds while its devices may
   // read it. Written under the table's mutex and the lock of `blocks` while the request is not over; after that the thread
   // that claimed it has them.
-  std::unordered_set<Block*> lent;
+  std::set<Block*> lent;
 
   // Of this request or the one it descends from. Written at open and read without a lock; a stale answer is
   // harmless, because charge() checks again under the budget mutex. True if `kept`, and under a group.

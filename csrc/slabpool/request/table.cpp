@@ -255,11 +255,12 @@ void RequestTable::unlink_child(RequestRecord& r) noexcept {
   r.parent = r.next_sibling = r.prev_sibling = 0;
 }
 
-void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
+Handle RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
   const std::lock_guard lock(mutex_);
   SLABPOOL_ASSERT(RequestRecord::is_released(r.generation.load(std::memory_order_relaxed)),
                   "only a claimed request is retired", r.slot);
-  const std::uint64_t generation = r.handle().generation;
+  const Handle handle = r.handle();
+  const std::uint64_t generation = handle.generation;
   // Every holder of this request has left, and a child's holders are among them: an ack of the parent that has not
   // reached the child yet finds the child over.
   while (const std::uint32_t child = first_child(r.slot).load(std::memory_order_relaxed)) {
@@ -287,6 +288,7 @@ void RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
   if (r.lease_ns != 0) change(leased_, -1);
   r.ended.store(generation, std::memory_order_release);
   if (r.blocks.retire()) free_slot(r);
+  return handle;
 }
 
 void RequestTable::recycle(RequestRecord& r) noexcept {

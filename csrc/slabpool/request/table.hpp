@@ -119,8 +119,9 @@ class RequestTable {
   // for all others.
   RequestRecord* claim(Handle handle) noexcept;
   // Forgets a claimed request whose blocks went back. Its slot is free once no block is retained. Children that were not
-  // over yet (their parent's end is theirs) are added to `over`.
-  void retire(RequestRecord& record, ClaimedList& over) noexcept;
+  // over yet (their parent's end is theirs) are added to `over`. The result is the request, because another one may be in
+  // the record at once.
+  Handle retire(RequestRecord& record, ClaimedList& over) noexcept;
   // Whether a request that ended since the last call has left a session without pins.
   bool take_unpinned() noexcept {
     return unpinned_.load(std::memory_order_relaxed) &&

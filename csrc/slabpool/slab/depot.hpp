@@ -248,8 +248,8 @@ class Depot {
   Block* arrays_[kSlabClasses] = {};
   std::size_t arrays_spare_[kSlabClasses] = {};
   RecordChunks chunks_;
-  RecordChunks::Rest rests_[kSlabClasses];
-  std::uint32_t first_serial_ = 0;  // no block of a closed chunk had a higher one
+  RecordChunks::Kind kinds_[kSlabClasses];  // by size class
+  std::uint32_t first_serial_ = 0;          // no block of a closed chunk had a higher one
   std::atomic<std::uint64_t> committed_{0};
   std::atomic<std::uint64_t> peak_committed_{0};
   const bool verify_each_;

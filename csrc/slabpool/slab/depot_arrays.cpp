@@ -11,7 +11,7 @@ namespace slabpool {
 void Depot::ready_array(unsigned size_class) {
   if (arrays_[size_class] != nullptr) return;
   // Sized for a whole slab even if this slab will be smaller.
-  auto* blocks = static_cast<Block*>(chunks_.make(rests_[size_class], array_bytes(size_class)));
+  auto* blocks = static_cast<Block*>(chunks_.make(kinds_[size_class], array_bytes(size_class)));
   SLABPOOL_ASSERT(blocks->next == nullptr, "a new array is in no list", size_class);
   arrays_[size_class] = blocks;
   ++arrays_spare_[size_class];
@@ -22,7 +22,7 @@ void Depot::close_arrays() noexcept {
   for (unsigned c = 0; c < kSlabClasses; ++c) {
     const std::uint32_t count = shapes_[c].blocks;
     arrays_spare_[c] -=
-        chunks_.close_spare(arrays_[c], rests_[c], arrays_spare_[c], 0, [&](const Block& first) {
+        chunks_.close_spare(arrays_[c], kinds_[c], arrays_spare_[c], 0, [&](const Block& first) {
           bool guarded = false;
           for (const Block* block = &first; block != &first + count; ++block) {
             highest = std::max(highest, block->serial());

@@ -28,7 +28,7 @@ PageHeap::~PageHeap() = default;
 
 void PageHeap::add_spares() {
   for (std::size_t i = 0; i < kRecordBatch; ++i) {
-    auto* span = static_cast<Span*>(chunks_.make(rest_, sizeof(Span)));
+    auto* span = static_cast<Span*>(chunks_.make(spans_, sizeof(Span)));
     span->large.start_above(first_serial_);
     retire(span);
   }
@@ -36,7 +36,7 @@ void PageHeap::add_spares() {
 
 void PageHeap::close_records() noexcept {
   std::uint32_t highest = first_serial_;
-  spares_ -= chunks_.close_spare(spare_, rest_, spares_, kSplits + set_aside_, [&](const Span& span) {
+  spares_ -= chunks_.close_spare(spare_, spans_, spares_, kSplits + set_aside_, [&](const Span& span) {
     highest = std::max(highest, span.large.serial());
     return span.large.debug == nullptr;  // the guard counts on finding it
   });

@@ -379,7 +379,7 @@ class PageHeap {
   std::size_t spares_ = 0;
   std::size_t set_aside_ = 0;  // records that freeing the ranges may need
   RecordChunks chunks_;        // of all records
-  RecordChunks::Rest rest_;
+  RecordChunks::Kind spans_;
   std::uint32_t first_serial_ = 0;  // no block of a record in a closed chunk had a higher one
   const std::uint64_t granule_;     // in pages; a power of two
   const std::uint64_t grow_step_;

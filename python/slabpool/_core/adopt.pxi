@@ -84,7 +84,8 @@ cdef object _adopt(Request self, object tensor):
     if adopted == Adopted.released:
         hooks.messages.adopt_released(self, tensor, owner.generation)
     if adopted == Adopted.quota_exceeded:
-        hooks.messages.adopt_exceeds(core.owner, self, tensor, owner.generation, nbytes)
+        hooks.messages.adopt_exceeds(
+            core.owner, self, tensor, owner.generation, nbytes, level_that_refused(core, refused))
     if owner.generation == self.handle.generation:
         hooks.messages.adopted_before(self, tensor)
     hooks.messages.adopt_kept(self, tensor)

@@ -181,6 +181,7 @@ cdef extern from * namespace "slabpool" nogil:
         vector[GroupInfo] groups() except +
         bool describe_group(Handle group, GroupInfo& info) except +
         bool describe_quota(Handle request, uint64_t nbytes, bint drawn, QuotaInfo& info) except +
+        bool describe_level(Handle level, QuotaInfo& info) except +
         bool shared()
         uint64_t shared_id()
         bool attach_peer(uint32_t device, PeerFiles& files, Error& error)

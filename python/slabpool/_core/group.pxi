@@ -86,8 +86,16 @@ cdef object refuser_of(Core core, Handle handle, object nbytes, bint drawn):
     """
     cdef QuotaInfo info
     cdef uint64_t bytes = core.pool.shortage(NO_REQUEST, min(nbytes, 1 << 62), False).bytes
-    if not core.pool.describe_quota(handle, bytes, drawn, info):
-        return None
+    return _refuser(info) if core.pool.describe_quota(handle, bytes, drawn, info) else None
+
+
+cdef object level_that_refused(Core core, const LevelNeed& refused):
+    """The same of the level that refused a move."""
+    cdef QuotaInfo info
+    return _refuser(info) if core.pool.describe_level(refused.at, info) else None
+
+
+cdef object _refuser(const QuotaInfo& info):
     id, _ = identity(info.id, info.group)
     return "group" if info.group else "request", id, info.handle.generation, info.quota, info.used
 

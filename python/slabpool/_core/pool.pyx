@@ -835,6 +835,7 @@ cdef class Pool:
     def trim(self):
         """Decommits memory that is committed and unused. Of a shared pool it also frees what devices that touched memory
         outside of what they were given made the system allocate (``stats().file_bytes``).
+        Memory of records that nothing uses goes as well (``stats().metadata``); the result does not count it.
 
         Returns
         -------

@@ -249,14 +249,19 @@ def adopt_released(request: Request, tensor: object, generation: int) -> NoRetur
 
 
 def adopt_exceeds(
-    pool_of: weakref.ref[Pool], request: Request, tensor: object, generation: int, nbytes: int
+    pool_of: weakref.ref[Pool],
+    request: Request,
+    tensor: object,
+    generation: int,
+    nbytes: int,
+    refuser: Refuser,
 ) -> NoReturn:
     """Raises for a tensor that a quota does not allow."""
     begin = (
         f"{_cannot_adopt(request, tensor)}, {show_size(nbytes)}, which stays with generation {generation}: "
     )
     raise QuotaExceededError.later(
-        _adopt_exceeds, pool_of, begin, request.generation, request.nbytes, request._refuser(nbytes)
+        _adopt_exceeds, pool_of, begin, request.generation, request.nbytes, refuser
     )
 
 

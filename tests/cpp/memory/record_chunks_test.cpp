@@ -23,7 +23,7 @@ constexpr std::size_t kPerChunk = RecordChunks::kMostBytes / sizeof(Record);
 class RecordChunksTest : public testing::Test {
  protected:
   Record* make() {
-    auto* record = static_cast<Record*>(chunks.make(rest, sizeof(Record)));
+    auto* record = static_cast<Record*>(chunks.make(kind, sizeof(Record)));
     EXPECT_EQ(record->word, 0U);
     EXPECT_EQ(record->next, nullptr);
     return record;
@@ -35,7 +35,7 @@ class RecordChunksTest : public testing::Test {
   }
   std::size_t close(std::size_t keep = 0) {
     const std::size_t gone = chunks.close_spare(
-        list, rest, spares, keep, [&](const Record& record) { return stays.count(&record) == 0; });
+        list, kind, spares, keep, [&](const Record& record) { return stays.count(&record) == 0; });
     spares -= gone;
     return gone;
   }
@@ -46,7 +46,7 @@ class RecordChunksTest : public testing::Test {
   }
 
   RecordChunks chunks;
-  RecordChunks::Rest rest;
+  RecordChunks::Kind kind;
   Record* list = nullptr;
   std::size_t spares = 0;
   std::set<const Record*> stays;
@@ -104,6 +104,22 @@ TEST_F(RecordChunksTest, AddressesOfClosedChunksAreUsedAgain) {
     EXPECT_EQ(list, nullptr);
     before = now;
   }
+}
+
+TEST_F(RecordChunksTest, AChunkStaysWithItsKind) {
+  std::set<std::uintptr_t> one;
+  for (std::size_t i = 0; i < kPerChunk; ++i) {
+    Record* record = make();
+    one.insert(reinterpret_cast<std::uintptr_t>(record) / RecordChunks::kChunkBytes);
+    spare(record);
+  }
+  EXPECT_EQ(close(), kPerChunk);
+  RecordChunks::Kind other;
+  for (std::size_t i = 0; i < 4 * kPerChunk; ++i) {
+    const auto at = reinterpret_cast<std::uintptr_t>(chunks.make(other, 2 * sizeof(Record)));
+    EXPECT_EQ(one.count(at / RecordChunks::kChunkBytes), 0U);
+  }
+  EXPECT_EQ(one.count(reinterpret_cast<std::uintptr_t>(make()) / RecordChunks::kChunkBytes), 1U);
 }
 
 TEST_F(RecordChunksTest, WhatHasToStayKeepsItsChunk) {
