@@ -111,3 +111,34 @@ def test_what_is_loaded_on_first_use_is_there() -> None:
         "found = [same, listed, attach is slabpool.attach, attach.__module__]"
     )
     assert found == [True, True, True, "slabpool.shared.attach"]
+
+
+def test_a_part_that_cannot_be_loaded_is_an_error_of_slabpool() -> None:
+    found = fresh("""
+import builtins
+causes = [ImportError("no module"), OSError(24, "Too many open files"), MemoryError()]
+load = builtins.__import__
+def refuse(name, *rest):
+    if name == "dataclasses":
+        raise cause
+    return load(name, *rest)
+found = []
+for cause in causes:
+    builtins.__import__ = refuse
+    try:
+        slabpool.Pool("1MiB", memory="shared")
+    except slabpool.SystemRefusedError as error:
+        found.append((str(error), error.errno, error.__cause__ is cause))
+    finally:
+        builtins.__import__ = load
+slabpool.Pool("1MiB", memory="shared").close()
+""")
+    begin = "the part of slabpool that serves shared pools cannot be loaded: "
+    assert [text.startswith(begin) for text, _, _ in found] == [True] * 3, found
+    assert [text.removeprefix(begin).split(";")[0] for text, _, _ in found] == [
+        "no module",
+        "Too many open files",
+        "Cannot allocate memory",
+    ]
+    assert [number for _, number, _ in found] == [None, 24, 12]
+    assert all(chained for _, _, chained in found)

@@ -77,7 +77,7 @@ if _TYPE_CHECKING:
 def _shared(name: str) -> _Any:
     try:
         return _import_module(f"slabpool.shared.{name}")
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, MemoryError) as error:
         raise _messages.not_loaded(error) from error
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from slabpool._core import active as _active
 from slabpool._core.pool import Pool
+from slabpool.arguments.sizes import show_size
 from slabpool.errors import InvalidArgumentError, SlabpoolError
 from slabpool.records import RequestState
 
@@ -42,7 +43,7 @@ class Retained(NamedTuple):
     --------
     >>> import slabpool
     >>> print(slabpool.tinygrad.Retained("chat-42", 7, 16384, 2, "TinyJit step"))
-    request 'chat-42' generation 7: 16384 bytes in 2 buffers, kept by TinyJit step
+    request 'chat-42' generation 7: 16 KiB in 2 buffers, kept by TinyJit step
     """
 
     request_id: str | int | bytes
@@ -56,7 +57,7 @@ class Retained(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"request {self.request_id!r} generation {self.generation}: {self.nbytes} bytes in "
+            f"request {self.request_id!r} generation {self.generation}: {show_size(self.nbytes)} in "
             f"{self.buffers} buffer{'s' if self.buffers != 1 else ''}, kept by {self.keeper}"
         )
 

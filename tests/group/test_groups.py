@@ -160,6 +160,7 @@ def test_nothing_is_opened_under_a_closed_group_and_it_ends_with_its_last_reques
     assert child.state is slabpool.RequestState.RELEASED
     group.close()
     assert group.stats()[1:5] == (0, 64 * KiB, 0, 0)
+    assert str(group.stats()) == "group 'tenant': over"
 
 
 def test_a_group_that_nothing_refers_to_is_closed(pool: Pool) -> None:

@@ -53,6 +53,15 @@ def test_a_pinned_session_does_not_give_way(pool: Pool) -> None:
         pinned.pin()
 
 
+def test_a_pin_taken_back_in_its_block_hides_no_error(pool: Pool) -> None:
+    session = pool.session("pinned")
+    with pytest.raises(KeyError), session.pin():
+        session.unpin()
+        raise KeyError("the caller's own")
+    with pytest.raises(slabpool.InvalidArgumentError, match="'pinned' is not pinned"), session.pin():
+        session.unpin()
+
+
 def test_a_pin_is_no_hold_of_the_pool(pool: Pool) -> None:
     session = pool.session("pinned")
     with session.pin():

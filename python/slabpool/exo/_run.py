@@ -15,6 +15,7 @@ import asyncio
 from typing import Any, NamedTuple
 
 from slabpool._core.request import Request
+from slabpool.arguments.sizes import show_size
 
 
 class RunRecord(NamedTuple):
@@ -48,8 +49,8 @@ class RunRecord(NamedTuple):
     def __str__(self) -> str:
         waiting = ", ".join(sorted(self.pending)) or "no node"
         return (
-            f"request {self.request_id!r} run {self.run} ({self.reason or 'running'}): {self.nbytes} bytes, "
-            f"waits for {waiting}"
+            f"request {self.request_id!r} run {self.run} ({self.reason or 'running'}): "
+            f"{show_size(self.nbytes)}, waits for {waiting}"
         )
 
 

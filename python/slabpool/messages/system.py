@@ -72,9 +72,9 @@ def system_refused(
     return error
 
 
-def not_loaded(cause: ImportError | OSError) -> SystemRefusedError:
+def not_loaded(cause: ImportError | OSError | MemoryError) -> SystemRefusedError:
     """The error for a part of slabpool that cannot be loaded on its first use."""
-    number = getattr(cause, "errno", None)
+    number = errno.ENOMEM if isinstance(cause, MemoryError) else getattr(cause, "errno", None)
     if number is None and os.strerror(errno.EMFILE) in str(cause):  # from the loader of shared objects
         number = errno.EMFILE
     what = "the part of slabpool that serves shared pools cannot be loaded"

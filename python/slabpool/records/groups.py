@@ -37,7 +37,7 @@ class GroupRecord(NamedTuple):
     age : float
         Seconds since it was opened.
     opened_at : str
-        ``file:line`` that opened it.
+        ``file:line`` that opened it; empty once it is over.
 
     Examples
     --------
@@ -71,6 +71,8 @@ class GroupRecord(NamedTuple):
     def __str__(self) -> str:
         bound = "" if self.quota is None else f" of a quota of {show_size(self.quota)}"
         left = f", {show_size(self.reserved)} of its reserve left" if self.reserved else ""
+        if not self.opened_at:
+            return f"group {show(self.group_id)}: over"
         state = " (closed)" if self.closed else ""
         return (
             f"group {show(self.group_id)}{state}: {show_size(self.nbytes)} used{bound}{left}, "

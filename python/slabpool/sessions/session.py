@@ -14,7 +14,7 @@ from slabpool._core import async_wait
 from slabpool._core.core import Site, Wait, calling_site
 from slabpool._core.tensors import GrowableTensor, Tensors
 from slabpool.arguments.texts import few, show
-from slabpool.errors import InvalidTypeError
+from slabpool.errors import InvalidArgumentError, InvalidTypeError
 from slabpool.sessions import state as states
 
 if TYPE_CHECKING:
@@ -463,5 +463,10 @@ class _Pin:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # A child of fork leaves the block too, and must not change its parent's session.
-        if self._session._pool._usable_here:
+        if not self._session._pool._usable_here:
+            return
+        try:
             self._session.unpin()
+        except InvalidArgumentError:  # the block took the pin back itself
+            if value is None:  # else the caller's own exception says more
+                raise
