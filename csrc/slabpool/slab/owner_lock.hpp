@@ -24,17 +24,10 @@
 #include <thread>
 
 #include "slabpool/base/assert.hpp"
+#include "slabpool/base/barrier.hpp"
 #include "slabpool/base/export.hpp"
 
 namespace slabpool {
-
-// Whether barrier_all_threads() works, as far as this process knows. Looked up when the library is loaded, and false for
-// ever after a call that failed: a seccomp filter may have been added.
-SLABPOOL_API bool asymmetric_barrier() noexcept;
-
-// True: every running thread of this process has executed a full memory barrier during the call. False: the kernel
-// refuses that, and nothing is known.
-[[nodiscard]] SLABPOOL_API bool barrier_all_threads() noexcept;
 
 // Whether the thread of this process with this number was off its processor at some moment during the call, or has
 // ended. The kernel executes a full memory barrier when it takes a thread off. False where /proc does not say.

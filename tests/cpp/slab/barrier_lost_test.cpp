@@ -13,6 +13,8 @@
 #include <thread>
 #include <vector>
 
+#include "slabpool/base/barrier.hpp"
+#include "slabpool/base/mutex.hpp"
 #include "slabpool/slab/owner_lock.hpp"
 #include "slabpool/slab/thread_cache.hpp"
 #include "support/fake_memory.hpp"
@@ -60,6 +62,30 @@ TEST_P(BarrierLost, TheFailureIsSeenAndRemembered) {
     if (!filter()) return kSkipped;
     if (barrier_all_threads()) return 2;
     return asymmetric_barrier() ? 3 : 0;
+  });
+}
+
+TEST_P(BarrierLost, NoThreadSleepsForEverBeforeAMutex) {
+  without_barrier(GetParam(), [](auto&& filter) {
+    Mutex mutex;
+    std::uint64_t count = 0;
+    const int rounds = test::rounds(20'000);
+    std::atomic<bool> filtered{true};
+    std::vector<std::thread> threads;
+    // The filter of a thread is that of those it starts later, so each of two sets its own half-way.
+    for (int t = 0; t < 4; ++t) {
+      threads.emplace_back([&, t] {
+        for (int i = 0; i < rounds; ++i) {
+          if (t < 2 && i == rounds / 2 && !filter()) filtered.store(false);
+          const std::lock_guard lock(mutex);
+          ++count;
+          if (i % 64 == 0) std::this_thread::yield();  // so that others find it taken for long
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    if (!filtered.load()) return kSkipped;
+    return count == 4 * static_cast<std::uint64_t>(rounds) ? 0 : 1;
   });
 }
 
