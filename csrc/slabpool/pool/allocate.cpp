@@ -34,15 +34,14 @@ Pool::Plan Pool::plan(std::uint64_t nbytes, std::uint64_t align) noexcept {
 // ---- take
 
 // The hot path: the first block of this thread's list.
-inline Block* Pool::take_first(std::uint64_t nbytes) noexcept {
-  ThreadCache* cache = caches_.last();
+inline Block* Pool::take_first(ThreadCache* cache, std::uint64_t nbytes) noexcept {
   if (cache == nullptr) [[unlikely]]
     return nullptr;
   // No bytes at all count as too many.
   if (nbytes - 1 < kMaxSlabBlock) return cache->pop_first(slab_bin_of(nbytes), 0);
+  if (nbytes - 1 < kMaxTabled) return cache->pop_first(span_bin_of(nbytes), nbytes);
   if (nbytes - 1 >= kMaxBinned) return nullptr;
-  const std::uint64_t need = pages_for(nbytes) << kPageBits;
-  return cache->pop_first(bin_of(need), need);
+  return cache->pop_first(bin_of(pages_for(nbytes) << kPageBits), nbytes);
 }
 
 // From what all requests share: this thread's cache, then the depot. Pages of a span, so many bytes of them, are drawn from a
@@ -155,7 +154,7 @@ Allocation Pool::allocate_charged(const AllocateSpec& spec, const Plan& p, Reque
 Allocation Pool::allocate_slowly(const AllocateSpec& spec, Waiter* waiter) noexcept {
   if (!usable_here()) return {nullptr, Status::forked};
   if (closed()) return {nullptr, Status::pool_closed};
-  const std::uint32_t flags = slow_path_flags_.load(std::memory_order_relaxed);
+  const std::uint64_t flags = slow_path_flags_.load(std::memory_order_relaxed);
   if ((flags & kLost) != 0) return {nullptr, Status::device_lost};
   if (!std::has_single_bit(spec.align) || spec.align > kMaxAlign)
     return {nullptr, Status::invalid_argument};
@@ -193,7 +192,7 @@ Allocation Pool::allocate_slowly(const AllocateSpec& spec, Waiter* waiter) noexc
 
 Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
   // Relaxed: a thread that closes the pool and one that allocates at that moment may come in any order.
-  const std::uint32_t flags = slow_path_flags_.load(std::memory_order_relaxed);
+  const std::uint64_t flags = slow_path_flags_.load(std::memory_order_relaxed);
   if ((flags & kPolledAcks) != 0) [[unlikely]]
     collect_polled(false);
   if ((flags & (kClosed | kDebug | kLost | kWaiting)) != 0 || spec.align > kDefaultAlign) [[unlikely]]
@@ -205,7 +204,7 @@ Allocation Pool::try_allocate(const AllocateSpec& spec) noexcept {
         record->has_budget.load(std::memory_order_relaxed)) [[unlikely]]
       return allocate_slowly(spec);
   }
-  Block* block = take_first(spec.nbytes);
+  Block* block = take_first(caches_.last(), spec.nbytes);
   if (block == nullptr) [[unlikely]]
     return allocate_slowly(spec);
   return hand_out(*block, spec.request, record, holds_of(spec),
@@ -227,14 +226,9 @@ Allocation Pool::allocate_further(const AllocateSpec& spec) noexcept {
 }
 
 inline Block* Pool::take_plain(std::uint64_t nbytes) noexcept {
-  // Relaxed: as in try_allocate().
-  if ((slow_path_flags_.load(std::memory_order_relaxed) &
-       (kClosed | kDebug | kLog | kPolledAcks | kLost | kWaiting)) != 0) [[unlikely]]
-    return nullptr;
-  Block* block = take_first(nbytes);
+  Block* block = take_first(cache_without(kScrub | kSlotsWait | kLent), nbytes);
   if (block == nullptr) [[unlikely]]
     return nullptr;
-  block->request.store(0, std::memory_order_relaxed);
   block->start(Block::kView);
   block->zero = false;
   return block;

@@ -174,7 +174,9 @@ Pool::Pool(const PoolOptions& options, std::unique_ptr<MemoryResource> memory,
              shared_ != nullptr ? shared_->secret() : 0, 1, shared_.get()),
       log_(options.events != 0 ? std::make_unique<EventLog>(options.events) : nullptr),
       queue_(shared_.get(), *this),
-      polled_(std::make_unique<PolledAcks>(*this, shared_.get())) {}
+      polled_(std::make_unique<PolledAcks>(*this, shared_.get())) {
+  slow_path_flags_.fetch_or(caches_.serial(), std::memory_order_relaxed);
+}
 
 Pool::~Pool() {
   wait_for_streams();

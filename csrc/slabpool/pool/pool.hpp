@@ -413,7 +413,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
 
   // allocate.cpp: one way down. plan, take (this thread's cache, then the depot), hand_out (start, prepare, attach).
   static Plan plan(std::uint64_t nbytes, std::uint64_t align) noexcept;
-  [[gnu::always_inline]] Block* take_first(std::uint64_t nbytes) noexcept;
+  [[gnu::always_inline]] Block* take_first(ThreadCache* cache, std::uint64_t nbytes) noexcept;
   [[gnu::always_inline]] Block* take_plain(std::uint64_t nbytes) noexcept;
   [[gnu::noinline]] Allocation allocate_further(const AllocateSpec& spec) noexcept;
   Allocation try_allocate(const AllocateSpec& spec) noexcept;
@@ -543,14 +543,20 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
 
   const PoolOptions options_;
   const std::uint32_t epoch_;
-  // Everything that keeps an allocation or a return off the hot path, in one word.
+  // Everything that keeps an allocation or a return off the hot path, and the serial of `caches_`, in one word: one comparison
+  // tells a thread that no flag is set and that the cache it used last is this pool's.
   // kPolledAcks: there are sources of acks to poll: peers (always in a shared pool), or streams with queued acks.
   // kLost: the GPU backing this pool has failed; every allocation returns device_lost.
   // kWaiting: a waiter is blocked on memory, so an allocation asks the queue whether it may pass. kSlotsWait: the same for
   // opening a request. kLent: a request may have views of blocks that moved elsewhere.
-  static constexpr std::uint32_t kClosed = 1, kDebug = 2, kScrub = 4, kLog = 8, kPolledAcks = 16,
+  static constexpr std::uint64_t kClosed = 1, kDebug = 2, kScrub = 4, kLog = 8, kPolledAcks = 16,
                                  kLost = 32, kWaiting = 64, kSlotsWait = 128, kLent = 256;
-  std::atomic<std::uint32_t> slow_path_flags_;
+  std::atomic<std::uint64_t> slow_path_flags_;
+  // This thread's cache, unless another pool's was used last or a flag is set that is not among those of no matter. Relaxed: a
+  // thread that sets a flag and one that allocates or returns at that moment may come in any order.
+  ThreadCache* cache_without(std::uint64_t of_no_matter) const noexcept {
+    return CacheSet::last(slow_path_flags_.load(std::memory_order_relaxed) & ~of_no_matter);
+  }
   std::unique_ptr<MemoryResource> memory_;
   std::unique_ptr<SharedOwner> shared_;  // null unless peers may attach
   Depot depot_;

@@ -46,9 +46,8 @@ Status Pool::open_view(Block& block, std::uint32_t serial, Handle request) noexc
 }
 
 void Pool::drop_view(Block& block) noexcept {
-  ThreadCache* cache = caches_.last();
-  if (cache == nullptr || (slow_path_flags_.load(std::memory_order_relaxed) &
-                           ~(kPolledAcks | kWaiting | kLent)) != 0) [[unlikely]]
+  ThreadCache* cache = cache_without(kPolledAcks | kWaiting | kLent);
+  if (cache == nullptr) [[unlikely]]
     return drop_view_slowly(block);
   if (block.request.load(std::memory_order_relaxed) != 0) {
     if (!block.drop_with_request()) [[unlikely]]

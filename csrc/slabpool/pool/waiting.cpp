@@ -162,7 +162,7 @@ std::uint64_t Pool::free_bytes() noexcept {
 
 // Sequentially consistent, as the count of waiters: what is allocated or opened after this asks the queue.
 void Pool::waits(bool memory, bool slots) noexcept {
-  const std::uint32_t set = (memory ? kWaiting : 0) | (slots ? kSlotsWait : 0);
+  const std::uint64_t set = (memory ? kWaiting : 0) | (slots ? kSlotsWait : 0);
   slow_path_flags_.fetch_or(set, std::memory_order_seq_cst);
   slow_path_flags_.fetch_and(~((kWaiting | kSlotsWait) & ~set), std::memory_order_seq_cst);
 }

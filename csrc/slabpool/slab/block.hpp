@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "slabpool/base/add_alone.hpp"
 #include "slabpool/base/assert.hpp"
 
 namespace slabpool {
@@ -38,7 +39,7 @@ struct alignas(64) Block {
     Block* prev;  // in an arena's free list
   };
   BlockDebug* debug = nullptr;  // only in pools with debug on
-  // Slot + 1 of the request it belongs to, 0 for none. Changes while the block is held only when it moves to another
+  // Slot + 1 of the request it belongs to, 0 for none; of a free block, of the last one or 0. Changes while the block is held only when it moves to another
   // request, under the locks of both. Relaxed: a thread that finds the block retained in `state` (acquire) sees the
   // last value; other threads only test whether there is a request.
   std::atomic<std::uint32_t> request{0};
@@ -62,11 +63,11 @@ struct alignas(64) Block {
   // Called by the thread that took the block off a free list. Relaxed: the caller publishes the block to other threads
   // by other means.
   void start(std::uint64_t first_holds) noexcept {
-    const std::uint64_t now = state.load(std::memory_order_relaxed);
-    SLABPOOL_ASSERT(holds(now) == 0, "a block is handed out while it has a holder", data, holds(now));
+    SLABPOOL_ASSERT(holds(state.load(std::memory_order_relaxed)) == 0,
+                    "a block is handed out while it has a holder", data, serial());
     SLABPOOL_ASSERT(holds(first_holds) != 0 && first_holds <= (kRequest | kView),
                     "a block starts with a holder", first_holds);
-    state.store(now + (std::uint64_t{1} << 32) + first_holds, std::memory_order_relaxed);
+    add_alone(state, (std::uint64_t{1} << 32) + first_holds);
   }
   // For a record of zero bytes: no allocation that had a serial up to this one is taken for one of it.
   void start_above(std::uint32_t serial) noexcept {
@@ -131,7 +132,7 @@ struct alignas(64) Block {
     const std::uint64_t now = state.load(std::memory_order_acquire);
     SLABPOOL_ASSERT((now & kRequest) == 0, "no request holds a private block", data, now);
     if (holds(now) != 1) return drop();
-    state.store(now - kView, std::memory_order_relaxed);
+    subtract_alone(state, kView);
     return true;
   }
 

@@ -29,7 +29,7 @@ constexpr int kLooksAtOwner = 4;
 struct Registry {
   std::mutex mutex;
   std::unordered_map<std::uint64_t, CacheSet*> sets;
-  std::uint64_t next_serial = 1;
+  std::uint64_t last_serial = 0;
   // Has a value in each thread that has caches: the system then calls end_thread() when the thread ends. A thread_local
   // with a destructor would do the same, but the C library ends the process where it has no memory to register one.
   pthread_key_t thread_end{};
@@ -106,7 +106,7 @@ CacheSet::CacheSet(Depot& depot, std::uint64_t capacity)
       serial_([] {
         Registry& r = registry();
         const std::lock_guard lock(r.mutex);
-        return r.next_serial++;
+        return r.last_serial += kSerialStep;
       }()),
       // A thread keeps up to 64 MiB (in small pools 1/16 of the capacity), in large pools 1/64 of the capacity up to
       // 1 GiB: the tensors of a few layers are allocated and freed without the depot. With more, the page heap could

@@ -49,6 +49,19 @@ struct SlabBins {
 inline constexpr SlabBins kSlabBins{};
 inline unsigned slab_bin_of(std::size_t bytes) noexcept { return kSlabBins.at[(bytes - 1) / 64]; }
 
+// The same by pages, for a span of up to kMaxTabled bytes.
+inline constexpr std::size_t kMaxTabled = std::size_t{16} << 20;
+struct SpanBins {
+  std::uint8_t at[kMaxTabled / kPageSize]{};
+  constexpr SpanBins() {
+    for (std::size_t i = kMaxSlabBlock / kPageSize; i < kMaxTabled / kPageSize; ++i)
+      at[i] = static_cast<std::uint8_t>(bin_of((i + 1) * kPageSize));
+  }
+};
+inline constexpr SpanBins kSpanBins{};
+static_assert(kBins <= 256);
+inline unsigned span_bin_of(std::size_t bytes) noexcept { return kSpanBins.at[(bytes - 1) / kPageSize]; }
+
 // Size in bytes of a block of a slab's size class.
 constexpr std::size_t class_size(unsigned size_class) noexcept {
   SLABPOOL_ASSERT(size_class < kSlabClasses, "a size class is below kSlabClasses", size_class);

@@ -67,6 +67,7 @@ void ThreadCache::push_bin(Block* block) noexcept {
   Bin& list = bins_[block->bin];
   block->next = list.head;
   block->home = this;
+  block->request.store(0, std::memory_order_relaxed);
   list.head = block;
   ++list.blocks;
   bytes_ += block->bytes;
@@ -174,6 +175,7 @@ const char* ThreadCache::verify() const noexcept {
       if (Block::holds(block->state.load(std::memory_order_relaxed)) != 0)
         return "a cached block has a holder";
       if (block->home != this) return "a cached block has another home";
+      if (block->request.load(std::memory_order_relaxed) != 0) return "a cached block has a request";
       if (++blocks > bins_[bin].blocks) return "a thread cache's list has more blocks than it counts";
       bytes += block->bytes;
     }

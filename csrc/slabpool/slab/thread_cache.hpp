@@ -11,7 +11,7 @@
 //
 // Invariants:
 //   bytes_ = sum of block.bytes over all lists;   bins_[i].blocks = length of bins_[i]
-//   blocks in a list or an inbox have no holder, and their bin is below kBins
+//   blocks in a list or an inbox have no holder, and their bin is below kBins; in a list they have no request
 //   block.bin = i and block.home = this for blocks of bins_[i];   block.home = this  =>  block.bin < kBins
 #pragma once
 
@@ -23,6 +23,7 @@
 #include <mutex>
 #include <vector>
 
+#include "slabpool/base/add_alone.hpp"
 #include "slabpool/base/assert.hpp"
 #include "slabpool/base/clock.hpp"
 #include "slabpool/slab/block.hpp"
@@ -70,9 +71,7 @@ class alignas(64) ThreadCache {
   void push(Block* chain) noexcept;
 
   void count(Count what, std::uint64_t n = 1) noexcept {
-    // Relaxed load and store instead of a locked add: this thread is the only writer.
-    auto& c = counts_[static_cast<unsigned>(what)];
-    c.store(c.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+    add_alone(counts_[static_cast<unsigned>(what)], n);
   }
   void count_allocated(std::uint64_t bytes) noexcept;
   void count_freed(std::uint64_t bytes) noexcept;
@@ -113,8 +112,8 @@ class alignas(64) ThreadCache {
   // Blocks of one bin that a thread keeps before it moves half of them to the depot.
   static constexpr std::uint32_t kBinLimit = 128;
 
+  OwnerLock lock_;  // first, because its address is then the cache's
   CacheSet& set_;
-  OwnerLock lock_;
   std::uint64_t bytes_ = 0;  // guarded by lock_
   const std::uint64_t byte_budget_;
   std::atomic<std::uint64_t> counts_[kCounts] = {};
@@ -158,8 +157,12 @@ class CacheSet {
   // Counts one operation of the calling thread.
   void count(Count what) noexcept;
 
-  // The calling thread's cache if that is the last one it used, else null. Null in a fork's child.
-  ThreadCache* last() const noexcept;
+  // Serials are multiples of this, so that a word may have one and flags below it.
+  static constexpr std::uint64_t kSerialStep = std::uint64_t{1} << 16;
+  std::uint64_t serial() const noexcept { return serial_; }
+  // The calling thread's cache of the set with this serial, if that is the last one it used; else null. Null in a fork's child.
+  static ThreadCache* last(std::uint64_t serial) noexcept;
+  ThreadCache* last() const noexcept { return last(serial_); }
 
   // Moves every free block of every thread to the depot. Where membarrier(2) has stopped working, those of a thread that
   // runs outside the pool may be left.
@@ -212,7 +215,7 @@ class CacheSet {
   void orphan(ThreadCache& cache) noexcept;
 
   Depot& depot_;
-  const std::uint64_t serial_;       // not used twice in a process
+  const std::uint64_t serial_;       // not 0, and not used twice in a process
   const std::uint64_t byte_budget_;  // of one thread's lists
   const std::int64_t peak_step_;     // rise of a thread's live bytes after which it updates the peak
   const std::uint32_t epoch_;
@@ -241,8 +244,8 @@ extern constinit thread_local LastCache t_last_cache;
 inline ThreadCache::ThreadCache(CacheSet& set) noexcept
     : set_(set), byte_budget_(set.byte_budget_), update_above_(set.peak_step_) {}
 
-inline ThreadCache* CacheSet::last() const noexcept {
-  if (t_last_cache.serial != serial_) return nullptr;
+inline ThreadCache* CacheSet::last(std::uint64_t serial) noexcept {
+  if (t_last_cache.serial != serial) return nullptr;
   ThreadCache* const cache = t_last_cache.cache;
   if (cache == nullptr)
     __builtin_unreachable();  // it has the serial of a set only together with a cache
@@ -306,6 +309,8 @@ inline bool ThreadCache::push_own(Block& block) noexcept {
   if (lock_.try_enter()) [[likely]] {
     Bin& list = bins_[block.bin];
     SLABPOOL_ASSERT(&block != list.head, "a block returns once", block.data);
+    SLABPOOL_ASSERT(block.request.load(std::memory_order_relaxed) == 0, "a private block has no request",
+                    block.data);
     const std::uint64_t bytes = bytes_ + block.bytes;
     if (bytes <= byte_budget_ && list.blocks != kBinLimit) [[likely]] {
       taken = true;
@@ -337,8 +342,7 @@ inline void ThreadCache::count_grown(std::uint64_t bytes) noexcept {
 
 inline void ThreadCache::count_freed(std::uint64_t bytes) noexcept {
   count(Count::frees);
-  live_.store(live_.load(std::memory_order_relaxed) - static_cast<std::int64_t>(bytes),
-              std::memory_order_relaxed);
+  subtract_alone(live_, static_cast<std::int64_t>(bytes));
 }
 
 }  // namespace slabpool
