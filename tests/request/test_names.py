@@ -1,4 +1,5 @@
-"""Names of devices come and go: 4,096 at a time. A late ack under an old name never counts for a new one."""
+"""Names of requests are any text. Names of devices come and go: 4,096 at a time, and a late ack under an old name never
+counts for a new one."""
 
 from __future__ import annotations
 
@@ -250,3 +251,45 @@ def test_threads_with_more_names_than_numbers(debug: int) -> None:
     assert len(filler.pending) == MAX - 12
     filler.cancel()
     assert pool.stats().requests_open == 0
+
+
+def test_a_name_that_got_another_number_is_found_under_that(pool: Pool) -> None:
+    name = "gpu0"  # the same object each time: it is remembered with its number
+    before = pool.request("r", [name])
+    end(before, name)
+    fill(pool, 1)
+    taken = pool.request("s", ["other"])  # "gpu0" gives up its number
+    assert before.ack(name) is Ack.LATE
+    assert taken.pending == {"other"}
+    end(taken, "other")
+    again = pool.request("r", [name])  # and "other" its own
+    assert again.pending == {name} and again.ack(name) is Ack.PENDING
+    again.close()
+    with pytest.raises(UnknownDeviceError):
+        pool.ack("r", "other")
+    assert pool.ack("r", name) is Ack.LATE
+
+
+def test_more_names_than_are_remembered(pool: Pool) -> None:
+    names = [f"node-{i}" for i in range(500)]
+    for devices in (names, names[::-1]):
+        request = pool.request("r", devices)
+        request.close()
+        assert request.pending == set(names)
+        answers = [request.ack(name) for name in devices]
+        assert answers == [Ack.PENDING] * 499 + [Ack.RELEASED]
+
+
+@pytest.mark.parametrize(
+    "request_id",
+    ["", "x", "x" * 126, "x" * 127, "x" * 5000, "ü" * 63, "ü" * 64, "a\0b", "\ud800", "\U0001f600"],
+    ids=lambda text: f"{len(text)}-{text[:1]!a}",
+)
+def test_any_text_is_an_id(pool: Pool, request_id: str) -> None:
+    request = pool.request(request_id, ["gpu0"])
+    other = pool.request(request_id + "-", ["gpu0"])
+    assert [record.request_id for record in pool.requests()] == [request_id, request_id + "-"]
+    request.close()
+    assert pool.ack(request_id, "gpu0") is Ack.RELEASED
+    assert other.state is slabpool.RequestState.OPEN
+    end(other, "gpu0")

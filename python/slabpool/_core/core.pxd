@@ -7,7 +7,8 @@ cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcpy
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
@@ -176,16 +177,50 @@ cdef bint is_reachable(object array) except -1
 # ---- names of requests, sessions and devices (names.pxi)
 
 cdef bytes name_key(object name, str what)
+
+cdef enum:
+    KEY_ROOM = 128
+
+cdef extern from *:
+    const char* utf8_of "PyUnicode_AsUTF8AndSize"(object text, Py_ssize_t* size)  # null with an exception set
+    void forget_error "PyErr_Clear"()
+
+# The key of a name of up to 126 bytes that is exactly a str, in `room`, which has KEY_ROOM bytes. Otherwise nothing: then
+# name_key() makes it, or raises.
+cdef inline string_view short_key(object name, char* room) noexcept:
+    cdef Py_ssize_t size = 0
+    cdef const char* text
+    if type(name) is not str:
+        return string_view()
+    text = utf8_of(name, &size)
+    if text is NULL:
+        forget_error()
+        return string_view()
+    if size + 1 >= KEY_ROOM:
+        return string_view()
+    room[0] = b's'
+    memcpy(room + 1, text, <size_t>size)
+    return string_view(room, <size_t>size + 1)
+
 # (id, None) of a request or a session; (id, name) of a tensor that a session keeps.
 cdef tuple identity(bytes raw, bint kept)
 cdef object state_of(int state)
 cdef object ack_answer(int result)
+
+# A name that was looked up. Exactly a str or an int, so the same object is the same name.
+cdef struct KnownName:
+    PyObject* name              # owned, or null
+    uint32_t number
+
+cdef enum:
+    KNOWN_NAMES = 128
 
 
 cdef class Devices:
     cdef Core core
     cdef str pool               # its name, for messages
     cdef dict numbers           # name -> number
+    cdef KnownName last[KNOWN_NAMES]  # of `numbers`, found by the address of the name; see known_name()
     # number -> name; None where no request has named one. retire() replaces both lists: a caller that takes a list after
     # numbers were read from the core, and before the GIL is released or Python code runs, has the names of that moment.
     cdef list names
@@ -199,12 +234,20 @@ cdef class Devices:
     cdef Status find_room(self, tuple devices, Status status, Attempt attempt, void* job, Wait wait, Handle parent,
                           uint64_t reserve) except *
     cdef int retire(self) except -1
+    cdef void forget_last(self) noexcept
+    cdef int64_t number_of(self, object device) except -2
     cdef object known(self, object device, object request)
     cdef int64_t known_to(self, object named, object device, object request) except? -2
     # What Request.ack does rarely: here, where the compiler cannot inline it there; with few enough arguments for registers.
     cdef object ack_other_name(self, const Handle* handle, object named, object device, object request)
     cdef object ack_without_gil(self, const Handle* handle, uint32_t number, object named, object device, object request)
     cdef object late(self, Status status, const Handle* handle, object named, object device, object request)
+
+
+# Where the number of this name is, if its `name` is this object; otherwise number_of() finds it.
+cdef inline KnownName* known_name(Devices devices, object device) noexcept:
+    # Fibonacci hashing: the upper bits of the product depend on all bits of the address.
+    return &devices.last[(<uint64_t><uintptr_t><PyObject*>device * <uint64_t>0x9E3779B97F4A7C15) >> 57]
 
 
 # The names of these devices (frozenset).

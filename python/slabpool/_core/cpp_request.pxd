@@ -10,6 +10,7 @@ cdef extern from "<string_view>" namespace "std" nogil:
     cdef cppclass string_view:
         string_view()
         string_view(const char* data, size_t size)
+        bint empty()
 
 
 cdef extern from "<span>" namespace "std" nogil:

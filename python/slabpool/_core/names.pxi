@@ -5,6 +5,7 @@
 # until the GIL is released. A caller that releases it, or runs Python code, holds the number meanwhile.
 
 from cpython.long cimport PyLong_AsLongLongAndOverflow
+from cpython.ref cimport Py_CLEAR, Py_XDECREF, Py_XINCREF
 from libcpp.optional cimport optional
 
 from slabpool._core.cpp_observe cimport Event as CppEvent
@@ -80,6 +81,31 @@ cdef class Devices:
         self.numbers = {}
         self.names = []
         self.former = []
+
+    def __dealloc__(self):
+        self.forget_last()
+
+    cdef void forget_last(self) noexcept:
+        cdef size_t i
+        for i in range(KNOWN_NAMES):
+            Py_CLEAR(self.last[i].name)
+
+    cdef int64_t number_of(self, object device) except -2:
+        """The number of a device; -1 for a name that has none, or is not exactly a str or an int. Runs no Python code."""
+        cdef KnownName* last
+        cdef PyObject* before
+        if type(device) is not str and type(device) is not int:
+            return -1
+        number = self.numbers.get(device)
+        if number is None:
+            return -1
+        last = known_name(self, device)
+        before = last.name
+        Py_XINCREF(<PyObject*>device)
+        last.name = <PyObject*>device
+        last.number = number
+        Py_XDECREF(before)
+        return last.number
 
     cdef uint32_t hold(self, object device) except? 0xFFFFFFFF:
         """The number of a device, a new one for a new name, held until it is dropped."""
@@ -175,6 +201,7 @@ cdef class Devices:
         cdef list before = self.names  # from here on no Python code runs
         cdef size_t i
         after.extend(before)
+        self.forget_last()
         self.core.pool.retire_devices(retired)
         # Allocates nothing, so that it cannot fail half-way.
         for i in range(retired.size()):
@@ -196,6 +223,9 @@ cdef class Devices:
 
     cdef object known(self, object device, object request):
         """The number of a device that the pool knows. Otherwise raises, naming the request if one is given."""
+        cdef KnownName* last = known_name(self, device)
+        if last.name == <PyObject*>device:
+            return last.number
         name_key(device, "device")  # a wrong type is an error of its own, although True == 1 == 1.0
         number = self.numbers.get(device)
         if number is None:

@@ -38,13 +38,18 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     cdef uint32_t index
     cdef uint64_t mask = 0
     cdef vector[uint64_t] more  # as Request.named_more
-    cdef bytes key
+    cdef char room[KEY_ROOM]
+    cdef bytes key = None
+    cdef KnownName* last
+    cdef int64_t number
     cdef _Opening opening
     check_here(core)
     if type(devices) is not tuple:
         devices = _several(devices)
-    key = name_key(request_id, "request_id")
-    spec.id = string_view(PyBytes_AS_STRING(key), <size_t>PyBytes_GET_SIZE(key))
+    spec.id = short_key(request_id, room)
+    if unlikely(spec.id.empty()):
+        key = name_key(request_id, "request_id")
+        spec.id = view_of(key)
     if reserve is not None:
         spec.reserve = parse_size(reserve, "reserve", least=0, most=1 << 62)
     if quota is not None:
@@ -73,10 +78,14 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
     # Last, because a number may be taken back once Python code runs.
     while True:
         for device in <tuple>devices:
-            number = names.numbers.get(device) if type(device) is str or type(device) is int else None
-            if unlikely(number is None):
-                break
-            index = number
+            last = known_name(names, device)
+            if likely(last.name == <PyObject*>device):
+                index = last.number
+            else:
+                number = names.number_of(device)
+                if unlikely(number < 0):
+                    break
+                index = <uint32_t>number
             if index < 64:
                 mask |= <uint64_t>1 << index
             else:
@@ -112,8 +121,8 @@ cdef Request open_request(object pool, Core core, Devices names, object request_
                 wait.waiter.session.slot = group.handle.slot
                 wait.waiter.session.generation = group.handle.generation
         if not wait.waiter.entered():
-            wait.key = key
-            wait.waiter.id = string_view(PyBytes_AS_STRING(key), <size_t>PyBytes_GET_SIZE(key))
+            wait.key = name_key(request_id, "request_id") if key is None else key
+            wait.waiter.id = view_of(wait.key)
             show_line(wait, spec.where)
         status = names.find_room(<tuple>devices, status, _attempt, &opening, wait,
                                  NO_REQUEST if parent is None else parent.handle, spec.reserve)

@@ -13,8 +13,9 @@ from libcpp.optional cimport optional
 
 from slabpool._core.array cimport new_array, new_copy, new_full, new_quick
 from slabpool._core.core cimport (
-    NO_REQUEST, Core, Devices, LineReport, Site, ack_answer, add_reachable, caller_site, check_here, failed, identity,
-    loop_wait, name_key, names_of, patience, settle_copies, state_of, text_of, trim_heaps, view_of, waiter_record,
+    KEY_ROOM, NO_REQUEST, Core, Devices, LineReport, Site, ack_answer, add_reachable, caller_site, check_here, failed,
+    identity, loop_wait, name_key, names_of, patience, settle_copies, short_key, state_of, text_of, trim_heaps, view_of,
+    waiter_record,
 )
 from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_memory cimport MemoryKind
@@ -514,8 +515,12 @@ cdef class Pool:
         cdef optional[uint64_t] wanted
         cdef Acked acked
         cdef uint32_t number
-        cdef bytes key = name_key(request_id, "request_id")
-        cdef string_view id = view_of(key)
+        cdef char room[KEY_ROOM]
+        cdef bytes key
+        cdef string_view id = short_key(request_id, room)
+        if id.empty():
+            key = name_key(request_id, "request_id")
+            id = view_of(key)
         if generation is not None:
             wanted = _generation(generation)
         number = self.devices.known(device, None)  # last, because a number may be taken back once Python code runs

@@ -8,16 +8,16 @@ dropping an open Request closes it with a ResourceWarning, as dropping an open f
 
 cimport cython
 cimport numpy as cnp
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.vector cimport vector
 
 from slabpool._core.array cimport new_array, new_copy, new_full, new_plain
 from slabpool._core.core cimport (
-    NO_REQUEST, LineReport, Site, Wait, ack_answer, caller, caller_site, check_here, deadline_of, failed, find_room, identity,
-    location, loop_wait, name_key, names_of, next_slice, note_code, only_made_by, patience, show_line, wait_of,
-    state_of, status_code, text_of, view_of,
+    KEY_ROOM, NO_REQUEST, KnownName, LineReport, Site, Wait, ack_answer, caller, caller_site, check_here, deadline_of, failed,
+    find_room, identity, known_name, location, loop_wait, name_key, names_of, next_slice, note_code, only_made_by, patience,
+    short_key, show_line, wait_of, state_of, status_code, text_of, view_of,
 )
 from slabpool._core.cpp_block cimport Block, byte
 from slabpool._core.cpp_cuda cimport StreamName
@@ -43,7 +43,8 @@ from slabpool.errors import InvalidTypeError
 from slabpool.records import Ack, GroupRecord, RequestState, waits_for
 
 cdef extern from *:
-    bint unlikely(bint condition) noexcept  # Cython's own macro
+    bint likely(bint condition) noexcept  # Cython's own macros
+    bint unlikely(bint condition) noexcept
 
 cdef object PENDING = Ack.PENDING
 cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
@@ -436,10 +437,14 @@ cdef class Request:
         """
         if unlikely(stream is not None):
             return _ack_after(self, device, stream)
-        number = self.devices.numbers.get(device) if type(device) is str or type(device) is int else None
-        if unlikely(number is None):
-            return self.devices.ack_other_name(&self.handle, self.quick_named(), device, self)
-        cdef uint32_t index = number
+        cdef KnownName* last = known_name(self.devices, device)
+        cdef uint32_t index = last.number
+        cdef int64_t number
+        if unlikely(last.name != <PyObject*>device):
+            number = self.devices.number_of(device)
+            if unlikely(number < 0):
+                return self.devices.ack_other_name(&self.handle, self.quick_named(), device, self)
+            index = <uint32_t>number
         if unlikely(not self.has_named(index)):
             # Once the slot is reused the core cannot tell an unknown device from a late ack, and would answer late.
             if device not in self.quick_named() and self.core.pool.released(self.handle):
