@@ -81,6 +81,35 @@ void run(Pool& pool, std::string_view operation, long n) {
     }
     return;
   }
+  if (operation == "four_acks") {
+    // A request without memory: open with four devices, close, four acks.
+    const auto four = devices(pool, 4);
+    for (long i = 0; i < n; ++i) {
+      const Handle request = open(pool, four);
+      pool.close_request(request, false);
+      for (const auto device : four) pool.ack(request, device);
+      check(pool.released(request));
+    }
+    return;
+  }
+  if (operation == "tensors_64" || operation == "tensors_64_viewed") {
+    // A request of 64 tensors, whose views end before it or outlive it. Fewer of them, because each is long.
+    const auto four = devices(pool, 4);
+    const bool viewed = operation == "tensors_64_viewed";
+    std::vector<slabpool::Block*> blocks(64);
+    for (long i = 0; i < n / 64; ++i) {
+      const Handle request = open(pool, four);
+      for (auto& block : blocks) block = allocate(pool, 4 << 10, request);
+      if (!viewed)
+        for (auto* block : blocks) pool.drop_view(*block);
+      pool.close_request(request, false);
+      for (const auto device : four) pool.ack(request, device);
+      if (viewed)
+        for (auto* block : blocks) pool.drop_view(*block);
+      check(pool.released(request));
+    }
+    return;
+  }
   if (operation == "stats") {
     for (long i = 0; i < n; ++i) check(pool.stats().live == 0);
     return;

@@ -34,7 +34,21 @@ def request(pool: slabpool.Pool, n: int) -> None:
             req.ack(device)
 
 
-OPERATIONS: dict[str, Callable[[slabpool.Pool, int], None]] = {"empty": empty, "ack": ack, "request": request}
+def four_acks(pool: slabpool.Pool, n: int) -> None:
+    devices = ("gpu0", "gpu1", "gpu2", "gpu3")
+    for _ in range(n):
+        req = pool.request("chat-42", devices)
+        req.close()
+        for device in devices:
+            req.ack(device)
+
+
+OPERATIONS: dict[str, Callable[[slabpool.Pool, int], None]] = {
+    "empty": empty,
+    "ack": ack,
+    "request": request,
+    "four_acks": four_acks,
+}
 
 if __name__ == "__main__":
     OPERATIONS[sys.argv[1]](slabpool.Pool("256MiB"), int(sys.argv[2]))
