@@ -236,8 +236,25 @@ inline Block* Pool::take_plain(std::uint64_t nbytes) noexcept {
 
 Block* Pool::allocate_quickly(std::uint64_t nbytes) noexcept { return take_plain(nbytes); }
 
+// For a request without a budget, with what this thread has in its lists.
+Allocation Pool::allocate_owned(const AllocateSpec& spec) noexcept {
+  ThreadCache* const cache = cache_without(kScrub | kSlotsWait | kLent);
+  RequestRecord* const record = table_.record(spec.request.slot);
+  if (cache == nullptr || record == nullptr || !record->accepts(spec.request) ||
+      record->has_budget.load(std::memory_order_relaxed)) [[unlikely]]
+    return allocate_further(spec);
+  Block* const block = take_first(cache, spec.nbytes);
+  if (block == nullptr) [[unlikely]]
+    return allocate_further(spec);
+  return hand_out(*block, spec.request, record, holds_of(spec), [](Block& taken) {
+    taken.zero = false;
+    return Status::ok;
+  });
+}
+
 Allocation Pool::allocate(const AllocateSpec& spec) noexcept {
-  if (spec.request.generation == 0 && !spec.zero && spec.align <= kDefaultAlign) [[likely]] {
+  if (!spec.zero && spec.align <= kDefaultAlign) [[likely]] {
+    if (spec.request.generation != 0) return allocate_owned(spec);
     if (Block* block = take_plain(spec.nbytes)) [[likely]]
       return {block, Status::ok};
   }

@@ -57,7 +57,8 @@ inline Stats Pool::figures(Look&& look_for_doubt) noexcept {
       std::clamp<std::uint64_t>(static_cast<std::uint64_t>(std::max<std::int64_t>(sums.peak_live, 0)),
                                 held, std::max(s.peak_committed, held));
   s.cached = s.committed - held;
-  s.retained = std::min(retained_.load(std::memory_order_relaxed), held);
+  const std::uint64_t retained = retained_.load(std::memory_order_relaxed);
+  s.retained = std::min(retained - std::min(sums.unretained, retained), held);
   s.in_doubt = std::min(in_doubt, held - s.retained);
   s.live = held - s.retained - s.in_doubt;
   SLABPOOL_ASSERT(s.committed == s.live + s.retained + s.in_doubt + s.cached, "bytes add up",

@@ -415,6 +415,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   static Plan plan(std::uint64_t nbytes, std::uint64_t align) noexcept;
   [[gnu::always_inline]] Block* take_first(ThreadCache* cache, std::uint64_t nbytes) noexcept;
   [[gnu::always_inline]] Block* take_plain(std::uint64_t nbytes) noexcept;
+  [[gnu::noinline]] Allocation allocate_owned(const AllocateSpec& spec) noexcept;
   [[gnu::noinline]] Allocation allocate_further(const AllocateSpec& spec) noexcept;
   Allocation try_allocate(const AllocateSpec& spec) noexcept;
   [[gnu::noinline]] Allocation allocate_slowly(const AllocateSpec& spec,
@@ -511,6 +512,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // release.cpp
   [[gnu::noinline]] void drop_view_slowly(Block& block) noexcept;
   [[gnu::noinline]] void drop_retained(Block& block) noexcept;
+  [[gnu::noinline]] void return_retained(Block& block, std::uint64_t generation, bool budget) noexcept;
   RequestRecord& retaining(const Block& block) const noexcept;
   void give_back(Block* chain, bool to_depot = false) noexcept;
   void clean(Block& block) noexcept;
@@ -565,7 +567,8 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   RequestTable table_;
   std::unique_ptr<EventLog> log_;
   Guard guard_;
-  std::atomic<std::uint64_t> retained_{0};  // bytes that only views keep
+  // Bytes that only views kept when their request was released, ever. CacheSet::Sums::unretained of them are back.
+  std::atomic<std::uint64_t> retained_{0};
   // Held while a tensor grows, one at a time, because nothing else may change a block's size meanwhile. Before the table
   // in the order of locks; taken when a page boundary is passed, not at every step.
   std::mutex growing_mutex_;

@@ -78,17 +78,29 @@ void Pool::drop_view_slowly(Block& block) noexcept {
 void Pool::drop_retained(Block& block) noexcept {
   RequestRecord& record = retaining(block);
   const bool budget = record.has_budget.load(std::memory_order_relaxed);
-  if (!record.blocks.drop_retained(block, retained_)) return;
-  log(EventKind::free, record.handle().generation, kNoDevice, block.bytes);
+  const std::uint64_t dropped = record.blocks.drop_retained(block);
+  if (dropped == 0) return;
+  caches_.count_unretained(block.bytes);
+  block.request.store(0, std::memory_order_relaxed);
+  ThreadCache* const cache = budget ? nullptr : cache_without(kPolledAcks | kWaiting | kLent);
+  if (cache != nullptr && cache->push_own(block)) [[likely]] {
+    notify();
+  } else {
+    return_retained(block, record.handle().generation, budget);
+  }
+  if (!record.blocks.returned_retained(dropped)) return;
+  table_.recycle(record);
+  if (queue_.has_waiters()) [[unlikely]]
+    queue_.wake({.slots = true});
+}
+
+void Pool::return_retained(Block& block, std::uint64_t generation, bool budget) noexcept {
+  log(EventKind::free, generation, kNoDevice, block.bytes);
   block.next = nullptr;
   give_back(&block);
   if (budget && queue_.has_waiters()) [[unlikely]]
     queue_.wake_all();  // it may have returned to a promise: see Levels::refilled
   if (closed()) (void)trim();
-  if (!record.blocks.returned_retained()) return;
-  table_.recycle(record);
-  if (queue_.has_waiters()) [[unlikely]]
-    queue_.wake({.slots = true});
 }
 
 }  // namespace slabpool

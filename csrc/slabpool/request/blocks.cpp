@@ -7,8 +7,7 @@ namespace slabpool {
 void RequestBlocks::reset() noexcept {
   SLABPOOL_ASSERT(first_ == nullptr, "a free slot has no blocks");
   bytes_.store(0, std::memory_order_relaxed);
-  retained_views_.store(0, std::memory_order_relaxed);
-  keep_.store(1, std::memory_order_relaxed);
+  kept_.store(1, std::memory_order_relaxed);
 }
 
 bool RequestBlocks::bytes_of(const Block& block, std::uint32_t slot,
@@ -49,24 +48,25 @@ RequestBlocks::Released RequestBlocks::release(std::atomic<std::uint64_t>& all_r
   }
   if (viewed != nullptr) {
     // Counted before the request's hold ends: from then on the last view may be dropped, and its count taken back.
-    keep_.fetch_add(viewed_blocks, std::memory_order_relaxed);
+    kept_.fetch_add(viewed_blocks, std::memory_order_relaxed);
     all_retained.fetch_add(result.retained, std::memory_order_relaxed);
   }
+  std::uint64_t all_views = 0;
   while (viewed != nullptr) {
     Block* block = viewed;
     viewed = block->next;
     const std::uint64_t bytes = block->bytes;
     if (const std::uint32_t views = block->let_go()) {
-      retained_views_.fetch_add(static_cast<std::int32_t>(views), std::memory_order_relaxed);
+      all_views += views;
       continue;
     }
     all_retained.fetch_sub(bytes, std::memory_order_relaxed);
-    const std::uint32_t before = keep_.fetch_sub(1, std::memory_order_relaxed);
-    SLABPOOL_ASSERT(before > 1, "retire() has not run", before);
-    (void)before;
+    [[maybe_unused]] const std::uint64_t before = kept_.fetch_sub(1, std::memory_order_relaxed);
+    SLABPOOL_ASSERT(keep_of(before) > 1, "retire() has not run", before);
     result.retained -= bytes;
     append(block, bytes);
   }
+  if (all_views != 0) kept_.fetch_add(all_views * kOneView, std::memory_order_relaxed);
   *last = nullptr;
   // Nothing is attached to a claimed request, so without a retained block no other thread changes the figure.
   if (viewed_blocks == 0) {
@@ -77,21 +77,22 @@ RequestBlocks::Released RequestBlocks::release(std::atomic<std::uint64_t>& all_r
   return result;
 }
 
-bool RequestBlocks::drop_retained(Block& block, std::atomic<std::uint64_t>& all_retained) noexcept {
-  retained_views_.fetch_sub(1, std::memory_order_relaxed);
-  if (!block.drop()) return false;
-  const std::uint64_t bytes = block.bytes;
-  SLABPOOL_ASSERT(all_retained.load(std::memory_order_relaxed) >= bytes,
-                  "a retained block is counted before its request leaves it", bytes);
-  all_retained.fetch_sub(bytes, std::memory_order_relaxed);
-  bytes_.fetch_sub(bytes, std::memory_order_relaxed);
-  return true;
+std::uint64_t RequestBlocks::drop_retained(Block& block) noexcept {
+  std::uint64_t dropped = kOneView + 1;
+  if (!block.drop_only_view()) {
+    // Before the block's: with that another thread may free the slot.
+    kept_.fetch_sub(kOneView, std::memory_order_relaxed);
+    if (!block.drop()) return 0;
+    dropped = 1;
+  }
+  bytes_.fetch_sub(block.bytes, std::memory_order_relaxed);
+  return dropped;
 }
 
 RequestBlocks::ViewCount::ViewCount(const RequestBlocks& blocks) noexcept : blocks_(blocks) {
   const std::lock_guard lock(blocks.lock_);
   at_ = blocks.first_;
-  views_ = blocks.retained_views_.load(std::memory_order_relaxed);
+  views_ = static_cast<std::int32_t>(blocks.kept_.load(std::memory_order_relaxed) >> 32);
   other_ = blocks.counts_;
   blocks.counts_ = this;
 }

@@ -4,7 +4,8 @@
 // The owner of the lists, the counters and the lock: no other code reaches them.
 // Invariants:
 //   bytes == sum of Block::bytes over the attached blocks, and after release() over the retained blocks;
-//   keep  == 1 while the request is not retired + number of retained blocks; at 0 the slot may be used again;
+//   keep  == 1 while the request is not retired + number of retained blocks; at 0 the slot may be used again. It is the lower
+//   half of kept_; the upper half counts the views of retained blocks;
 //   a block is attached to one request at a time, and Block::request == that request's slot + 1;
 //   a ViewCount in counts_ points at an attached block, or at none.
 // Place of the lock in the order: after the budget's, before the depot's. Two of them at once: only by move().
@@ -118,14 +119,14 @@ class RequestBlocks {
   Released release(std::atomic<std::uint64_t>& all_retained) noexcept;
 
   // One more view of a retained block. Relaxed: a figure.
-  void retain_view() noexcept { retained_views_.fetch_add(1, std::memory_order_relaxed); }
-  // One view less of a retained block. True if it was the last: the block is the caller's to give back, and
-  // returned_retained() follows.
-  bool drop_retained(Block& block, std::atomic<std::uint64_t>& all_retained) noexcept;
+  void retain_view() noexcept { kept_.fetch_add(kOneView, std::memory_order_relaxed); }
+  // One view less of a retained block. If it was the last, the block is the caller's to give back; the result is then what
+  // returned_retained() needs, which follows. Otherwise 0.
+  std::uint64_t drop_retained(Block& block) noexcept;
   // After the block went back. True for the one caller that leaves nothing behind: the slot is free.
-  bool returned_retained() noexcept { return drop_keep(); }
+  bool returned_retained(std::uint64_t dropped) noexcept { return drop_keep(dropped); }
   // The request is retired. True as above.
-  bool retire() noexcept { return drop_keep(); }
+  bool retire() noexcept { return drop_keep(1); }
 
   std::uint64_t bytes() const noexcept { return bytes_.load(std::memory_order_relaxed); }
 
@@ -168,16 +169,21 @@ class RequestBlocks {
     for (ViewCount* count = counts_; count != nullptr; count = count->other_)
       if (count->at_ == &block) count->at_ = block.next;
   }
-  // Acquire and release: the thread that frees the slot does so after everything others did with the record.
-  bool drop_keep() noexcept {
+  static constexpr std::uint64_t kOneView = std::uint64_t{1} << 32;
+  static constexpr std::uint32_t keep_of(std::uint64_t kept) noexcept {
+    return static_cast<std::uint32_t>(kept);
+  }
+  // `what`: one of the keep, and perhaps a view. Acquire and release: the thread that frees the slot does so after everything
+  // others did with the record.
+  bool drop_keep(std::uint64_t what) noexcept {
     // The only one left: no other thread has a part of it, so no locked instruction is needed.
-    if (keep_.load(std::memory_order_acquire) == 1) {
-      keep_.store(0, std::memory_order_relaxed);
+    if (keep_of(kept_.load(std::memory_order_acquire)) == 1) {
+      kept_.store(0, std::memory_order_relaxed);
       return true;
     }
-    const std::uint32_t before = keep_.fetch_sub(1, std::memory_order_acq_rel);
-    SLABPOOL_ASSERT(before != 0, "a slot is kept by its request and by each retained block");
-    return before == 1;
+    const std::uint64_t before = kept_.fetch_sub(what, std::memory_order_acq_rel);
+    SLABPOOL_ASSERT(keep_of(before) != 0, "a slot is kept by its request and by each retained block");
+    return keep_of(before) == 1;
   }
 
   mutable SpinLock lock_;
@@ -185,10 +191,10 @@ class RequestBlocks {
   mutable ViewCount* counts_ = nullptr;  // those in progress
   // Relaxed: figures.
   std::atomic<std::uint64_t> bytes_{0};
-  // Views of retained blocks. Views of attached blocks are counted in the blocks, where making and dropping a view needs
-  // no second word, and where they go along when a block moves. Signed: a view may be gone before release() counted it.
-  std::atomic<std::int32_t> retained_views_{0};
-  std::atomic<std::uint32_t> keep_{0};
+  // The keep, and above it the views of retained blocks: below 0 for an instant, because a view may be gone before release()
+  // has counted it. Views of attached blocks are counted in the blocks, where making and dropping a view needs no second word,
+  // and where they go along when a block moves.
+  std::atomic<std::uint64_t> kept_{0};
 };
 
 }  // namespace slabpool

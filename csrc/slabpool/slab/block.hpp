@@ -126,12 +126,14 @@ struct alignas(64) Block {
                                          std::memory_order_relaxed);
   }
 
-  // As drop(), for a block without a request. Only a holder of such a block can add a view, so a count of one seen by
-  // its holder cannot grow, and no locked instruction is needed.
-  bool drop_private() noexcept {
+  // As drop(), for a block that no request holds: it has none, or its request has left it. Only a holder of such a block can
+  // add a view, so a count of one seen by its holder cannot grow, and no locked instruction is needed.
+  bool drop_private() noexcept { return drop_only_view() || drop(); }
+  // The same if it is the only view; else changes nothing and returns false.
+  bool drop_only_view() noexcept {
     const std::uint64_t now = state.load(std::memory_order_acquire);
     SLABPOOL_ASSERT((now & kRequest) == 0, "no request holds a private block", data, now);
-    if (holds(now) != 1) return drop();
+    if (holds(now) != 1) return false;
     subtract_alone(state, kView);
     return true;
   }

@@ -185,6 +185,12 @@ void CacheSet::count_slowly(Count what) noexcept {
   uncached().count(what);
 }
 
+void CacheSet::count_unretained_slowly(std::uint64_t bytes) noexcept {
+  if (ThreadCache* const cache = attach()) return add_alone(cache->unretained_, bytes);
+  const std::lock_guard lock(revokers_);
+  add_alone(uncached().unretained_, bytes);
+}
+
 ThreadCache& CacheSet::uncached() noexcept {
   if (uncached_ == nullptr) {
     SLABPOOL_ASSERT(caches_.size() < caches_.capacity(), "there is room for the spare cache",

@@ -117,6 +117,8 @@ class alignas(64) ThreadCache {
   std::uint64_t bytes_ = 0;  // guarded by lock_
   const std::uint64_t byte_budget_;
   std::atomic<std::uint64_t> counts_[kCounts] = {};
+  // Bytes of retained blocks whose last view this thread dropped, ever.
+  std::atomic<std::uint64_t> unretained_{0};
   // Bytes allocated less bytes freed by this thread, ever; negative for a thread that frees blocks of others. The sum
   // over all threads is the pool's live bytes.
   std::atomic<std::int64_t> live_{0};
@@ -156,6 +158,7 @@ class CacheSet {
   void give_uncached(Block* chain) noexcept;
   // Counts one operation of the calling thread.
   void count(Count what) noexcept;
+  void count_unretained(std::uint64_t bytes) noexcept;
 
   // Serials are multiples of this, so that a word may have one and flags below it.
   static constexpr std::uint64_t kSerialStep = std::uint64_t{1} << 16;
@@ -190,6 +193,7 @@ class CacheSet {
     std::uint64_t counts[kCounts];
     std::int64_t live;
     std::int64_t peak_live;
+    std::uint64_t unretained;
   };
   // All sums are of one instant if no thread allocates or frees during the call; else each is of some instant of it.
   Sums sums() const noexcept;
@@ -207,6 +211,7 @@ class CacheSet {
   ThreadCache& uncached() noexcept;  // under revokers_
   [[gnu::noinline]] ThreadCache& attach_or_throw();
   [[gnu::noinline]] void count_slowly(Count what) noexcept;
+  [[gnu::noinline]] void count_unretained_slowly(std::uint64_t bytes) noexcept;
   bool may_take(ThreadCache& cache) noexcept;
   [[gnu::noinline]] void settle(std::int64_t now) noexcept;
   Sums sums_locked() const noexcept;
@@ -269,6 +274,14 @@ inline void CacheSet::count(Count what) noexcept {
     t_last_cache.cache->count(what);
   } else {
     count_slowly(what);
+  }
+}
+
+inline void CacheSet::count_unretained(std::uint64_t bytes) noexcept {
+  if (t_last_cache.serial == serial_) [[likely]] {
+    add_alone(t_last_cache.cache->unretained_, bytes);
+  } else {
+    count_unretained_slowly(bytes);
   }
 }
 

@@ -22,6 +22,7 @@ CacheSet::Sums CacheSet::sums_locked() const noexcept {
       for (unsigned i = 0; i < kCounts; ++i)
         sums.counts[i] += cache->counts_[i].load(std::memory_order_acquire);
       sums.live += cache->live_.load(std::memory_order_acquire);
+      sums.unretained += cache->unretained_.load(std::memory_order_relaxed);
     }
     if (round > 0 && before == sums.counts[0] + sums.counts[1]) break;
   }

@@ -70,12 +70,14 @@ TEST_F(RequestBlocksTest, BlocksWithoutViewsAreReleasedAndTheOthersRetained) {
   EXPECT_FALSE(blocks.retire()) << "a retained block keeps the slot";
   blocks.retain_view();
   all[1].hold();
-  EXPECT_FALSE(blocks.drop_retained(all[1], retained));
-  EXPECT_TRUE(blocks.drop_retained(all[1], retained));
-  EXPECT_EQ(retained.load(), 0U);
+  EXPECT_EQ(views(blocks), 2U);
+  EXPECT_EQ(blocks.drop_retained(all[1]), 0U);
+  EXPECT_EQ(views(blocks), 1U);
+  const std::uint64_t dropped = blocks.drop_retained(all[1]);
+  ASSERT_NE(dropped, 0U);
   EXPECT_EQ(blocks.bytes(), 0U);
+  EXPECT_TRUE(blocks.returned_retained(dropped));
   EXPECT_EQ(views(blocks), 0U);
-  EXPECT_TRUE(blocks.returned_retained());
 }
 
 TEST_F(RequestBlocksTest, WithoutRetainedBlocksTheSlotIsFreeWhenTheRequestIsRetired) {
