@@ -80,7 +80,7 @@ def main() -> int:
             "architecture": platform.machine(),
             "compiler": compiler,
             "python": platform.python_version(),
-            "instructions": {name: round(count, 1) for name, count in counts.items()},
+            "instructions": {name: round(count, 1) + 0.0 for name, count in counts.items()},
         }
         BUDGET.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         print(f"wrote {BUDGET}")

@@ -19,10 +19,20 @@ from pathlib import Path
 from benchmarks.harness import native
 from benchmarks.harness.programs import ROOT
 
-#: Few and many operations. Both are below the 4,000 devices that the ack operations set up.
-_FEW, _MANY = 1000, 3000
-NATIVE = ("allocate_free_4KiB", "allocate_free_1MiB", "open_close", "ack", "request", "stats")
-PYTHON = ("empty", "ack", "request")
+#: Few and many operations: multiples of 64, below the 4,000 devices that the ack operations set up.
+_FEW, _MANY = 1024, 3072
+NATIVE = (
+    "allocate_free_4KiB",
+    "allocate_free_1MiB",
+    "open_close",
+    "ack",
+    "request",
+    "four_acks",
+    "tensors_64",
+    "tensors_64_viewed",
+    "stats",
+)
+PYTHON = ("empty", "ack", "request", "four_acks")
 #: The name of a count that has the instructions of the interpreter and of numpy too.
 WHOLE = "Python {} in all"
 #: The name of a count of locked instructions: each costs as much as some twenty others.

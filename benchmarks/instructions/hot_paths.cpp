@@ -93,7 +93,7 @@ void run(Pool& pool, std::string_view operation, long n) {
     return;
   }
   if (operation == "tensors_64" || operation == "tensors_64_viewed") {
-    // A request of 64 tensors, whose views end before it or outlive it. Fewer of them, because each is long.
+    // Requests of 64 tensors, whose views end before it or outlive it. One operation is one tensor.
     const auto four = devices(pool, 4);
     const bool viewed = operation == "tensors_64_viewed";
     std::vector<slabpool::Block*> blocks(64);

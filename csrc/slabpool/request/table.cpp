@@ -286,7 +286,9 @@ Handle RequestTable::retire(RequestRecord& r, ClaimedList& over) noexcept {
   if (r.group != 0) [[unlikely]]
     leave_group(r, over);
   if (r.lease_ns != 0) change(leased_, -1);
-  r.ended.store(generation, std::memory_order_release);
+  // Sequentially consistent, and a full barrier: the caller asks for waiters next, and one that has registered reads this
+  // without the mutex (has_ended).
+  (void)r.ended.exchange(generation, std::memory_order_seq_cst);
   if (r.blocks.retire()) free_slot(r);
   return handle;
 }
