@@ -1,5 +1,7 @@
-"""Names of requests are any text. Names of devices come and go: 4,096 at a time, and a late ack under an old name never
-counts for a new one."""
+"""Names of requests are any text. Names of devices come and go: 4,096 at a time.
+
+A late ack under an old name never counts for a new one.
+"""
 
 from __future__ import annotations
 

@@ -212,15 +212,13 @@ cdef struct KnownName:
     PyObject* name              # owned, or null
     uint32_t number
 
-cdef enum:
-    KNOWN_NAMES = 128
-
 
 cdef class Devices:
     cdef Core core
     cdef str pool               # its name, for messages
     cdef dict numbers           # name -> number
-    cdef KnownName last[KNOWN_NAMES]  # of `numbers`, found by the address of the name; see known_name()
+    cdef KnownName* last        # 2 ** last_bits of `numbers`, found by the address of the name: see known_name()
+    cdef int last_bits
     # number -> name; None where no request has named one. retire() replaces both lists: a caller that takes a list after
     # numbers were read from the core, and before the GIL is released or Python code runs, has the names of that moment.
     cdef list names
@@ -235,6 +233,7 @@ cdef class Devices:
                           uint64_t reserve) except *
     cdef int retire(self) except -1
     cdef void forget_last(self) noexcept
+    cdef bint fit_last(self) noexcept
     cdef int64_t number_of(self, object device) except -2
     cdef object known(self, object device, object request)
     cdef int64_t known_to(self, object named, object device, object request) except? -2
@@ -247,7 +246,7 @@ cdef class Devices:
 # Where the number of this name is, if its `name` is this object; otherwise number_of() finds it.
 cdef inline KnownName* known_name(Devices devices, object device) noexcept:
     # Fibonacci hashing: the upper bits of the product depend on all bits of the address.
-    return &devices.last[(<uint64_t><uintptr_t><PyObject*>device * <uint64_t>0x9E3779B97F4A7C15) >> 57]
+    return &devices.last[(<uint64_t><uintptr_t><PyObject*>device * <uint64_t>0x9E3779B97F4A7C15) >> (64 - devices.last_bits)]
 
 
 # The names of these devices (frozenset).

@@ -5,6 +5,7 @@
 # until the GIL is released. A caller that releases it, or runs Python code, holds the number meanwhile.
 
 from cpython.long cimport PyLong_AsLongLongAndOverflow
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.ref cimport Py_CLEAR, Py_XDECREF, Py_XINCREF
 from libcpp.optional cimport optional
 
@@ -81,14 +82,37 @@ cdef class Devices:
         self.numbers = {}
         self.names = []
         self.former = []
+        if not self.fit_last():
+            raise MemoryError
 
     def __dealloc__(self):
-        self.forget_last()
+        if self.last is not NULL:
+            self.forget_last()
+            PyMem_Free(self.last)
 
     cdef void forget_last(self) noexcept:
         cdef size_t i
-        for i in range(KNOWN_NAMES):
+        for i in range(<size_t>1 << self.last_bits):
             Py_CLEAR(self.last[i].name)
+
+    cdef bint fit_last(self) noexcept:
+        """Makes `last` at least twice as long as there are names, so that few share a place, and forgets what it had. False:
+        there is no memory, and it stays."""
+        cdef int bits = 7
+        cdef KnownName* made
+        while (<Py_ssize_t>1 << bits) < 2 * len(self.numbers):
+            bits += 1
+        if self.last is not NULL and bits <= self.last_bits <= bits + 2:
+            return True
+        made = <KnownName*>PyMem_Calloc(<size_t>1 << bits, sizeof(KnownName))
+        if made is NULL:
+            return False
+        if self.last is not NULL:
+            self.forget_last()
+            PyMem_Free(self.last)
+        self.last = made
+        self.last_bits = bits
+        return True
 
     cdef int64_t number_of(self, object device) except -2:
         """The number of a device; -1 for a name that has none, or is not exactly a str or an int. Runs no Python code."""
@@ -119,6 +143,7 @@ cdef class Devices:
         except BaseException:
             self.core.pool.devices().drop(number)
             raise
+        self.fit_last()
         return number
 
     cdef uint32_t hold_key(self, object device, bytes key) except? 0xFFFFFFFF:
@@ -209,6 +234,7 @@ cdef class Devices:
                 del self.numbers[after[retired[i]]]
                 after[retired[i]] = None
         self.names = after
+        self.fit_last()
         cdef int64_t now = now_ns()
         # The event log has numbers. What it may still show is remembered by name.
         cdef vector[CppEvent] events = self.core.pool.events()

@@ -23,7 +23,7 @@ from slabpool._core.cpp_block cimport Block, byte
 from slabpool._core.cpp_cuda cimport StreamName
 from slabpool._core.cpp_observe cimport GroupInfo, QuotaInfo, RequestInfo
 from slabpool._core.cpp_pool cimport Acked, Adopted, kLiveViews, kPendingDevices
-from slabpool._core.cpp_request cimport AckResult, LevelNeed, OpenSpec, device_span, kMaxDevices, string_view
+from slabpool._core.cpp_request cimport AckResult, LevelNeed, OpenSpec, device_span, kMaxDevices
 from slabpool._core.cpp_status cimport Error, Status
 from slabpool._core.cpp_wait cimport Waiter
 from slabpool._core.cuda cimport stream_device, stream_of
