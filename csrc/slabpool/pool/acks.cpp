@@ -25,6 +25,12 @@ inline Pool::Counted Pool::count_ack(Handle handle, std::uint32_t device, AckOri
       table_.holders(handle.slot).try_leave(handle.generation, device_bit(device));
   if (left == HolderSet::Left::absent) [[unlikely]]
     return {left, false};
+  return after_leaving(handle, device, origin, left);
+}
+
+// The holder has left the request: counts that, and ends what is over by it.
+inline Pool::Counted Pool::after_leaving(Handle handle, std::uint32_t device, AckOrigin origin,
+                                         HolderSet::Left left) noexcept {
   if (origin == AckOrigin::stream && table_.any_lease()) devices_.heard(device, now_ns());
   const bool acknowledged = origin == AckOrigin::call || origin == AckOrigin::stream;
   caches_.count(Count::acks);
@@ -38,10 +44,33 @@ inline Pool::Counted Pool::count_ack(Handle handle, std::uint32_t device, AckOri
   return {left, left == HolderSet::Left::last && finish(handle)};
 }
 
+// The hot path, which calls nothing: others hold on, and there are no children. A thread that has a cache is not in a fork's
+// child.
 Pool::Acked Pool::ack(Handle handle, std::uint32_t device) noexcept {
-  if (!usable_here()) [[unlikely]]
-    return {Status::forked, AckResult::late};
-  const Counted counted = count_ack(handle, device, AckOrigin::call);
+  ThreadCache* const cache = cache_without(~kLog & kFlags);
+  if (cache == nullptr || table_.any_lease() || handle.slot >= kMaxRequests) [[unlikely]]
+    return ack_slowly(handle, device);
+  const HolderSet::Left left =
+      table_.holders(handle.slot).try_leave(handle.generation, device_bit(device));
+  // Sequentially consistent: see after_leaving().
+  if (left != HolderSet::Left::others_hold ||
+      table_.first_child(handle.slot).load(std::memory_order_seq_cst) != 0) [[unlikely]]
+    return ack_further(handle, device, left);
+  cache->count(Count::acks);
+  return {Status::ok, AckResult::pending};
+}
+
+Pool::Acked Pool::ack_slowly(Handle handle, std::uint32_t device) noexcept {
+  if (!usable_here()) return {Status::forked, AckResult::late};
+  return answer(handle, device, count_ack(handle, device, AckOrigin::call));
+}
+
+Pool::Acked Pool::ack_further(Handle handle, std::uint32_t device, HolderSet::Left left) noexcept {
+  if (left == HolderSet::Left::absent) return not_held(handle, device);
+  return answer(handle, device, after_leaving(handle, device, AckOrigin::call, left));
+}
+
+inline Pool::Acked Pool::answer(Handle handle, std::uint32_t device, Counted counted) noexcept {
   if (counted.left == HolderSet::Left::absent) [[unlikely]]
     return not_held(handle, device);
   return {Status::ok, counted.released ? AckResult::released : AckResult::pending};

@@ -528,6 +528,12 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // acks.cpp
   [[gnu::always_inline]] Counted count_ack(Handle handle, std::uint32_t device,
                                            AckOrigin origin) noexcept;
+  [[gnu::always_inline]] Counted after_leaving(Handle handle, std::uint32_t device, AckOrigin origin,
+                                               HolderSet::Left left) noexcept;
+  [[gnu::noinline]] Acked ack_slowly(Handle handle, std::uint32_t device) noexcept;
+  [[gnu::noinline]] Acked ack_further(Handle handle, std::uint32_t device,
+                                      HolderSet::Left left) noexcept;
+  [[gnu::always_inline]] Acked answer(Handle handle, std::uint32_t device, Counted counted) noexcept;
   [[gnu::noinline]] Acked not_held(Handle handle, std::uint32_t device) noexcept;
   Named named(std::string_view id, std::uint32_t device,
               std::optional<std::uint64_t> generation) noexcept;
@@ -553,6 +559,7 @@ class SLABPOOL_API Pool final : public AckSink, private Room {
   // opening a request. kLent: a request may have views of blocks that moved elsewhere.
   static constexpr std::uint64_t kClosed = 1, kDebug = 2, kScrub = 4, kLog = 8, kPolledAcks = 16,
                                  kLost = 32, kWaiting = 64, kSlotsWait = 128, kLent = 256;
+  static constexpr std::uint64_t kFlags = CacheSet::kSerialStep - 1;
   std::atomic<std::uint64_t> slow_path_flags_;
   // This thread's cache, unless another pool's was used last or a flag is set that is not among those of no matter. Relaxed: a
   // thread that sets a flag and one that allocates or returns at that moment may come in any order.
