@@ -39,9 +39,9 @@ struct alignas(64) Block {
     Block* prev;  // in an arena's free list
   };
   BlockDebug* debug = nullptr;  // only in pools with debug on
-  // Slot + 1 of the request it belongs to, 0 for none; of a free block, of the last one or 0. Changes while the block is held only when it moves to another
-  // request, under the locks of both. Relaxed: a thread that finds the block retained in `state` (acquire) sees the
-  // last value; other threads only test whether there is a request.
+  // Slot + 1 of the request it belongs to, 0 for none; of a free block, of the last one or 0. Changes while the block is held
+  // only when it moves to another request, under the locks of both. Relaxed: a thread that finds the block retained in `state`
+  // (acquire) sees the last value; other threads only test whether there is a request.
   std::atomic<std::uint32_t> request{0};
   std::uint16_t bin = 0;  // size class or bin of its size; kBins: not kept by thread caches
   bool zero = false;      // known to hold only zero bytes
