@@ -15,13 +15,21 @@ import slabpool
 
 SOURCES = Path(__file__).resolve().parent.parent / "cpp"
 #: The page heap, which the library does not export. Programs that measure it contain it.
-_SLAB = "../../csrc/slabpool/slab"
-_HEAP = ("page_heap", "page_heap_growing", "page_heap_holes", "page_heap_quarantine", "page_heap_ranges")
+_CORE = "../../csrc/slabpool"
+_HEAP = (
+    "memory/record_chunks",
+    "slab/free_spans",
+    "slab/page_heap",
+    "slab/page_heap_growing",
+    "slab/page_heap_holes",
+    "slab/page_heap_quarantine",
+    "slab/page_heap_ranges",
+)
 #: The source files of each program.
 PROGRAMS = {
     "host": ("main.cpp", "floors.cpp"),
     "gpu": ("gpu.cpp",),
-    "holes": ("holes.cpp", *(f"{_SLAB}/{name}.cpp" for name in ("free_spans", *_HEAP))),
+    "holes": ("holes.cpp", *(f"{_CORE}/{name}.cpp" for name in _HEAP)),
 }
 #: -fno-builtin, because the compiler would remove a malloc and free pair whose memory is not used.
 FLAGS = ("-std=c++20", "-O2", "-g", "-fno-builtin-malloc", "-fno-builtin-free", "-fno-plt")

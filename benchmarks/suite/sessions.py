@@ -109,7 +109,7 @@ _PARTS = {
     "pool.request(), close": "pool.request('other').close()",
     "session[name]": "session['kv']",
     "session.writable(name)": "session.writable('kv')",
-    "empty + drop in the turn": "turn.empty(1000, 'u1')",
+    "session.request(), empty, close": "with session.request() as other: other.empty(1000, 'u1')",
 }
 
 

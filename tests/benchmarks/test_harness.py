@@ -177,3 +177,20 @@ def test_results_of_a_gpu_are_kept_as_a_short_table() -> None:
     ):
         assert part in summary
     assert gpu.file_stem(machine) == "nvidia-x-80gb-2026-11-23"
+
+
+def test_the_programs_of_the_core_build_and_report(
+    require_program: Callable[..., str], tmp_path: Path
+) -> None:
+    require_program("c++")
+    from benchmarks.harness import native
+
+    for program, work in (
+        ("host", ("same_thread", "slabpool", "bytes=4096")),
+        ("holes", ("holes", "none", "count=10")),
+    ):
+        built = native.build_driver(tmp_path, program)
+        command = [str(built), *work, "values=1", "seconds=0.001"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, (program, done.stderr)
+        assert json.loads(done.stdout)["time"], program

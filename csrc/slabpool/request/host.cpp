@@ -10,8 +10,8 @@ inline void RequestTable::let_host_go(RequestRecord& r, Handle own, ClaimedList&
   r.host_left.store(true, std::memory_order_relaxed);  // published by the clearing of the bit
   if (r.has_budget.load(std::memory_order_relaxed)) [[unlikely]] {
     if (!leave_budget(r)) {  // unpin_all() clears the host's bit
-      // Before the caller asks for waiters: one that has registered reads host_left without the mutex (is_open).
-      std::atomic_thread_fence(std::memory_order_seq_cst);
+      // A full barrier before the caller asks for waiters: one that has registered reads this without the mutex (is_open).
+      (void)r.host_left.exchange(true, std::memory_order_seq_cst);
       return;
     }
   } else {
