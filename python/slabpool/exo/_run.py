@@ -25,7 +25,7 @@ class RunRecord(NamedTuple):
     --------
     >>> from slabpool.exo import RunRecord
     >>> print(RunRecord("chat-42", "a:7", "a", ("a", "b"), 2, "finished", frozenset({"b"}), 8192, 0.5))
-    request 'chat-42' run a:7 (finished): 8192 bytes, waits for b
+    request 'chat-42' run a:7 (finished): 8 KiB, waits for b
     """
 
     request_id: str
