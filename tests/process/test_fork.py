@@ -195,6 +195,29 @@ def test_every_call_is_refused_with_a_clear_error(family: Family) -> None:
     assert family.check_views() == 5
 
 
+def test_an_ack_of_a_device_that_gave_up_its_number_does_not_open_the_way_to_others() -> None:
+    with slabpool.Pool("1MiB") as pool:
+        request = pool.request("r", ["gone", "stays"])
+        request.ack("gone")
+        filler = pool.request("filler", [f"name-{i}" for i in range(4095)])  # takes the number of "gone"
+
+        def child() -> list[str]:
+            texts = []
+            for device in ("gone", "stays"):
+                try:
+                    texts.append(f"not refused: {request.ack(device)}")
+                except slabpool.ForkedPoolError as error:
+                    texts.append(str(error))
+            return texts
+
+        assert ["not refused" in text for text in in_child(child)] == [False, False]
+        assert request.pending == {"stays"}
+        request.close()
+        assert request.ack("stays") is slabpool.Ack.RELEASED
+        filler.cancel()
+        pool.close(force=True)
+
+
 def test_leaving_blocks_and_printing_in_the_child(family: Family) -> None:
     """Unwinding through `with` and printing do not use the pool: no error, and no change."""
 

@@ -1,7 +1,8 @@
 // A mutex that is inlined where it is free: nine instructions for a lock and its unlock, one of them locked.
 //
 // As std::mutex, for sections that are short or rarely contended; std::mutex is a call into the C library each way, of
-// fifty-five instructions together, two of them locked. It is not fair.
+// fifty-five instructions together, two of them locked. It is not fair, and it must outlive the last unlock's return: that looks
+// for waiters after other threads may have it.
 //
 // The unlock is a plain store and a load of the number of threads that wait. The processor may execute the load first. So a
 // thread that is about to sleep counts itself, has all running threads execute a barrier, and looks once more: either it finds

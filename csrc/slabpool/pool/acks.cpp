@@ -259,6 +259,7 @@ void Pool::retire_devices(std::vector<std::uint32_t>& retired) {
 }
 
 AckResult Pool::ack_retired(Handle handle) noexcept {
+  if (!usable_here()) return AckResult::late;
   const bool late = table_.is_over(handle);
   caches_.count(late ? Count::late_acks : Count::duplicate_acks);
   return late ? AckResult::late : AckResult::duplicate;

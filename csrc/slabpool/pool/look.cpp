@@ -3,6 +3,7 @@
 // Invariants: committed == live + retained + in_doubt + cached in every Stats; a report takes no lock that the hot path of
 // allocating takes, and the locks of requests and of their blocks for a few of them at a time.
 #include <algorithm>
+#include <utility>
 
 #include "slabpool/acks/polled_acks.hpp"
 #include "slabpool/base/assert.hpp"
@@ -24,7 +25,14 @@ Pool::Doubt Pool::doubt() noexcept {
 
 template <typename Look>
 inline Stats Pool::figures(Look&& look_for_doubt) noexcept {
-  const CacheSet::Sums sums = caches_.sums();
+  // Both parts of what is retained, of one moment: it did not rise while the sums were made. After four rounds it may have.
+  std::uint64_t retained = retained_.load(std::memory_order_acquire);
+  CacheSet::Sums sums = caches_.sums();
+  for (int round = 1; round < 4; ++round) {
+    const std::uint64_t before = std::exchange(retained, retained_.load(std::memory_order_acquire));
+    if (before == retained) break;
+    sums = caches_.sums();
+  }
   const auto count = [&](Count what) { return sums.counts[static_cast<unsigned>(what)]; };
   // After the sums: bytes counted as live were committed before.
   const Depot::Figures figures = depot_.figures();
@@ -57,7 +65,6 @@ inline Stats Pool::figures(Look&& look_for_doubt) noexcept {
       std::clamp<std::uint64_t>(static_cast<std::uint64_t>(std::max<std::int64_t>(sums.peak_live, 0)),
                                 held, std::max(s.peak_committed, held));
   s.cached = s.committed - held;
-  const std::uint64_t retained = retained_.load(std::memory_order_relaxed);
   s.retained = std::min(retained - std::min(sums.unretained, retained), held);
   s.in_doubt = std::min(in_doubt, held - s.retained);
   s.live = held - s.retained - s.in_doubt;

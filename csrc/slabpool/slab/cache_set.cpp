@@ -157,6 +157,8 @@ ThreadCache* CacheSet::new_or_orphan() noexcept {
 
 // Null where there is no memory for a cache; nothing has changed then.
 ThreadCache* CacheSet::attach() noexcept {
+  if (epoch_ != fork_epoch())
+    return nullptr;  // in a fork's child the caches are the parent's: see last()
   for (const Attached* one = t_attached; one != nullptr; one = one->next) {
     if (one->serial == serial_) {
       t_last_cache = {serial_, one->cache};

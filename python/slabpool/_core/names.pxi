@@ -273,6 +273,7 @@ cdef class Devices:
 
     cdef object ack_other_name(self, const Handle* handle, object named, object device, object request):
         """An ack under a name that is not plain, or has no number."""
+        check_here(self.core)
         if self.known_to(named, device, request) < 0:
             return ack_answer(<int>self.core.pool.ack_retired(handle[0]))
         return request.ack(plain_name(device))
