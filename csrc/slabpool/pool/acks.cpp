@@ -66,7 +66,7 @@ Pool::Acked Pool::ack_slowly(Handle handle, std::uint32_t device) noexcept {
 }
 
 Pool::Acked Pool::ack_further(Handle handle, std::uint32_t device, HolderSet::Left left) noexcept {
-  if (left == HolderSet::Left::absent) return not_held(handle, device);
+  if (left == HolderSet::Left::absent) return answer(handle, device, {left, false});
   return answer(handle, device, after_leaving(handle, device, AckOrigin::call, left));
 }
 

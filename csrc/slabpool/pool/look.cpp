@@ -25,7 +25,8 @@ Pool::Doubt Pool::doubt() noexcept {
 
 template <typename Look>
 inline Stats Pool::figures(Look&& look_for_doubt) noexcept {
-  // Both parts of what is retained, of one moment: it did not rise while the sums were made. After four rounds it may have.
+  // What is retained is the difference of two figures that are read one after the other. So nothing may become retained
+  // between them; after four rounds that is accepted, and the difference is as far off. Acquire: the order of the loads.
   std::uint64_t retained = retained_.load(std::memory_order_acquire);
   CacheSet::Sums sums = caches_.sums();
   for (int round = 1; round < 4; ++round) {
